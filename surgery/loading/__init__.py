@@ -1,0 +1,5 @@
+"""Load a model and its tokenizer with the device, dtype and attention backend that the user asked for."""
+
+from surgery.loading.model import RunOptions, load_model, load_tokenizer, pick_device
+
+__all__ = ["RunOptions", "load_model", "load_tokenizer", "pick_device"]

@@ -1,0 +1,167 @@
+"""A model folder as one value: its config, its tensors, its shards and everything else that lies in it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from surgery.checkpoint.advice import adapter_folder, no_weights
+from surgery.checkpoint.headers import TensorInfo, read_header
+from surgery.checkpoint.hub_cache import snapshot_of
+from surgery.checkpoint.names import quote, safe_relative
+from surgery.checkpoint.scanning import Scan, scan_folder
+from surgery.checkpoint.source import Source, check_folder
+from surgery.checkpoint.strict_json import INDEX_LIMIT, load_json
+from surgery.errors import CheckpointError
+
+CONFIG_NAME = "config.json"
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model folder, read from its JSON files and headers alone.
+
+    `tensors` is ordered by shard and by place in the shard. `other_files` are the relative POSIX names of all files
+    that are neither config, index nor shards; `skipped` the hidden folders. `total_bytes` counts tensor data;
+    `file_sizes` gives the size of every file, `metadata` the text metadata of every shard.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    index: dict[str, Any] | None
+    tensors: Mapping[str, TensorInfo]
+    shards: tuple[str, ...]
+    other_files: tuple[str, ...]
+    skipped: tuple[str, ...]
+    total_bytes: int
+    total_parameters: int
+    commit: str | None
+    file_sizes: Mapping[str, int]
+    metadata: Mapping[str, dict[str, str]]
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of all files together: what a full copy takes."""
+        return sum(self.file_sizes.values())
+
+
+def open_checkpoint(folder: Path | Source) -> Checkpoint:
+    """Read a model folder; no weight is read.
+
+    Raises:
+        CheckpointError: the folder is missing or holds no safetensors model (the error names the command that makes
+            one); a file is broken or hostile; index, shards and tensors disagree.
+    """
+    commit = folder.commit if isinstance(folder, Source) else None
+    folder = folder.folder if isinstance(folder, Source) else Path(folder)
+    check_folder(folder)
+    scan = scan_folder(folder)
+    if CONFIG_NAME not in scan.sizes:
+        raise _no_config(folder, scan)
+    config = load_json(folder / CONFIG_NAME)
+    index = load_json(folder / INDEX_NAME, INDEX_LIMIT) if INDEX_NAME in scan.sizes else None
+    weight_map = None if index is None else _weight_map(index)
+    shards = _shards(folder, scan, weight_map)
+    tensors, metadata = _read_shards(folder, shards)
+    if weight_map is not None:
+        _compare(weight_map, tensors)
+    snapshot = snapshot_of(folder)
+    own = {CONFIG_NAME, INDEX_NAME, *shards}
+    return Checkpoint(
+        folder=folder,
+        config=config,
+        index=index,
+        tensors=MappingProxyType(tensors),
+        shards=shards,
+        other_files=tuple(name for name in scan.sizes if name not in own),
+        skipped=tuple(scan.skipped),
+        total_bytes=sum(tensor.nbytes for tensor in tensors.values()),
+        total_parameters=sum(tensor.parameters for tensor in tensors.values()),
+        commit=commit or (snapshot.commit if snapshot else None),
+        file_sizes=MappingProxyType(scan.sizes),
+        metadata=MappingProxyType(metadata),
+    )
+
+
+def _no_config(folder: Path, scan: Scan) -> CheckpointError:
+    if "adapter_config.json" in scan.sizes:
+        return adapter_folder(folder)
+    if any(name.lower().endswith(".gguf") and "/" not in name for name in scan.sizes):
+        return no_weights(folder, scan.sizes)
+    return CheckpointError(
+        f"The folder {folder.name or folder} has no config.json, so it is not a Hugging Face model folder.",
+        hint="Give the folder that holds config.json and the safetensors files, or a hub id.",
+    )
+
+
+def _weight_map(index: dict[str, Any]) -> dict[str, str]:
+    """The index's map from tensor to shard, once every shard's name is known to stay in the folder."""
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{INDEX_NAME} has no weight_map from tensor names to files.")
+    for name, shard in weight_map.items():
+        try:
+            safe_relative(shard)
+        except CheckpointError as error:
+            raise CheckpointError(f"{INDEX_NAME}, tensor {quote(name)}: {error.message}", hint=error.hint) from error
+        if not shard.endswith(".safetensors"):
+            raise CheckpointError(f"{INDEX_NAME} puts tensor {quote(name)} in {quote(shard)}, not a safetensors file.")
+    return weight_map
+
+
+def _shards(folder: Path, scan: Scan, weight_map: dict[str, str] | None) -> tuple[str, ...]:
+    if weight_map is None:
+        if SINGLE_NAME not in scan.sizes:
+            raise no_weights(folder, scan.sizes)
+        return (SINGLE_NAME,)
+    shards = tuple(sorted(set(weight_map.values())))
+    if SINGLE_NAME in scan.sizes and shards != (SINGLE_NAME,):
+        # transformers prefers the single file and would silently leave out whatever the index lists besides.
+        raise CheckpointError(
+            f"The folder has both {SINGLE_NAME} and an index that names other shards; programs disagree on which to "
+            "load.",
+            hint=f"Remove {SINGLE_NAME} or {INDEX_NAME}, whichever is left over.",
+        )
+    missing = [shard for shard in shards if shard not in scan.sizes]
+    if missing:
+        raise CheckpointError(
+            f"{INDEX_NAME} names {_few(missing)}, missing from the folder.", hint="Fetch the missing shards."
+        )
+    return shards
+
+
+def _read_shards(folder: Path, shards: tuple[str, ...]) -> tuple[dict[str, TensorInfo], dict[str, dict[str, str]]]:
+    tensors: dict[str, TensorInfo] = {}
+    metadata: dict[str, dict[str, str]] = {}
+    for shard in shards:
+        found, metadata[shard] = read_header(folder / shard, shard=shard)
+        twice = found.keys() & tensors.keys()
+        if twice:
+            name = min(twice)
+            raise CheckpointError(f"The tensor {quote(name)} is in two shards, {tensors[name].shard} and {shard}.")
+        tensors.update(found)
+    if not tensors:
+        raise CheckpointError(f"{_few(list(shards))} holds no tensors.")
+    return tensors, metadata
+
+
+def _compare(weight_map: dict[str, str], tensors: dict[str, TensorInfo]) -> None:
+    """The index and the headers must say the same; what only one of them knows would be lost on load."""
+    absent = sorted(name for name in weight_map if name not in tensors)
+    if absent:
+        raise CheckpointError(f"{INDEX_NAME} lists {_few(absent)}, which no shard holds.")
+    unlisted = sorted(name for name in tensors if name not in weight_map)
+    if unlisted:
+        raise CheckpointError(f"The shards hold {_few(unlisted)}, which {INDEX_NAME} does not list.")
+    for name, shard in weight_map.items():
+        if tensors[name].shard != shard:
+            raise CheckpointError(
+                f"{INDEX_NAME} puts tensor {quote(name)} in {quote(shard)}, it is in {tensors[name].shard}."
+            )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(quote(name) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,93 @@
+"""Hashes, and the bytes of single tensors, in memory that does not grow with the file."""
+
+import hashlib
+import json
+import mmap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from surgery.checkpoint.headers import TensorInfo
+from surgery.errors import CheckpointError
+
+_CHUNK = 4 * 1024 * 1024
+
+
+def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
+    """The SHA-256 of a file in hex; `on_bytes` is told of each chunk as it is read.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_CHUNK))
+    try:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+                if on_bytes is not None:
+                    on_bytes(count)
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}.") from error
+    return digest.hexdigest()
+
+
+def sha256_json(obj: Any) -> str:
+    """The SHA-256 of a JSON value in its canonical form: sorted keys, no spaces, ASCII.
+
+    Raises:
+        ValueError: `obj` holds NaN or Infinity.
+    """
+    text = json.dumps(obj, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tensor_bytes(path: Path, info: TensorInfo) -> memoryview:
+    """The bytes of one tensor, mapped read-only: pages come in as they are touched.
+
+    Raises:
+        CheckpointError: the file cannot be read or has become shorter than its header said.
+    """
+    # A mapping must begin at a page.
+    offset = info.begin - info.begin % mmap.ALLOCATIONGRANULARITY
+    try:
+        with path.open("rb") as file:
+            mapping = mmap.mmap(file.fileno(), info.end - offset, access=mmap.ACCESS_READ, offset=offset)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name}: the bytes of tensor {info.name!r} cannot be read: {error}.") from error
+    return memoryview(mapping)[info.begin - offset :]
+
+
+def same_tensor_bytes(a_path: Path, a_info: TensorInfo, b_path: Path, b_info: TensorInfo) -> bool:
+    """Whether two tensors have the same bytes, compared chunk by chunk. Dtype and shape are not compared.
+
+    Raises:
+        CheckpointError: a file cannot be read or has become shorter than its header said.
+    """
+    if a_info.nbytes != b_info.nbytes:
+        return False
+    a_chunk, b_chunk = memoryview(bytearray(_CHUNK)), memoryview(bytearray(_CHUNK))
+    try:
+        with a_path.open("rb", buffering=0) as a_file, b_path.open("rb", buffering=0) as b_file:
+            a_file.seek(a_info.begin)
+            b_file.seek(b_info.begin)
+            left = a_info.nbytes
+            while left:
+                count = min(left, _CHUNK)
+                _fill(a_file, a_chunk[:count], a_path)
+                _fill(b_file, b_chunk[:count], b_path)
+                if a_chunk[:count] != b_chunk[:count]:
+                    return False
+                left -= count
+    except OSError as error:
+        raise CheckpointError(f"{a_path.name} or {b_path.name} cannot be read: {error.strerror}.") from error
+    return True
+
+
+def _fill(file: Any, buffer: memoryview, path: Path) -> None:
+    # A raw read may return less than was asked for.
+    while buffer:
+        count = file.readinto(buffer)
+        if not count:
+            raise CheckpointError(f"{path.name} has become shorter than its header says.")
+        buffer = buffer[count:]

@@ -1,0 +1,35 @@
+"""The layout of the Hugging Face hub cache: ``models--org--name/{blobs,refs,snapshots/<commit>}``.
+
+The files of a snapshot are links to ``../../blobs``. They are the one kind of link that may leave a model folder,
+and only into the blobs of its own repository.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot folder of the hub cache: its repository's folder, hub id and commit."""
+
+    repository: Path
+    hub_id: str
+    commit: str
+
+    @property
+    def blobs(self) -> Path:
+        """The only folder outside the snapshot that its links may point into."""
+        return self.repository / "blobs"
+
+
+def snapshot_of(folder: Path) -> Snapshot | None:
+    """The snapshot that `folder` is, or None where it is an ordinary folder."""
+    folder = folder.resolve()
+    repository = folder.parent.parent
+    kind, _, rest = repository.name.partition("--")
+    if folder.parent.name != "snapshots" or kind != "models" or not rest or not _COMMIT.fullmatch(folder.name):
+        return None
+    return Snapshot(repository, "/".join(rest.split("--")), folder.name)

@@ -1,0 +1,41 @@
+"""What went wrong with the hub, in words that say what to do."""
+
+from surgery.checkpoint.names import quote
+from surgery.errors import CheckpointError, SurgeryError, UsageError
+
+
+def explain(error: Exception, hub_id: str, revision: str | None) -> SurgeryError:
+    """Turn an error of the hub client into one of ours. The most specific class is asked for first."""
+    from huggingface_hub import errors
+
+    at = f" at revision {quote(revision)}" if revision else ""
+    if isinstance(error, errors.GatedRepoError):
+        return CheckpointError(
+            f"{hub_id} is gated: the hub gives it only to accounts that have accepted its terms.",
+            hint=f"Accept them at https://huggingface.co/{hub_id}, then set HF_TOKEN or run `hf auth login`.",
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return CheckpointError(
+            f"There is no folder {hub_id}, and the hub has no such model, or it is private.",
+            hint="Check the spelling; for a private model set HF_TOKEN or run `hf auth login`.",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return UsageError(
+            f"{hub_id} has no revision {quote(revision)}.", hint="Give one of its branches, tags or commits."
+        )
+    if isinstance(error, errors.HFValidationError):
+        return UsageError(f"{quote(hub_id)} is not a valid hub id: {error}")
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        return CheckpointError(
+            f"There is no folder {hub_id}, the hub cannot be reached, and the cache does not hold all of it{at}.",
+            hint="Check the connection and HF_HUB_OFFLINE, or fetch it where there is one: "
+            f"`hf download {hub_id}`, and set HF_HOME to that cache.",
+        )
+    return CheckpointError(
+        f"{hub_id}{at} could not be fetched from the hub: {type(error).__name__}: {_first_line(error)}",
+        hint="Try again; what is already downloaded is kept. HF_HUB_OFFLINE=1 uses only what the cache has.",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no further detail")

@@ -1,0 +1,141 @@
+"""Where a model comes from: a folder on disk, or a repository of the Hugging Face hub."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from surgery.checkpoint.hub_cache import snapshot_of
+from surgery.checkpoint.hub_errors import explain
+from surgery.checkpoint.names import quote
+from surgery.errors import CheckpointError, UsageError
+
+# What a model folder is made of. Code (.py) is not fetched: a source's code is never run.
+ALLOW_PATTERNS = (
+    "*.safetensors",
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*.tiktoken",
+    "*.md",
+    *("LICENSE*", "LICENCE*", "license*", "NOTICE*", "USE_POLICY*", ".gitattributes"),
+)
+# The same weights again, for other programs.
+IGNORE_PATTERNS = ("original/*", "consolidated*.safetensors", "onnx/*", "openvino/*", "coreml/*")
+
+_HUB_ID = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9_][\w./+-]{0,254}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that is on disk. `name` is fit for printing and recording: a hub id or a folder's name, never a path."""
+
+    folder: Path
+    name: str
+    commit: str | None
+    hub_id: str | None
+
+
+def resolve(model: str | Path, revision: str | None = None, *, local_only: bool = False) -> Source:
+    """Find a model: an existing folder is that folder, anything else that looks like a hub id is fetched.
+
+    HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured; `local_only` takes what the cache has and asks nobody. A folder
+    that is itself a snapshot in the hub cache gets its repository's id and commit.
+
+    Raises:
+        UsageError: `model` is neither a folder nor a hub id, `revision` is malformed, unknown or given for a folder.
+        CheckpointError: no such folder, or the hub does not give the model (offline, gated, not found).
+    """
+    text = str(model)
+    folder = _expand(text)
+    if _exists(folder):
+        if revision is not None:
+            raise UsageError(
+                f"{quote(text)} is a folder, and a folder has no revision {quote(revision)}.",
+                hint="Leave --revision out, or give a hub id.",
+            )
+        return _local(folder)
+    if _is_path_like(text):
+        check_folder(folder)
+    if not _HUB_ID.fullmatch(text) or ".." in text or "--" in text or text.endswith((".git", ".", "-")):
+        raise UsageError(
+            f"{quote(text)} is neither an existing folder nor a hub id.",
+            hint="A hub id looks like org/name. For a folder, check the spelling or begin with ./",
+        )
+    if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
+        raise UsageError(f"{quote(revision)} cannot be a revision.", hint="Give a branch, a tag or a commit.")
+    return _fetch(text, revision, local_only=local_only)
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a model folder is there.
+
+    Raises:
+        CheckpointError: it does not exist, is not a folder, or an interrupted replacement moved it aside.
+    """
+    if not _exists(folder):
+        aside = _moved_aside(folder)
+        hint = "Check the spelling; a hub id looks like org/name."
+        if aside is not None:
+            hint = (
+                f"A replacement of it was interrupted; the old folder is beside it as {aside.name}. Run the same "
+                "command again, or rename it back."
+            )
+        raise CheckpointError(f"There is no folder {quote(str(folder))}.", hint=hint)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{quote(str(folder))} is not a folder.", hint="Give the model's folder, not a file in it."
+        )
+
+
+def _expand(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~nobody
+        return Path(text)
+
+
+def _exists(folder: Path) -> bool:
+    try:
+        return folder.exists()
+    except (OSError, ValueError):  # too long, a NUL, no permission
+        return False
+
+
+def _moved_aside(folder: Path) -> Path | None:
+    try:
+        siblings = sorted(folder.resolve().parent.iterdir())
+    except (OSError, ValueError, RuntimeError):
+        return None
+    return next((path for path in siblings if path.name.startswith(f"{folder.name}.replaced-")), None)
+
+
+def _is_path_like(text: str) -> bool:
+    return text.startswith(("./", "../", "/", "~")) or text in (".", "..") or text.count("/") > 1 or "\\" in text
+
+
+def _local(folder: Path) -> Source:
+    check_folder(folder)
+    snapshot = snapshot_of(folder)
+    if snapshot is not None:
+        return Source(folder, snapshot.hub_id, snapshot.commit, snapshot.hub_id)
+    return Source(folder, folder.resolve().name or "model", None, None)
+
+
+def _fetch(hub_id: str, revision: str | None, *, local_only: bool) -> Source:
+    import huggingface_hub  # a quarter of a second, and only for hub ids
+
+    try:
+        fetched = huggingface_hub.snapshot_download(
+            hub_id,
+            revision=revision,
+            local_files_only=local_only,
+            allow_patterns=list(ALLOW_PATTERNS),
+            ignore_patterns=list(IGNORE_PATTERNS),
+        )
+    except Exception as error:  # the hub client raises its own, its HTTP library's and the system's errors
+        raise explain(error, hub_id, revision) from error
+    folder = Path(fetched)
+    snapshot = snapshot_of(folder)
+    return Source(folder, hub_id, snapshot.commit if snapshot else None, hub_id)

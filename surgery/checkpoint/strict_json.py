@@ -1,0 +1,132 @@
+"""JSON read strictly and written the same way each time.
+
+Python's reader takes the last of two equal keys, NaN, and documents of any depth; each of these is a way for a
+folder to say one thing to us and another to the next program, so all of them are refused here.
+"""
+
+import json
+import math
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+from surgery.checkpoint.names import quote
+from surgery.errors import CheckpointError
+
+CONFIG_LIMIT = 16 * 1024 * 1024
+INDEX_LIMIT = 100_000_000
+_DEEPEST = 64
+# A byte of JSON can cost a hundred bytes of Python objects. Two million values keep the worst document under about
+# 500 MB; the largest published models have some 100,000 tensors of about ten values each.
+_MOST_VALUES = 2_000_000
+
+
+def load_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
+    """Read a JSON object of at most `limit` bytes.
+
+    Raises:
+        CheckpointError: the file is missing, not a regular file, too large, not UTF-8, not JSON, not an object, too
+            deep, or holds duplicate keys, NaN or Infinity.
+    """
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # opening a fifo would wait for ever
+            raise CheckpointError(f"{path.name} is not a regular file.")
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name} cannot be read: {_reason(error)}.") from error
+    if len(data) > limit:
+        raise CheckpointError(f"{path.name} is larger than {limit:,} bytes, which no real one is.")
+    return parse_json(data, path.name)
+
+
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """Parse a JSON object from bytes; `where` names the file in the errors.
+
+    Raises:
+        CheckpointError: as `load_json`, except for what concerns the file itself.
+    """
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > _MOST_VALUES:
+        raise CheckpointError(f"{where} holds more than {_MOST_VALUES:,} values, which no real one does.")
+    try:
+        text = data.decode("utf-8")
+        parsed = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer
+        )
+        if "\\u" in text:  # an escape can spell half a surrogate pair, which could not be written back
+            json.dumps(parsed, ensure_ascii=False).encode("utf-8")
+    except _Refused as error:
+        raise CheckpointError(f"{where} {error}.") from None
+    except UnicodeError as error:
+        raise CheckpointError(f"{where} is not valid UTF-8: {error.reason if _coded(error) else error}.") from error
+    except RecursionError as error:
+        raise CheckpointError(f"{where} is nested deeper than {_DEEPEST} levels.") from error
+    except ValueError as error:
+        raise CheckpointError(f"{where} is not valid JSON: {error}.") from error
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{where} must hold a JSON object, it holds {type(parsed).__name__}.")
+    _bound_depth(parsed, where)
+    return parsed
+
+
+def dump_json(obj: Any) -> str:
+    """The one spelling of JSON files written here: two spaces, keys in the order given, ASCII, a final newline.
+
+    Raises:
+        ValueError: `obj` holds NaN or Infinity.
+    """
+    return json.dumps(obj, indent=2, allow_nan=False) + "\n"
+
+
+class _Refused(Exception):
+    """Why the text is refused; carried out of the json module's hooks."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise _Refused(f"holds the key {quote(twice)} twice")
+    return result
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise _Refused(f"holds {name}, which is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise _Refused(f"holds the number {quote(text)}, which no float can hold")
+    return number
+
+
+def _integer(text: str) -> int:
+    # Far beyond any count or offset; also keeps Python from spending quadratic time on a long number.
+    if len(text) > 40:
+        raise _Refused(f"holds an integer of {len(text)} digits")
+    return int(text)
+
+
+def _bound_depth(root: dict[str, Any], where: str) -> None:
+    level: list[Any] = [root]
+    for _ in range(_DEEPEST):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return
+    raise CheckpointError(f"{where} is nested deeper than {_DEEPEST} levels.")
+
+
+def _coded(error: UnicodeError) -> bool:
+    return isinstance(error, UnicodeDecodeError | UnicodeEncodeError)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or str(error)

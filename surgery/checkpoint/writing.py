@@ -1,0 +1,102 @@
+"""Writing safetensors files and their index, the same bytes for the same tensors each time."""
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery.checkpoint.headers import DTYPE_BITS, MAX_HEADER_BYTES, TensorInfo, read_header, tensor_bits
+from surgery.checkpoint.names import quote, safe_relative
+from surgery.checkpoint.strict_json import dump_json
+from surgery.errors import CheckpointError
+
+_ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor to be written: safetensors' spelling of its dtype, its shape, its little-endian bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    def __post_init__(self) -> None:
+        bits = tensor_bits(self.dtype, self.shape)
+        if bits <= 0 or bits != len(self.data) * 8:
+            raise CheckpointError(
+                f"A tensor of dtype {self.dtype} and shape {list(self.shape)} needs {bits / 8:g} bytes "
+                f"and at least one element; {len(self.data)} bytes were given."
+            )
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str] | None = None
+) -> dict[str, TensorInfo]:
+    """Write a new safetensors file and return what its header, read back, says.
+
+    Wider dtypes come first and names are sorted within, which keeps every tensor aligned (safetensors' own order).
+
+    Raises:
+        CheckpointError: there are no tensors, a name is not acceptable, or the file cannot be written (it exists).
+    """
+    if not tensors:
+        raise CheckpointError(f"{path.name} would hold no tensors.")
+    names = sorted(tensors, key=lambda name: (-DTYPE_BITS[tensors[name].dtype], name))
+    header: dict[str, Any] = {}
+    if metadata:
+        header["__metadata__"] = {key: metadata[key] for key in sorted(metadata)}
+    begin = 0
+    for name in names:
+        if name == "__metadata__" or not name.isprintable():
+            raise CheckpointError(f"{quote(name)} cannot be the name of a tensor.")
+        tensor = tensors[name]
+        end = begin + len(tensor.data)
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    if len(text) > MAX_HEADER_BYTES:
+        raise CheckpointError(f"The header of {path.name} would have {len(text):,} bytes, more than the format allows.")
+    try:
+        # "x": an existing name could be a link into somebody else's file.
+        with path.open("xb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for name in names:
+                file.write(tensors[name].data)
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be written: {error.strerror}.") from error
+    return read_header(path)[0]
+
+
+def write_index(
+    path: Path, weight_map: Mapping[str, str], total_size: int, *, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write a ``model.safetensors.index.json``: tensor names sorted, `total_size` in bytes, further `metadata` kept.
+
+    Raises:
+        CheckpointError: a shard's name leaves the folder, or the file cannot be written (it exists).
+    """
+    for shard in set(weight_map.values()):
+        safe_relative(shard)
+    document = {
+        "metadata": {**(metadata or {}), "total_size": total_size},
+        "weight_map": {name: weight_map[name] for name in sorted(weight_map)},
+    }
+    write_json(path, document)
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Write a new JSON file in the one spelling used here, with the same line ends on every platform.
+
+    Raises:
+        CheckpointError: the file cannot be written (it exists).
+        ValueError: `obj` holds NaN or Infinity.
+    """
+    try:
+        with path.open("xb") as file:
+            file.write(dump_json(obj).encode())
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be written: {error.strerror}.") from error

@@ -1,0 +1,54 @@
+"""Text files and globs, read into documents in a fixed order."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from surgery.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text file: ``name`` as found by the pattern, ``text`` decoded as UTF-8."""
+
+    name: str
+    text: str
+
+
+def read_documents(patterns: Iterable[str | Path]) -> list[Document]:
+    """Read every file that the paths, folders and globs (``docs/**/*.md``) name, each once, sorted by name.
+
+    A folder stands for the text files below it. Files that are not UTF-8 are an error, since a silently skipped file
+    is a different measurement.
+
+    Raises:
+        UsageError: a pattern matches nothing, a file is not UTF-8, or every file is empty.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            matches = [child for child in path.rglob("*") if child.is_file() and not child.name.startswith(".")]
+        elif path.is_file():
+            matches = [path]
+        else:
+            matches = [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
+        if not matches:
+            raise UsageError(f"no text file matches {str(pattern)!r}", hint='Quote globs: --text "docs/**/*.md".')
+        found.update(dict.fromkeys(sorted(matches)))
+    if not found:
+        raise UsageError("no text was given", hint='Give files, folders or globs: --text "docs/**/*.md".')
+    documents = []
+    for path in sorted(found):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path}: not UTF-8 text (byte {error.start})", hint="Give text files only.") from error
+        if text.strip():
+            documents.append(Document(name=path.as_posix(), text=text))
+    if not documents:
+        raise UsageError(f"all {len(found)} text files are empty")
+    return documents

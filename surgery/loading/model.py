@@ -1,0 +1,102 @@
+"""Loading, in one place, so that every command that runs a model treats it alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from surgery.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class RunOptions(BaseModel):
+    """What every command that runs a model takes: ``--device --dtype --batch-size --attn-implementation``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    batch_size: PositiveInt = 1
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """``auto`` is the first of cuda, mps and cpu that is there.
+
+    Raises:
+        UsageError: the device is unknown to torch or not on this machine.
+    """
+    import torch
+
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"--device {device}: {str(error).splitlines()[0]}",
+            hint="`surgery doctor` lists the devices of this machine.",
+        ) from error
+    return chosen
+
+
+def load_model(folder: Path, options: RunOptions | None = None) -> PreTrainedModel:
+    """Load a causal language model from a folder, in evaluation mode. Operated types need no remote code.
+
+    Args:
+        folder: a model folder, converted or not.
+        options: device, dtype and attention backend; by default the checkpoint's dtype on the best device.
+
+    Raises:
+        CheckpointError: the folder cannot be loaded by transformers.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    import surgery
+
+    surgery.register()
+    options = options or RunOptions()
+    device = pick_device(options.device)
+    dtype = "auto" if options.dtype == "auto" else getattr(torch, options.dtype)
+    arguments: dict[str, object] = {"dtype": dtype, "local_files_only": True}
+    if options.attn_implementation is not None:
+        arguments["attn_implementation"] = options.attn_implementation
+    # Given as False, not left out: transformers would otherwise ask on the terminal and wait.
+    arguments["trust_remote_code"] = options.trust_remote_code
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, **arguments)
+    except (ValueError, OSError, ImportError, KeyError) as error:
+        raise CheckpointError(f"{folder.name}: transformers could not load the model: {error}") from error
+    return model.to(device).eval()
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model folder.
+
+    Raises:
+        CheckpointError: there is none, or transformers cannot load it.
+    """
+    from transformers import AutoTokenizer
+
+    import surgery
+
+    surgery.register()
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, ImportError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder.name}: no tokenizer could be loaded: {error}",
+            hint="Put the tokenizer's files (tokenizer.json, tokenizer_config.json) into the model's folder.",
+        ) from error

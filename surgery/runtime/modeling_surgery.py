@@ -1,0 +1,436 @@
+# Copyright 2026 The surgery authors. Licensed under the Apache License, Version 2.0.
+"""The modelling code of a checkpoint whose attention was operated on. It travels beside the weights.
+
+It needs torch and transformers only. Everything about the model at hand is read from the block ``surgery`` of its
+``config.json``; this file is the same for every checkpoint and family.
+
+How it works, in three steps:
+
+1. ``Surgery<X>`` is a subclass of transformers' own class ``<X>`` (``SurgeryLlamaForCausalLM`` of
+   ``LlamaForCausalLM``), made when it is first asked for. No family's code is copied.
+2. The base model's ``forward`` works out n, the number of keys that each query may attend to, and passes it down.
+3. Each attention module on which an operation was performed becomes a subclass of itself. Its ``forward`` is the
+   family's own bytecode with one name rebound: where it looks up the attention backend, it finds a wrapper that
+   multiplies the query by m(n) and hands over to whatever backend is configured (sdpa, eager, flash, flex, or one
+   that a serving engine registered). softmax(m q.k) is SSMax exactly (arXiv 2501.19399), since m depends on the head
+   and the query alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import math
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+FORMAT_VERSION = 1
+PREFIX = "Surgery"
+MODEL_TYPE_PREFIX = "surgery_"
+
+# A stock class would load this checkpoint and drop the new tensors with a printed line. These entries of config.json
+# make it stop instead: an attention implementation that does not exist, and, because a keyword can override that one,
+# a text where every family's config requires a number, which its error quotes. (The plain base config, which the
+# tokenizer's loader reads, does not mind either.) Our config takes them off on load; what they displaced is kept in the
+# block `surgery` under `locked`.
+LOCKS: dict[str, Any] = {
+    "attn_implementation": "surgery",
+    "initializer_range": (
+        "This checkpoint's attention was operated on. A stock class would silently drop the new parameters. Load it "
+        "with AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True), or `import surgery` first."
+    ),
+}
+
+# The name of the keyword that carries n from the base model's forward to the attention modules.
+VISIBLE_KEYS = "surgery_visible_keys"
+
+
+# ------------------------------------------------------------------------------------------------- counting keys
+
+
+def count_visible_keys(
+    length: int,
+    device: torch.device,
+    attention_mask: Any = None,
+    position_ids: torch.Tensor | None = None,
+    past_length: int | torch.Tensor = 0,
+) -> torch.Tensor:
+    """Number of keys that each query may attend to, itself included, however the sequence is presented.
+
+    It is the least of what is known: the position in its own document plus one, and the number of real keys that
+    the mask shows up to the query. Positions of more than two dimensions (M-RoPE) are no counts and are not used.
+
+    Args:
+        length: number of queries in this call.
+        device: where the result lives.
+        attention_mask: ``(batch, past + length)`` with 0 for padding, or ``(batch, 1, length, keys)`` (boolean, or
+            added to the scores), or a mapping of those by layer type, or None. Other kinds are not counted.
+        position_ids: ``(batch or 1, length)``, or None for positions that continue after the cache.
+        past_length: number of keys already in the cache.
+
+    Returns:
+        ``(batch or 1, length)``, float32, at least 1.
+    """
+    positions = torch.arange(length, device=device) + past_length
+    if position_ids is not None and position_ids.dim() <= 2:
+        visible = position_ids.reshape(-1, length).to(device) + 1
+    else:
+        visible = positions[None] + 1
+
+    if isinstance(attention_mask, dict):
+        attention_mask = attention_mask.get("full_attention", next(iter(attention_mask.values()), None))
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
+        running = attention_mask.to(device).long().cumsum(-1)
+        # The mask covers the cache too, and may cover the rest of a static one: pick the columns of these queries.
+        columns = positions.clamp(max=running.shape[-1] - 1)
+        visible = torch.minimum(visible, running.index_select(-1, columns))
+    elif isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4:
+        mask = attention_mask.to(device)
+        allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        visible = torch.minimum(visible, allowed[:, 0, -length:].sum(-1))
+    return visible.clamp(min=1).to(torch.float32)
+
+
+# ----------------------------------------------------------------------------------------------------- operations
+
+
+class SSMax(nn.Module):
+    """Query multiplier m(n) per head: softmax((m_h(n) z)) in place of softmax(z).
+
+    ======== ============================= =========================
+    form     m(n)                          learned per head
+    ======== ============================= =========================
+    paper    s ln n                        scale s
+    bias     s ln n + b                    scale s, bias b
+    anchored 1 + s (ln n - ln N)           scale s
+    logn     max(1, ln n / ln N)           nothing
+    ======== ============================= =========================
+
+    N is the reference length. Heads that were not chosen have no parameter and a multiplier of exactly 1.
+    Parameters are float32 whatever the model's dtype: an optimizer step cannot move a bfloat16 value of 0.15.
+    """
+
+    def __init__(self, options: dict[str, Any], num_heads: int) -> None:
+        super().__init__()
+        self.form: str = options["form"]
+        self.num_heads = num_heads
+        self.log_reference = math.log(options["reference_length"])
+        self.start: dict[str, float] = options.get("start", {})
+        self.heads: list[int] | None = options.get("heads")
+        self.enabled = True
+        size = num_heads if self.heads is None else len(self.heads)
+        if self.form not in ("paper", "bias", "anchored", "logn"):
+            raise ValueError(f"ssmax: unknown form {self.form!r}")
+        if self.form != "logn":
+            self.scale = nn.Parameter(torch.empty(size, dtype=torch.float32))
+        if self.form == "bias":
+            self.bias = nn.Parameter(torch.empty(size, dtype=torch.float32))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set every parameter to its start value from config.json."""
+        for name, parameter in self.named_parameters(recurse=False):
+            parameter.fill_(self.start[name])
+
+    def forward(self, visible_keys: torch.Tensor, window: int | None = None) -> torch.Tensor:
+        """Multiplier of the query.
+
+        Args:
+            visible_keys: n, ``(batch or 1, queries)``.
+            window: sliding window of this layer, at which n saturates.
+
+        Returns:
+            ``(batch or 1, heads, queries, 1)``, float32.
+        """
+        if window is not None:
+            visible_keys = visible_keys.clamp(max=window)
+        log_n = visible_keys.log()[:, None, :]
+        if self.form == "logn":
+            multiplier = (log_n / self.log_reference).clamp(min=1.0)
+            multiplier = multiplier.expand(-1, self.num_heads if self.heads is None else len(self.heads), -1)
+        else:
+            scale = self.scale.float()[None, :, None]
+            if self.form == "paper":
+                multiplier = scale * log_n
+            elif self.form == "bias":
+                multiplier = scale * log_n + self.bias.float()[None, :, None]
+            else:
+                multiplier = 1.0 + scale * (log_n - self.log_reference)
+        if self.heads is not None:
+            everyone = multiplier.new_ones(multiplier.shape[0], self.num_heads, multiplier.shape[-1])
+            chosen = torch.tensor(self.heads, device=multiplier.device)
+            multiplier = everyone.index_copy(1, chosen, multiplier)
+        return multiplier[..., None]
+
+    def extra_repr(self) -> str:
+        """What print(model) shows."""
+        return f"form={self.form}, heads={self.num_heads if self.heads is None else self.heads}"
+
+
+OPERATIONS: dict[str, type[SSMax]] = {"ssmax": SSMax}
+
+
+@contextmanager
+def operations_disabled(model: nn.Module) -> Iterator[None]:
+    """Run the model as it was before the operation: same weights, multiplier off. One copy in memory."""
+    modules = [module for module in model.modules() if isinstance(module, tuple(OPERATIONS.values()))]
+    before = [module.enabled for module in modules]
+    try:
+        for module in modules:
+            module.enabled = False
+        yield
+    finally:
+        for module, enabled in zip(modules, before, strict=True):
+            module.enabled = enabled
+
+
+# --------------------------------------------------------------------------------------------- attention modules
+
+
+def _operated(
+    backend: Callable[..., Any],
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    **kwargs: Any,
+) -> Any:
+    """Multiply the query ``(batch, heads, queries, head_dim)`` by m(n), then call the backend."""
+    visible_keys = kwargs.pop(VISIBLE_KEYS, None)
+    ssmax: Any = module.ssmax
+    if ssmax.enabled:
+        if visible_keys is None:
+            raise RuntimeError(
+                f"{type(module).__name__} was called without the number of visible keys: call it through its model, "
+                f"or pass {VISIBLE_KEYS}=count_visible_keys(...)."
+            )
+        multiplier = ssmax(visible_keys.to(query.device), kwargs.get("sliding_window"))
+        query = (query * multiplier).to(query.dtype)
+    return backend(module, query, key, value, attention_mask, **kwargs)
+
+
+class _OperatedBackends:
+    """Stands where a family's attention looks up ``ALL_ATTENTION_FUNCTIONS``, and wraps whatever it finds there."""
+
+    def __init__(self, backends: Any) -> None:
+        self._backends = backends
+
+    def get_interface(self, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.partial(_operated, self._backends.get_interface(name, default))
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        return functools.partial(_operated, self._backends[name])
+
+
+@functools.cache
+def _attention_class(stock: type[nn.Module]) -> type[nn.Module]:
+    """Subclass of a family's attention class whose forward finds :class:`_OperatedBackends`."""
+    forward = stock.forward
+    if not isinstance(forward, types.FunctionType) or "ALL_ATTENTION_FUNCTIONS" not in forward.__code__.co_names:
+        raise ImportError(
+            f"{stock.__module__}.{stock.__name__}.forward does not look up ALL_ATTENTION_FUNCTIONS in this version of "
+            f"transformers ({transformers.__version__}); the operation would be lost, so the model is not loaded."
+        )
+    scope = dict(forward.__globals__)
+    scope["ALL_ATTENTION_FUNCTIONS"] = _OperatedBackends(scope["ALL_ATTENTION_FUNCTIONS"])
+    rebound = types.FunctionType(forward.__code__, scope, forward.__name__, forward.__defaults__, forward.__closure__)
+    rebound.__kwdefaults__ = forward.__kwdefaults__
+    rebound.__annotations__ = forward.__annotations__
+    rebound.__doc__ = forward.__doc__
+    return type(PREFIX + stock.__name__, (stock,), {"forward": rebound, "__module__": __name__})
+
+
+def _install(base_model: nn.Module, config: PreTrainedConfig) -> None:
+    """Put the operations of ``config.surgery`` on the attention modules of a base model."""
+    block: dict[str, Any] = config.surgery
+    for options in block["operations"]:
+        operation = OPERATIONS.get(options["name"])
+        if operation is None:
+            raise ValueError(
+                f"operation {options['name']!r} is not known to this modelling file "
+                f"({', '.join(sorted(OPERATIONS))}); `surgery refresh` rewrites it to the current version."
+            )
+        for layer in options["layers"]:
+            attention = base_model.get_submodule(block["attention"].format(layer=layer))
+            if hasattr(attention, options["name"]):
+                continue
+            setattr(attention, options["name"], operation(options, config.num_attention_heads))
+            attention.__class__ = _attention_class(type(attention))
+
+
+# ----------------------------------------------------------------------------------------------- the model classes
+
+
+def lock(config: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the config with :data:`LOCKS` on, if it carries operations."""
+    if not config.get("surgery"):
+        return config
+    locked = {name: config[name] for name in LOCKS if name in config and config[name] != LOCKS[name]}
+    return {**config, **LOCKS, "surgery": {**config["surgery"], "locked": locked}}
+
+
+def unlock(config: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of :func:`lock`: the config as the family's own class reads it."""
+    block = config.get("surgery") or {}
+    opened = {name: value for name, value in config.items() if LOCKS.get(name) != value}
+    opened.update(block.get("locked", {}))
+    if block:
+        opened["surgery"] = {name: value for name, value in block.items() if name != "locked"}
+    return opened
+
+
+class SurgeryConfigMixin:
+    """A family's config with the block ``surgery``; takes the locks off on load and puts them on when saving."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers' own, for a config.json that carries :data:`LOCKS`."""
+        config_dict = unlock(config_dict)
+        version = config_dict.get("surgery", {}).get("format_version")
+        if version is not None and version > FORMAT_VERSION:
+            raise ValueError(
+                f"This checkpoint has format version {version}; this modelling file reads up to {FORMAT_VERSION}. "
+                "Install a newer `model-surgery`, or load it with the modelling file that came with it."
+            )
+        _register_auto_classes(cls)
+        return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+
+    def to_json_string(self, *args: Any, **kwargs: Any) -> str:
+        """As transformers' own, with :data:`LOCKS` added so that what is saved is as locked as what was loaded."""
+        content = json.loads(super().to_json_string(*args, **kwargs))  # type: ignore[misc]
+        return json.dumps(lock(content), indent=2, sort_keys=True) + "\n"
+
+
+class SurgeryModelMixin:
+    """Base model: counts the visible keys once per call and passes them to the attention modules."""
+
+    def post_init(self) -> None:
+        """Install the operations before transformers initialises weights and collects dtype rules."""
+        _install(self, self.config)  # type: ignore[attr-defined,arg-type]
+        super().post_init()  # type: ignore[misc]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, tuple(OPERATIONS.values())):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)  # type: ignore[misc]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the family's own forward."""
+        kwargs.update(zip(self._positional_names, args))  # type: ignore[attr-defined]  # noqa: B905
+        tokens, embeddings = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+        inputs = tokens if tokens is not None else embeddings
+        if inputs is not None and VISIBLE_KEYS not in kwargs:
+            cache = kwargs.get("past_key_values")
+            kwargs[VISIBLE_KEYS] = count_visible_keys(
+                length=inputs.shape[1],
+                device=inputs.device,
+                attention_mask=kwargs.get("attention_mask"),
+                position_ids=kwargs.get("position_ids"),
+                past_length=cache.get_seq_length() if cache is not None else 0,
+            )
+        return super().forward(**kwargs)  # type: ignore[misc]
+
+
+class SurgeryHeadMixin:
+    """Model with a language-modelling head, around the base model."""
+
+    def post_init(self) -> None:
+        """Turn the base model into its operated class, then let transformers finish as usual."""
+        base_model: Any = getattr(self, self.base_model_prefix)  # type: ignore[attr-defined]
+        if not isinstance(base_model, SurgeryModelMixin):
+            base_model.__class__ = _class_for(PREFIX + type(base_model).__name__)
+            _install(base_model, self.config)  # type: ignore[attr-defined]
+        super().post_init()  # type: ignore[misc]
+
+    _init_weights = SurgeryModelMixin._init_weights
+
+
+class _StrictLoading:
+    """Tensors that are missing or left over are an error here, never a printed line."""
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own."""
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)  # type: ignore[misc]
+        # A base model leaves the head's tensors of the same file unread, rightly.
+        is_base = isinstance(model, SurgeryModelMixin)
+        unexpected = [] if is_base else sorted(info["unexpected_keys"])
+        problems = {
+            "missing": sorted(info["missing_keys"]),
+            "unexpected": unexpected,
+            "mismatched": sorted(str(key) for key in info["mismatched_keys"]),
+        }
+        found = "; ".join(f"{kind}: {', '.join(keys[:8])}" for kind, keys in problems.items() if keys)
+        if found:
+            raise ValueError(f"{name}: the tensors do not fit the model. {found}")
+        return (model, info) if wants_info else model
+
+
+@functools.cache
+def _class_for(name: str) -> type:
+    """``Surgery<X>`` for a config, base model or causal language model class ``<X>`` of transformers."""
+    stock = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
+    if not isinstance(stock, type):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    namespace: dict[str, Any] = {"__module__": __name__, "__doc__": f"{stock.__name__} with operated attention."}
+    if issubclass(stock, PreTrainedConfig):
+        namespace |= {"model_type": MODEL_TYPE_PREFIX + stock.model_type, "_auto_class": "AutoConfig"}
+        return type(name, (SurgeryConfigMixin, stock), namespace)
+    if not issubclass(stock, PreTrainedModel):
+        raise AttributeError(f"{stock.__name__} is neither a config nor a model class of transformers")
+
+    config_class = _class_for(PREFIX + stock.config_class.__name__)
+    is_head = hasattr(stock, "prepare_inputs_for_generation") and stock.can_generate()
+    namespace |= {
+        "config_class": config_class,
+        "_auto_class": "AutoModelForCausalLM" if is_head else "AutoModel",
+        "_keep_in_fp32_modules_strict": {*(stock._keep_in_fp32_modules_strict or ()), *OPERATIONS},
+    }
+    if not is_head:
+        parameters = list(inspect.signature(stock.forward).parameters)
+        namespace["_positional_names"] = tuple(parameters[1:])
+    mixin = SurgeryHeadMixin if is_head else SurgeryModelMixin
+    _register_conversions(stock.config_class.model_type, stock.__name__)
+    return type(name, (_StrictLoading, mixin, stock), namespace)
+
+
+def _register_conversions(model_type: str, class_name: str) -> None:
+    """transformers skips a family's checkpoint conversions (merged experts, renames) for code that is not its own."""
+    from transformers import conversion_mapping
+
+    for stock, own in ((model_type, MODEL_TYPE_PREFIX + model_type), (class_name, PREFIX + class_name)):
+        conversions = conversion_mapping.get_checkpoint_conversion_mapping(stock)
+        if conversions is not None:
+            conversion_mapping.register_checkpoint_conversion_mapping(own, conversions, overwrite=True)
+
+
+def _register_auto_classes(config_class: type) -> None:
+    """Tell the auto classes which model belongs to an operated config that the installed package registered."""
+    from transformers import AutoModel, AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if CONFIG_MAPPING._extra_content.get(config_class.model_type) is not config_class:  # type: ignore[attr-defined]
+        return
+    stock = config_class.__mro__[2]
+    for auto in (AutoModel, AutoModelForCausalLM):
+        if stock in auto._model_mapping and config_class not in auto._model_mapping._extra_content:
+            auto.register(config_class, _class_for(PREFIX + auto._model_mapping[stock].__name__), exist_ok=True)
+
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith(PREFIX):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _class_for(name)
