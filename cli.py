@@ -1,0 +1,3 @@
+from surgery.commands import main
+
+main()

@@ -1,0 +1,41 @@
+"""The Typer application and its one entry point."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from surgery.commands import console
+
+app = typer.Typer(
+    name="surgery",
+    help="Operate on the attention of existing language-model checkpoints.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import surgery
+
+        typer.echo(f"surgery {surgery.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Global options."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(console.run(app, arguments))
+
+
+# Each command registers itself on the app when its file is imported.
+from surgery.commands import inspect as _inspect  # noqa: E402, F401

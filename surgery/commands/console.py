@@ -1,0 +1,123 @@
+"""What all commands share: where output goes, how errors and exit codes come out, progress, and common options.
+
+With ``--json`` one document goes to stdout and everything else to stderr. Without it results go to stdout and
+progress to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from surgery.errors import SurgeryError
+
+# Typer carries its own click in new versions and uses the installed one in old ones; its errors have this base.
+_ParserError = typer.BadParameter.__mro__[2]
+
+SCHEMA_VERSION = 1
+INTERRUPTED = 130
+
+out = Console()
+err = Console(stderr=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else on stderr.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks and details.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
+RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...", rich_help_panel="Running")]
+DtypeOption = Annotated[
+    str, typer.Option(help="auto (the checkpoint's), float32, bfloat16, float16.", rich_help_panel="Running")
+]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="Sequences per forward pass.", rich_help_panel="Running")]
+AttentionOption = Annotated[
+    str | None,
+    typer.Option("--attn-implementation", help="sdpa, eager, flash_attention_2 ...", rich_help_panel="Running"),
+]
+
+_settings = {"verbose": False, "quiet": False}
+
+
+def setup(*, verbose: bool = False, quiet: bool = False) -> None:
+    """Remember ``-v`` and ``-q``, and keep the libraries' own chatter and bars off the screen unless ``-v``."""
+    _settings.update(verbose=verbose, quiet=quiet)
+    if not verbose:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def emit(kind: str, payload: dict[str, Any]) -> None:
+    """Print one result as JSON on stdout: ``{"schema": 1, "kind": kind, ...payload}``."""
+    document = {"schema": SCHEMA_VERSION, "kind": kind, **payload}
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def progress(*, force_off: bool = False) -> Iterator[Progress]:
+    """A progress bar on stderr with a remaining time; silent when stderr is no terminal or with ``-q``."""
+    disabled = force_off or _settings["quiet"] or not err.is_terminal
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+        disable=disabled,
+    ) as bar:
+        yield bar
+
+
+def run(app: typer.Typer, arguments: list[str] | None) -> int:
+    """Run the app; turn every expected error into one message and its exit code."""
+    try:
+        result = app(arguments, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except SurgeryError as error:
+        _report(error.message, error.hint)
+        return error.exit_code
+    except typer.Exit as error:
+        return error.exit_code
+    except _ParserError as error:
+        error.show()  # type: ignore[attr-defined]
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("interrupted", style="yellow")
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if _settings["verbose"]:
+            traceback.print_exc()
+        else:
+            _report(f"{type(error).__name__}: {error}", "This is not an expected error; -v shows where it comes from.")
+        return 1
+
+
+def _report(message: str, hint: str | None) -> None:
+    if _settings["verbose"]:
+        traceback.print_exc()
+    err.print("error:", style="bold red", end=" ")
+    err.print(message, markup=False, highlight=False, soft_wrap=True)
+    if hint:
+        err.print(hint, markup=False, highlight=False, soft_wrap=True)
