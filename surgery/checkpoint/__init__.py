@@ -1,0 +1,53 @@
+"""Model folders on disk: read without trusting them, written whole or not at all.
+
+Everything here works on bytes, headers and JSON; nothing imports torch or transformers. A source is only ever opened
+for reading, and no weight is read unless a function says so. Whatever is wrong with a folder becomes a
+`CheckpointError` that names the file; whatever is wrong with an argument a `UsageError`.
+"""
+
+from surgery.checkpoint.disk import free_bytes, fsync_file, fsync_folder, fsync_tree, human, require_space
+from surgery.checkpoint.folder import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, Checkpoint, open_checkpoint
+from surgery.checkpoint.hashing import same_tensor_bytes, sha256_file, sha256_json, tensor_bytes
+from surgery.checkpoint.headers import DTYPE_BITS, TensorInfo, read_header, tensor_bits
+from surgery.checkpoint.names import quote, safe_relative
+from surgery.checkpoint.output import check_output
+from surgery.checkpoint.placing import place_file
+from surgery.checkpoint.source import Source, resolve
+from surgery.checkpoint.staging import StagedFolder
+from surgery.checkpoint.strict_json import dump_json, load_json
+from surgery.checkpoint.writing import NewTensor, write_index, write_json, write_safetensors
+
+__all__ = [
+    "CONFIG_NAME",
+    "DTYPE_BITS",
+    "INDEX_NAME",
+    "SINGLE_NAME",
+    "Checkpoint",
+    "NewTensor",
+    "Source",
+    "StagedFolder",
+    "TensorInfo",
+    "check_output",
+    "dump_json",
+    "free_bytes",
+    "fsync_file",
+    "fsync_folder",
+    "fsync_tree",
+    "human",
+    "load_json",
+    "open_checkpoint",
+    "place_file",
+    "quote",
+    "read_header",
+    "require_space",
+    "resolve",
+    "safe_relative",
+    "same_tensor_bytes",
+    "sha256_file",
+    "sha256_json",
+    "tensor_bits",
+    "tensor_bytes",
+    "write_index",
+    "write_json",
+    "write_safetensors",
+]

@@ -56,10 +56,10 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
         )
         if "\\u" in text:  # an escape can spell half a surrogate pair, which could not be written back
             json.dumps(parsed, ensure_ascii=False).encode("utf-8")
-    except _Refused as error:
+    except _RefusedError as error:
         raise CheckpointError(f"{where} {error}.") from None
     except UnicodeError as error:
-        raise CheckpointError(f"{where} is not valid UTF-8: {error.reason if _coded(error) else error}.") from error
+        raise CheckpointError(f"{where} is not valid UTF-8: {error}.") from error
     except RecursionError as error:
         raise CheckpointError(f"{where} is nested deeper than {_DEEPEST} levels.") from error
     except ValueError as error:
@@ -79,7 +79,7 @@ def dump_json(obj: Any) -> str:
     return json.dumps(obj, indent=2, allow_nan=False) + "\n"
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """Why the text is refused; carried out of the json module's hooks."""
 
 
@@ -88,25 +88,25 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise _Refused(f"holds the key {quote(twice)} twice")
+        raise _RefusedError(f"holds the key {quote(twice)} twice")
     return result
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise _Refused(f"holds {name}, which is not JSON")
+    raise _RefusedError(f"holds {name}, which is not JSON")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise _Refused(f"holds the number {quote(text)}, which no float can hold")
+        raise _RefusedError(f"holds the number {quote(text)}, which no float can hold")
     return number
 
 
 def _integer(text: str) -> int:
     # Far beyond any count or offset; also keeps Python from spending quadratic time on a long number.
     if len(text) > 40:
-        raise _Refused(f"holds an integer of {len(text)} digits")
+        raise _RefusedError(f"holds an integer of {len(text)} digits")
     return int(text)
 
 
@@ -122,10 +122,6 @@ def _bound_depth(root: dict[str, Any], where: str) -> None:
         if not level:
             return
     raise CheckpointError(f"{where} is nested deeper than {_DEEPEST} levels.")
-
-
-def _coded(error: UnicodeError) -> bool:
-    return isinstance(error, UnicodeDecodeError | UnicodeEncodeError)
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -1,0 +1,142 @@
+"""An output folder that appears whole or not at all.
+
+Everything is written in a sibling of the output, brought to the disk, and renamed. `output` describes the states that
+a kill can leave and how the next run repairs them.
+"""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from surgery.checkpoint.disk import fsync_folder, fsync_tree
+from surgery.checkpoint.locking import FileLock
+from surgery.checkpoint.output import check_output, discard, new_run, repair, sibling
+from surgery.errors import CheckpointError
+
+OnStep = Callable[[str], None]
+
+
+class StagedFolder:
+    """Write in `path`, then `commit()`; leaving the ``with`` block without it leaves nothing behind.
+
+        with StagedFolder(out, source=source) as staged:
+            write_json(staged.path / "config.json", config)
+            staged.commit()
+
+    `on_step` is told the name of each step once it is done: ``locked``, ``repaired``, ``created``, ``synced``,
+    ``moved`` (the old folder aside; only when there is one), ``renamed``, ``discarded`` (the old folder).
+    """
+
+    def __init__(
+        self, out: Path, *, force: bool = False, source: Path | None = None, on_step: OnStep | None = None
+    ) -> None:
+        """Check the output; nothing is written yet.
+
+        Raises:
+            UsageError, CheckpointError: as `check_output`.
+        """
+        self._force = force
+        self._source = source
+        self._on_step = on_step
+        self.out = check_output(out, force=force, source=source)
+        self._run = new_run()
+        self.path = sibling(self.out, "partial", self._run)
+        self._lock = FileLock(self.out.with_name(f".{self.out.name}.lock"), self.out.name)
+        self._made_parents: list[Path] = []
+        self._committed = False
+
+    def __enter__(self) -> Self:
+        """Lock the output, repair what a killed run left, and make the folder to write in.
+
+        Raises:
+            UsageError: repairing brought back an output that is not empty, without `force`.
+            CheckpointError: another run holds the lock, or nothing can be written beside the output.
+        """
+        try:
+            self._make_parents()
+            self._lock.acquire()
+            self._step("locked")
+            repair(self.out)
+            self._step("repaired")
+            # Again, now that nobody else can change the answer.
+            check_output(self.out, force=self._force, source=self._source)
+            self.path.mkdir()
+            self._step("created")
+        except OSError as error:
+            self._clean()
+            raise CheckpointError(f"Nothing can be written beside {self.out.name}: {error.strerror}.") from error
+        except BaseException:
+            self._clean()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove what was not committed, and give the lock up."""
+        self._clean()
+
+    def commit(self) -> Path:
+        """Bring everything to the disk and give it the output's name; returns the output.
+
+        Raises:
+            CheckpointError: the disk does not take it, or somebody has written to the output meanwhile.
+        """
+        if self._committed:
+            return self.out
+        try:
+            fsync_tree(self.path)
+            self._step("synced")
+            self._take_name()
+        except OSError as error:
+            raise CheckpointError(f"{self.out.name} cannot be completed: {error.strerror}.") from error
+        return self.out
+
+    def _take_name(self) -> None:
+        old = sibling(self.out, "replaced", self._run)
+        try:
+            if self._force and self.out.exists() and any(self.out.iterdir()):
+                self.out.rename(old)
+                fsync_folder(self.out.parent)
+                self._step("moved")
+            elif sys.platform == "win32" and self.out.exists():
+                self.out.rmdir()  # elsewhere a rename takes the place of an empty folder, in one step
+            # Without force, a folder that was filled meanwhile makes this fail.
+            self.path.rename(self.out)
+            self._committed = True
+        except BaseException:
+            if old.exists() and not self.out.exists():
+                old.rename(self.out)
+            raise
+        fsync_folder(self.out.parent)
+        self._step("renamed")
+        if old.exists():
+            discard(self.out, old)
+            self._step("discarded")
+
+    def _make_parents(self) -> None:
+        parent = self.out.parent
+        while not parent.exists():
+            self._made_parents.append(parent)
+            parent = parent.parent
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def _clean(self) -> None:
+        try:
+            # Whatever resists is removed by the next run: the error that brought us here matters more.
+            shutil.rmtree(self.path, ignore_errors=True)
+        finally:
+            self._lock.release()
+            if not self._committed:
+                for parent in self._made_parents:
+                    try:
+                        parent.rmdir()
+                    except OSError:
+                        break
+
+    def _step(self, name: str) -> None:
+        if self._on_step is not None:
+            self._on_step(name)
