@@ -1,5 +1,6 @@
-"""What a family's attention looks like, as data, and how to read it off config.json and tensor names."""
+"""What a model's attention looks like: families as data, and reading it off config.json and tensor names."""
 
-from surgery.anatomy.families import FAMILIES, Family, find_family
+from surgery.anatomy.families import FAMILIES, REFUSED, Family, find_family
+from surgery.anatomy.reading import Anatomy, AttentionLayer, read_anatomy
 
-__all__ = ["FAMILIES", "Family", "find_family"]
+__all__ = ["FAMILIES", "REFUSED", "Anatomy", "AttentionLayer", "Family", "find_family", "read_anatomy"]

@@ -36,19 +36,6 @@ FORMAT_VERSION = 1
 PREFIX = "Surgery"
 MODEL_TYPE_PREFIX = "surgery_"
 
-# A stock class would load this checkpoint and drop the new tensors with a printed line. These entries of config.json
-# make it stop instead: an attention implementation that does not exist, and, because a keyword can override that one,
-# a text where every family's config requires a number, which its error quotes. (The plain base config, which the
-# tokenizer's loader reads, does not mind either.) Our config takes them off on load; what they displaced is kept in the
-# block `surgery` under `locked`.
-LOCKS: dict[str, Any] = {
-    "attn_implementation": "surgery",
-    "initializer_range": (
-        "This checkpoint's attention was operated on. A stock class would silently drop the new parameters. Load it "
-        "with AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True), or `import surgery` first."
-    ),
-}
-
 # The name of the keyword that carries n from the base model's forward to the attention modules.
 VISIBLE_KEYS = "surgery_visible_keys"
 
@@ -272,20 +259,29 @@ def _install(base_model: nn.Module, config: PreTrainedConfig) -> None:
 
 
 def lock(config: dict[str, Any]) -> dict[str, Any]:
-    """A copy of the config with :data:`LOCKS` on, if it carries operations."""
-    if not config.get("surgery"):
-        return config
-    locked = {name: config[name] for name in LOCKS if name in config and config[name] != LOCKS[name]}
-    return {**config, **LOCKS, "surgery": {**config["surgery"], "locked": locked}}
+    """A copy of the config that a stock class refuses to load.
+
+    A stock class would drop the new tensors with a printed line. So ``surgery.locks`` of config.json names entries
+    with a value that makes it stop (``lock``), and what the model's own value is (``was``; absent if it has none).
+    """
+    locked = dict(config)
+    block = config.get("surgery") or {}
+    for name, entry in block.get("locks", {}).items():
+        entry.pop("was", None)
+        if name in config:
+            entry["was"] = config[name]
+        locked[name] = entry["lock"]
+    return locked
 
 
 def unlock(config: dict[str, Any]) -> dict[str, Any]:
     """The inverse of :func:`lock`: the config as the family's own class reads it."""
+    opened = dict(config)
     block = config.get("surgery") or {}
-    opened = {name: value for name, value in config.items() if LOCKS.get(name) != value}
-    opened.update(block.get("locked", {}))
-    if block:
-        opened["surgery"] = {name: value for name, value in block.items() if name != "locked"}
+    for name, entry in block.get("locks", {}).items():
+        opened.pop(name, None)
+        if "was" in entry:
+            opened[name] = entry["was"]
     return opened
 
 
@@ -294,7 +290,7 @@ class SurgeryConfigMixin:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As transformers' own, for a config.json that carries :data:`LOCKS`."""
+        """As transformers' own, for a config.json that is locked."""
         config_dict = unlock(config_dict)
         version = config_dict.get("surgery", {}).get("format_version")
         if version is not None and version > FORMAT_VERSION:
@@ -306,7 +302,7 @@ class SurgeryConfigMixin:
         return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
 
     def to_json_string(self, *args: Any, **kwargs: Any) -> str:
-        """As transformers' own, with :data:`LOCKS` added so that what is saved is as locked as what was loaded."""
+        """As transformers' own, locked again, so that a stock class refuses what is saved as it refused what was loaded."""
         content = json.loads(super().to_json_string(*args, **kwargs))  # type: ignore[misc]
         return json.dumps(lock(content), indent=2, sort_keys=True) + "\n"
 

@@ -1,0 +1,40 @@
+"""Locks: entries of a converted config.json that make a stock class refuse it, since it would drop the new tensors.
+
+The modelling file holds the same two functions for use inside transformers; both work from ``surgery.locks`` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# An attention implementation that does not exist; and, because a keyword of from_pretrained overrides that one, a text
+# where every family's config class requires a number: its error quotes the text. The plain base config, which the
+# tokenizer's loader reads, minds neither.
+LOCKS: dict[str, Any] = {
+    "attn_implementation": "surgery",
+    "initializer_range": (
+        "This checkpoint's attention was operated on. A stock class would silently drop the new parameters. Load it "
+        "with AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True), or `import surgery` first."
+    ),
+}
+
+
+def lock(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with :data:`LOCKS` on; ``surgery.locks`` keeps what they displace."""
+    locks = {
+        name: {"lock": value} | ({"was": config[name]} if name in config else {}) for name, value in LOCKS.items()
+    }
+    return {**config, **LOCKS, "surgery": {**config["surgery"], "locks": locks}}
+
+
+def unlock(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as the family's own class reads it; anything else is returned as it is."""
+    opened = dict(config)
+    block = config.get("surgery")
+    locks = block.get("locks") if isinstance(block, Mapping) else None
+    for name, entry in (locks if isinstance(locks, Mapping) else {}).items():
+        opened.pop(name, None)
+        if isinstance(entry, Mapping) and "was" in entry:
+            opened[name] = entry["was"]
+    return opened
