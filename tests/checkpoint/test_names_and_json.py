@@ -1,0 +1,134 @@
+"""Names from hostile files, and JSON that says one thing only."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from surgery.checkpoint import dump_json, load_json, safe_relative
+from surgery.errors import CheckpointError
+
+HOSTILE = [
+    "",
+    "/etc/passwd",
+    "..",
+    "../x",
+    "a/../../x",
+    "a/..",
+    ".",
+    "./a",
+    "a//b",
+    "a/",
+    "C:/x",
+    "c:x",
+    "x.safetensors:stream",
+    "\\\\server\\x",
+    "..\\x",
+    "a\\..\\..\\x",
+    "a\0b",
+    "a\nb",
+    "a\x1b[2Jb",
+    "CON",
+    "con.safetensors",
+    "sub/NUL.txt",
+    "LPT1",
+    "com9.bin",
+    "COM¹",
+    "a.",
+    "a ",
+    "dir./x",
+    "\ud800",
+    "\u202efdp.exe",
+    "x" * 256,
+    "é" * 128,
+    "a/" * 3000 + "x",
+    None,
+    3,
+    ["a"],
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name)[:30])
+def test_hostile_name(name: Any) -> None:
+    with pytest.raises(CheckpointError) as error:
+        safe_relative(name)
+    assert str(error.value).isascii() and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "sub/x.json", ".gitattributes", "console.txt", "模型.json", "a b"])
+def test_plain_name(name: str) -> None:
+    assert safe_relative(name) == name
+
+
+@given(st.text(max_size=30) | st.text("./\\ab:C\0", max_size=12))
+@settings(max_examples=200, deadline=None)
+def test_an_accepted_name_stays_in_its_folder(name: str) -> None:
+    try:
+        accepted = safe_relative(name)
+    except CheckpointError:
+        return
+    folder = Path("/folder")
+    # resolve() follows the rules of the system, so it is asked rather than the string.
+    assert (folder / accepted).resolve(strict=False) != folder
+    assert (folder / accepted).resolve(strict=False).is_relative_to(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"{} {}", "not valid JSON"),
+        (b"[]", "JSON object, it holds list"),
+        (b"3", "JSON object"),
+        (b'{"a": 1, "a": 2}', "'a' twice"),
+        (b'{"x": {"a": 1, "b": 0, "a": 2}}', "'a' twice"),
+        (b'{"a": NaN}', "NaN"),
+        (b'{"a": Infinity}', "Infinity"),
+        (b'{"a": -Infinity}', "Infinity"),
+        (b'{"a": 1e400}', "no float"),
+        (b'{"a": "\xff"}', "UTF-8"),
+        (b'\xef\xbb\xbf{"a": 1}', "BOM"),
+        ('{"a": 1}'.encode("utf-16"), "UTF-8"),
+        (b'{"a": "\\udfff"}', "UTF-8"),
+        (b'{"a": ' + b"[" * 70 + b"]" * 70 + b"}", "deeper"),
+        (b'{"a": "' + b"x" * 2000 + b'"}', "larger than 1,000 bytes"),
+    ],
+)
+def test_refused_json(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_json(path, 1000)
+    assert "config.json" in str(error.value)
+
+
+def test_missing_json(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"gone\.json cannot be read"):
+        load_json(tmp_path / "gone.json")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, obj: dict[str, Any]) -> None:
+    path = tmp_path_factory.mktemp("json") / "x.json"
+    text = dump_json(obj)
+    assert text.endswith("}\n") and text.isascii()
+    path.write_text(text)
+    loaded = load_json(path)
+    assert loaded == obj and list(loaded) == list(obj)
+    assert dump_json(loaded) == text
+
+
+def test_nan_is_not_written() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        dump_json({"a": float("nan")})
