@@ -81,6 +81,7 @@ class FileLock:
 
     def _by_existence(self) -> None:
         marker = self._path.with_name(self._path.name + ".held")
+        self._delete()
         try:
             descriptor = os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError as error:
@@ -90,7 +91,6 @@ class FileLock:
             ) from error
         except OSError as error:
             raise CheckpointError(f"{marker.name} cannot be made: {error.strerror}.") from error
-        self._delete()
         self._path, self._descriptor = marker, descriptor
 
     def _busy(self) -> CheckpointError:

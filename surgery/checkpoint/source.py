@@ -49,7 +49,7 @@ def resolve(model: str | Path, revision: str | None = None, *, local_only: bool 
     """
     text = str(model)
     folder = _expand(text)
-    if _exists(folder):
+    if text and _exists(folder):  # an empty argument is a mistake, not the current folder
         if revision is not None:
             raise UsageError(
                 f"{quote(text)} is a folder, and a folder has no revision {quote(revision)}.",

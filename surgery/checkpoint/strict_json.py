@@ -29,11 +29,12 @@ def load_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
             deep, or holds duplicate keys, NaN or Infinity.
     """
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):  # opening a fifo would wait for ever
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a fifo would wait for ever
             raise CheckpointError(f"{path.name} is not a regular file.")
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            # Python sets aside what it is asked to read, so it is not asked for more than there is.
+            data = file.read(min(limit, status.st_size) + 1)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path.name} cannot be read: {_reason(error)}.") from error
     if len(data) > limit:

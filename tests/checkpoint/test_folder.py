@@ -134,7 +134,16 @@ def test_shards_without_index(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "shard",
-    ["../m2/x.safetensors", "/etc/x.safetensors", "..\\x.safetensors", "C:/x.safetensors", "a\0.safetensors", "", 3, None],
+    [
+        "../m2/x.safetensors",
+        "/etc/x.safetensors",
+        "..\\x.safetensors",
+        "C:/x.safetensors",
+        "a\0.safetensors",
+        "",
+        3,
+        None,
+    ],
 )
 def test_index_entry_that_leaves_the_folder(shard: object, tmp_path: Path) -> None:
     folder = sharded(tmp_path / "m")

@@ -57,7 +57,9 @@ def test_hostile_name(name: Any) -> None:
     assert str(error.value).isascii() and len(str(error.value)) < 500
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "sub/x.json", ".gitattributes", "console.txt", "模型.json", "a b"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "sub/x.json", ".gitattributes", "console.txt", "模型.json", "a b"]
+)
 def test_plain_name(name: str) -> None:
     assert safe_relative(name) == name
 
@@ -111,7 +113,11 @@ def test_missing_json(tmp_path: Path) -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=20,
 )

@@ -44,9 +44,7 @@ def _not_here(*_: object) -> int:
 
 
 @pytest.mark.parametrize("missing", [["_copy_file_range"], ["_copy_file_range", "_sendfile"]])
-def test_each_way_to_copy(
-    missing: list[str], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_way_to_copy(missing: list[str], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in missing:
         monkeypatch.setattr(placing_module, name, _not_here)
     seen: list[int] = []
@@ -54,9 +52,7 @@ def test_each_way_to_copy(
     assert (tmp_path / "y").read_bytes() == CONTENT and sum(seen) == len(CONTENT) and len(seen) > 1
 
 
-def test_a_way_that_stops_halfway_is_continued(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_way_that_stops_halfway_is_continued(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = placing_module._copy_file_range
 
     def half(reading: int, writing: int, offset: int, count: int) -> int:

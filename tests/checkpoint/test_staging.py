@@ -279,7 +279,13 @@ def test_a_folder_made_since_an_interrupted_replacement_is_kept(tmp_path: Path) 
 
 
 def test_only_own_leftovers_are_removed(tmp_path: Path) -> None:
-    kept = ["out.partial", "out.partial-mine", "out2.partial-0123456789ab", "out.partial-0123456789ab.txt", "out.backup"]
+    kept = [
+        "out.partial",
+        "out.partial-mine",
+        "out2.partial-0123456789ab",
+        "out.partial-0123456789ab.txt",
+        "out.backup",
+    ]
     for name in kept:
         fill(tmp_path / name, OLD)
     (tmp_path / "out.partial-aaaaaaaaaaaa").write_text("a file, not ours")
