@@ -1,0 +1,106 @@
+"""The numbers that an operation learned, read off a loaded model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgery.evaluation.results import LearnedNumbers, Multiplier, NegativeHead
+
+Array = NDArray[np.float64]
+
+SHORT_CONTEXTS = (1, 16, 256)
+
+
+def learned_numbers(model: Any, length: int) -> tuple[LearnedNumbers, ...]:
+    """Scale, bias and multiplier of each SSMax operation in ``model.config.surgery``; none for a plain model.
+
+    Args:
+        model: a loaded causal language model.
+        length: up to which n heads are searched for a negative multiplier.
+    """
+    block = getattr(model.config, "surgery", None) or {}
+    return tuple(
+        _ssmax(model, block["attention"], options, length)
+        for options in block.get("operations", ())
+        if options["name"] == "ssmax"
+    )
+
+
+def _ssmax(model: Any, attention: str, options: dict[str, Any], length: int) -> LearnedNumbers:
+    layers = tuple(options["layers"])
+    modules = [model.base_model.get_submodule(f"{attention.format(layer=layer)}.ssmax") for layer in layers]
+    chosen = options.get("heads")
+    heads = tuple(chosen) if chosen is not None else tuple(range(modules[0].num_heads))
+    found = {name: _matrix(modules, name) for name in ("scale", "bias")}
+    start = {name: float(value) for name, value in (options.get("start") or {}).items()}
+    moved = [np.abs(found[name] - start[name]) for name in start if name in found and found[name].size]
+    distances = np.concatenate([part.ravel() for part in moved]) if moved else np.zeros(1)
+    reference = int(options["reference_length"])
+    evaluate = _multiplier(options["form"], found["scale"], found["bias"], reference, (len(layers), len(heads)))
+    contexts = sorted({*SHORT_CONTEXTS, reference, 2 * reference})
+    return LearnedNumbers(
+        name="ssmax",
+        form=options["form"],
+        reference_length=reference,
+        layers=layers,
+        heads=heads,
+        start=start,
+        scale=_rows(found["scale"]),
+        bias=_rows(found["bias"]),
+        moved_mean=float(distances.mean()),
+        moved_most=float(distances.max()),
+        multipliers=tuple(_at(n, evaluate(math.log(n))) for n in contexts),
+        negative_heads=_negative(evaluate, layers, heads, length) if found["scale"].size else (),
+    )
+
+
+def _matrix(modules: list[Any], name: str) -> Array:
+    values = [getattr(module, name).detach().double().cpu().numpy() for module in modules if hasattr(module, name)]
+    return np.stack(values) if values else np.zeros((0, 0))
+
+
+def _multiplier(
+    form: str, scale: Array, bias: Array, reference: int, shape: tuple[int, int]
+) -> Callable[[float], Array]:
+    """m as a function of ln n, ``(layers, heads)``; the forms are those of the modelling file."""
+    forms: dict[str, Callable[[float], Array]] = {
+        "paper": lambda log_n: scale * log_n,
+        "bias": lambda log_n: scale * log_n + bias,
+        "anchored": lambda log_n: 1.0 + scale * (log_n - math.log(reference)),
+        "logn": lambda log_n: np.full(shape, max(1.0, log_n / math.log(reference))),
+    }
+    return forms[form]
+
+
+def _at(n: int, values: Array) -> Multiplier:
+    return Multiplier(n, float(values.min()), float(np.median(values)), float(values.max()), _rows(values))
+
+
+def _negative(
+    evaluate: Callable[[float], Array], layers: tuple[int, ...], heads: tuple[int, ...], length: int
+) -> tuple[NegativeHead, ...]:
+    """Heads with m(n) < 0 for some n up to ``length``. m is linear in ln n, so it crosses zero at most once."""
+    at_one, slope = evaluate(0.0), evaluate(1.0) - evaluate(0.0)
+    at_end = at_one + slope * math.log(length)
+    found = []
+    for row, column in np.argwhere((at_one < 0) | (at_end < 0)):
+        first, last = 1, length
+        if at_one[row, column] * at_end[row, column] < 0:
+            crossing = math.exp(-at_one[row, column] / slope[row, column])
+            if at_one[row, column] < 0:
+                last = max(1, math.ceil(crossing) - 1)
+            else:
+                first = math.floor(crossing) + 1
+        elif at_one[row, column] == 0:  # paper's form at n = 1
+            first = 2
+        found.append(NegativeHead(layers[row], heads[column], first, last))
+    return tuple(found)
+
+
+def _rows(values: Array) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(value) for value in row) for row in values)

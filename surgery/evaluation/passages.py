@@ -1,0 +1,119 @@
+"""Texts cut into the token sequences that are measured, and an account of what was left out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from surgery.data import Document
+from surgery.errors import UsageError
+from surgery.evaluation.results import DataUse, TextUse
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHORTEST = 64
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One sequence to measure: the special tokens that the tokenizer puts first, then tokens of one document."""
+
+    document: str
+    tokens: tuple[int, ...]
+
+
+def shortest_for(length: int) -> int:
+    """The fewest tokens that a sequence may have: 64, or half of a shorter ``length``."""
+    return max(2, min(SHORTEST, length // 2))
+
+
+def cut_passages(
+    documents: Sequence[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    limit: int | None = None,
+) -> tuple[list[Passage], DataUse]:
+    """Tokenize each document and cut it into sequences of ``length`` tokens; documents are never joined.
+
+    A document's tail is a sequence too unless it is shorter than :func:`shortest_for`. With a ``limit``, the first
+    sequence of every document is taken before the second of any, in the order of the documents' names.
+
+    Raises:
+        UsageError: no document is long enough.
+    """
+    prefix = special_prefix(tokenizer)
+    shortest, room = shortest_for(length), length - len(prefix)
+    if room < 1:
+        raise UsageError(f"--length {length} leaves no room after the tokenizer's {len(prefix)} special tokens.")
+    counts: list[int] = []
+    pieces: list[list[tuple[int, ...]]] = []
+    for document in documents:
+        ids = _tokenize(tokenizer, document.text)
+        counts.append(len(ids))
+        cuts = (prefix + tuple(ids[start : start + room]) for start in range(0, len(ids), room))
+        pieces.append([cut for cut in cuts if len(cut) >= shortest])
+        if limit is not None and sum(1 for piece in pieces if piece) >= limit:
+            break
+
+    taken = _round_robin(pieces, limit)
+    if not taken:
+        raise UsageError(
+            f"the longest of the {len(documents)} texts has {max(counts)} tokens; "
+            f"a sequence needs at least {shortest} with the special tokens.",
+            hint="Give longer texts; files are not joined, since a loss across their border would mean nothing.",
+        )
+    passages = [Passage(documents[index].name, pieces[index][number]) for index, number in taken]
+    uses = []
+    for index, count in enumerate(counts):
+        measured = [pieces[index][number] for at, number in taken if at == index]
+        used = sum(len(piece) - len(prefix) for piece in measured)
+        uses.append(TextUse(documents[index].name, count, len(measured), count - used))
+    return passages, DataUse(
+        length=length,
+        longest=max(len(passage.tokens) for passage in passages),
+        shortest=shortest,
+        sequences=len(passages),
+        predictions=sum(len(passage.tokens) - 1 for passage in passages),
+        left_out=sum(use.left_out for use in uses),
+        unread=len(documents) - len(counts),
+        prefix=prefix,
+        fingerprint=fingerprint(passages),
+        texts=tuple(uses),
+    )
+
+
+def special_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The special tokens that this tokenizer puts before a text by default (often a beginning-of-sequence token)."""
+    with_special = list(tokenizer("a", add_special_tokens=True)["input_ids"])
+    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    for start in range(len(with_special) - len(plain) + 1):
+        if plain and with_special[start : start + len(plain)] == plain:
+            return tuple(with_special[:start])
+    return ()
+
+
+def fingerprint(passages: Iterable[Passage]) -> str:
+    """sha256 of the token ids, sequence by sequence."""
+    digest = hashlib.sha256()
+    for passage in passages:
+        digest.update(len(passage.tokens).to_bytes(8, "little"))
+        digest.update(np.asarray(passage.tokens, dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    # verbose=False: the texts are cut afterwards, so the warning about their length would be wrong.
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _round_robin(pieces: list[list[tuple[int, ...]]], limit: int | None) -> list[tuple[int, int]]:
+    """(document, sequence) pairs in reading order; under a limit, breadth over documents comes first."""
+    order = [(number, index) for index, own in enumerate(pieces) for number in range(len(own))]
+    chosen = sorted(order)[:limit]
+    return sorted((index, number) for number, index in chosen)
