@@ -22,9 +22,7 @@ LOCKS: dict[str, Any] = {
 
 def lock(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with :data:`LOCKS` on; ``surgery.locks`` keeps what they displace."""
-    locks = {
-        name: {"lock": value} | ({"was": config[name]} if name in config else {}) for name, value in LOCKS.items()
-    }
+    locks = {name: {"lock": value} | ({"was": config[name]} if name in config else {}) for name, value in LOCKS.items()}
     return {**config, **LOCKS, "surgery": {**config["surgery"], "locks": locks}}
 
 

@@ -181,9 +181,13 @@ class _Reader:
         family = self.family
         if family.sliding_from_key is not None:
             return "sliding" if index >= int(self.value(family.sliding_from_key)) else "full"
-        every = self.config.get(family.full_every_key, family.full_every) if family.full_every_key else family.full_every
+        every = (
+            self.config.get(family.full_every_key, family.full_every) if family.full_every_key else family.full_every
+        )
         if not isinstance(every, int) or every < 1:
-            raise CheckpointError(f"config.json: {family.full_every_key} must be a positive whole number, not {every!r}")
+            raise CheckpointError(
+                f"config.json: {family.full_every_key} must be a positive whole number, not {every!r}"
+            )
         return "sliding" if (index + 1) % every else "full"
 
 
@@ -201,9 +205,7 @@ def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**rope, **(scaling if isinstance(scaling, Mapping) else {"rope_type": "default"})}
 
 
-def _query_norm(
-    checkpoint: Checkpoint, module: str, heads: int, head_dim: int
-) -> Literal["head", "all"] | None:
+def _query_norm(checkpoint: Checkpoint, module: str, heads: int, head_dim: int) -> Literal["head", "all"] | None:
     norm = checkpoint.tensors.get(f"{module}.q_norm.weight")
     if norm is None:
         return None

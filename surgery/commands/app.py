@@ -37,5 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(console.run(app, arguments))
 
 
-# Each command registers itself on the app when its file is imported.
-from surgery.commands import inspect as _inspect  # noqa: E402, F401
+# Each command registers itself on the app when its file is imported; the order is that of --help.
+from surgery.commands import inspect as _inspect  # noqa: E402, F401, I001
+from surgery.commands import convert as _convert  # noqa: E402, F401
+from surgery.commands import revert as _revert  # noqa: E402, F401

@@ -1,1 +1,103 @@
 """``surgery inspect``: what a model's attention is, layer by layer, and what can be done to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from surgery.commands import console
+from surgery.commands.app import app
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from surgery.anatomy import AttentionLayer
+    from surgery.operations.inspection import Inspection
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
+    revision: console.RevisionOption = None,
+    as_json: console.JsonOption = False,
+    verbose: console.VerboseOption = False,
+) -> None:
+    """Show a model's attention layer by layer, and which operations apply. Reads headers only; no torch."""
+    from surgery.operations.inspection import inspect as inspect_model
+
+    console.setup(verbose=verbose)
+    inspection = inspect_model(model, revision=revision)
+    if as_json:
+        console.emit("inspection", inspection.to_dict())
+        return
+    console.out.print(_summary(inspection))
+    console.out.print(_layer_table(inspection))
+    for line in _advice(inspection):
+        console.out.print(line, highlight=False)
+
+
+def _summary(inspection: Inspection) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    anatomy = inspection.anatomy
+    first = anatomy.layers[0]
+    theta = anatomy.rope.get("rope_theta")
+    rope = str(anatomy.rope.get("rope_type") or anatomy.rope.get("type") or "default")
+    rows = {
+        "model": inspection.name + (f" @ {inspection.commit[:12]}" if inspection.commit else ""),
+        "family": anatomy.family.model_type,
+        "parameters": f"{anatomy.parameters / 1e6:,.1f} M in {anatomy.shards} shard(s), {anatomy.bytes / 1e6:,.0f} MB",
+        "dtypes": ", ".join(f"{dtype} x {count}" for dtype, count in anatomy.dtypes.items()),
+        "layers": f"{len(anatomy.layers)}",
+        "heads": f"{first.heads} query, {first.kv_heads} key-value, size {first.head_dim}",
+        "trained length": f"{anatomy.trained_length}",
+        "rope": rope + (f", theta {theta:g}" if isinstance(theta, int | float) else ""),
+        "embeddings": "tied" if anatomy.tied_embeddings else "untied",
+        "operated": ", ".join(f"{entry['name']} ({entry.get('form')})" for entry in anatomy.operations) or "no",
+    }
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in rows.items():
+        table.add_row(Text(name, style="dim"), Text(value))
+    return table
+
+
+def _layer_table(inspection: Inspection) -> Table:
+    """One row for each run of layers that are alike."""
+    from rich.table import Table
+
+    table = Table(title="Attention", title_justify="left")
+    for column in ("layers", "kind", "window", "query norm", "soft cap", *inspection.applies):
+        table.add_column(column)
+    runs: list[list[AttentionLayer]] = []
+    for layer in inspection.layers:
+        if runs and _row(inspection, layer) == _row(inspection, runs[-1][-1]):
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    for run in runs:
+        numbers = f"{run[0].index}" if len(run) == 1 else f"{run[0].index}-{run[-1].index}"
+        table.add_row(numbers, *_row(inspection, run[0]))
+    return table
+
+
+def _row(inspection: Inspection, layer: AttentionLayer) -> tuple[str, ...]:
+    applies = (reasons[layer.index] or "applies" for reasons in inspection.applies.values())
+    return (
+        layer.kind,
+        str(layer.window or "-"),
+        layer.query_norm or "-",
+        f"{layer.softcap:g}" if layer.softcap else "-",
+        *applies,
+    )
+
+
+def _advice(inspection: Inspection) -> list[str]:
+    if inspection.anatomy.operations:
+        return [f"Next: surgery verify {inspection.name}"]
+    return [
+        f"Next: surgery convert --to {name} {inspection.name}"
+        for name, reasons in inspection.applies.items()
+        if any(reason is None for reason in reasons)
+    ]

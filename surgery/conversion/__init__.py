@@ -1,0 +1,18 @@
+"""Converting a checkpoint: first a plan, a small value that can be printed and compared; then exactly that plan."""
+
+from surgery.conversion.execute import ConversionResult, convert, execute
+from surgery.conversion.plan import FORMAT_VERSION, PLAN_NAME, RECORD_FOLDER, Plan, make_plan
+from surgery.conversion.revert import RevertResult, revert
+
+__all__ = [
+    "FORMAT_VERSION",
+    "PLAN_NAME",
+    "RECORD_FOLDER",
+    "ConversionResult",
+    "Plan",
+    "RevertResult",
+    "convert",
+    "execute",
+    "make_plan",
+    "revert",
+]

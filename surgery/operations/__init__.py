@@ -1,0 +1,14 @@
+"""What can be done to attention: one folder per operation, each a strict schema plus a few hooks.
+
+The schema is what the user writes in flags, in a recipe and in config.json: one model, three places. Nothing here
+imports torch. An operation is registered by adding it to :data:`OPERATIONS`.
+"""
+
+from types import MappingProxyType
+
+from surgery.operations.base import Operation, OperationOptions, PlannedTensor, parse_layers
+from surgery.operations.ssmax import SSMax
+
+OPERATIONS: MappingProxyType[str, Operation] = MappingProxyType({operation.name: operation for operation in (SSMax(),)})
+
+__all__ = ["OPERATIONS", "Operation", "OperationOptions", "PlannedTensor", "parse_layers"]

@@ -1,0 +1,115 @@
+"""The model card of a converted checkpoint, drawn from the plan and, once there is one, the verification."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from surgery.operations.ssmax.options import FORMS
+
+_SAFE_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+
+
+def write_card(
+    path: Path,
+    plan: Mapping[str, Any],
+    *,
+    source_card: Path | None = None,
+    verification: Mapping[str, Any] | None = None,
+    trained: Sequence[str] = (),
+) -> None:
+    """Write the card.
+
+    Args:
+        path: README.md of the converted checkpoint.
+        plan: the plan as plain data.
+        source_card: README.md of the source, from which licence and languages are taken over.
+        verification: ``environment``, ``verdict`` and ``checks`` of a verification, as plain data.
+        trained: one line for each training that followed.
+    """
+    environment = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment.filters["md"] = escape_markdown
+    template = environment.from_string(files(__package__).joinpath("card.md.jinja").read_text(encoding="utf-8"))
+    operations = [
+        {
+            "name": options["name"],
+            "form": options["form"],
+            "equation": FORMS[options["form"]].equation,
+            "layers": summarize_numbers(options["layers"]),
+            "heads": "all" if options["heads"] is None else summarize_numbers(options["heads"]),
+            "reference_length": options["reference_length"],
+            "start": ", ".join(f"{name} = {value:.6g}" for name, value in options["start"].items()) or "none",
+            "identity": identity or "no",
+        }
+        for options, identity in zip(plan["operations"], plan["identity"], strict=True)
+    ]
+    title = "-".join([str(plan["source"]["name"]).rsplit("/", 1)[-1], *(entry["name"] for entry in operations)])
+    text = template.render(
+        plan=plan,
+        title=escape_markdown(title),
+        operations=operations,
+        front_matter=_front_matter(plan, source_card),
+        verification=verification,
+        trained=list(trained),
+    )
+    path.write_text(text, encoding="utf-8")
+
+
+def escape_markdown(value: object) -> str:
+    """Text from a file as inert Markdown in one table cell: no links, no HTML, no line breaks."""
+    text = re.sub(r"\s+", " ", str(value))
+    return re.sub(r"([\\`*\[\]<>|#])", r"\\\1", text)
+
+
+def summarize_numbers(numbers: Sequence[int]) -> str:
+    """(0, 1, 2, 5) as ``0-2, 5``."""
+    parts: list[str] = []
+    ordered = sorted(numbers)
+    start = 0
+    for index, number in enumerate(ordered):
+        if index + 1 == len(ordered) or ordered[index + 1] != number + 1:
+            parts.append(str(number) if index == start else f"{ordered[start]}-{number}")
+            start = index + 1
+    return ", ".join(parts)
+
+
+def _front_matter(plan: Mapping[str, Any], source_card: Path | None) -> str:
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    values: dict[str, Any] = _inherited(source_card)
+    if plan["source"]["hub_id"]:
+        values["base_model"] = plan["source"]["hub_id"]
+    values |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["model-surgery", "ssmax"]}
+    stream = io.StringIO()
+    yaml.dump(values, stream)
+    return stream.getvalue().strip()
+
+
+def _inherited(source_card: Path | None) -> dict[str, Any]:
+    """Licence and languages of the source's card, where they are plain tags; a card is a stranger's file."""
+    from ruamel.yaml import YAML, YAMLError
+
+    if source_card is None or not source_card.is_file() or source_card.stat().st_size > 1_000_000:
+        return {}
+    parts = source_card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return {}
+    try:
+        found = YAML(typ="safe", pure=True).load(parts[1])
+    except (YAMLError, ValueError):
+        return {}  # the card keeps its own words in surgery/source/README.md; only the tags are not taken over
+    kept: dict[str, Any] = {}
+    for key in ("license", "language"):
+        value = found.get(key) if isinstance(found, dict) else None
+        values = value if isinstance(value, list) else [value]
+        if values and all(isinstance(entry, str) and _SAFE_TAG.fullmatch(entry) for entry in values):
+            kept[key] = value
+    return kept

@@ -1,0 +1,177 @@
+"""Carry out a plan: stage everything beside the output, then rename. A kill leaves no output, or a whole one."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from surgery.checkpoint import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    NewTensor,
+    StagedFolder,
+    place_file,
+    require_space,
+    write_index,
+    write_json,
+    write_safetensors,
+)
+from surgery.conversion.card import write_card
+from surgery.conversion.plan import (
+    CARD_NAME,
+    MODELING_NAME,
+    NEW_SHARD,
+    PLAN_NAME,
+    RECORD_FOLDER,
+    Plan,
+    PreparedPlan,
+    converted_config,
+    make_plan,
+    needed_bytes,
+)
+from surgery.operations import OperationOptions
+
+PlaceMode = Literal["auto", "copy", "link"]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ConversionResult:
+    """What was done: the plan, where the output is, and how the shards were placed (reflink, copied or linked)."""
+
+    plan: Plan
+    output: Path
+    placed: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"output": str(self.output), "placed": dict(self.placed), "plan": self.plan.to_dict()}
+
+
+def default_output(prepared: PreparedPlan) -> Path:
+    """Beside the source, named after the operations; in the working directory for a hub model."""
+    source = prepared.source
+    parent = Path() if source.hub_id is not None else source.folder.resolve().parent
+    stem = source.name.rsplit("/", 1)[-1]
+    names = [str(options["name"]) for options in prepared.plan.operations]
+    return parent / "-".join([stem, *names])
+
+
+def convert(
+    model: str | Path,
+    to: str | Sequence[Mapping[str, Any] | OperationOptions] = "ssmax",
+    *,
+    output: str | Path | None = None,
+    revision: str | None = None,
+    mode: PlaceMode = "auto",
+    force: bool = False,
+    on_bytes: Progress | None = None,
+    **options: Any,
+) -> ConversionResult:
+    """Convert a checkpoint: plan, then execute.
+
+    Args:
+        model: folder or hub id.
+        to: name of an operation, or a list of options for several, in order.
+        output: folder to write; by default beside the source, named after the operation.
+        revision: branch, tag or commit of a hub model.
+        mode: how unchanged shards are placed: reflink if the file system can, else copied; or hard links.
+        force: replace an output that is there already.
+        on_bytes: called with bytes done and bytes in all.
+        options: options of a single operation (``form="paper"``, ``layers="0-3"``, ...).
+
+    Raises:
+        SurgeryError: see :func:`make_plan`; also an output that exists, or too little disk space.
+    """
+    operations = [{"name": to, **options}] if isinstance(to, str) else list(to)
+    prepared = make_plan(model, operations, revision=revision)
+    return execute(prepared, Path(output) if output is not None else None, mode=mode, force=force, on_bytes=on_bytes)
+
+
+def execute(
+    prepared: PreparedPlan,
+    output: Path | None = None,
+    *,
+    mode: PlaceMode = "auto",
+    force: bool = False,
+    on_bytes: Progress | None = None,
+    on_step: Callable[[str], None] | None = None,
+) -> ConversionResult:
+    """Carry out exactly the plan.
+
+    Raises:
+        UsageError: the output exists and ``force`` is not given, or lies inside the source.
+        CheckpointError: too little disk space, or the files cannot be linked.
+    """
+    plan, checkpoint = prepared.plan, prepared.checkpoint
+    output = output or default_output(prepared)
+    source = checkpoint.folder
+    total, done = checkpoint.disk_bytes, 0
+    placed: dict[str, str] = {}
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        if on_bytes is not None:
+            on_bytes(done, total)
+
+    with StagedFolder(output, force=force, source=source, on_step=on_step) as staged:
+        require_space(staged.path, needed_bytes(prepared, mode))
+        for shard, name in plan.shards.items():
+            placed[name] = _place(source / shard, staged.path / name, mode, report)
+            _step(on_step, f"placed {name}")
+        for name in plan.kept_files:
+            # Small files are always copied: a program that edits a tokenizer in place must not reach the source.
+            _place(source / name, staged.path / name, "copy", report)
+        _keep_source_record(prepared, staged.path)
+        _step(on_step, "kept files")
+        new = {tensor.name: _filled(tensor.shape, tensor.start) for tensor in plan.tensors}
+        weight_map = {name: plan.shards[info.shard] for name, info in checkpoint.tensors.items()}
+        if new:
+            write_safetensors(staged.path / NEW_SHARD, new, {"format": "pt"})
+            weight_map |= dict.fromkeys(sorted(new), NEW_SHARD)
+        write_index(staged.path / INDEX_NAME, weight_map, plan.bytes["source_tensors"] + plan.bytes["new_tensors"])
+        _step(on_step, "wrote tensors")
+        (staged.path / MODELING_NAME).write_bytes(modeling_code())
+        write_json(staged.path / CONFIG_NAME, converted_config(prepared))
+        write_json(staged.path / PLAN_NAME, plan.to_dict())
+        write_card(staged.path / CARD_NAME, plan.to_dict(), source_card=source / CARD_NAME)
+        _step(on_step, "wrote config")
+        staged.commit()
+    return ConversionResult(plan, output, placed)
+
+
+def modeling_code() -> bytes:
+    """The modelling file that travels in every converted checkpoint; the same for all."""
+    from importlib.resources import files
+
+    return files("surgery.runtime").joinpath(MODELING_NAME).read_bytes()
+
+
+def _keep_source_record(prepared: PreparedPlan, staged: Path) -> None:
+    """Keep the source's own config, index and card, from which ``revert`` gives the source back."""
+    record = staged / RECORD_FOLDER / "source"
+    record.mkdir(parents=True)
+    for name in (CONFIG_NAME, INDEX_NAME, CARD_NAME):
+        if (prepared.checkpoint.folder / name).is_file():
+            place_file(prepared.checkpoint.folder / name, record / name, "copy")
+
+
+def _place(source: Path, target: Path, mode: PlaceMode, report: Callable[[int], None]) -> str:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return place_file(source, target, mode, report)
+
+
+def _filled(shape: tuple[int, ...], value: float) -> NewTensor:
+    count = 1
+    for size in shape:
+        count *= size
+    return NewTensor("F32", shape, struct.pack("<f", value) * count)
+
+
+def _step(on_step: Callable[[str], None] | None, name: str) -> None:
+    if on_step is not None:
+        on_step(name)

@@ -1,0 +1,260 @@
+"""The plan of a conversion: which layers, which tensors, which files, which bytes, which warnings. Nothing is written.
+
+The same source and options give the same plan, to the byte: it holds no time and no absolute path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery.anatomy import Anatomy, read_anatomy
+from surgery.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint, Source, open_checkpoint, resolve, sha256_json
+from surgery.errors import CheckpointError, PlanRefusedError, UsageError
+from surgery.operations import OPERATIONS, OperationOptions, PlannedTensor
+
+FORMAT_VERSION = 1
+RECORD_FOLDER = "surgery"
+PLAN_NAME = f"{RECORD_FOLDER}/plan.json"
+MODELING_NAME = "modeling_surgery.py"
+NEW_SHARD = "surgery-operations.safetensors"
+CARD_NAME = "README.md"
+# transformers' save_pretrained writes, and deletes, files that begin with "model": under this prefix a later save into
+# the converted folder can never write through a hard link into the source.
+SHARD_PREFIX = "source-"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion will do.
+
+    Attributes:
+        format_version: of the converted checkpoint.
+        tool_version: of this package.
+        source: name, hub id, commit, model type and architecture of the source.
+        model_type, architecture: of the output.
+        attention: path of a layer's attention module below the base model, with ``{layer}``.
+        operations: resolved options of every operation, in the order in which they are applied.
+        identity: for each operation, where the output starts as exactly the source, or None.
+        tensors: the new tensors.
+        shards: name of each source shard in the output.
+        kept_files: files copied byte for byte under their own name.
+        skipped_layers: reason for each layer on which no operation is performed.
+        bytes: of the source's tensors, of the new tensors, and of everything that is placed.
+        warnings: what a user should know before this is done.
+    """
+
+    format_version: int
+    tool_version: str
+    source: Mapping[str, str | None]
+    model_type: str
+    architecture: str
+    attention: str
+    operations: tuple[Mapping[str, Any], ...]
+    identity: tuple[str | None, ...]
+    tensors: tuple[PlannedTensor, ...]
+    shards: Mapping[str, str]
+    kept_files: tuple[str, ...]
+    skipped_layers: Mapping[str, str]
+    bytes: Mapping[str, int]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with the hash of everything else under ``hash``."""
+        content = asdict(self)
+        return {**content, "hash": sha256_json(content)}
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the plan's content."""
+        return str(self.to_dict()["hash"])
+
+
+@dataclass(frozen=True)
+class PreparedPlan:
+    """A plan with what it was made from, ready to be executed."""
+
+    plan: Plan
+    source: Source
+    checkpoint: Checkpoint
+    anatomy: Anatomy
+
+
+def make_plan(
+    model: str | Path,
+    operations: Sequence[Mapping[str, Any] | OperationOptions],
+    *,
+    revision: str | None = None,
+) -> PreparedPlan:
+    """Plan a conversion from headers and config.json; no weight is read and nothing is written.
+
+    Args:
+        model: folder or hub id.
+        operations: options of each operation, in order; each names itself under ``name``.
+        revision: branch, tag or commit of a hub model.
+
+    Raises:
+        CheckpointError: the source is missing, broken or hostile.
+        UsageError: an option is wrong.
+        PlanRefusedError: the operation cannot be applied, or there is nothing to do.
+    """
+    from surgery import __version__
+
+    source = resolve(model, revision)
+    checkpoint = open_checkpoint(source)
+    anatomy = read_anatomy(checkpoint)
+    _check_source(checkpoint, anatomy)
+    resolved: list[OperationOptions] = []
+    tensors: list[PlannedTensor] = []
+    identity: list[str | None] = []
+    warnings: list[str] = []
+    skipped: dict[str, str] = {}
+    for given in operations:
+        options = parse_operation(given)
+        operation = OPERATIONS[options.name]
+        if any(other.name == options.name for other in resolved):
+            raise UsageError(f"the operation {options.name!r} is given twice")
+        options = operation.resolve(options, anatomy)
+        resolved.append(options)
+        tensors += operation.tensors(options, anatomy)
+        identity.append(operation.identity(options))
+        warnings += operation.warnings(options, anatomy)
+        for layer in anatomy.layers:
+            if layer.index not in options.layers:
+                skipped[f"{options.name}:{layer.index}"] = operation.skipping(layer) or "not chosen"
+    if not resolved:
+        raise UsageError("no operation was given", hint=f"Choose one of: {', '.join(OPERATIONS)}.")
+    warnings += _source_warnings(checkpoint)
+    new_bytes = sum(4 * size for tensor in tensors for size in tensor.shape)
+    plan = Plan(
+        format_version=FORMAT_VERSION,
+        tool_version=__version__,
+        source={
+            "name": source.name,
+            "hub_id": source.hub_id,
+            "commit": source.commit,
+            "model_type": anatomy.family.model_type,
+            "architecture": f"{anatomy.family.name}ForCausalLM",
+        },
+        model_type=f"surgery_{anatomy.family.model_type}",
+        architecture=f"Surgery{anatomy.family.name}ForCausalLM",
+        attention=anatomy.family.attention,
+        operations=tuple(options.resolved() for options in resolved),
+        identity=tuple(identity),
+        tensors=tuple(tensors),
+        shards={shard: SHARD_PREFIX + shard for shard in checkpoint.shards},
+        kept_files=tuple(name for name in checkpoint.other_files if name != CARD_NAME),
+        skipped_layers=skipped,
+        bytes={"source_tensors": checkpoint.total_bytes, "new_tensors": new_bytes, "placed": checkpoint.disk_bytes},
+        warnings=tuple(warnings),
+    )
+    return PreparedPlan(plan, source, checkpoint, anatomy)
+
+
+def parse_operation(given: Mapping[str, Any] | OperationOptions) -> OperationOptions:
+    """Validate one operation's options against its schema.
+
+    Raises:
+        UsageError: unknown operation, unknown key, or a wrong value; all of them at once.
+    """
+    from pydantic import ValidationError
+
+    if isinstance(given, OperationOptions):
+        return given
+    name = given.get("name")
+    if name not in OPERATIONS:
+        raise UsageError(f"unknown operation {name!r}", hint=f"Known: {', '.join(OPERATIONS)}.")
+    try:
+        return OPERATIONS[name].options.model_validate(dict(given))
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc']) or name}: {problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors()
+        )
+        raise UsageError(f"{name}: {problems}") from error
+
+
+def _check_source(checkpoint: Checkpoint, anatomy: Anatomy) -> None:
+    if anatomy.operations:
+        names = ", ".join(str(options.get("name")) for options in anatomy.operations)
+        raise PlanRefusedError(
+            f"this checkpoint was converted already ({names})",
+            hint="`surgery revert` gives the source back; convert that.",
+        )
+    taken = [
+        name
+        for name in (*checkpoint.other_files, *checkpoint.shards)
+        if name in (MODELING_NAME, NEW_SHARD)
+        or name.startswith(f"{RECORD_FOLDER}/")
+        or (name.startswith(SHARD_PREFIX) and name.endswith(".safetensors"))
+    ]
+    if taken:
+        raise PlanRefusedError(f"the source holds {taken[0]!r}, a name that a converted checkpoint uses itself")
+    expected = f"{anatomy.family.name}ForCausalLM"
+    architectures = checkpoint.config.get("architectures")
+    if architectures is not None and expected not in architectures:
+        raise PlanRefusedError(
+            f"config.json: architectures is {architectures!r}; only {expected} (a causal language model) is converted"
+        )
+    if any(f".{operation}." in name for operation in OPERATIONS for name in checkpoint.tensors):
+        raise CheckpointError("the tensors hold names of an operation, but config.json says nothing of one")
+
+
+def _source_warnings(checkpoint: Checkpoint) -> list[str]:
+    found = []
+    own_code = [name for name in checkpoint.config.get("auto_map", {}) if name.startswith(("AutoModel", "AutoConfig"))]
+    if own_code:
+        found.append(
+            "the source brings modelling code of its own, which is not used: the output is built on transformers' class"
+        )
+    if checkpoint.skipped:
+        found.append(f"hidden folders are left out: {', '.join(checkpoint.skipped)}")
+    return found
+
+
+def converted_config(prepared: PreparedPlan) -> dict[str, Any]:
+    """config.json of the output, from the source's and the plan."""
+    from surgery.anatomy.locks import lock
+
+    plan = prepared.plan
+    family = prepared.anatomy.family
+    kept_map = {
+        name: value
+        for name, value in prepared.checkpoint.config.get("auto_map", {}).items()
+        if not name.startswith(("AutoModel", "AutoConfig"))
+    }
+    module = MODELING_NAME.removesuffix(".py")
+    auto_map = {
+        "AutoConfig": f"{module}.Surgery{family.config_class}",
+        "AutoModel": f"{module}.Surgery{family.base_model}",
+        "AutoModelForCausalLM": f"{module}.{plan.architecture}",
+    }
+    block = {
+        "format_version": plan.format_version,
+        "tool_version": plan.tool_version,
+        "base": dict(plan.source),
+        "plan_hash": plan.hash,
+        "attention": plan.attention,
+        "operations": [dict(options) for options in plan.operations],
+    }
+    config = {
+        **prepared.checkpoint.config,
+        "model_type": plan.model_type,
+        "architectures": [plan.architecture],
+        "auto_map": {**kept_map, **auto_map},
+        "surgery": block,
+    }
+    return lock(config)
+
+
+def needed_bytes(prepared: PreparedPlan, mode: str) -> int:
+    """Disk space that the execution needs, an estimate from above: links need none for the shards."""
+    sizes = prepared.checkpoint.file_sizes
+    placed = 0 if mode == "link" else sum(sizes[shard] for shard in prepared.checkpoint.shards)
+    small = sum(size for name, size in sizes.items() if name not in prepared.checkpoint.shards)
+    return placed + 2 * small + prepared.plan.bytes["new_tensors"] + 4_000_000
+
+
+__all__ = ["CONFIG_NAME", "INDEX_NAME", "Plan", "PreparedPlan", "make_plan"]

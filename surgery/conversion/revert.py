@@ -1,0 +1,132 @@
+"""Give the source of a converted checkpoint back, byte for byte."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery.checkpoint import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    StagedFolder,
+    load_json,
+    open_checkpoint,
+    place_file,
+    require_space,
+    safe_relative,
+    sha256_json,
+)
+from surgery.conversion.execute import PlaceMode, Progress
+from surgery.conversion.plan import CARD_NAME, FORMAT_VERSION, PLAN_NAME, RECORD_FOLDER
+from surgery.errors import CheckpointError, PlanRefusedError
+
+
+@dataclass(frozen=True)
+class RevertResult:
+    """Where the source was written again, and how many files it has."""
+
+    output: Path
+    files: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"output": str(self.output), "files": self.files}
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """The plan of a converted checkpoint.
+
+    Raises:
+        PlanRefusedError: the folder was not converted by this tool.
+        CheckpointError: the plan was changed afterwards, or is of a newer format.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"no such folder: {folder}")
+    if not (folder / PLAN_NAME).is_file():
+        raise PlanRefusedError(f"{folder.name}: not a converted checkpoint (it has no {PLAN_NAME})")
+    plan = load_json(folder / PLAN_NAME, limit=64_000_000)
+    if plan.get("format_version", 0) > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder.name}: format version {plan['format_version']} is newer than this tool's {FORMAT_VERSION}",
+            hint="Install a newer model-surgery.",
+        )
+    content = {name: value for name, value in plan.items() if name != "hash"}
+    if plan.get("hash") != sha256_json(content):
+        raise CheckpointError(f"{folder.name}: {PLAN_NAME} does not have the hash that it names; it was changed")
+    return plan
+
+
+def revert(
+    model: str | Path,
+    *,
+    output: str | Path,
+    mode: PlaceMode = "auto",
+    force: bool = False,
+    on_bytes: Progress | None = None,
+) -> RevertResult:
+    """Write the source of a converted checkpoint to ``output``.
+
+    Scales that were trained are dropped; nothing else was changed by that. After the weights themselves were trained
+    the source is no longer in the checkpoint, and the request is refused.
+
+    Raises:
+        PlanRefusedError: not a converted checkpoint, or its weights were trained.
+        CheckpointError: files that the plan names are missing or changed in size.
+    """
+    folder = Path(model).expanduser()
+    plan = read_plan(folder)
+    restored = _restored_files(folder, plan)
+    open_checkpoint(folder)  # a broken checkpoint is refused before anything is written
+    total, done = sum((folder / name).stat().st_size for name in restored), 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        if on_bytes is not None:
+            on_bytes(done, total)
+
+    with StagedFolder(Path(output), force=force, source=folder) as staged:
+        require_space(staged.path, 0 if mode == "link" else total)
+        for name, target in restored.items():
+            path = staged.path / target
+            path.parent.mkdir(parents=True, exist_ok=True)
+            is_shard = name in plan["shards"].values()
+            place_file(folder / name, path, mode if is_shard else "copy", report)
+        staged.commit()
+    return RevertResult(Path(output), len(restored))
+
+
+def _restored_files(folder: Path, plan: dict[str, Any]) -> dict[str, str]:
+    """Name in the converted checkpoint -> name in the source."""
+    record = f"{RECORD_FOLDER}/source"
+    files = {name: shard for shard, name in plan["shards"].items()}
+    files |= {name: name for name in plan["kept_files"]}
+    files |= {f"{record}/{name}": name for name in (CONFIG_NAME, INDEX_NAME, CARD_NAME)}
+    for name in [*files, *files.values()]:
+        safe_relative(name)
+    trained = _trained_weights(folder)
+    missing = [name for name in files if not (folder / name).is_file()]
+    optional = (f"{record}/{INDEX_NAME}", f"{record}/{CARD_NAME}")
+    required = [name for name in missing if name not in optional]
+    if trained or any(name in plan["shards"].values() for name in required):
+        raise PlanRefusedError(
+            f"{folder.name}: its weights were trained ({trained or 'the source shards are gone'}), "
+            "so the source is no longer in it",
+            hint="Revert the converted checkpoint from before the training, or fetch the source again.",
+        )
+    if required:
+        raise CheckpointError(f"{folder.name}: {required[0]} is missing, so the source cannot be given back whole")
+    return {name: target for name, target in files.items() if name not in missing}
+
+
+def _trained_weights(folder: Path) -> str | None:
+    """What was trained besides the operation's own parameters, from the history."""
+    history = folder / RECORD_FOLDER / "history.json"
+    if not history.is_file():
+        return None
+    entries = json.loads(history.read_text(encoding="utf-8"))
+    entries = entries if isinstance(entries, list) else entries.get("entries", [])
+    trained = [str(entry.get("trained")) for entry in entries if entry.get("trained") not in (None, "scale")]
+    return ", ".join(trained) or None

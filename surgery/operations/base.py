@@ -1,0 +1,147 @@
+"""The shape of an operation: its options, and the hooks that a plan is made with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from surgery.anatomy import Anatomy, AttentionLayer
+from surgery.errors import PlanRefusedError
+
+LayerChoice = Literal["full", "sliding", "all"]
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A tensor that the operation adds: name, shape, and the value that it is filled with. Stored as float32."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: float
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """``0-3,7`` as (0, 1, 2, 3, 7).
+
+    Raises:
+        ValueError: the text is not such a list.
+    """
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ValueError(f"{part.strip()!r} is neither a number nor a range like 0-3")
+        low, high = int(first), int(last) if dash else int(first)
+        if high < low or high > 10_000:
+            raise ValueError(f"{part.strip()!r} is not an ascending range of layers or heads")
+        chosen.update(range(low, high + 1))
+    return tuple(sorted(chosen))
+
+
+class OperationOptions(BaseModel):
+    """What every operation can be told: on which layers, on which heads.
+
+    Attributes:
+        name: the operation.
+        layers: ``full`` (every full-attention layer), ``sliding``, ``all``, or numbers such as ``0-3,7``.
+        heads: query heads in each of these layers; all of them where absent.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    layers: LayerChoice | tuple[int, ...] = "full"
+    heads: tuple[int, ...] | None = None
+
+    @field_validator("layers", "heads", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        if isinstance(value, str) and value not in ("full", "sliding", "all"):
+            return parse_layers(value)
+        if isinstance(value, Iterable) and not isinstance(value, str):
+            return tuple(sorted(set(value)))
+        return value
+
+    def resolved(self) -> dict[str, Any]:
+        """As written into config.json."""
+        return self.model_dump(mode="json")
+
+
+class Operation(ABC):
+    """One thing that can be done to attention.
+
+    Class attributes:
+        name: as in ``--to NAME`` and in config.json.
+        summary: one line for listings.
+        options: the schema.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    options: ClassVar[type[OperationOptions]]
+
+    def refusal(self, layer: AttentionLayer) -> str | None:
+        """Why the operation can never be applied to this layer, or None."""
+        if layer.kind in ("linear", "latent"):
+            return f"{layer.kind} attention has no scores to operate on"
+        return None
+
+    def skipping(self, layer: AttentionLayer) -> str | None:
+        """Why the operation is not applied to this layer unless it is asked for, or None."""
+        return self.refusal(layer)
+
+    def choose_layers(self, options: OperationOptions, anatomy: Anatomy) -> tuple[int, ...]:
+        """Numbers of the layers that ``options.layers`` names.
+
+        Raises:
+            PlanRefusedError: no layer is left, or one is named that does not exist or cannot be operated on.
+        """
+        layers = anatomy.layers
+        if isinstance(options.layers, tuple):
+            for index in options.layers:
+                if index >= len(layers):
+                    raise PlanRefusedError(f"layer {index} does not exist; the model has layers 0-{len(layers) - 1}")
+                if reason := self.refusal(layers[index]):
+                    raise PlanRefusedError(f"layer {index}: {reason}")
+            return options.layers
+        wanted = ("full", "sliding", "chunked") if options.layers == "all" else (options.layers,)
+        chosen = tuple(layer.index for layer in layers if layer.kind in wanted and self.refusal(layer) is None)
+        if not chosen:
+            reasons = sorted({self.skipping(layer) or f"it is a {layer.kind}-attention layer" for layer in layers})
+            raise PlanRefusedError(
+                f"nothing to convert: no layer of this model is chosen by --layers {options.layers} ({reasons[0]})",
+                hint="Choose layers with --layers all, --layers sliding or --layers 0-3,7.",
+            )
+        return chosen
+
+    def check_heads(self, options: OperationOptions, anatomy: Anatomy) -> None:
+        """Raises PlanRefusedError if a head is named that does not exist."""
+        wrong = [head for head in options.heads or () if head >= anatomy.heads]
+        if wrong:
+            raise PlanRefusedError(f"head {wrong[0]} does not exist; the model has heads 0-{anatomy.heads - 1}")
+        if options.heads == ():
+            raise PlanRefusedError("no head is chosen")
+
+    @abstractmethod
+    def resolve(self, options: Any, anatomy: Anatomy) -> OperationOptions:
+        """Fill in every option that was left open.
+
+        Raises:
+            PlanRefusedError: the operation cannot be applied as asked.
+        """
+
+    @abstractmethod
+    def tensors(self, options: Any, anatomy: Anatomy) -> tuple[PlannedTensor, ...]:
+        """The tensors that resolved options add, in order."""
+
+    @abstractmethod
+    def identity(self, options: Any) -> str | None:
+        """In which range the model starts as exactly the old one (``everywhere``, ``n <= 8192``), or None."""
+
+    def warnings(self, options: Any, anatomy: Anatomy) -> tuple[str, ...]:
+        """What a user should know before this is done."""
+        return ()

@@ -1,0 +1,68 @@
+"""``inspect``: what a model's attention is, layer by layer, and what can be done to it. Headers and config.json only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery.anatomy import Anatomy, AttentionLayer, read_anatomy
+from surgery.checkpoint import open_checkpoint, resolve
+from surgery.operations import OPERATIONS
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The anatomy of a model and, for each operation, why a layer would be skipped (None where it applies).
+
+    Attributes:
+        name, commit: as given, and the commit of a hub model.
+        anatomy: layers, sizes, RoPE, dtypes.
+        applies: for each operation, for each layer, the reason against it or None.
+    """
+
+    name: str
+    commit: str | None
+    anatomy: Anatomy
+    applies: Mapping[str, tuple[str | None, ...]]
+
+    @property
+    def layers(self) -> tuple[AttentionLayer, ...]:
+        """The attention layers."""
+        return self.anatomy.layers
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        anatomy = self.anatomy
+        return {
+            "name": self.name,
+            "commit": self.commit,
+            "family": anatomy.family.model_type,
+            "operations_done": [dict(options) for options in anatomy.operations],
+            "trained_length": anatomy.trained_length,
+            "rope": dict(anatomy.rope),
+            "tied_embeddings": anatomy.tied_embeddings,
+            "dtypes": dict(anatomy.dtypes),
+            "parameters": anatomy.parameters,
+            "bytes": anatomy.bytes,
+            "shards": anatomy.shards,
+            "layers": [
+                {**asdict(layer), "operations": {name: reasons[layer.index] for name, reasons in self.applies.items()}}
+                for layer in anatomy.layers
+            ],
+        }
+
+
+def inspect(model: str | Path, *, revision: str | None = None) -> Inspection:
+    """Inspect a model folder or hub id, of any size, without reading a weight.
+
+    Raises:
+        SurgeryError: the folder is missing, broken or of a family that is not supported.
+    """
+    source = resolve(model, revision)
+    anatomy = read_anatomy(open_checkpoint(source))
+    applies = {
+        name: tuple(operation.skipping(layer) for layer in anatomy.layers) for name, operation in OPERATIONS.items()
+    }
+    return Inspection(source.name, source.commit, anatomy, applies)

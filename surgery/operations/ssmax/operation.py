@@ -1,0 +1,84 @@
+"""The hooks of SSMax."""
+
+from __future__ import annotations
+
+import math
+
+from surgery.anatomy import Anatomy, AttentionLayer
+from surgery.errors import PlanRefusedError
+from surgery.operations.base import Operation, PlannedTensor
+from surgery.operations.ssmax.options import FORMS, SSMaxOptions
+
+
+def mean_log(length: int) -> float:
+    """Mean of ln n over n = 1..length: ln(length!) / length. The paper's start is its inverse (section 4)."""
+    return math.lgamma(length + 1) / length
+
+
+class SSMax(Operation):
+    """softmax(m(n) z) instead of softmax(z), as a multiplier of the query."""
+
+    name = "ssmax"
+    summary = "a learned scale per head times ln n, so that attention does not fade with length"
+    options = SSMaxOptions
+
+    def skipping(self, layer: AttentionLayer) -> str | None:
+        """Sliding layers: n saturates at the window, so a multiplier that grows with n has nothing to do."""
+        if layer.kind == "sliding":
+            return f"n saturates at the sliding window of {layer.window} keys"
+        return self.refusal(layer)
+
+    def resolve(self, options: SSMaxOptions, anatomy: Anatomy) -> SSMaxOptions:
+        """Fill in layers, N and start values."""
+        layers = self.choose_layers(options, anatomy)
+        self.check_heads(options, anatomy)
+        reference = options.reference_length or anatomy.trained_length
+        if reference < 2:
+            raise PlanRefusedError(f"the reference length must be at least 2, not {reference}")
+        default = {
+            "anchored": {"scale": 0.0},
+            "paper": {"scale": 1.0 / mean_log(reference)},
+            "bias": {"scale": 0.0, "bias": 1.0},
+            "logn": {},
+        }[options.form]
+        return options.model_copy(
+            update={
+                "layers": layers,
+                "reference_length": reference,
+                "start": {**default, **(options.start or {})},
+            }
+        )
+
+    def tensors(self, options: SSMaxOptions, anatomy: Anatomy) -> tuple[PlannedTensor, ...]:
+        """One vector over the chosen heads per layer and parameter."""
+        assert options.start is not None
+        size = anatomy.heads if options.heads is None else len(options.heads)
+        return tuple(
+            PlannedTensor(f"{anatomy.layers[layer].module}.{self.name}.{parameter}", (size,), options.start[parameter])
+            for layer in options.layers
+            if isinstance(layer, int)
+            for parameter in FORMS[options.form].parameters
+        )
+
+    def identity(self, options: SSMaxOptions) -> str | None:
+        """The identity where the multiplier starts at exactly 1."""
+        start = options.start or {}
+        if options.form == "logn":
+            return f"n <= {options.reference_length}"
+        if start.get("scale") == 0.0 and start.get("bias", 1.0) == 1.0 and options.form != "paper":
+            return "everywhere"
+        return None
+
+    def warnings(self, options: SSMaxOptions, anatomy: Anatomy) -> tuple[str, ...]:
+        """Where the operation has less effect, or more, than a user may expect."""
+        found = []
+        sliding = [index for index in options.layers if anatomy.layers[int(index)].kind == "sliding"]
+        if sliding:
+            window = anatomy.layers[int(sliding[0])].window
+            found.append(f"{len(sliding)} of the chosen layers slide: n saturates at their window of {window} keys")
+        capped = anatomy.layers[0].softcap
+        if capped is not None:
+            found.append(f"scores are soft-capped at {capped:g} after the multiplier, which bounds its effect")
+        if self.identity(options) is None:
+            found.append("the converted model differs from the source until it is trained (surgery finetune)")
+        return tuple(found)

@@ -1,0 +1,59 @@
+"""The options of SSMax, and the forms of its multiplier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from pydantic import Field, FiniteFloat, model_validator
+
+from surgery.operations.base import OperationOptions
+
+FormName = Literal["anchored", "paper", "bias", "logn"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of the multiplier m(n): its equation, its parameters, and where it starts as the identity."""
+
+    equation: str
+    parameters: tuple[str, ...]
+    remark: str
+
+
+FORMS: MappingProxyType[FormName, Form] = MappingProxyType(
+    {
+        "anchored": Form(
+            "1 + s (ln n - ln N)", ("scale",), "starts as exactly the old model; s = 1/ln N is the paper's form"
+        ),
+        "paper": Form("s ln n", ("scale",), "the paper's; not the identity at the start, needs recovery"),
+        "bias": Form("s ln n + b", ("scale", "bias"), "the paper's (d); starts as exactly the old model"),
+        "logn": Form("max(1, ln n / ln N)", (), "nothing to learn; the old model up to N"),
+    }
+)
+
+
+class SSMaxOptions(OperationOptions):
+    """SSMax on the chosen layers and heads.
+
+    Attributes:
+        form: which multiplier.
+        reference_length: N, the length that the model was trained at; by default its max_position_embeddings.
+        start: start value of each parameter of the form; by default the identity, for ``paper`` 1 / mean ln n.
+    """
+
+    name: Literal["ssmax"] = "ssmax"
+    form: FormName = "anchored"
+    reference_length: int | None = Field(default=None, ge=2, le=2**31)
+    start: dict[str, FiniteFloat] | None = None
+
+    @model_validator(mode="after")
+    def _start_fits_form(self) -> SSMaxOptions:
+        known = FORMS[self.form].parameters
+        for name in self.start or {}:
+            if name not in known:
+                raise ValueError(
+                    f"the form {self.form!r} has no parameter {name!r}; it has {', '.join(known) or 'none'}"
+                )
+        return self
