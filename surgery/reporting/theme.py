@@ -1,0 +1,130 @@
+"""Colours and axes. The pairs are told apart with any colour vision, and by line, marker or label as well."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Theme:
+    """The colours of one colour scheme; blue and orange after Okabe and Ito."""
+
+    name: str
+    page: str
+    ink: str
+    quiet: str
+    rule: str
+    model: str
+    base: str
+    worse: str
+    better: str
+    plain: str
+    low: str
+    middle: str
+    high: str
+
+    def diverging(self) -> LinearSegmentedColormap:
+        """Blue below the start value, orange above it, the page's own tone at it."""
+        return LinearSegmentedColormap.from_list(f"surgery-{self.name}", [self.low, self.middle, self.high])
+
+
+LIGHT = Theme(
+    name="light",
+    page="#ffffff",
+    ink="#1f2328",
+    quiet="#59626c",
+    rule="#d6dade",
+    model="#0072b2",
+    base="#c25a00",
+    worse="#c25a00",
+    better="#0072b2",
+    plain="#9aa3ac",
+    low="#05508c",
+    middle="#f4f4f2",
+    high="#b34700",
+)
+DARK = Theme(
+    name="dark",
+    page="#15181c",
+    ink="#e6e9ec",
+    quiet="#a2abb5",
+    rule="#363c44",
+    model="#5cb8f0",
+    base="#f0a04b",
+    worse="#f0a04b",
+    better="#5cb8f0",
+    plain="#717b86",
+    low="#6cc4ff",
+    middle="#22272d",
+    high="#ffa64d",
+)
+
+
+@contextmanager
+def drawn_in(theme: Theme) -> Iterator[None]:
+    """Draw with this theme's colours; nothing of it outlives the block."""
+    settings: Any = {
+        "text.parse_math": False,  # a model's name may hold a dollar sign
+        "text.color": theme.ink,
+        "axes.labelcolor": theme.quiet,
+        "axes.edgecolor": theme.rule,
+        "axes.facecolor": "none",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.titlesize": 10,
+        "axes.titlecolor": theme.ink,
+        "axes.titlelocation": "left",
+        "axes.labelsize": 9,
+        "xtick.color": theme.quiet,
+        "ytick.color": theme.quiet,
+        "xtick.labelsize": 8.5,
+        "ytick.labelsize": 8.5,
+        "legend.frameon": False,
+        "legend.fontsize": 9,
+        "font.family": ["DejaVu Sans"],
+        "hatch.linewidth": 0.6,
+        "svg.hashsalt": "surgery",
+        "svg.fonttype": "path",
+    }
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # names may be in any script
+        yield
+
+
+def new_figure(width: float = 8.0, height: float = 3.4) -> Figure:
+    """A figure without pyplot: no global state, no display."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def grid(axes: Axes, theme: Theme) -> None:
+    """Horizontal lines to read values by."""
+    axes.grid(axis="y", color=theme.rule, linewidth=0.7)
+    axes.tick_params(length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def to_png(figure: Figure, theme: Theme) -> bytes:
+    """PNG bytes on the theme's background, the same for the same data."""
+    return _save(figure, "png", dpi=160, facecolor=theme.page, metadata={"Software": None})
+
+
+def to_svg(figure: Figure) -> bytes:
+    """SVG bytes on a transparent background, the same for the same data."""
+    return _save(figure, "svg", transparent=True, metadata={"Date": None, "Creator": None})
+
+
+def _save(figure: Figure, form: str, **options: Any) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format=form, **options)
+    return buffer.getvalue()

@@ -1,0 +1,60 @@
+"""Curves of a training run, drawn from the rows of its log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def training_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw loss, learning rates and the operation's parameters by layer over the steps, as a PNG.
+
+    Args:
+        rows: of ``log.jsonl``: ``step``, and ``loss``, ``learning_rates`` and ``scale`` or ``held_out_loss``.
+        path: of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    steps = [row for row in rows if "loss" in row]
+    held_out = [row for row in rows if "held_out_loss" in row]
+    kinds = sorted({kind for row in steps for kind in row.get("scale", {})})
+    figure = Figure(figsize=(4.2 * (2 + len(kinds)), 3.4), layout="constrained")
+    axes = figure.subplots(1, 2 + len(kinds), squeeze=False)[0]
+
+    axes[0].plot([row["step"] for row in steps], [row["loss"] for row in steps], label="training", linewidth=1)
+    if held_out:
+        axes[0].plot(
+            [row["step"] for row in held_out], [row["held_out_loss"] for row in held_out], "o-", label="held out"
+        )
+    axes[0].set_ylabel("loss (nats per token)")
+    axes[0].legend()
+    for name in sorted({name for row in steps for name in row["learning_rates"]}):
+        own = [row for row in steps if name in row["learning_rates"]]
+        axes[1].plot([row["step"] for row in own], [row["learning_rates"][name] for row in own], label=name)
+    axes[1].set_ylabel("learning rate")
+    axes[1].set_yscale("log", nonpositive="mask")
+    if steps:
+        axes[1].legend()
+    for axis, kind in zip(axes[2:], kinds, strict=True):
+        _by_layer(axis, steps, kind)
+    for axis in axes:
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    # No date and no version, so that the same log gives the same picture.
+    figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
+
+
+def _by_layer(axis: Any, steps: Sequence[Mapping[str, Any]], kind: str) -> None:
+    """Mean over heads, one line a layer, coloured from the first layer to the last."""
+    from matplotlib import colormaps
+
+    layers = sorted({int(layer) for row in steps for layer in row.get("scale", {}).get(kind, {})})
+    for position, layer in enumerate(layers):
+        own = [row for row in steps if str(layer) in row.get("scale", {}).get(kind, {})]
+        values = [row["scale"][kind][str(layer)][0] for row in own]
+        colour = colormaps["viridis"](position / max(1, len(layers) - 1))
+        axis.plot([row["step"] for row in own], values, color=colour, linewidth=0.8)
+    axis.set_ylabel(f"{kind}, mean over heads")
+    if layers:
+        axis.set_title(f"layers {layers[0]} (dark) to {layers[-1]} (light)", fontsize="small")

@@ -1,0 +1,76 @@
+"""Numbers and words as the pages, pictures and tables print them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MINUS, DASH, TIMES = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
+
+HEADLINES = {
+    "kept": "Kept",
+    "lost": "Lost",
+    "gained": "Gained",
+    "no difference": "No difference",
+    "undecided": "Undecided",
+}
+
+
+def typographic(text: str) -> str:
+    """A hyphen before a digit becomes a minus sign."""
+    return re.sub(r"(?<![\w-])-(?=\d)", MINUS, text)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """``2.7061``; a dash for None."""
+    return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def signed(value: float | None, digits: int = 4) -> str:
+    """``+0.0031``, and ``0`` for exactly zero, which is a statement of its own."""
+    if value is None:
+        return DASH
+    return "0" if value == 0 else f"{value:+.{digits}f}".replace("-", MINUS)
+
+
+def perplexity(value: float | None) -> str:
+    """Four significant figures for small ones, thousands separated for large ones."""
+    if value is None:
+        return DASH
+    if value < 1000:
+        return f"{value:.4g}"
+    return f"{value:,.0f}" if value < 1e9 else f"{value:.3g}"
+
+
+def count(value: float) -> str:
+    """``12,288``."""
+    return f"{value:,.0f}"
+
+
+def span(first: int, last: int) -> str:
+    """``65–128``, or ``1`` where both ends are the same."""
+    return count(first) if first == last else f"{count(first)}{DASH}{count(last)}"
+
+
+def interval(estimate: Mapping[str, Any] | None, digits: int = 4) -> str:
+    """``+0.0012 to +0.0040``; a dash where there is none."""
+    if estimate is None or estimate["low"] is None:
+        return DASH
+    return f"{signed(estimate['low'], digits)} to {signed(estimate['high'], digits)}"
+
+
+def negative_heads(heads: list[Mapping[str, Any]], most: int = 12) -> list[str]:
+    """``layer 3, head 4 (n from 1 to 12)``, the widest first, and how many more there are."""
+    widest = sorted(heads, key=lambda head: (head["first"] - head["last"], head["layer"], head["head"]))
+    named = [
+        f"layer {head['layer']}, head {head['head']} (n from {count(head['first'])} to {count(head['last'])})"
+        for head in widest[:most]
+    ]
+    return [*named, f"{len(widest) - most} more"] if len(widest) > most else named
+
+
+def clipped(name: str, most: int = 40) -> str:
+    """A name that fits a legend: one line, printable, not too long."""
+    line = "".join(letter if letter.isprintable() else "?" for letter in name)
+    return line if len(line) <= most else line[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
