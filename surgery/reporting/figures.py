@@ -163,13 +163,17 @@ def training_curves(rows: Sequence[Plain], theme: Theme) -> Figure:
     above.plot(steps, losses, color=theme.model, linewidth=0.9, alpha=0.45, label="training loss")
     if len(losses) >= 8:
         above.plot(steps, _smooth(losses), color=theme.model, linewidth=2, label="smoothed")
-    held_steps, held = _column(rows, "eval_loss")
-    if len(held):
+    held_steps, held = _column(rows, "held_out_loss")
+    if held:
         above.plot(held_steps, held, color=theme.base, marker="s", linestyle="--", label="held-out loss")
     above.set_ylabel("loss (nats per token)")
     above.legend()
-    rate_steps, rates = _column(rows, "learning_rate")
-    below.plot(rate_steps, rates, color=theme.quiet, linewidth=1.4)
+    groups = sorted({name for row in rows for name in row.get("learning_rates") or ()})
+    for name, style in zip(groups or [None], ("-", "--", ":", "-."), strict=False):
+        rate_steps, rates = _column([_with_rate(row, name) for row in rows], "learning_rate")
+        below.plot(rate_steps, rates, color=theme.quiet, linewidth=1.4, linestyle=style, label=name)
+    if len(groups) > 1:
+        below.legend()
     below.set_ylim(bottom=0)
     below.yaxis.set_major_locator(MaxNLocator(3))
     below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -216,6 +220,11 @@ def _column(rows: Sequence[Plain], key: str) -> tuple[list[float], list[float]]:
             pairs.append((float(step), float(value)))  # type: ignore[arg-type]
     pairs.sort()
     return [step for step, _ in pairs], [value for _, value in pairs]
+
+
+def _with_rate(row: Plain, group: str | None) -> Plain:
+    """The row with the learning rate of one group of parameters, where it has one for each."""
+    return row if group is None else {**row, "learning_rate": (row.get("learning_rates") or {}).get(group)}
 
 
 def _smooth(values: Sequence[float]) -> np.ndarray:

@@ -38,10 +38,9 @@ def write_report(result: Plain, out: Path, *, history: Sequence[Plain] | None = 
     """
     runs = [run for run in history or () if run.get("rows")]
     drawings = draw_all(result, runs)
-    out.mkdir(parents=True, exist_ok=True)
-    pngs = [_replace(out / f"{drawing.stem}.png", drawing.png) for drawing in drawings]
+    pngs = [replace_file(out / f"{drawing.stem}.png", drawing.png) for drawing in drawings]
     page = render_page(result, drawings, history=runs, provenance=provenance)
-    return ReportFiles(_replace(out / "report.html", page.encode("utf-8")), tuple(pngs))
+    return ReportFiles(replace_file(out / "report.html", page.encode("utf-8")), tuple(pngs))
 
 
 def render_page(result: Plain, drawings: Drawings, *, history: Sequence[Plain], provenance: Plain) -> str:
@@ -94,8 +93,9 @@ def _flattened(facts: Plain, above: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def _replace(path: Path, data: bytes) -> Path:
-    """Write beside, then rename: a reader sees the old file or the new one, never half of it."""
+def replace_file(path: Path, data: bytes) -> Path:
+    """Write beside, then rename: a reader sees the old file or the new one, never half of it. Makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_bytes(data)
     beside.replace(path)
