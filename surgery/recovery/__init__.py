@@ -1,0 +1,24 @@
+"""Recovery after an operation: a strict recipe, a training run that can be interrupted, a full checkpoint as result.
+
+Nothing here imports torch until a run begins.
+"""
+
+from surgery.recovery.errors import DivergedError, Problem, RecipeError, TrainingStoppedError
+from surgery.recovery.planning import FinetunePlan
+from surgery.recovery.reading import dump_recipe, read_recipe
+from surgery.recovery.recipe import Recipe, json_schema
+from surgery.recovery.running import FinetuneResult, finetune
+
+__all__ = [
+    "DivergedError",
+    "FinetunePlan",
+    "FinetuneResult",
+    "Problem",
+    "Recipe",
+    "RecipeError",
+    "TrainingStoppedError",
+    "dump_recipe",
+    "finetune",
+    "json_schema",
+    "read_recipe",
+]

@@ -1,0 +1,160 @@
+"""``surgery finetune``: train what a recipe says and write a full checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import Progress
+from rich.table import Table
+
+from surgery.commands import console
+from surgery.commands.app import app
+
+if TYPE_CHECKING:
+    from surgery.recovery import FinetunePlan, FinetuneResult
+
+_Handler = Callable[[dict[str, Any]], None]
+
+
+@app.command()
+def finetune(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; `surgery recipes list` names those that ship.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: optimizer.scale_lr=0.01.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run, exactly.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show steps, tokens, parameters, memory; no run.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start over; replace an output that is not empty.")] = False,
+    json_: console.JsonOption = False,
+    events: Annotated[Path | None, typer.Option(help="Write each event to this file, one JSON line each.")] = None,
+    device: console.DeviceOption = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Overrides the recipe's precision.", rich_help_panel="Running", show_default=False)
+    ] = "",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Overrides batch.sequences.", rich_help_panel="Running")
+    ] = None,
+    attn_implementation: console.AttentionOption = None,
+    verbose: console.VerboseOption = False,
+    quiet: console.QuietOption = False,
+) -> None:
+    """Train a converted checkpoint for a short while, as a recipe says, and write the result."""
+    console.setup(verbose=verbose, quiet=quiet)
+    from surgery import recovery
+
+    overrides = list(set_ or [])
+    if dtype:
+        overrides.append(f"precision={dtype}")
+    if batch_size is not None:
+        overrides.append(f"batch.sequences={batch_size}")
+    with _listening(events, quiet=quiet or dry_run) as on_progress:
+        result = recovery.finetune(
+            recipe,
+            overrides=overrides,
+            resume=resume,
+            dry_run=dry_run,
+            force=force,
+            device=device,
+            attn_implementation=attn_implementation,
+            on_progress=on_progress,
+        )
+    if json_:
+        console.emit("finetune", result.to_dict())
+    elif result.output is None:
+        console.out.print(_plan_table(result.plan))
+    else:
+        console.out.print(_result_table(result))
+
+
+@contextmanager
+def _listening(events: Path | None, *, quiet: bool) -> Iterator[_Handler]:
+    """One handler for the bar and for the file of events."""
+    with ExitStack() as stack:
+        handlers: list[_Handler] = []
+        if events is not None:
+            file = stack.enter_context(events.open("a", encoding="utf-8"))
+
+            def to_file(event: dict[str, Any]) -> None:
+                file.write(json.dumps(event) + "\n")
+                file.flush()
+
+            handlers.append(to_file)
+        if not quiet:
+            handlers.append(_Bar(stack.enter_context(console.progress())))
+
+        def tell(event: dict[str, Any]) -> None:
+            for handler in handlers:
+                handler(event)
+
+        yield tell
+
+
+class _Bar:
+    """Training as one bar; evaluations and checkpoints as lines above it."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task("reading", total=None, rate="")
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Show one event."""
+        kind = event["event"]
+        if kind == "plan":
+            self._bar.update(self._task, description="trial step and save", total=event["steps"])
+        elif kind == "trial":
+            self._bar.update(self._task, description="held-out loss")
+        elif kind == "evaluation":
+            console.err.print(f"step {event['step']}: held-out loss {event['held_out_loss']:.4f}", highlight=False)
+            self._bar.update(self._task, description="training")
+        elif kind == "step":
+            self._bar.update(
+                self._task,
+                completed=event["step"],
+                description=f"training, loss {event['loss']:.4f}",
+                rate=f"{event['tokens_per_second']:,.0f} tokens/s",
+            )
+        elif kind == "writing":
+            self._bar.update(self._task, description="writing")
+
+
+def _plan_table(plan: FinetunePlan) -> Table:
+    from surgery.checkpoint import human
+
+    table = Table(title=f"finetune {plan.model}: {plan.what}", show_header=False, title_justify="left")
+    rows = {
+        "output": plan.output,
+        "steps": f"{plan.steps:,} of {plan.tokens_per_step:,.0f} tokens",
+        "tokens": f"{plan.tokens:,}, the training text {plan.passes:g} times",
+        "training text": f"{plan.train_tokens:,} tokens in {plan.train_rows:,} sequences, {plan.train_documents:,} "
+        "documents",
+        "held out": f"{plan.held_out_tokens:,} tokens in {plan.held_out_rows:,} sequences of "
+        f"{plan.held_out_documents:,} documents",
+        "layers": f"{len(plan.layers)}",
+        "trained": ", ".join(f"{count:,} {kind}" for kind, count in plan.parameters.items())
+        + f" of {plan.parameters_total:,} parameters",
+        "precision": plan.precision,
+        "memory (estimate)": f"{human(plan.memory.total)}: weights {human(plan.memory.weights)}, gradients "
+        f"{human(plan.memory.gradients)}, optimizer {human(plan.memory.optimizer)}, activations "
+        f"{human(plan.memory.activations)}",
+    }
+    if plan.dropped_documents:
+        rows["left out"] = f"{plan.dropped_documents} documents that are also held out"
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _result_table(result: FinetuneResult) -> Table:
+    table = Table(title=f"trained: {result.plan.what}", show_header=False, title_justify="left")
+    before, after = result.held_out_loss_before, result.held_out_loss_after
+    if before is not None and after is not None:
+        table.add_row("held-out loss", f"{before:.4f} -> {after:.4f} ({after - before:+.4f})")
+    table.add_row("steps", f"{result.steps:,}, {result.tokens:,} tokens, {result.seconds:,.1f} s")
+    table.add_row("output", str(result.output))
+    table.add_row("record", "surgery/history.json, recipe.yaml, log.jsonl, training.png in it")
+    return table

@@ -1,0 +1,97 @@
+"""``surgery recipes``: the recipes that ship, their schema, and checking one's own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from surgery.commands import console
+from surgery.commands.app import app
+from surgery.errors import UsageError
+
+recipes = typer.Typer(help="Recipes: list, show, copy, schema, check.", no_args_is_help=True)
+app.add_typer(recipes, name="recipes")
+
+_NameArgument = Annotated[str, typer.Argument(help="As `surgery recipes list` gives it.")]
+
+
+@recipes.command("list")
+def list_recipes(json_: console.JsonOption = False) -> None:
+    """Name the recipes that ship with surgery."""
+    from surgery.recovery.shipped import shipped_recipes
+
+    found = shipped_recipes()
+    if json_:
+        console.emit("recipes", {"recipes": [{"name": recipe.name, "summary": recipe.summary} for recipe in found]})
+        return
+    table = Table(show_header=False, box=None)
+    for recipe in found:
+        table.add_row(recipe.name, recipe.summary)
+    console.out.print(table)
+
+
+@recipes.command()
+def show(name: _NameArgument) -> None:
+    """Print a recipe."""
+    from surgery.recovery.shipped import shipped_recipe
+
+    sys.stdout.write(shipped_recipe(name).text)
+
+
+@recipes.command()
+def copy(
+    name: _NameArgument,
+    path: Annotated[Path | None, typer.Argument(help="Where to; by default NAME.yaml here.")] = None,
+) -> None:
+    """Copy a recipe, to make it your own."""
+    from surgery.recovery.shipped import shipped_recipe
+
+    recipe = shipped_recipe(name)
+    target = path or Path(f"{recipe.name}.yaml")
+    if target.is_dir():
+        target = target / f"{recipe.name}.yaml"
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(recipe.text)
+    except FileExistsError as error:
+        raise UsageError(f"{target} exists.", hint="Give another path.") from error
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written: {error.strerror}.") from error
+    console.err.print(f"{target} written", highlight=False, markup=False)
+
+
+@recipes.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from surgery.recovery import json_schema
+
+    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
+
+
+@recipes.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="A recipe.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")] = None,
+    json_: console.JsonOption = False,
+) -> None:
+    """Check a recipe: every fault, with its line and the nearest key."""
+    from surgery.recovery import RecipeError, read_recipe
+
+    try:
+        recipe = read_recipe(file, set_ or [])
+    except RecipeError as error:
+        if json_:
+            problems = [
+                {"path": problem.path, "line": problem.line, "message": problem.message} for problem in error.problems
+            ]
+            console.emit("recipe-check", {"valid": False, "problems": problems})
+        raise
+    if json_:
+        console.emit("recipe-check", {"valid": True, "problems": [], "recipe": recipe.model_dump(mode="json")})
+    else:
+        console.out.print(f"{file}: valid", highlight=False, markup=False)

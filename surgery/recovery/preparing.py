@@ -1,0 +1,205 @@
+"""The model made ready to train: its parameters frozen or not, LoRA put on, optimizer groups."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from rapidfuzz import process
+
+from surgery.errors import PlanRefusedError, UsageError
+from surgery.recovery.recipe import Optimizer, Recipe, TrainLora
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel
+
+# Operations whose parameters are learned, as they are named on the attention module.
+OPERATION_NAMES = ("ssmax",)
+_OPERATION = re.compile(rf"(?:^|\.)(?:{'|'.join(OPERATION_NAMES)})\.")
+
+
+def is_operation(name: str) -> bool:
+    """Whether a tensor or parameter belongs to an operation rather than to the original model."""
+    return _OPERATION.search(name) is not None
+
+
+class Layout:
+    """Which layer a tensor belongs to, from the ``surgery`` block of config.json."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """Read the block.
+
+        Raises:
+            PlanRefusedError: the model was not converted.
+        """
+        block = config.get("surgery")
+        if not isinstance(block, Mapping) or not block.get("operations"):
+            raise PlanRefusedError(
+                "The model was not converted: its config.json has no operations.",
+                hint="Convert it first: surgery convert --to ssmax MODEL.",
+            )
+        self.attention = str(block.get("attention", "layers.{layer}.self_attn"))
+        before, _, after = self.attention.partition("{layer}")
+        self._layer = re.compile(rf"(?:^|\.){re.escape(before)}(\d+)\.")
+        self._attention = re.compile(rf"(?:^|\.){re.escape(before)}(\d+){re.escape(after)}\.(.+)")
+        self.operations: list[Mapping[str, Any]] = list(block["operations"])
+        self.count = int(config.get("num_hidden_layers") or 0)
+
+    def layer(self, name: str) -> int | None:
+        """The layer of a tensor, None outside the layers."""
+        match = self._layer.search(name)
+        return int(match[1]) if match else None
+
+    def inside_attention(self, name: str) -> tuple[int, str] | None:
+        """The layer and the name within its attention module, None outside."""
+        match = self._attention.search(name)
+        return (int(match[1]), match[2]) if match else None
+
+    def chosen(self, recipe: Recipe) -> list[int]:
+        """The layers to train.
+
+        Raises:
+            UsageError: the model has not all of them.
+        """
+        chosen = recipe.train.chosen_layers(self.count)
+        beyond = [layer for layer in chosen if layer >= self.count]
+        if beyond:
+            raise UsageError(
+                f"train.layers names layer {beyond[-1]}; the model has {self.count}, 0 to {self.count - 1}."
+            )
+        return chosen
+
+
+def trained_names(recipe: Recipe, layout: Layout, names: Iterable[str]) -> list[str]:
+    """Which of the model's own tensors are trained (LoRA's come on top).
+
+    Raises:
+        PlanRefusedError: ``train.what: scale`` and there are no such parameters on the chosen layers.
+    """
+    chosen = set(layout.chosen(recipe))
+    names = list(names)
+    scales = [name for name in names if is_operation(name) and layout.layer(name) in chosen]
+    if recipe.train.what == "scale" and not scales:
+        forms = sorted({str(operation.get("form")) for operation in layout.operations})
+        if any(is_operation(name) for name in names):
+            raise PlanRefusedError(
+                f"There is nothing to train: no layer among train.layers {recipe.train.layers!r} has parameters of "
+                "the operation.",
+                hint="`surgery inspect` shows the layers that have them.",
+            )
+        raise PlanRefusedError(
+            f"There is nothing to train: the form {', '.join(forms)} has no parameters.",
+            hint="Train scale+lora or full, or convert with --form anchored.",
+        )
+    if recipe.train.what != "full":
+        return scales
+    if recipe.train.layers == "all":
+        return names
+    return [name for name in names if layout.layer(name) in chosen]
+
+
+def lora_targets(train: TrainLora, layout: Layout, linear: Iterable[str], chosen: Iterable[int]) -> list[str]:
+    """Full names of the linear modules that get a low-rank change.
+
+    Args:
+        train: its ``targets``.
+        layout: of the model.
+        linear: full names of all linear modules.
+        chosen: layers.
+
+    Raises:
+        UsageError: a target is no linear layer of the attention; the nearest names are given.
+    """
+    layers = set(chosen)
+    found: dict[str, str] = {}
+    for name in linear:
+        inside = layout.inside_attention(name)
+        if inside is not None and inside[0] in layers:
+            found[name] = inside[1]
+    kinds = list(dict.fromkeys(found.values()))
+    if train.targets == "auto":
+        if not found:
+            raise PlanRefusedError("No linear layer was found in the attention of the chosen layers.")
+        return list(found)
+    unknown = [target for target in train.targets if target not in kinds]
+    if unknown:
+        close = process.extractOne(unknown[0], kinds, score_cutoff=50)
+        raise UsageError(
+            f"train.targets: the attention has no linear layer {unknown[0]!r}"
+            + (f"; did you mean {close[0]!r}?" if close else "."),
+            hint=f"It has {', '.join(kinds)}.",
+        )
+    return [name for name, kind in found.items() if kind in train.targets]
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """Full names of a model's linear modules."""
+    from torch import nn
+
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def prepare_model(model: PreTrainedModel, recipe: Recipe, layout: Layout) -> nn.Module:
+    """Freeze what is not trained and put LoRA on; returns the model to train (a PEFT model with LoRA).
+
+    The operation's parameters are float32 afterwards, whatever the model's dtype.
+    """
+    import torch
+
+    names = set(trained_names(recipe, layout, (name for name, _ in model.named_parameters())))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    prepared: nn.Module = model
+    if isinstance(recipe.train, TrainLora):
+        from peft import LoraConfig, get_peft_model
+
+        train = recipe.train
+        modules = sorted({name.rpartition(".")[0] for name in names})
+        config = LoraConfig(
+            r=train.rank,
+            lora_alpha=cast(int, train.alpha),
+            lora_dropout=train.dropout,
+            use_rslora=train.rslora,
+            use_dora=train.dora,
+            target_modules=lora_targets(train, layout, linear_names(model), layout.chosen(recipe)),
+            modules_to_save=modules or None,
+            task_type="CAUSAL_LM",
+        )
+        torch.manual_seed(recipe.seed)
+        prepared = get_peft_model(model, config)
+    for name, parameter in operation_parameters(prepared).items():
+        if parameter.dtype != torch.float32:
+            raise RuntimeError(f"{name} is {parameter.dtype}, not float32: an optimizer step could not move it")
+    return prepared
+
+
+def operation_parameters(model: nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The operation's parameters that are trained, by name."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and is_operation(name)
+    }
+
+
+def optimizer_groups(model: nn.Module, options: Optimizer) -> list[dict[str, Any]]:
+    """Parameter groups ``scale``, ``weights`` and ``no_decay``; empty ones are left out.
+
+    The operation's parameters have their own learning rate and no weight decay: decay would pull s towards 0, which is
+    a particular attention and not a simpler one.
+    """
+    groups: dict[str, dict[str, Any]] = {
+        "scale": {"lr": options.scale_lr, "weight_decay": 0.0},
+        "weights": {"lr": options.lr, "weight_decay": options.weight_decay},
+        "no_decay": {"lr": options.lr, "weight_decay": 0.0},
+    }
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        # Norms and biases are vectors; so is DoRA's magnitude.
+        kind = "scale" if is_operation(name) else "weights" if parameter.dim() > 1 else "no_decay"
+        groups[kind].setdefault("params", []).append(parameter)
+    return [{"name": kind, **group} for kind, group in groups.items() if "params" in group]

@@ -1,0 +1,169 @@
+"""The training folder beside the output: checkpoints that count only when complete, the log, what is being run.
+
+OUT.training/run.json            recipe, its hash, fingerprints of data and model
+OUT.training/log.jsonl           one row a step
+OUT.training/checkpoint-<step>/  written by the trainer; complete once `MARKER` is in it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery.checkpoint import dump_json, fsync_folder, fsync_tree, load_json
+from surgery.errors import UsageError
+from surgery.recovery.recipe import Recipe
+
+MARKER = "complete.json"
+_RUN = "run.json"
+_LOG = "log.jsonl"
+_PREFIX = "checkpoint-"
+# What may differ when a run is resumed, because it does not change what is computed.
+_FREE = frozenset({"checkpoints", "report_to"})
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a checkpoint's marker says."""
+
+    step: int
+    tokens: int
+    seconds: float
+
+
+class TrainingFolder:
+    """The state of one run, in ``<output>.training``."""
+
+    def __init__(self, output: Path) -> None:
+        self.path = output.with_name(output.name + ".training")
+
+    @property
+    def log_path(self) -> Path:
+        """The log, one JSON row a step."""
+        return self.path / _LOG
+
+    def begin(self, recipe: Recipe, identity: dict[str, str], *, resume: bool, force: bool) -> Path | None:
+        """Make the folder, or find the checkpoint to resume from (None: none yet, so from the start).
+
+        Incomplete checkpoints are removed, and rows of the log beyond the checkpoint: the log of an interrupted and
+        resumed run reads like that of an undisturbed one.
+
+        Raises:
+            UsageError: there is an earlier run and neither ``resume`` nor ``force``; there is none to resume; or
+                recipe, data or model are not those that it began with.
+        """
+        run = self.path / _RUN
+        if not resume:
+            if self.path.exists() and not run.exists() and any(self.path.iterdir()):
+                raise UsageError(f"{self.path.name} is in the way, and no run of ours.", hint="Move or rename it.")
+            if run.exists() and not force:
+                raise UsageError(
+                    f"{self.path.name} holds an earlier run that did not finish.",
+                    hint="Go on with it by --resume, or start over with --force.",
+                )
+            shutil.rmtree(self.path, ignore_errors=True)
+            self.path.mkdir(parents=True)
+            _write(run, {"schema": 1, "identity": identity, "recipe": recipe.model_dump(mode="json")})
+            return None
+        if not run.exists():
+            raise UsageError(
+                f"There is no interrupted run to resume: {self.path.name} is missing.", hint="Leave out --resume."
+            )
+        self._compare(load_json(run), recipe, identity)
+        for path in self._checkpoints():
+            if not (path / MARKER).is_file():
+                shutil.rmtree(path)
+        complete = self._checkpoints()
+        latest = complete[-1] if complete else None
+        self._trim_log(progress_of(latest).step if latest else 0)
+        return latest
+
+    def last_complete(self) -> Path | None:
+        """The latest checkpoint that has its marker."""
+        complete = [path for path in self._checkpoints() if (path / MARKER).is_file()]
+        return complete[-1] if complete else None
+
+    def rotate(self, keep: int) -> None:
+        """Delete all complete checkpoints but the latest ``keep``."""
+        complete = [path for path in self._checkpoints() if (path / MARKER).is_file()]
+        for path in complete[:-keep]:
+            # The marker first: half a checkpoint must not look like one.
+            (path / MARKER).unlink()
+            shutil.rmtree(path)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of the log; a last line that a kill cut short is left out."""
+        rows = []
+        if self.log_path.exists():
+            for line in self.log_path.read_text(encoding="utf-8").splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except ValueError:
+                    break
+        return rows
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row to the log."""
+        with self.log_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def remove(self) -> None:
+        """Delete the folder, once the output is complete."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _trim_log(self, step: int) -> None:
+        kept = [row for row in self.rows() if row["step"] <= step and not (step == 0 and "loss" in row)]
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
+        temporary = self.log_path.with_suffix(".new")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.log_path)
+
+    def _checkpoints(self) -> list[Path]:
+        numbered = [
+            (int(path.name.removeprefix(_PREFIX)), path)
+            for path in self.path.glob(f"{_PREFIX}*")
+            if path.name.removeprefix(_PREFIX).isdecimal()
+        ]
+        return [path for _, path in sorted(numbered)]
+
+    def _compare(self, run: dict[str, Any], recipe: Recipe, identity: dict[str, str]) -> None:
+        before, now = run.get("recipe", {}), recipe.model_dump(mode="json")
+        changed = [key for key in now if key not in _FREE and before.get(key) != now[key]]
+        if changed:
+            raise UsageError(
+                f"The interrupted run had another recipe: {', '.join(changed)} differ.",
+                hint="Resume with the same recipe and --set, or start over with --force.",
+            )
+        other = [what for what, value in identity.items() if run.get("identity", {}).get(what) != value]
+        if other:
+            raise UsageError(
+                f"The interrupted run had another {' and '.join(other)}: the files have changed since.",
+                hint="Restore them, or start over with --force.",
+            )
+
+
+def mark_complete(checkpoint: Path, progress: Progress) -> None:
+    """Bring a checkpoint to the disk, then write its marker, and bring that to the disk too."""
+    fsync_tree(checkpoint)
+    _write(checkpoint / MARKER, asdict(progress))
+    fsync_folder(checkpoint)
+    fsync_folder(checkpoint.parent)
+
+
+def progress_of(checkpoint: Path) -> Progress:
+    """What the marker of a complete checkpoint says."""
+    return Progress(**load_json(checkpoint / MARKER))
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".new")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(dump_json(content))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync_folder(path.parent)

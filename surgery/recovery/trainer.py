@@ -1,0 +1,425 @@
+"""transformers' Trainer with our parameter groups, objective, log, guards and checkpoints.
+
+What Trainer does well stays: the loop, accumulation, schedules, devices, trackers, and resuming optimizer, schedule,
+data position and random state (always with ``weights_only=True``). Ours are the parts where its defaults would decay s,
+hide a NaN, pickle its arguments, or count half a checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from surgery.data import IGNORED, Row, collate
+from surgery.errors import SurgeryError, UsageError
+from surgery.recovery.errors import DivergedError
+from surgery.recovery.objectives import next_token_sum, objective_sum, token_logits
+from surgery.recovery.preparing import Layout, operation_parameters, optimizer_groups
+from surgery.recovery.recipe import Recipe
+from surgery.recovery.state import Progress, TrainingFolder, mark_complete, progress_of
+
+OnProgress = Callable[[dict[str, Any]], None]
+TRAINED_NAME = "trained.safetensors"
+
+
+class Rows(torch.utils.data.Dataset[Row]):
+    """Rows as a dataset."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, position: int) -> Row:
+        return self._rows[position]
+
+
+def training_arguments(recipe: Recipe, folder: Path, steps: int, device: str) -> TrainingArguments:
+    """The recipe in Trainer's words.
+
+    Raises:
+        UsageError: the device is one that Trainer cannot be told to use; a tracker is not installed.
+    """
+    if device not in ("auto", "cpu", "cuda", "mps"):
+        raise UsageError(
+            f"--device {device}: training runs on auto, cpu, cuda or mps.",
+            hint="CUDA_VISIBLE_DEVICES chooses one of several GPUs.",
+        )
+    _check_trackers(recipe.report_to)
+    optimizer = recipe.optimizer
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=device == "cpu",
+        max_steps=steps,
+        per_device_train_batch_size=recipe.batch.sequences,
+        gradient_accumulation_steps=recipe.batch.accumulation,
+        lr_scheduler_type="constant_with_warmup" if optimizer.schedule == "constant" else optimizer.schedule,
+        warmup_steps=optimizer.warmup,
+        max_grad_norm=optimizer.clip,
+        activation_checkpointing=recipe.gradient_checkpointing,
+        # Re-entrant checkpointing gives no gradient where the inputs have none, as with frozen embeddings.
+        activation_checkpointing_kwargs={"use_reentrant": False} if recipe.gradient_checkpointing else None,
+        bf16=recipe.precision == "bfloat16-mixed",
+        seed=recipe.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # it would replace a NaN by the average
+        eval_strategy="steps" if recipe.evaluation.every else "no",
+        eval_steps=recipe.evaluation.every or None,
+        save_strategy="steps",
+        save_steps=recipe.checkpoints.every,
+        save_total_limit=None,  # rotated by us, after the marker
+        report_to=list(recipe.report_to) or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=device != "cpu" and torch.cuda.is_available(),
+        optim="adamw_torch",
+    )
+    # Several GPUs in one process would mean DataParallel; `torchrun` is the way to use them.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    from transformers.integrations import get_available_reporting_integrations
+
+    available = get_available_reporting_integrations()
+    missing = [name for name in names if name not in available]
+    if missing:
+        raise UsageError(
+            f"report_to: {missing[0]!r} is not a tracker that is installed here.",
+            hint=f"Installed: {', '.join(available) or 'none'}. The local log.jsonl is always written.",
+        )
+
+
+class RecoveryTrainer(Trainer):
+    """One recovery run."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        arguments: TrainingArguments,
+        *,
+        recipe: Recipe,
+        layout: Layout,
+        folder: TrainingFolder,
+        train: Sequence[Row],
+        held_out: Sequence[Row],
+        pad: int = 0,
+        on_progress: OnProgress | None = None,
+        callbacks: Iterable[TrainerCallback] = (),
+    ) -> None:
+        self._recipe = recipe
+        self._layout = layout
+        self._folder = folder
+        self._train = train
+        self._held_out = held_out
+        self._pad = pad
+        self._on_progress = on_progress
+        self.tokens_seen = 0
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+        self._fresh_tokens = 0
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=Rows(train),
+            eval_dataset=Rows(held_out) if held_out else None,
+            data_collator=partial(collate, pad=pad),
+            callbacks=list(callbacks),
+        )
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        # Our losses are sums over the tokens of the whole step, divided once; Trainer then must count those tokens.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+
+    @property
+    def module(self) -> nn.Module:
+        """The model that is trained, unwrapped."""
+        assert self.model is not None
+        return self.model
+
+    # -------------------------------------------------------------------------------------------------- learning
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW over `optimizer_groups`."""
+        if self.optimizer is None:
+            options = self._recipe.optimizer
+            beta1, beta2 = options.betas
+            self.optimizer = torch.optim.AdamW(
+                optimizer_groups(model or self.module, options), betas=(beta1, beta2), eps=options.epsilon
+            )
+        return self.optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The objective's sum divided by the predicted tokens of the whole step, across accumulation and processes."""
+        if num_items_in_batch is None:
+            num_items_in_batch = (inputs["labels"][:, 1:] != IGNORED).sum()
+        loss = objective_sum(self._recipe.objective, model, inputs) / num_items_in_batch
+        loss = loss * self.accelerator.num_processes
+        return (loss, {}) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """As Trainer's, but stops at a loss that is no finite number, and counts tokens."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise self._diverged(f"the loss became {loss.item()}")
+        # Each document begins without a label and at position 0; padding is the one without labels after that.
+        labelled = int((inputs["labels"] != IGNORED).sum())
+        starts = int(((inputs["labels"][:, 1:] != IGNORED) & (inputs["position_ids"][:, :-1] == 0)).sum())
+        self.tokens_seen += (labelled + starts) * self.accelerator.num_processes
+        self._fresh_tokens += (labelled + starts) * self.accelerator.num_processes
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if not math.isfinite(float(norm)):
+            raise self._diverged(f"the gradient's norm became {float(norm)}")
+        return norm
+
+    def _diverged(self, what: str) -> DivergedError:
+        last = self._folder.last_complete()
+        kept = (
+            f"The last good checkpoint is {last.parent.name}/{last.name}, and --resume goes on from it."
+            if last
+            else "No checkpoint had been saved yet."
+        )
+        return DivergedError(
+            f"Step {self.state.global_step + 1}: {what}. Training was stopped before the weights were touched.",
+            hint=f"{kept} Try a smaller optimizer.scale_lr or optimizer.lr, a longer warmup, or a smaller clip.",
+        )
+
+    # ------------------------------------------------------------------------------------------------- measuring
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float | None:
+        """Mean next-token loss over the held-out rows, whatever the objective; None without any."""
+        if not self._held_out:
+            return None
+        model = self.module
+        was_training = model.training
+        model.eval()
+        total, count = 0.0, 0
+        with torch.random.fork_rng(devices=self._devices()), self.accelerator.autocast():
+            for start in range(0, len(self._held_out), self._recipe.batch.sequences):
+                rows = self._held_out[start : start + self._recipe.batch.sequences]
+                batch = {key: value.to(self.args.device) for key, value in collate(rows, self._pad).items()}
+                total += next_token_sum(token_logits(model, batch), batch["labels"]).item()
+                count += sum(row.targets for row in rows)
+        model.train(was_training)
+        return total / count
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Held-out loss; logged, and reported to trackers."""
+        loss = self.held_out_loss()
+        if loss is None:
+            return {}
+        if not math.isfinite(loss):
+            raise self._diverged(f"the held-out loss became {loss}")
+        metrics = {"eval_loss": loss}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # --------------------------------------------------------------------------------------------------- logging
+
+    @property
+    def seconds(self) -> float:
+        """Time spent training, earlier parts of a resumed run included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """A row of ``log.jsonl`` and an event for each step and each evaluation; trackers get the same numbers."""
+        row: dict[str, Any] = {"step": self.state.global_step, "tokens": self.tokens_seen}
+        if "loss" in logs:
+            assert self.optimizer is not None
+            groups = self.optimizer.param_groups
+            # Trainer logs after the schedule's step; the rate that was used is the one before it.
+            rates = {group["name"]: rate for group, rate in zip(groups, self._rates_used, strict=True)}
+            row |= {"loss": logs["loss"], "learning_rates": rates, "grad_norm": float(logs["grad_norm"])}
+            row["scale"] = self.scale_by_layer()
+            logs.update({f"learning_rate_{name}": rate for name, rate in rates.items()})
+        elif "eval_loss" in logs:
+            row["held_out_loss"] = logs["eval_loss"]
+        else:
+            row = {}  # Trainer's own summary at the end
+        if row and self.is_world_process_zero():
+            row["seconds"] = round(self.seconds, 3)
+            self._folder.append(row)
+            self._tell(row)
+        super().log(logs, start_time)
+
+    def note_rates(self) -> None:
+        """Remember the learning rates of the step that is about to be taken."""
+        assert self.optimizer is not None
+        self._rates_used = [group["lr"] for group in self.optimizer.param_groups]
+
+    def scale_by_layer(self) -> dict[str, dict[str, list[float]]]:
+        """Mean, least and greatest value over heads of each trained parameter of the operation, by layer."""
+        found: dict[str, dict[str, list[float]]] = {}
+        for name, parameter in operation_parameters(self.module).items():
+            values = parameter.detach().float()
+            numbers = [values.mean().item(), values.min().item(), values.max().item()]
+            layer = str(self._layout.layer(name))
+            found.setdefault(name.rpartition(".")[2], {})[layer] = [round(number, 7) for number in numbers]
+        return found
+
+    def _tell(self, row: dict[str, Any]) -> None:
+        if self._on_progress is None:
+            return
+        fresh = time.monotonic() - self._started
+        rate = self._fresh_tokens / fresh if fresh > 0 else 0.0
+        done = self.state.global_step - self._initial_global_step if "loss" in row else 0
+        left = self.state.max_steps - self.state.global_step
+        self._on_progress(
+            {
+                "event": "step" if "loss" in row else "evaluation",
+                "steps": self.args.max_steps,
+                "tokens_per_second": round(rate, 1),
+                "seconds_left": round(left * fresh / done, 1) if done else None,
+                **row,
+            }
+        )
+
+    # ----------------------------------------------------------------------------------------------- checkpoints
+
+    def trained_tensors(self) -> dict[str, torch.Tensor]:
+        """Every trained parameter on the CPU, by its name in the model that is trained."""
+        return {
+            name: parameter.detach().to("cpu").contiguous()
+            for name, parameter in self.module.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def load_trained(self, checkpoint: Path) -> None:
+        """Put the trained parameters of a checkpoint into the model; all of them, no others."""
+        saved = load_file(checkpoint / TRAINED_NAME)
+        parameters = {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
+        if saved.keys() != parameters.keys():
+            different = sorted(saved.keys() ^ parameters.keys())
+            raise SurgeryError(f"{checkpoint.name} does not fit the model: {', '.join(different[:4])}.")
+        with torch.no_grad():
+            for name, tensor in saved.items():
+                parameters[name].copy_(tensor)
+
+    def trial(self, length: int) -> None:
+        """One forward and backward pass at full length, and one save, before anything is spent.
+
+        Leaves weights and random state as they were.
+
+        Raises:
+            SurgeryError: a parameter of the operation gets no gradient, or what was saved does not read back.
+            DivergedError: the loss is not finite.
+        """
+        longest = max(self._train, key=lambda row: row.tokens)
+        tokens = [token for document in longest.documents for token in document]
+        full = Row((tuple(tokens[position % len(tokens)] for position in range(length)),))
+        with torch.random.fork_rng(devices=self._devices()):
+            batch = collate([full] * self._recipe.batch.sequences, self._pad)
+            self.module.train()
+            self.accelerator.gradient_state._set_sync_gradients(True)
+            inputs = self._prepare_inputs(batch)
+            with self.accelerator.autocast():
+                loss = self.compute_loss(self.module, inputs)
+            loss.backward()
+        if not torch.isfinite(loss):
+            raise self._diverged(f"the loss of the trial step is {loss.item()}")
+        without = [name for name, parameter in operation_parameters(self.module).items() if parameter.grad is None]
+        if without:
+            raise SurgeryError(
+                f"{len(without)} parameters of the operation get no gradient, {without[0]} among them: training would "
+                "leave them as they are."
+            )
+        self.module.zero_grad(set_to_none=True)
+        if self.is_world_process_zero():
+            self._trial_save()
+
+    def _trial_save(self) -> None:
+        folder = self._folder.path / "trial"
+        folder.mkdir(exist_ok=True)
+        try:
+            expected = self.trained_tensors()
+            save_file(expected, folder / TRAINED_NAME)
+            saved = load_file(folder / TRAINED_NAME)
+            if any(not torch.equal(saved[name], tensor) for name, tensor in expected.items()):
+                raise SurgeryError("A trial save did not read back as it was written; is the disk sound?")
+        except OSError as error:
+            raise SurgeryError(f"A trial save failed: {error.strerror or error}.", hint="Free some space.") from error
+        finally:
+            (folder / TRAINED_NAME).unlink(missing_ok=True)
+            folder.rmdir()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The trained parameters alone: the rest is the source checkpoint's."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.trained_tensors(), folder / TRAINED_NAME)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            checkpoint = self._folder.path / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            mark_complete(checkpoint, Progress(self.state.global_step, self.tokens_seen, self.seconds))
+            self._folder.rotate(self._recipe.checkpoints.keep)
+            if self._on_progress is not None:
+                self._on_progress({"event": "checkpoint", "step": self.state.global_step})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.restore(Path(resume_from_checkpoint))
+
+    def restore(self, checkpoint: Path) -> Progress:
+        """Weights and counters of a checkpoint; Trainer restores the rest when it resumes from it."""
+        self.load_trained(checkpoint)
+        progress = progress_of(checkpoint)
+        self.tokens_seen, self._seconds_before = progress.tokens, progress.seconds
+        return progress
+
+    def start_clock(self) -> None:
+        """Time and rate count from here."""
+        self._started, self._fresh_tokens = time.monotonic(), 0
+
+    def _devices(self) -> list[torch.device]:
+        device = self.args.device
+        return [device] if device.type == "cuda" else []
+
+
+class RatesCallback(TrainerCallback):
+    """Notes the learning rates before each step."""
+
+    trainer: RecoveryTrainer
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Called by Trainer."""
+        self.trainer.note_rates()
+
+
+class StopCallback(TrainerCallback):
+    """Ends training after the current step, with a checkpoint, once `requested`."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Called by Trainer."""
+        if self.requested:
+            control.should_training_stop = True
+            control.should_save = True
+        return control

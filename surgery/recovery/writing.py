@@ -1,0 +1,179 @@
+"""The trained result as a full checkpoint in the format of the one it came from.
+
+A shard in which nothing changed is placed as it is. Any other is written anew with the same tensors, each in the
+dtype that it had. Changed weights get a name that begins with ``trained``: they are no longer the source's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgery.checkpoint import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    Checkpoint,
+    NewTensor,
+    StagedFolder,
+    dump_json,
+    load_json,
+    place_file,
+    require_space,
+    tensor_bytes,
+    write_index,
+    write_safetensors,
+)
+from surgery.errors import CheckpointError
+from surgery.recovery.preparing import is_operation
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+HISTORY = "surgery/history.json"
+_TORCH_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_TRAINED = "trained-"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What goes into ``OUT/surgery`` beside the weights: an entry of the history, and files by name."""
+
+    entry: Mapping[str, Any]
+    recipe: str
+    log: str
+    draw: Any  # called with the path of the picture
+    adapter: Any = None  # called with the folder of the adapter
+
+
+def plan_space(source: Checkpoint, output: Path) -> None:
+    """Refuse before training when the result will not fit.
+
+    Raises:
+        CheckpointError: too little space is free; the message has both numbers.
+    """
+    require_space(output.parent, source.disk_bytes)
+
+
+def changed_tensors(model: nn.Module, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The model's parameters under the names that the checkpoint has for them.
+
+    Args:
+        model: without LoRA, or with it merged.
+        names: of the model's parameters that were trained.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    wanted = set(names)
+    # Tied parameters are one tensor with one name, as in the checkpoint.
+    state = {name: parameter.detach() for name, parameter in model.named_parameters() if name in wanted}
+    unwrapped: Any = model
+    return dict(revert_weight_conversion(unwrapped, state))
+
+
+def write_result(
+    source: Checkpoint, output: Path, changed: Mapping[str, torch.Tensor], record: Record, *, force: bool = False
+) -> Path:
+    """Write the trained checkpoint: staged, then renamed.
+
+    Args:
+        source: the converted checkpoint that was trained.
+        output: where it goes.
+        changed: trained tensors by their name in ``source``.
+        record: what is remembered of the training.
+        force: replace an output that is not empty.
+
+    Raises:
+        CheckpointError: a trained tensor is not in the source or has another shape; the disk does not take it.
+        UsageError: as `check_output`.
+    """
+    for name, tensor in changed.items():
+        info = source.tensors.get(name)
+        if info is None or info.shape != tuple(tensor.shape):
+            raise CheckpointError(
+                f"The trained tensor {name!r} {tuple(tensor.shape)} is not in the source"
+                + (f", which has the shape {info.shape}." if info else ".")
+            )
+    with StagedFolder(output, force=force, source=source.folder) as staged:
+        new_names = {shard: _place_shard(source, shard, changed, staged.path) for shard in source.shards}
+        placed = [CONFIG_NAME, *source.other_files]
+        if any(old != new for old, new in new_names.items()):
+            weight_map = {name: new_names[info.shard] for name, info in source.tensors.items()}
+            metadata = dict((source.index or {}).get("metadata") or {})
+            total = metadata.pop("total_size", source.total_bytes)
+            write_index(staged.path / INDEX_NAME, weight_map, total, metadata=metadata)
+        elif source.index is not None:
+            placed.append(INDEX_NAME)
+        for name in placed:
+            target = staged.path / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if name != HISTORY:
+                place_file(source.folder / name, target)
+        _write_record(source, staged.path, record)
+        return staged.commit()
+
+
+def _place_shard(source: Checkpoint, shard: str, changed: Mapping[str, torch.Tensor], folder: Path) -> str:
+    """Place or rewrite one shard; returns its name in the result."""
+    infos = {name: info for name, info in source.tensors.items() if info.shard == shard}
+    touched = infos.keys() & changed.keys()
+    path = folder / shard
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not touched:
+        place_file(source.folder / shard, path)
+        return shard
+    name = shard if all(map(is_operation, infos)) else _trained_name(shard)
+    tensors: dict[str, NewTensor] = {}
+    for tensor_name, info in infos.items():
+        data = (
+            _to_bytes(changed[tensor_name], info.dtype)
+            if tensor_name in touched
+            else bytes(tensor_bytes(source.folder / shard, info))
+        )
+        tensors[tensor_name] = NewTensor(info.dtype, info.shape, data)
+    write_safetensors(folder / name, tensors, source.metadata.get(shard))
+    return name
+
+
+def _trained_name(shard: str) -> str:
+    place, slash, name = shard.rpartition("/")
+    return f"{place}{slash}{_TRAINED}{name.removeprefix('source-').removeprefix(_TRAINED)}"
+
+
+def _to_bytes(tensor: torch.Tensor, dtype: str) -> bytes:
+    import torch
+
+    if dtype not in _TORCH_DTYPES:
+        raise CheckpointError(f"A trained tensor cannot be written as {dtype}.", hint="Train another part.")
+    value = tensor.detach().to("cpu", getattr(torch, _TORCH_DTYPES[dtype])).contiguous()
+    return value.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _write_record(source: Checkpoint, folder: Path, record: Record) -> None:
+    history = load_json(source.folder / HISTORY) if HISTORY in source.other_files else {"schema": 1, "entries": []}
+    entries = history.get("entries")
+    if not isinstance(entries, list):
+        raise CheckpointError(f"{HISTORY} has no list of entries.")
+    place = folder / "surgery"
+    place.mkdir(exist_ok=True)
+    taken = {path.name for path in place.iterdir()}
+    files = {kind: _free(kind, taken) for kind in ("recipe.yaml", "log.jsonl", "training.png")}
+    (place / files["recipe.yaml"]).write_text(record.recipe, encoding="utf-8")
+    (place / files["log.jsonl"]).write_text(record.log, encoding="utf-8")
+    record.draw(place / files["training.png"])
+    entry = {**record.entry, "recipe": files["recipe.yaml"], "log": files["log.jsonl"], "curves": files["training.png"]}
+    if record.adapter is not None:
+        entry["adapter"] = _free("adapter", {path.name for path in folder.iterdir()})
+        record.adapter(folder / entry["adapter"])
+    (folder / HISTORY).write_text(dump_json({**history, "entries": [*entries, entry]}), encoding="utf-8")
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """``recipe.yaml``, or ``recipe-2.yaml`` after a second training: nothing is overwritten."""
+    stem, dot, suffix = name.partition(".")
+    number = 1
+    while (candidate := name if number == 1 else f"{stem}-{number}{dot}{suffix}") in taken:
+        number += 1
+    return candidate
