@@ -1,0 +1,219 @@
+"""The equalities of n: however a sequence is presented, the model must say the same.
+
+n is the number of keys that a query may attend to. It has to come out the same with padding on either side, with a
+cache, in a packed row, in a batch, and with any attention backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+# The offsets that make equality non-trivial: at its start value a multiplier may be 1 everywhere.
+RANDOM_SPREAD = 0.08
+
+
+def operation_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The operations' own modules of a model, by name (``model.layers.0.self_attn.ssmax``)."""
+    from surgery.operations import OPERATIONS
+
+    return {name: module for name, module in model.named_modules() if name.rpartition(".")[2] in OPERATIONS}
+
+
+@contextmanager
+def operations_off(model: torch.nn.Module) -> Iterator[None]:
+    """The model as it was before the operation."""
+    modules: list[Any] = list(operation_modules(model).values())
+    before = [module.enabled for module in modules]
+    for module in modules:
+        module.enabled = False
+    try:
+        yield
+    finally:
+        for module, enabled in zip(modules, before, strict=True):
+            module.enabled = enabled
+
+
+@contextmanager
+def randomized(model: torch.nn.Module, spread: float = RANDOM_SPREAD, seed: int = 0) -> Iterator[None]:
+    """Every operation parameter moved by its own random amount, uniform within ``spread``; put back afterwards."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    parameters = [p for module in operation_modules(model).values() for p in module.parameters(recurse=False)]
+    before = [parameter.detach().clone() for parameter in parameters]
+    try:
+        with torch.no_grad():
+            for parameter in parameters:
+                noise = torch.rand(parameter.shape, generator=generator).to(parameter)
+                parameter.add_((2 * noise - 1) * spread)
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(value)
+
+
+def presentation_differences(
+    model: PreTrainedModel, tokens: torch.Tensor, on_progress: Callable[[str], None] | None = None
+) -> dict[str, float]:
+    """Greatest logit difference of each presentation from the plain one.
+
+    Args:
+        model: in evaluation mode, float32.
+        tokens: ``(1, length)``, at least 16 tokens.
+        on_progress: told the name of each presentation before it runs.
+
+    Returns:
+        Name of the presentation -> greatest absolute difference over all real positions.
+    """
+    import torch
+
+    results: dict[str, float] = {}
+    with torch.no_grad():
+        plain = _logits(model, tokens)
+        for name, present in _PRESENTATIONS.items():
+            if on_progress is not None:
+                on_progress(name)
+            found = present(model, tokens, plain)
+            if found is not None:
+                results[name] = found
+    return results
+
+
+def _logits(model: PreTrainedModel, tokens: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    return model(input_ids=tokens, use_cache=False, **kwargs).logits.float()
+
+
+def _greatest(a: torch.Tensor, b: torch.Tensor) -> float:
+    return (a - b).abs().max().item()
+
+
+def _padding(model: PreTrainedModel) -> int:
+    padding = getattr(model.config.get_text_config(), "pad_token_id", None)
+    return padding if isinstance(padding, int) else 0
+
+
+def _with_cache(model: PreTrainedModel, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
+    """Prefill half of the tokens, then one token at a time."""
+    import torch
+
+    length = tokens.shape[1]
+    cut = length // 2
+    out = model(input_ids=tokens[:, :cut], past_key_values=cache, use_cache=True)
+    pieces = [out.logits.float()]
+    for position in range(cut, length):
+        out = model(input_ids=tokens[:, position : position + 1], past_key_values=cache, use_cache=True)
+        pieces.append(out.logits.float())
+    return torch.cat(pieces, dim=1)
+
+
+def _token_by_token(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) -> float:
+    from transformers import DynamicCache
+
+    return _greatest(_with_cache(model, tokens, DynamicCache(config=model.config)), plain)
+
+
+def _static_cache(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) -> float:
+    from transformers import StaticCache
+
+    cache = StaticCache(config=model.config, max_cache_len=tokens.shape[1] + 8)
+    return _greatest(_with_cache(model, tokens, cache), plain)
+
+
+def _padded(model: PreTrainedModel, tokens: torch.Tensor, left: int, right: int) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    row = torch.nn.functional.pad(tokens, (left, right), value=_padding(model))
+    mask = torch.nn.functional.pad(torch.ones_like(tokens), (left, right), value=0)
+    return row, mask
+
+
+def _left_padded(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) -> float:
+    row, mask = _padded(model, tokens, 7, 0)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    return _greatest(_logits(model, row, attention_mask=mask, position_ids=positions)[:, 7:], plain)
+
+
+def _left_padded_plainly(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) -> float:
+    row, mask = _padded(model, tokens, 7, 0)
+    return _greatest(_logits(model, row, attention_mask=mask)[:, 7:], plain)
+
+
+def _left_padded_cached(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) -> float:
+    """What ``generate`` does with a padded prompt: prefill, then one token with the longer mask."""
+    row, mask = _padded(model, tokens, 7, 0)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    out = model(
+        input_ids=row[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], use_cache=True
+    )
+    last = model(
+        input_ids=row[:, -1:],
+        attention_mask=mask,
+        position_ids=positions[:, -1:],
+        past_key_values=out.past_key_values,
+        use_cache=True,
+    )
+    return _greatest(last.logits.float(), plain[:, -1:])
+
+
+def _right_padded(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) -> float:
+    row, mask = _padded(model, tokens, 0, 7)
+    return _greatest(_logits(model, row, attention_mask=mask)[:, :-7], plain)
+
+
+def _packed(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) -> float:
+    """Two documents in one row, with position_ids that restart, against the second one alone."""
+    import torch
+
+    length = tokens.shape[1]
+    first = tokens[:, : length // 3].flip(-1)
+    row = torch.cat([first, tokens], dim=1)
+    positions = torch.cat([torch.arange(first.shape[1]), torch.arange(length)])[None].to(tokens.device)
+    return _greatest(_logits(model, row, position_ids=positions)[:, first.shape[1] :], plain)
+
+
+def _batch(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) -> float:
+    """Two rows of unequal length in one batch; each keeps its own count."""
+    import torch
+
+    short = tokens[:, : tokens.shape[1] // 2]
+    row, mask = _padded(model, short, tokens.shape[1] - short.shape[1], 0)
+    rows = torch.cat([tokens, row])
+    masks = torch.cat([torch.ones_like(tokens), mask])
+    positions = (masks.cumsum(-1) - 1).clamp(min=0)
+    out = _logits(model, rows, attention_mask=masks, position_ids=positions)
+    # Causality: the short row must agree with the beginning of the long one.
+    return max(
+        _greatest(out[:1], plain), _greatest(out[1:, -short.shape[1] :], plain[:, : short.shape[1]])
+    )
+
+
+def _other_backend(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) -> float | None:
+    before = model.config._attn_implementation
+    other = "eager" if before == "sdpa" else "sdpa"
+    if other == "sdpa" and not model._supports_sdpa:
+        return None
+    try:
+        model.set_attn_implementation(other)
+        return _greatest(_logits(model, tokens), plain)
+    finally:
+        model.set_attn_implementation(before)
+
+
+_PRESENTATIONS: dict[str, Callable[[PreTrainedModel, torch.Tensor, torch.Tensor], float | None]] = {
+    "token by token": _token_by_token,
+    "static cache": _static_cache,
+    "left-padded": _left_padded,
+    "left-padded, no position_ids": _left_padded_plainly,
+    "left-padded with a cache": _left_padded_cached,
+    "right-padded": _right_padded,
+    "packed": _packed,
+    "batch of unequal rows": _batch,
+    "sdpa = eager": _other_backend,
+}

@@ -1,0 +1,45 @@
+"""Fixtures that many tests share: tiny random checkpoints of every family, saved and converted once per run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+MakeSource = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hf_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep every cache that transformers writes inside the run's temporary folder."""
+    home = tmp_path_factory.mktemp("hf")
+    os.environ["HF_HOME"] = str(home)
+    os.environ["HF_MODULES_CACHE"] = str(home / "modules")
+
+
+@pytest.fixture(scope="session")
+def make_source(tmp_path_factory: pytest.TempPathFactory) -> MakeSource:
+    """``make_source("qwen3", sharded=True, dtype=torch.bfloat16)``: a folder with a tiny model, made once."""
+    made: dict[str, Path] = {}
+
+    def make(model_type: str, *, sharded: bool = False, dtype: Any = None, **changes: Any) -> Path:
+        from tests.families import tiny_model
+
+        key = f"{model_type}-{sharded}-{dtype}-{sorted(changes.items())}"
+        if key not in made:
+            folder = tmp_path_factory.mktemp("source") / f"tiny-{model_type}"
+            model = tiny_model(model_type, **changes)
+            if dtype is not None:
+                model = model.to(dtype)
+            model.save_pretrained(folder, max_shard_size="40KB" if sharded else "1GB")
+            made[key] = folder
+        return made[key]
+
+    return make

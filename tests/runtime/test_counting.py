@@ -1,0 +1,102 @@
+"""count_visible_keys: one number per query, whatever the mask looks like."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from surgery.runtime.modeling_surgery import SSMax, count_visible_keys
+
+CPU = torch.device("cpu")
+
+
+def test_plain_causal() -> None:
+    assert count_visible_keys(4, CPU).tolist() == [[1, 2, 3, 4]]
+
+
+def test_continues_after_the_cache() -> None:
+    assert count_visible_keys(2, CPU, past_length=5).tolist() == [[6, 7]]
+    assert count_visible_keys(2, CPU, past_length=torch.tensor(5)).tolist() == [[6, 7]]
+
+
+@given(
+    padding=st.lists(st.integers(0, 5), min_size=1, max_size=3),
+    length=st.integers(6, 12),
+    past=st.integers(0, 4),
+    spare=st.integers(0, 3),
+)
+def test_left_padding_counts_real_keys(padding: list[int], length: int, past: int, spare: int) -> None:
+    """The mask covers cache and queries, and perhaps the rest of a static cache."""
+    total = past + length
+    mask = (torch.arange(total + spare)[None] >= torch.tensor(padding)[:, None]).long()
+    found = count_visible_keys(length, CPU, attention_mask=mask, past_length=past)
+    expected = (torch.arange(past, total)[None] + 1 - torch.tensor(padding)[:, None]).clamp(min=1)
+    assert torch.equal(found, expected.float())
+
+
+def test_packed_documents_restart() -> None:
+    positions = torch.tensor([[0, 1, 2, 0, 1]])
+    assert count_visible_keys(5, CPU, position_ids=positions).tolist() == [[1, 2, 3, 1, 2]]
+
+
+def test_the_least_of_positions_and_mask() -> None:
+    mask = torch.tensor([[0, 0, 1, 1, 1]])
+    found = count_visible_keys(5, CPU, attention_mask=mask, position_ids=torch.arange(5)[None])
+    assert found.tolist() == [[1, 1, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("additive", [False, True])
+def test_four_dimensional_masks_are_counted_by_row(additive: bool) -> None:
+    allowed = torch.ones(5, 8, dtype=torch.bool).tril(diagonal=3)
+    allowed[:, :2] = False
+    mask = allowed[None, None]
+    if additive:
+        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    found = count_visible_keys(5, CPU, attention_mask=mask, past_length=3)
+    assert found.tolist() == [[2, 3, 4, 5, 6]]
+
+
+def test_masks_by_layer_type_are_counted_on_the_full_one() -> None:
+    full = torch.ones(4, 4, dtype=torch.bool).tril()[None, None]
+    sliding = full & ~torch.ones(4, 4, dtype=torch.bool).tril(diagonal=-2)
+    masks = {"sliding_attention": sliding, "full_attention": full}
+    assert count_visible_keys(4, CPU, attention_mask=masks).tolist() == [[1, 2, 3, 4]]
+
+
+def test_positions_of_three_dimensions_are_not_counts() -> None:
+    positions = torch.zeros(3, 1, 4, dtype=torch.long)
+    assert count_visible_keys(4, CPU, position_ids=positions).tolist() == [[1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("form", ["paper", "anchored", "bias", "logn"])
+def test_n_saturates_at_the_window(form: str) -> None:
+    start = {"paper": {"scale": 0.3}, "anchored": {"scale": 0.3}, "bias": {"scale": 0.3, "bias": 0.7}, "logn": {}}
+    module = SSMax({"form": form, "reference_length": 4, "start": start[form]}, num_heads=2)
+    n = torch.tensor([[1.0, 3.0, 8.0, 20.0, 500.0]])
+    windowed, free = module(n, 8), module(n)
+    assert torch.equal(windowed[..., :3, :], free[..., :3, :])
+    assert torch.equal(windowed[..., 3:, :], free[..., 2:3, :].expand(-1, -1, 2, -1))
+    assert not torch.equal(windowed, free)
+
+
+@given(st.integers(1, 10**6), st.integers(2, 10**6), st.floats(0.01, 1.0))
+def test_forms_follow_their_equations(n: int, reference: int, scale: float) -> None:
+    count = torch.tensor([[float(n)]])
+    log_n, log_reference = torch.tensor(n).double().log(), torch.tensor(reference).double().log()
+    expected = {
+        "paper": scale * log_n,
+        "bias": scale * log_n + 0.5,
+        "anchored": 1 + scale * (log_n - log_reference),
+        "logn": (log_n / log_reference).clamp(min=1),
+    }
+    starts = {
+        "paper": {"scale": scale},
+        "bias": {"scale": scale, "bias": 0.5},
+        "anchored": {"scale": scale},
+        "logn": {},
+    }
+    for form, value in expected.items():
+        module = SSMax({"form": form, "reference_length": reference, "start": starts[form]}, num_heads=1)
+        assert module(count).item() == pytest.approx(value.item(), rel=1e-5, abs=1e-5)

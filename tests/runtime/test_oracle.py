@@ -1,0 +1,114 @@
+"""The multiplier against SSMax's own definition, computed independently from the attention mask.
+
+The oracle is a dense attention that runs inside the *stock* model: n is counted from the rows of the mask, and the
+weights are n^(s z) / sum n^(s z) for the paper's form. Nothing of the travelling code takes part in it.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from transformers.masking_utils import eager_mask
+
+from surgery.anatomy import FAMILIES
+from surgery.conversion import convert
+from tests.families import VOCABULARY, WINDOW
+
+SCALES = torch.tensor([0.15, 0.25, 0.35, 0.45])
+REFERENCE = 64
+SEEN: list[str] = []
+
+
+def oracle(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    allowed = attention_mask > torch.finfo(attention_mask.dtype).min / 2  # (batch, 1, queries, keys)
+    n = allowed.sum(-1, keepdim=True).float().clamp(min=1)
+    scores = query @ key.transpose(-1, -2) * kwargs["scaling"]
+    if getattr(module, "oracle_form", None) == "paper":
+        scores = SCALES[None, :, None, None] * n.log() * scores
+    elif getattr(module, "oracle_form", None) == "anchored":
+        scores = (1 + SCALES[None, :, None, None] * (n.log() - math.log(REFERENCE))) * scores
+    if kwargs.get("softcap") is not None:
+        scores = torch.tanh(scores / kwargs["softcap"]) * kwargs["softcap"]
+    weights = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1)  # finite: padding sees no key
+    return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+def engine(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """A serving engine's own attention, registered under a name that the tool has never heard of."""
+    assert "surgery_visible_keys" not in kwargs, "an engine must not be handed keywords that it does not know"
+    SEEN.append(type(module).__name__)
+    return oracle(None, query, key, value, attention_mask, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Any:
+    for name, function in (("oracle", oracle), ("engine", engine)):
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, eager_mask)
+    yield
+    for name in ("oracle", "engine"):
+        del AttentionInterface._global_mapping[name]
+        del AttentionMaskInterface._global_mapping[name]
+
+
+def ids() -> torch.Tensor:
+    return torch.randint(3, VOCABULARY, (2, 3 * WINDOW), generator=torch.Generator().manual_seed(5))
+
+
+def pair(source: Path, out: Path, form: str) -> tuple[Any, Any]:
+    """The stock model with the oracle, and the converted model with the same scales."""
+    stock = AutoModelForCausalLM.from_pretrained(source, attn_implementation="oracle").eval()
+    for name, module in stock.named_modules():
+        if name.endswith((".self_attn", ".attention")):
+            module.oracle_form = form
+    folder = convert(source, form=form, layers="all", reference_length=REFERENCE, output=out).output
+    operated = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False).eval()
+    with torch.no_grad():
+        for name, parameter in operated.named_parameters():
+            if name.endswith("ssmax.scale"):
+                parameter.copy_(SCALES)
+    return stock, operated
+
+
+@pytest.mark.parametrize("form", ["paper", "anchored"])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_operated_model_computes_ssmax(make_source: Any, tmp_path: Path, family: str, form: str) -> None:
+    stock, operated = pair(make_source(family), tmp_path / "out", form)
+    mask = torch.ones(2, 3 * WINDOW, dtype=torch.long)
+    mask[1, :9] = 0  # one row is left-padded
+    with torch.no_grad():
+        expected = stock(input_ids=ids(), attention_mask=mask).logits
+        found = operated(input_ids=ids(), attention_mask=mask).logits
+    real = mask.bool()
+    assert (expected[real] - found[real]).abs().max() < 2e-4
+    # The oracle must have worked with more than plain softmax, or the comparison says nothing.
+    for module in stock.modules():
+        if hasattr(module, "oracle_form"):
+            module.oracle_form = None
+    with torch.no_grad():
+        plain = stock(input_ids=ids(), attention_mask=mask).logits
+    assert (expected[real] - plain[real]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_backend_of_an_unknown_name_gets_the_multiplied_query(make_source: Any, tmp_path: Path, family: str) -> None:
+    _, operated = pair(make_source(family), tmp_path / "out", "paper")
+    with torch.no_grad():
+        expected = operated(input_ids=ids()).logits
+        SEEN.clear()
+        operated.set_attn_implementation("engine")
+        found = operated(input_ids=ids()).logits
+    assert len(SEEN) == operated.config.num_hidden_layers
+    assert all(name.startswith("Surgery") for name in SEEN)
+    assert (expected - found).abs().max() < 2e-4
