@@ -22,6 +22,8 @@ MAX_BYTES = 256 * 1024
 _MOST_NODES = 5000
 _DEEPEST = 12
 _SCALARS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str"))
+_TIMESTAMP = "tag:yaml.org,2002:timestamp"
+_ALLOWED = _SCALARS | {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq", _TIMESTAMP}
 _MERGE = "tag:yaml.org,2002:merge"
 
 Path_ = tuple[str | int, ...]
@@ -136,17 +138,17 @@ class _Plain:
         line = node.start_mark.line + 1
         if self._nodes > _MOST_NODES or len(path) > _DEEPEST:
             raise RecipeError("The recipe", [Problem(_dotted(path), line, "too many or too deeply nested values")])
+        if str(node.tag) not in _ALLOWED:
+            self._note(path, line, f"the tag {str(node.tag).rpartition(',2002:')[2]!r} is not allowed in a recipe")
+            return None
         if isinstance(node, MappingNode):
             return self.mapping(node, path)
         if isinstance(node, SequenceNode):
             for position, child in enumerate(node.value):
                 self._lines[(*path, position)] = child.start_mark.line + 1
             return [self.value(child, (*path, position)) for position, child in enumerate(node.value)]
-        if str(node.tag) not in _SCALARS:
-            if str(node.tag) == "tag:yaml.org,2002:timestamp":
-                return node.value
-            self._note(path, line, f"the tag {str(node.tag).rpartition(':')[2]!r} is not allowed in a recipe")
-            return None
+        if str(node.tag) == _TIMESTAMP:  # recipes have no dates, but may have texts that look like one
+            return node.value
         try:
             return self._yaml.constructor.construct_object(node)
         except (YAMLError, ValueError) as error:
@@ -237,7 +239,7 @@ def _message(fault: Any, path: Path_) -> str:
         return "missing"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tags = fault["ctx"].get("expected_tags") or ""
-        return f"must say {fault['ctx']['discriminator']}: {tags}".rstrip(": ")
+        return f"must say {fault['ctx']['discriminator']}{f', one of {tags}' if tags else ''}"
     message = fault["msg"].removeprefix("Value error, ")
     given = fault.get("input")
     if isinstance(given, dict | BaseModel) or given is None:

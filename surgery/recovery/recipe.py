@@ -33,13 +33,17 @@ class Data(_Section):
 
     text: str | list[str] = Field(description="Files, folders and globs.")
     separator: str | None = Field(
-        None, min_length=1, description="Text between documents of one file; without it each file is one document."
+        default=None,
+        min_length=1,
+        description="Text between documents of one file; without it each file is one document.",
     )
     held_out: Annotated[float, Field(ge=0, lt=1)] | list[str] = Field(
-        0.1, description="Share of the text, in whole documents, or the files to hold out."
+        default=0.1, description="Share of the text, in whole documents, or the files to hold out."
     )
-    sequence_length: Annotated[int, Field(ge=2)] = Field(1024, description="Tokens per sequence.")
-    packing: bool = Field(True, description="Fill sequences with several documents, which do not see each other.")
+    sequence_length: Annotated[int, Field(ge=2)] = Field(default=1024, description="Tokens per sequence.")
+    packing: bool = Field(
+        default=True, description="Fill sequences with several documents, which do not see each other."
+    )
 
     @property
     def patterns(self) -> list[str]:
@@ -55,7 +59,7 @@ class Data(_Section):
 
 
 class _Train(_Section):
-    layers: str | list[NonNegativeInt] = Field("all", description="all, ranges like 0-9,20, or a list.")
+    layers: str | list[NonNegativeInt] = Field(default="all", description="all, ranges like 0-9,20, or a list.")
 
     @field_validator("layers")
     @classmethod
@@ -92,13 +96,13 @@ class TrainLora(_Train):
     """The operation's parameters, and low-rank changes of the attention's linear layers."""
 
     what: Literal["scale+lora"]
-    rank: PositiveInt = Field(16, description="Rank of each low-rank change.")
-    alpha: PositiveFloat = Field(32.0, description="The change is multiplied by alpha / rank.")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout before the low-rank change.")
-    rslora: bool = Field(False, description="Multiply by alpha / sqrt(rank) instead.")
-    dora: bool = Field(False, description="Learn magnitude and direction apart (DoRA).")
+    rank: PositiveInt = Field(default=16, description="Rank of each low-rank change.")
+    alpha: PositiveFloat = Field(default=32.0, description="The change is multiplied by alpha / rank.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Dropout before the low-rank change.")
+    rslora: bool = Field(default=False, description="Multiply by alpha / sqrt(rank) instead.")
+    dora: bool = Field(default=False, description="Learn magnitude and direction apart (DoRA).")
     targets: Literal["auto"] | list[str] = Field(
-        "auto", description="Names of linear layers in the attention; auto takes all of them."
+        default="auto", description="Names of linear layers in the attention; auto takes all of them."
     )
 
 
@@ -118,30 +122,36 @@ class Distill(_Section):
     """Kullback-Leibler divergence from the original: the same weights with operation and adapter switched off."""
 
     name: Literal["distill"]
-    temperature: PositiveFloat = Field(1.0, description="Both distributions are softened by it.")
-    share: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Weight of it; the rest is next-token loss.")
+    temperature: PositiveFloat = Field(default=1.0, description="Both distributions are softened by it.")
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="Weight of it; the rest is next-token loss."
+    )
 
 
 class Optimizer(_Section):
     """AdamW. The operation's parameters have their own learning rate and never decay."""
 
-    scale_lr: PositiveFloat = Field(0.01, description="Learning rate of the operation's parameters.")
-    lr: PositiveFloat = Field(1e-4, description="Learning rate of everything else.")
-    weight_decay: NonNegativeFloat = Field(0.0, description="Of everything else; norms and biases do not decay.")
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = Field(
-        [0.9, 0.99], description="Decay of the two averages."
+    scale_lr: PositiveFloat = Field(default=0.01, description="Learning rate of the operation's parameters.")
+    lr: PositiveFloat = Field(default=1e-4, description="Learning rate of everything else.")
+    weight_decay: NonNegativeFloat = Field(
+        default=0.0, description="Of everything else; norms and biases do not decay."
     )
-    epsilon: PositiveFloat = Field(1e-8, description="Added to the denominator.")
-    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="After warmup.")
-    warmup: NonNegativeFloat | NonNegativeInt = Field(0.1, description="Steps, or a share of all steps when below 1.")
-    clip: NonNegativeFloat = Field(1.0, description="Largest gradient norm; 0 for none.")
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = Field(
+        default=[0.9, 0.99], description="Decay of the two averages."
+    )
+    epsilon: PositiveFloat = Field(default=1e-8, description="Added to the denominator.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(default="cosine", description="After warmup.")
+    warmup: NonNegativeFloat | NonNegativeInt = Field(
+        default=0.1, description="Steps, or a share of all steps when below 1."
+    )
+    clip: NonNegativeFloat = Field(default=1.0, description="Largest gradient norm; 0 for none.")
 
 
 class Budget(_Section):
     """How long: tokens or optimizer steps."""
 
-    tokens: PositiveInt | None = Field(None, description="Tokens to train on, rounded up to whole steps.")
-    steps: PositiveInt | None = Field(None, description="Optimizer steps.")
+    tokens: PositiveInt | None = Field(default=None, description="Tokens to train on, rounded up to whole steps.")
+    steps: PositiveInt | None = Field(default=None, description="Optimizer steps.")
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -153,22 +163,22 @@ class Budget(_Section):
 class Batch(_Section):
     """Sequences in one optimizer step: ``sequences * accumulation`` for each process."""
 
-    sequences: PositiveInt = Field(1, description="Sequences per forward pass.")
-    accumulation: PositiveInt = Field(1, description="Forward passes per optimizer step.")
+    sequences: PositiveInt = Field(default=1, description="Sequences per forward pass.")
+    accumulation: PositiveInt = Field(default=1, description="Forward passes per optimizer step.")
 
 
 class Evaluation(_Section):
     """Loss on the held-out part; before and after training always."""
 
-    every: NonNegativeInt = Field(0, description="Steps between evaluations during training; 0 for none.")
-    sequences: PositiveInt = Field(64, description="At most so many held-out sequences.")
+    every: NonNegativeInt = Field(default=0, description="Steps between evaluations during training; 0 for none.")
+    sequences: PositiveInt = Field(default=64, description="At most so many held-out sequences.")
 
 
 class Checkpoints(_Section):
     """Training state, from which ``--resume`` goes on."""
 
-    every: PositiveInt = Field(50, description="Steps between checkpoints; the last step always has one.")
-    keep: PositiveInt = Field(2, description="How many of the latest are kept.")
+    every: PositiveInt = Field(default=50, description="Steps between checkpoints; the last step always has one.")
+    keep: PositiveInt = Field(default=2, description="How many of the latest are kept.")
 
 
 class Recipe(_Section):
@@ -183,15 +193,17 @@ class Recipe(_Section):
     budget: Budget
     batch: Batch = Batch()
     precision: Literal["auto", "float32", "bfloat16", "bfloat16-mixed"] = Field(
-        "auto",
+        default="auto",
         description="auto: the checkpoint's dtype, but bfloat16-mixed where full trains a bfloat16 checkpoint. mixed: "
         "float32 weights, bfloat16 arithmetic. The operation's parameters are float32 in any case.",
     )
-    gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, more time.")
-    seed: NonNegativeInt = Field(0, description="Of the split, the order of the data, LoRA's start and dropout.")
+    gradient_checkpointing: bool = Field(default=False, description="Recompute activations: less memory, more time.")
+    seed: NonNegativeInt = Field(
+        default=0, description="Of the split, the order of the data, LoRA's start and dropout."
+    )
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
-    report_to: list[str] = Field([], description="Trackers as transformers names them: tensorboard, wandb, ...")
+    report_to: list[str] = Field(default=[], description="Trackers as transformers names them: tensorboard, wandb, ...")
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Self:

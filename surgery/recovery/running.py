@@ -191,6 +191,8 @@ class _Run:
         # Checked before the folder is made, so that a wrong device or tracker leaves nothing behind.
         arguments = training_arguments(recipe, self.folder.path, self.plan.steps, device)
         start = self.folder.begin(self.recipe, self._identity(), resume=resume, force=force)
+        # Now, since the checkpoint may be rotated away.
+        resumed_from = progress_of(start).step if start is not None else None
         steps, _ = count_steps(recipe, self.data, arguments.world_size)
         arguments.max_steps = steps
         from transformers import set_seed
@@ -219,7 +221,7 @@ class _Run:
                 f"Stopped after step {trainer.state.global_step} of {steps}; a checkpoint was saved.",
                 hint=f"Go on with: {again}",
             )
-        return self._finish(trainer, start, force=force)
+        return self._finish(trainer, resumed_from, force=force)
 
     def _load(self, recipe: Recipe, device: str, attn_implementation: str | None) -> Any:
         from surgery.loading import RunOptions, load_model
@@ -253,7 +255,7 @@ class _Run:
             self._tell({"event": "evaluation", "steps": self.plan.steps, **row})
         return loss
 
-    def _finish(self, trainer: RecoveryTrainer, start: Path | None, *, force: bool) -> FinetuneResult:
+    def _finish(self, trainer: RecoveryTrainer, resumed_from: int | None, *, force: bool) -> FinetuneResult:
         steps, seconds = trainer.state.global_step, trainer.seconds
         after = self._note_held_out(trainer, steps)
         rows = self.folder.rows()
@@ -270,7 +272,7 @@ class _Run:
             held_out_loss_before=before,
             held_out_loss_after=after,
             scale=scale,
-            resumed_from=progress_of(start).step if start is not None else None,
+            resumed_from=resumed_from,
         )
         self._tell({"event": "writing"})
         if trainer.is_world_process_zero():

@@ -14,8 +14,6 @@ import pytest
 from tests.families import tiny_model
 
 WORDS = ["query", "finds", "key", "and", "value", "weighted", "by", "how", "near", "they", "are", "in", "many", "heads"]
-    "the query finds its key and the value is weighted by how near they are in many small heads of one layer".split()
-)
 START = {"anchored": {"scale": 0.0}, "bias": {"scale": 0.0, "bias": 1.0}, "paper": {"scale": 0.2}, "logn": {}}
 
 
@@ -86,7 +84,7 @@ def convert_by_hand(
         for layer in layers
         for kind, value in start.items()
     }
-    weight_map = dict.fromkeys(safe_open(out / "source-model.safetensors", "np").keys(), "source-model.safetensors")  # noqa: SIM118
+    weight_map = dict.fromkeys(safe_open(out / "source-model.safetensors", "np").keys(), "source-model.safetensors")
     if new:
         save_file(new, out / "surgery-ssmax.safetensors", metadata={"format": "pt"})
         weight_map |= dict.fromkeys(new, "surgery-ssmax.safetensors")

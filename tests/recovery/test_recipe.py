@@ -1,0 +1,186 @@
+"""The schema, its reader and its errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surgery.errors import UsageError
+from surgery.recovery import Recipe, RecipeError, dump_recipe, json_schema, read_recipe
+from surgery.recovery.shipped import shipped_recipe, shipped_recipes
+
+SMALL: dict[str, Any] = {"model": "m", "output": "o", "data": {"text": "t"}, "budget": {"steps": 1}}
+
+
+def _faults(tmp_path: Path, text: str, *overrides: str) -> list[tuple[int | None, str, str]]:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(path, overrides)
+    assert str(path) in str(caught.value)
+    return [(problem.line, problem.path, problem.message) for problem in caught.value.problems]
+
+
+def test_all_faults_at_once_with_lines_and_keys(tmp_path: Path) -> None:
+    text = """\
+modle: a
+model: b
+output: c
+data:
+  text: [x]
+  seqence_length: 12
+  lr: 3
+train:
+  what: scale+lora
+  rnk: 3
+  rank: "4"
+optimizer:
+  clip: 1
+  clip: 2
+lr: 1
+budget: {tokens: 3, steps: 4}
+precision: fp32
+zzz: 1
+"""
+    faults = _faults(tmp_path, text, "evaluation.every=x", "batch.sequence=2")
+    assert [(line, path) for line, path, _ in faults] == [
+        (1, "modle"),
+        (6, "data.seqence_length"),
+        (7, "data.lr"),
+        (10, "train.rnk"),
+        (11, "train.rank"),
+        (14, "optimizer.clip"),
+        (15, "lr"),
+        (16, "budget"),
+        (17, "precision"),
+        (18, "zzz"),
+        (None, "batch.sequence"),
+        (None, "evaluation.every"),
+    ]
+    messages = {path: message for _, path, message in faults}
+    assert "`model`" in messages["modle"]
+    assert "`sequence_length`" in messages["data.seqence_length"]
+    assert "belongs under `optimizer`" in messages["data.lr"]
+    assert "`rank`" in messages["train.rnk"]
+    assert "'4'" in messages["train.rank"]
+    assert "first on line 13" in messages["optimizer.clip"]
+    assert "belongs under `optimizer`" in messages["lr"]
+    assert "exactly one" in messages["budget"]
+    assert "'fp32'" in messages["precision"] and "float32" in messages["precision"]
+    assert "valid here: model, output" in messages["zzz"]
+    assert "`sequences`" in messages["batch.sequence"]
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "must hold keys"),
+        ("- a\n", "must hold keys"),
+        ("a: [1\n", "not YAML"),
+        ("a: 1\n---\nb: 2\n", "not YAML"),
+        ("model: !!python/object/apply:os.system [echo]\n", "not allowed"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n" + "d: [" + "*c, " * 2000 + "*c]\n", "too many"),
+        ("a: &a [*a]\n", "deeply nested"),
+        ("<<: {model: x}\n", "plain words"),
+        ("? [1, 2]\n: 3\n", "plain words"),
+        ("a: " + "[" * 30 + "]" * 30 + "\n", "deeply nested"),
+    ],
+)
+def test_what_is_no_recipe(tmp_path: Path, text: str, part: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=part):
+        read_recipe(path)
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no recipe file"):
+        read_recipe(tmp_path / "missing.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"model: \xe9\n")
+    with pytest.raises(UsageError, match="UTF-8"):
+        read_recipe(tmp_path / "latin.yaml")
+    (tmp_path / "large.yaml").write_text("# " + "x" * 300_000)
+    with pytest.raises(UsageError, match="larger than"):
+        read_recipe(tmp_path / "large.yaml")
+
+
+def test_overrides() -> None:
+    recipe = read_recipe(
+        SMALL,
+        ["data.text=docs/*.md", "train.what=scale+lora", "train.targets=[q_proj, k_proj]", "optimizer.lr=1e-3",
+         "budget={tokens: 5_000}", "seed=3", "seed=4", "model=org/name: x", "gradient_checkpointing=true"],
+    )  # fmt: skip
+    assert recipe.data.text == "docs/*.md"
+    assert recipe.train.what == "scale+lora" and recipe.train.targets == ["q_proj", "k_proj"]
+    assert recipe.optimizer.lr == 1e-3 and recipe.budget.tokens == 5000 and recipe.seed == 4
+    assert recipe.model == "org/name: x" and recipe.gradient_checkpointing
+    assert read_recipe(SMALL, ["budget.steps=null", "budget.tokens=7"]).budget.tokens == 7
+    for malformed in ("seed", "=3", "a..b=1"):
+        with pytest.raises(UsageError, match="key=value"):
+            read_recipe(SMALL, [malformed])
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"optimizer": {"lr": 1e-3}}, "does nothing when train.what is scale"),
+        ({"optimizer": {"weight_decay": 0.1}}, "does nothing"),
+        ({"train": {"what": "scale", "rank": 3}}, r"only with `what: scale\+lora`"),
+        ({"train": {"what": "everything"}}, r"'what', one of 'scale', 'scale\+lora', 'full'"),
+        ({"train": {"what": "full"}, "objective": {"name": "distill"}}, "original weights"),
+        ({"data": {"text": "t", "held_out": 0}, "evaluation": {"every": 3}}, "data.held_out is 0"),
+        ({"data": {"text": "t", "held_out": 1.0}}, "less than 1"),
+        ({"data": {"text": []}}, "at least one"),
+        ({"data": {"text": "t", "sequence_length": 1}}, "greater than or equal to 2"),
+        ({"train": {"layers": "5-3"}}, "'5-3'"),
+        ({"train": {"layers": "a"}}, "'a'"),
+        ({"optimizer": {"warmup": 1.5}}, "1.5"),
+        ({"optimizer": {"scale_lr": float("nan")}}, "finite|greater"),
+        ({"budget": {}}, "exactly one"),
+        ({"seed": True}, "integer"),
+    ],
+)
+def test_options_that_do_nothing_or_make_no_sense(change: dict[str, Any], part: str) -> None:
+    if change.get("train", {}).get("what", "scale") == "scale" and "train" in change:
+        change = {**change, "train": {"what": "scale", **change["train"]}}
+    with pytest.raises(RecipeError, match=part):
+        read_recipe({**SMALL, **change})
+
+
+def test_layers() -> None:
+    def layers(value: Any) -> list[int]:
+        return read_recipe({**SMALL, "train": {"what": "scale", "layers": value}}).train.chosen_layers(4)
+
+    assert layers("all") == [0, 1, 2, 3]
+    assert layers("0-1, 3") == [0, 1, 3]
+    assert layers([2, 2, 0]) == [0, 2]
+
+
+@pytest.mark.parametrize("name", [recipe.name for recipe in shipped_recipes()])
+def test_dumped_recipes_read_back_the_same(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(shipped_recipe(name).text)
+    recipe = read_recipe(path)
+    path.write_text(dump_recipe(recipe))
+    again = read_recipe(path)
+    assert again == recipe and dump_recipe(again) == dump_recipe(recipe)
+
+
+def test_shipped_recipes() -> None:
+    names = {recipe.name for recipe in shipped_recipes()}
+    assert {"ssmax-scale", "ssmax-lora", "ssmax-full", "tiny"} <= names
+    for recipe in shipped_recipes():
+        header = recipe.text.split("\n\n")[0]
+        assert "# Cost:" in header and recipe.summary.endswith(".")
+    with pytest.raises(UsageError, match="did you mean 'ssmax-scale'"):
+        shipped_recipe("ssmax-scal")
+
+
+def test_json_schema_names_every_key() -> None:
+    schema = json.dumps(json_schema())
+    assert '"additionalProperties": false' in schema
+    assert all(f'"{name}"' in schema for name in Recipe.model_fields)
+    assert all(f'"{key}"' in schema for key in ("scale_lr", "rank", "temperature", "held_out", "accumulation"))
