@@ -92,7 +92,7 @@ def check_folder(folder: Path) -> None:
 def _expand(text: str) -> Path:
     try:
         return Path(text).expanduser()
-    except RuntimeError:  # ~nobody
+    except (RuntimeError, ValueError):  # ~nobody, a NUL
         return Path(text)
 
 

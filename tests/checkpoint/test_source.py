@@ -49,7 +49,7 @@ def test_snapshot_folder_knows_its_id_and_commit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", ["./gone", "../gone", "/gone/model", "~/gone-model", "a/b/c", "~nobody-here/x", "C:\\x"]
+    "given", ["./gone", "../gone", "/gone/model", "~/gone-model", "a/b/c", "~nobody-here/x", "C:\\x", "~\0"]
 )
 def test_path_like_but_missing(given: str) -> None:
     with pytest.raises(CheckpointError, match="There is no folder"):

@@ -59,6 +59,25 @@ def test_commit(tmp_path: Path) -> None:
     assert steps == ["locked", "repaired", "created", "synced", "renamed"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be synced there")
+def test_everything_is_on_the_disk_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    real = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), real(descriptor))[1]
+    )
+    before: list[int] = []
+    with StagedFolder(
+        tmp_path / "out", on_step=lambda step: before.extend(synced if step == "synced" else ())
+    ) as staged:
+        fill(staged.path, NEW)
+        staged.commit()
+    out = tmp_path / "out"
+    written = {out.stat().st_ino, *(path.stat().st_ino for path in out.rglob("*"))}
+    assert set(before) == written and len(written) == 4
+    assert synced[-1] == tmp_path.stat().st_ino, "the rename itself"
+
+
 def test_without_commit_nothing_stays(tmp_path: Path) -> None:
     with StagedFolder(tmp_path / "deep" / "er" / "out") as staged:
         fill(staged.path, NEW)
@@ -218,7 +237,10 @@ CHILD = textwrap.dedent("""
 
 def killed(out: Path, step: str, *, force: bool) -> None:
     child = subprocess.run(
-        [sys.executable, "-c", CHILD, str(out), step, "force" if force else ""], capture_output=True, timeout=60
+        [sys.executable, "-c", CHILD, str(out), step, "force" if force else ""],
+        check=False,
+        capture_output=True,
+        timeout=60,
     )
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()
 
@@ -256,6 +278,17 @@ def test_killed_while_replacing(step: str, after: str | None, repaired: str, tmp
     assert content(out) == repaired and names(tmp_path) == ["out"]
     stage(out, "third", force=True)
     assert content(out) == "third" and names(tmp_path) == ["out"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 here")
+def test_half_a_deleted_folder_is_never_given_back(tmp_path: Path) -> None:
+    """The old folder is moved aside whole, so a half-deleted one must not carry that name."""
+    out = tmp_path / "out"
+    fill(out, OLD)
+    killed(out, "half removed", force=True)
+    out.rename(tmp_path / "elsewhere")
+    stage(out, "third")
+    assert content(out) == "third" and names(tmp_path) == ["elsewhere", "out"]
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 here")
@@ -346,6 +379,24 @@ def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         fill(first.path, NEW)
         first.commit()
     assert content(tmp_path / "out") == NEW and names(tmp_path) == ["out"]
+
+
+def test_a_lock_file_deleted_while_it_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The holder deletes its file between another's opening and locking it: that lock would guard nothing."""
+    first, second, third = (locking_module.FileLock(tmp_path / "lock", "out") for _ in range(3))
+    first.acquire()
+    real = locking_module._lock
+
+    def late(descriptor: int) -> None:
+        first.release()
+        real(descriptor)
+
+    monkeypatch.setattr(locking_module, "_lock", late)
+    second.acquire()
+    with pytest.raises(CheckpointError, match="Another run"):
+        third.acquire()
+    second.release()
+    assert names(tmp_path) == []
 
 
 def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
