@@ -119,7 +119,10 @@ class NextToken(_Section):
 
 
 class Distill(_Section):
-    """Kullback-Leibler divergence from the original: the same weights with operation and adapter switched off."""
+    """Kullback-Leibler divergence from the original: the same weights with operation and adapter switched off.
+
+    For forms that change the model at the start (``paper``); one that starts as the identity has nothing to learn here.
+    """
 
     name: Literal["distill"]
     temperature: PositiveFloat = Field(default=1.0, description="Both distributions are softened by it.")

@@ -383,7 +383,7 @@ def _signals(stop: StopCallback) -> Iterator[None]:
     before = {kind: signal.getsignal(kind) for kind in kinds}
 
     def ask(number: int, frame: Any) -> None:
-        if stop.requested:
+        if stop.requested or not stop.active:  # outside the steps there is nothing to finish
             raise KeyboardInterrupt
         stop.requested = True
 

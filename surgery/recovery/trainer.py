@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import is_torch_bf16_gpu_available
 
 from surgery.data import IGNORED, Row, collate
 from surgery.errors import SurgeryError, UsageError
@@ -56,11 +57,18 @@ def training_arguments(recipe: Recipe, folder: Path, steps: int, device: str) ->
             f"--device {device}: training runs on auto, cpu, cuda or mps.",
             hint="CUDA_VISIBLE_DEVICES chooses one of several GPUs.",
         )
+    from surgery.loading import pick_device
+
+    on_cpu = pick_device(device).type == "cpu"
+    if recipe.precision == "bfloat16-mixed" and not on_cpu and not is_torch_bf16_gpu_available():
+        raise UsageError(
+            "precision bfloat16-mixed: this device has no bfloat16.", hint="Set precision to float32, or --device cpu."
+        )
     _check_trackers(recipe.report_to)
     optimizer = recipe.optimizer
     arguments = TrainingArguments(
         output_dir=str(folder),
-        use_cpu=device == "cpu",
+        use_cpu=on_cpu,
         max_steps=steps,
         per_device_train_batch_size=recipe.batch.sequences,
         gradient_accumulation_steps=recipe.batch.accumulation,
@@ -82,7 +90,7 @@ def training_arguments(recipe: Recipe, folder: Path, steps: int, device: str) ->
         report_to=list(recipe.report_to) or "none",
         disable_tqdm=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=device != "cpu" and torch.cuda.is_available(),
+        dataloader_pin_memory=not on_cpu and torch.cuda.is_available(),
         optim="adamw_torch",
     )
     # Several GPUs in one process would mean DataParallel; `torchrun` is the way to use them.
@@ -338,7 +346,8 @@ class RecoveryTrainer(Trainer):
             inputs = self._prepare_inputs(batch)
             with self.accelerator.autocast():
                 loss = self.compute_loss(self.module, inputs)
-            loss.backward()
+            if loss.requires_grad:
+                loss.backward()
         if not torch.isfinite(loss):
             raise self._diverged(f"the loss of the trial step is {loss.item()}")
         without = [name for name, parameter in operation_parameters(self.module).items() if parameter.grad is None]
@@ -416,6 +425,15 @@ class StopCallback(TrainerCallback):
 
     def __init__(self) -> None:
         self.requested = False
+        self.active = False
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Called by Trainer."""
+        self.active = True
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Called by Trainer."""
+        self.active = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Called by Trainer."""

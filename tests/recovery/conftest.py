@@ -38,6 +38,7 @@ def convert_by_hand(
     layers: list[int] | None = None,
     scale: float | None = None,
     attention: str = "layers.{layer}.self_attn",
+    prefix: str = "model.",
 ) -> Path:
     """The format of a converted checkpoint, written without surgery.conversion."""
     import numpy
@@ -78,7 +79,7 @@ def convert_by_hand(
     (out / "config.json").write_text(json.dumps(modeling_surgery.lock(config), indent=2))
     start = START[form] if scale is None else {**START[form], "scale": scale}
     new = {
-        f"model.{attention.format(layer=layer)}.ssmax.{kind}": numpy.full(
+        f"{prefix}{attention.format(layer=layer)}.ssmax.{kind}": numpy.full(
             config["num_attention_heads"], value, numpy.float32
         )
         for layer in layers
@@ -105,11 +106,11 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     """``converted("llama", form="bias")``: a tiny converted checkpoint, made once; never written to."""
     made: dict[str, Path] = {}
 
-    def make(family: str = "llama", *, dtype: Any = None, **options: Any) -> Path:
-        key = f"{family}-{dtype}-{sorted(options.items())}"
+    def make(family: str = "llama", *, dtype: Any = None, spread: float = 0.05, **options: Any) -> Path:
+        key = f"{family}-{dtype}-{spread}-{sorted(options.items())}"
         if key not in made:
             folder = tmp_path_factory.mktemp("converted")
-            model = tiny_model(family, vocab_size=260, initializer_range=0.05)
+            model = tiny_model(family, vocab_size=260, initializer_range=spread)
             (model if dtype is None else model.to(dtype)).save_pretrained(folder / "source")
             write_tokenizer(folder / "source")
             made[key] = convert_by_hand(folder / "source", folder / "model", **options)

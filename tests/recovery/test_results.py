@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
-from surgery.recovery import finetune
+from surgery.data import collate, make_rows
+from surgery.loading import RunOptions, load_model
+from surgery.recovery import finetune, read_recipe
+from surgery.recovery.objectives import next_token_sum, token_logits
+from surgery.recovery.shipped import shipped_recipes
 from tests.recovery.conftest import Converted, MakeRecipe
 
 SHARD = "surgery-ssmax.safetensors"
+RECORD = ["surgery/history.json", "surgery/log.jsonl", "surgery/recipe.yaml", "surgery/training.png"]
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -25,30 +35,167 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {name: shards[shard][name] for name, shard in index.items()}
 
 
+def _loss(model: Any) -> float:
+    rows = make_rows([list(range(5, 60)), list(range(90, 50, -1))], 32, packing=True)
+    batch = collate(rows)
+    with torch.no_grad():
+        return next_token_sum(token_logits(model, batch), batch["labels"]).item()
+
+
 def test_scale_changes_the_small_shard_alone(make_recipe: MakeRecipe, converted: Converted, tmp_path: Path) -> None:
     result = finetune(make_recipe())
     before, after = _files(converted()), _files(tmp_path / "out")
     assert {name for name in before if before[name] != after[name]} == {SHARD}
-    assert sorted(after.keys() - before.keys()) == [
-        "surgery/history.json", "surgery/log.jsonl", "surgery/recipe.yaml", "surgery/training.png",
-    ]  # fmt: skip
+    assert sorted(after.keys() - before.keys()) == RECORD
     trained = load_file(tmp_path / "out" / SHARD)
     assert all(tensor.dtype == torch.float32 and tensor.abs().min() > 0 for tensor in trained.values())
+    assert result.held_out_loss_after is not None and result.held_out_loss_before is not None
     assert result.held_out_loss_after < result.held_out_loss_before
+    assert result.scale is not None and set(result.scale["scale"]) == {"0", "1", "2"}
     assert not (tmp_path / "out.training").exists()
+    json.dumps(result.to_dict(), allow_nan=False)
+
+    entry = json.loads(after["surgery/history.json"])["entries"][0]
+    assert entry["step"] == "finetune" and entry["what"] == "scale" and not entry["weights_changed"]
+    assert entry["held_out_loss_before"] == result.held_out_loss_before
+    assert entry["held_out_loss_after"] == result.held_out_loss_after
+    assert entry["tokens"] == result.tokens > 0 and len(entry["recipe_sha256"]) == 64
+    assert after["surgery/training.png"].startswith(b"\x89PNG")
+    rows = [json.loads(line) for line in after["surgery/log.jsonl"].splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 4]
+    assert "held_out_loss" in rows[0] and "held_out_loss" in rows[-1]
+    assert read_recipe(tmp_path / "out" / "surgery" / "recipe.yaml") == read_recipe(make_recipe())
 
 
-def test_full(make_recipe: MakeRecipe, converted: Converted, tmp_path: Path) -> None:
-    finetune(make_recipe(train={"what": "full"}, optimizer={"lr": 1e-3}))
-    source, out = _tensors(converted()), _tensors(tmp_path / "out")
+def test_training_again_appends(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    finetune(make_recipe(budget={"steps": 1}))
+    finetune(make_recipe(tmp_path / "out", output=str(tmp_path / "again"), budget={"steps": 1}))
+    first, second = _files(tmp_path / "out"), _files(tmp_path / "again")
+    assert all(second[name] == first[name] for name in RECORD[1:])
+    assert sorted(second.keys() - first.keys()) == [
+        "surgery/log-2.jsonl",
+        "surgery/recipe-2.yaml",
+        "surgery/training-2.png",
+    ]
+    entries = json.loads(second["surgery/history.json"])["entries"]
+    assert [entry["recipe"] for entry in entries] == ["recipe.yaml", "recipe-2.yaml"]
+    assert entries[1]["held_out_loss_before"] == pytest.approx(entries[0]["held_out_loss_after"], abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_full(make_recipe: MakeRecipe, converted: Converted, tmp_path: Path, dtype: torch.dtype) -> None:
+    model = converted(dtype=dtype)
+    finetune(make_recipe(model, train={"what": "full"}, optimizer={"lr": 1e-2}))
+    source, out = _tensors(model), _tensors(tmp_path / "out")
     assert source.keys() == out.keys()
     assert all(not torch.equal(source[name], out[name]) for name in source)
-    assert (tmp_path / "out" / "trained-model.safetensors").exists()
-    assert not (tmp_path / "out" / "source-model.safetensors").exists()
+    assert all(
+        source[name].dtype == out[name].dtype == (torch.float32 if "ssmax" in name else dtype) for name in source
+    )
+    before, after = _files(model), _files(tmp_path / "out")
+    assert before["config.json"] == after["config.json"]
+    assert sorted(after.keys() - before.keys()) == [*RECORD, "trained-model.safetensors"]
+    assert before.keys() - after.keys() == {"source-model.safetensors"}
+    index = json.loads(after["model.safetensors.index.json"])
+    assert index["metadata"] == {"kept": "yes", "total_size": 1}
+    loaded = load_model(tmp_path / "out", RunOptions(device="cpu"))
+    assert all(torch.equal(out[name], tensor) for name, tensor in loaded.state_dict().items() if name in out)
 
 
-def test_lora(make_recipe: MakeRecipe, converted: Converted, tmp_path: Path) -> None:
-    finetune(make_recipe(train={"what": "scale+lora", "rank": 2}, optimizer={"lr": 1e-2}))
+@pytest.mark.parametrize("family", ["qwen3_moe", "phi3"])
+def test_full_of_families_whose_tensors_have_other_names(
+    make_recipe: MakeRecipe, converted: Converted, tmp_path: Path, family: str
+) -> None:
+    model = converted(family)
+    finetune(make_recipe(model, train={"what": "full"}, optimizer={"lr": 1e-2}, budget={"steps": 2}))
+    source, out = _tensors(model), _tensors(tmp_path / "out")
+    assert source.keys() == out.keys()
+    moved = [name for name in source if not torch.equal(source[name], out[name])]
+    # A router may leave an expert without a token, but attention, norms and most experts move.
+    assert len(moved) > 0.8 * len(source)
+    load_model(tmp_path / "out", RunOptions(device="cpu"))
+
+
+def test_lora_is_merged_and_kept(make_recipe: MakeRecipe, converted: Converted, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    train = {"what": "scale+lora", "rank": 2, "layers": "1-2", "targets": ["q_proj", "o_proj"]}
+    finetune(make_recipe(train=train, optimizer={"lr": 5e-2}))
     source, out = _tensors(converted()), _tensors(tmp_path / "out")
     changed = {name for name in source if not torch.equal(source[name], out[name])}
-    assert changed == {name for name in source if "self_attn" in name}
+    assert changed == {
+        f"model.layers.{layer}.self_attn.{part}"
+        for layer in (1, 2)
+        for part in ("q_proj.weight", "o_proj.weight", "ssmax.scale")
+    }
+    adapter = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    for layer in (1, 2):
+        name = f"model.layers.{layer}.self_attn.ssmax.scale"
+        assert torch.equal(adapter[f"base_model.model.{name}"], out[name])
+    assert sum("ssmax" in name for name in adapter) == 2
+    config = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "model"
+    assert str(tmp_path) not in json.dumps(config)
+
+    merged = load_model(tmp_path / "out", RunOptions(device="cpu"))
+    base = load_model(converted(), RunOptions(device="cpu"))
+    plain = _loss(base)
+    adapted = PeftModel.from_pretrained(base, tmp_path / "out" / "adapter").eval()
+    assert _loss(merged) == pytest.approx(_loss(adapted), abs=1e-3)
+    assert abs(_loss(merged) - plain) > 1e-2
+
+
+def test_what_is_reported_is_what_the_result_does(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """The held-out loss after training is that of the checkpoint on disk, merging and casting included."""
+    train = {"what": "scale+lora", "rank": 2}
+    result = finetune(make_recipe(train=train, optimizer={"lr": 1e-2}))
+    again = finetune(make_recipe(tmp_path / "out", output=str(tmp_path / "next"), budget={"steps": 1}))
+    assert again.held_out_loss_before == pytest.approx(result.held_out_loss_after, abs=1e-4)
+
+
+def test_loads_offline_without_surgery(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    finetune(make_recipe(train={"what": "scale+lora", "rank": 2}, budget={"steps": 2}))
+    program = (
+        "import sys\n"
+        "class Hide:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'surgery': raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Hide())\n"
+        "import torch\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "scale = model.state_dict()['model.layers.1.self_attn.ssmax.scale']\n"
+        "assert scale.dtype == torch.float32 and scale.abs().min() > 0\n"
+        "print(model(torch.tensor([[5, 6, 7]])).logits.sum().item())\n"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "out")],
+        capture_output=True,
+        check=False,
+        env=environment,
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    model = load_model(tmp_path / "out", RunOptions(device="cpu"))
+    with torch.no_grad():
+        expected = model(torch.tensor([[5, 6, 7]])).logits.sum().item()
+    assert float(done.stdout) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("recipe", shipped_recipes(), ids=lambda recipe: recipe.name)
+def test_shipped_recipes_run(recipe: Any, converted: Converted, texts: Path, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.text)
+    result = finetune(
+        path,
+        overrides=[
+            f"model={converted()}",
+            f"output={tmp_path / 'out'}",
+            f"data.text={texts}",
+            "data.sequence_length=32",
+            "budget={steps: 2}",
+        ],
+    )
+    assert result.steps == 2 and (tmp_path / "out" / "config.json").is_file()
