@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -169,7 +170,10 @@ def prepare_model(model: PreTrainedModel, recipe: Recipe, layout: Layout) -> nn.
             task_type="CAUSAL_LM",
         )
         torch.manual_seed(recipe.seed)
-        prepared = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # PEFT asks transformers for an attribute by its old name.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            prepared = get_peft_model(model, config)
     for name, parameter in operation_parameters(prepared).items():
         if parameter.dtype != torch.float32:
             raise RuntimeError(f"{name} is {parameter.dtype}, not float32: an optimizer step could not move it")

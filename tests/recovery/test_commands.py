@@ -1,0 +1,130 @@
+"""``surgery finetune`` and ``surgery recipes``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import surgery.commands.finetune
+import surgery.commands.recipes  # noqa: F401
+from surgery.commands import console
+from surgery.commands.app import app
+from tests.recovery.conftest import Converted, MakeRecipe
+
+
+class _Outcome:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def surgery_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    from rich.console import Console
+
+    def run(*arguments: str) -> _Outcome:
+        # Consoles hold the streams of the moment when they were made.
+        monkeypatch.setattr(console, "out", Console(width=120))
+        monkeypatch.setattr(console, "err", Console(stderr=True, width=120))
+        code = console.run(app, list(arguments))
+        captured = capsys.readouterr()
+        return _Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def recipe_file(make_recipe: MakeRecipe, tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(make_recipe(budget={"steps": 2}), indent=2))
+    return path
+
+
+def test_light(tmp_path: Path) -> None:
+    """Help and recipe checks leave torch alone."""
+    (tmp_path / "r.yaml").write_text("model: m\noutput: o\ndata: {text: t}\nbudget: {steps: 1}\n")
+    program = (
+        "import sys\n"
+        "from surgery.commands import console, app\n"
+        "import surgery.commands.finetune, surgery.commands.recipes\n"
+        "for line in ('finetune --help', 'recipes list', 'recipes show tiny', 'recipes schema', 'recipes check r.yaml'):\n"
+        "    assert console.run(app.app, line.split()) == 0, line\n"
+        "heavy = {'torch', 'transformers', 'peft', 'accelerate', 'matplotlib', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_recipes(surgery_command: Any, tmp_path: Path) -> None:
+    listed = json.loads(surgery_command("recipes", "list", "--json").out)
+    assert listed["kind"] == "recipes" and {"tiny", "ssmax-scale"} <= {entry["name"] for entry in listed["recipes"]}
+    target = tmp_path / "mine.yaml"
+    assert surgery_command("recipes", "copy", "tiny", str(target)).code == 0
+    assert target.read_text() == surgery_command("recipes", "show", "tiny").out
+    again = surgery_command("recipes", "copy", "tiny", str(target))
+    assert again.code == 2 and "exists" in again.err
+    assert surgery_command("recipes", "copy", "tiny", str(tmp_path)).code == 0 and (tmp_path / "tiny.yaml").exists()
+    assert json.loads(surgery_command("recipes", "schema").out)["title"] == "Recipe"
+    unknown = surgery_command("recipes", "show", "tyni")
+    assert unknown.code == 2 and "'tiny'" in unknown.err
+
+
+def test_check(surgery_command: Any, recipe_file: Path) -> None:
+    assert "valid" in surgery_command("recipes", "check", str(recipe_file)).out
+    wrong = surgery_command("recipes", "check", str(recipe_file), "--set", "optimizer.lrr=1", "--json")
+    assert wrong.code == 2 and "optimizer.lrr" in wrong.err
+    document = json.loads(wrong.out)
+    assert not document["valid"] and document["problems"][0]["path"] == "optimizer.lrr"
+    assert json.loads(surgery_command("recipes", "check", str(recipe_file), "--json").out)["recipe"]["seed"] == 0
+
+
+def test_placeholders_are_named(surgery_command: Any, tmp_path: Path, converted: Converted) -> None:
+    surgery_command("recipes", "copy", "ssmax-scale", str(tmp_path / "r.yaml"))
+    outcome = surgery_command("finetune", str(tmp_path / "r.yaml"))
+    assert outcome.code == 2
+    assert "--set model=... --set data.text=... --set output=..." in outcome.err
+    outcome = surgery_command("finetune", str(tmp_path / "r.yaml"), "--set", f"model={converted()}")
+    assert "--set data.text=... --set output=..." in outcome.err and "--set model" not in outcome.err
+
+
+def test_dry_run(surgery_command: Any, recipe_file: Path, tmp_path: Path) -> None:
+    outcome = surgery_command("finetune", str(recipe_file), "--dry-run", "--json", "--batch-size", "3")
+    document = json.loads(outcome.out)
+    assert document["kind"] == "finetune" and document["output"] is None
+    assert document["plan"]["steps"] == 2 and document["plan"]["parameters"] == {"scale": 12}
+    shown = surgery_command("finetune", str(recipe_file), "--dry-run", "--dtype", "bfloat16").out
+    assert "12 scale" in shown and "bfloat16" in shown and "memory" in shown
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.training").exists()
+
+
+def test_run_with_events(surgery_command: Any, recipe_file: Path, tmp_path: Path) -> None:
+    events = tmp_path / "events.jsonl"
+    outcome = surgery_command("finetune", str(recipe_file), "--json", "--events", str(events), "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    result = json.loads(outcome.out)
+    assert result["steps"] == 2 and result["output"] == str(tmp_path / "out")
+    kinds = [json.loads(line)["event"] for line in events.read_text().splitlines()]
+    expected = ["plan", "trial", "evaluation", "step", "step", "checkpoint", "evaluation", "writing", "done"]
+    assert kinds == expected
+    again = surgery_command("finetune", str(recipe_file), "-q")
+    assert again.code == 2 and "not empty" in again.err
+    forced = surgery_command("finetune", str(recipe_file), "-q", "--force")
+    assert forced.code == 0 and "held-out loss" in forced.out and "held-out" not in forced.err
+
+
+def test_exit_codes(surgery_command: Any, recipe_file: Path, converted: Converted) -> None:
+    def code(*arguments: str) -> int:
+        return int(surgery_command("finetune", str(recipe_file), *arguments).code)
+
+    assert code("--set", "nonsense=1") == 2
+    assert code("--set", f"model={converted(form='logn')}") == 3
+    assert code("--set", "model=./missing") == 2
+    assert code("--set", "data.text=missing/*.md") == 2
+    assert code("--resume") == 2
+    assert code("--dtype", "float16") == 2
+    assert surgery_command("finetune", "missing.yaml").code == 2
