@@ -254,5 +254,5 @@ def _warnings(data: DataUse, models: list[ModelUse], limit: int | None) -> tuple
         several = f"{data.sequences} sequences give intervals that are too narrow"
         found.append(f"{several if data.sequences > 1 else 'One sequence gives no interval'}; measure more text.")
     if limit is not None and data.sequences == limit and (data.left_out or data.unread):
-        found.append(f"Only {limit} sequences were measured, as asked.")
+        found.append(f"At most {limit} sequences were asked for; the texts hold more.")
     return tuple(found)

@@ -18,6 +18,7 @@ INTERVAL = Interval(method="percentile bootstrap over sequences", level=0.95, sa
 # Half a percent of perplexity: less than what one kind of text differs from another, more than float noise.
 MARGIN = 0.005
 POINTS_PER_OCTAVE = 8
+FEWEST_IN_POINT = 100
 
 
 def default_edges(length: int) -> tuple[int, ...]:
@@ -84,17 +85,18 @@ class Sample:
         )
 
     def curve(self, length: int) -> tuple[CurvePoint, ...]:
-        """Means over narrow ranges of context, eight to an octave."""
-        ends = sorted({round(2 ** (step / POINTS_PER_OCTAVE)) for step in range(POINTS_PER_OCTAVE * 40)})
+        """Means over narrow ranges of context: eight to an octave, wider where few predictions fall into one."""
+        ends = {round(2 ** (step / POINTS_PER_OCTAVE)) for step in range(POINTS_PER_OCTAVE * 40)}
         points = []
         first = 1
-        for last in [*(end for end in ends if end < length - 1), length - 1]:
+        for last in [*(end for end in sorted(ends) if end < length - 1), length - 1]:
             own = np.concatenate([loss[first - 1 : last] for loss in self.losses])
-            if own.size:
-                base = None
-                if self.base is not None:
-                    base = float(np.mean(np.concatenate([loss[first - 1 : last] for loss in self.base])))
-                points.append(CurvePoint(first, last, int(own.size), float(np.mean(own)), base))
+            if not own.size or (own.size < FEWEST_IN_POINT and last < length - 1):
+                continue
+            base = None
+            if self.base is not None:
+                base = float(np.mean(np.concatenate([loss[first - 1 : last] for loss in self.base])))
+            points.append(CurvePoint(first, last, int(own.size), float(np.mean(own)), base))
             first = last + 1
         return tuple(points)
 

@@ -15,6 +15,8 @@ from surgery.reporting.wording import clipped, count, signed, span
 
 Plain = Mapping[str, Any]
 
+_FIRST_DRAWN = 8
+
 
 def loss_by_position(result: Plain, theme: Theme) -> Figure:
     """Loss against the number of tokens seen: fine means behind, bucket means in front."""
@@ -24,7 +26,9 @@ def loss_by_position(result: Plain, theme: Theme) -> Figure:
     lines = [("loss", result["model"]["name"], theme.model, "o", "-")]
     if result["against"] is not None:
         lines.insert(0, ("base_loss", result["against"]["name"], theme.base, "s", "--"))
-    curve, buckets = result["curve"], result["buckets"]
+    buckets = result["buckets"]
+    # The first few tokens of a text are guesses; their losses would flatten everything else.
+    curve = [point for point in result["curve"] if point["last"] >= _FIRST_DRAWN] or result["curve"]
     for key, name, colour, marker, style in lines:
         fine = [point[key] for point in curve]
         axes.plot([_middle(point) for point in curve], fine, color=colour, linewidth=0.9, alpha=0.4)
@@ -53,7 +57,7 @@ def paired_difference(result: Plain, theme: Theme) -> Figure:
     figure = new_figure(height=3.2)
     axes = figure.subplots()
     grid(axes, theme)
-    axes.axhspan(-margin, margin, color=theme.plain, alpha=0.18, linewidth=0, label="counts as kept")
+    axes.axhspan(-margin, margin, color=theme.plain, alpha=0.22, linewidth=0, label="counts as kept")
     axes.axhline(0, color=theme.ink, linewidth=0.9)
     colours = {"lost": theme.worse, "gained": theme.better}
     places = [*range(len(buckets) - 1), len(buckets) - 0.6]
@@ -194,7 +198,8 @@ def _middle(bucket: Plain) -> float:
 
 def _tokens_axis(axes: Axes, last: int) -> None:
     axes.set_xscale("log", base=2)
-    powers = [2**power for power in range(0, 40, 1 if last < 2**6 else 2) if 2**power <= last * 1.1]
+    first = axes.get_xlim()[0]
+    powers = [2**power for power in range(0, 40, 1 if last < 2**6 else 2) if first <= 2**power <= last * 1.1]
     axes.set_xticks(powers, [count(power) for power in powers])
     axes.xaxis.set_minor_locator(NullLocator())
 

@@ -52,7 +52,7 @@ def render_page(result: Plain, drawings: Drawings, *, history: Sequence[Plain], 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = ("typographic", "number", "signed", "perplexity", "count", "interval", "negative_heads")
+    names = ("typographic", "number", "signed", "perplexity", "count", "counted", "interval", "negative_heads")
     environment.filters.update({name: getattr(wording, name) for name in names})
     environment.globals["span"] = wording.span
     return environment.get_template("page.html.j2").render(

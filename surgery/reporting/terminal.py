@@ -14,6 +14,7 @@ from surgery.reporting.wording import (
     TIMES,
     clipped,
     count,
+    counted,
     interval,
     number,
     perplexity,
@@ -39,31 +40,27 @@ def terminal_table(result: Mapping[str, Any]) -> RenderableType:
 
 def _losses(result: Mapping[str, Any]) -> Table:
     paired = result["against"] is not None
+    level = f"{result['interval']['level']:.0%} interval"
+    # With these columns the table fits 80 characters.
+    heads = ["loss", "base", "perplexity", "change", level] if paired else ["predictions", "loss", level, "perplexity"]
     table = Table(title=Text("Loss by position"), title_justify="left", box=None, pad_edge=False, header_style="dim")
-    table.add_column("tokens seen", justify="right")
-    table.add_column("predictions", justify="right")
-    table.add_column("loss", justify="right")
+    for head in ["tokens seen", *heads]:
+        table.add_column(head, justify="right", no_wrap=True)
     if paired:
-        table.add_column("base", justify="right")
-    table.add_column("perplexity", justify="right")
-    if paired:
-        table.add_column("base", justify="right")
-        table.add_column("difference", justify="right")
-        table.add_column("interval", justify="right")
-        table.add_column("")
+        table.add_column("", no_wrap=True)
     for bucket in [*result["buckets"], result["overall"]]:
         last = bucket is result["overall"]
-        row = ["all" if last else span(bucket["first"], bucket["last"]), count(bucket["tokens"])]
-        row.append(number(bucket["loss"]["value"]))
+        cells = [Text("all" if last else span(bucket["first"], bucket["last"]))]
         if paired:
-            row.append(number(bucket["base_loss"]["value"]))
-        row.append(perplexity(bucket["perplexity"]))
-        if paired:
-            word = bucket["verdict"]
-            row += [perplexity(bucket["base_perplexity"]), signed(bucket["difference"]["value"])]
-            row += [interval(bucket["difference"])]
-        cells = [Text(cell) for cell in row] + ([Text(word, style=_STYLES[word])] if paired else [])
-        table.add_row(*cells, style="bold" if last else "", end_section=bucket is result["buckets"][-1])
+            values = [number(bucket["loss"]["value"]), number(bucket["base_loss"]["value"])]
+            values += [perplexity(bucket["perplexity"]), signed(bucket["difference"]["value"])]
+            cells += [Text(value) for value in (*values, interval(bucket["difference"]))]
+            cells.append(Text(bucket["verdict"], style=_STYLES[bucket["verdict"]]))
+        else:
+            bounds = f"{number(bucket['loss']['low'])} to {number(bucket['loss']['high'])}"
+            values = [count(bucket["tokens"]), number(bucket["loss"]["value"]), bounds]
+            cells += [Text(value) for value in (*values, perplexity(bucket["perplexity"]))]
+        table.add_row(*cells, style="bold" if last else "")
     return table
 
 
@@ -71,8 +68,8 @@ def _below(result: Mapping[str, Any]) -> Text:
     text = Text()
     data = result["data"]
     text.append(
-        f"\n{count(data['predictions'])} predictions in {count(data['sequences'])} sequences of up to "
-        f"{count(data['longest'])} tokens; {count(data['left_out'])} tokens left out.\n",
+        f"\n{counted(data['predictions'], 'prediction')} in {counted(data['sequences'], 'sequence')} of up to "
+        f"{count(data['longest'])} tokens; {counted(data['left_out'], 'token')} left out.\n",
         style="dim",
     )
     for use in (result["model"], result["against"]):
@@ -85,6 +82,6 @@ def _below(result: Mapping[str, Any]) -> Text:
                 f"{number(learned['moved_most'])} at most"
             )
             negative = len(learned["negative_heads"])
-            text.append(f"; {negative} heads with a negative multiplier somewhere\n" if negative else "\n")
+            text.append(f"; {counted(negative, 'head')} with a negative multiplier somewhere\n" if negative else "\n")
     text.rstrip()
     return text

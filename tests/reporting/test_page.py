@@ -1,0 +1,185 @@
+"""The page stands alone, escapes what it prints, and says what the numbers say."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surgery.reporting import replace_file, write_report
+from surgery.reporting.drawings import Drawings, draw_all
+from surgery.reporting.report import render_page
+from tests.reporting.data import HISTORY, result
+
+HOSTILE = '<script>alert("1")</script>$\\frac{&\' x'
+VOID = {"meta", "source", "img", "br", "link"}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, text, and whether every element that opens is closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open[-1:] != ["style"]:
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def _write(folder: Path, data: dict[str, Any], **options: Any) -> tuple[str, Page]:
+    options.setdefault("provenance", {"command": "surgery evaluate small-ssmax", "version of": {"torch": "2.13.0"}})
+    files = write_report(data, folder, **options)
+    text = files.html.read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Page]:
+    folder = tmp_path_factory.mktemp("report")
+    return (folder, *_write(folder, result(), history=HISTORY))
+
+
+@pytest.fixture(scope="module")
+def drawings() -> Drawings:
+    return draw_all(result(), [])
+
+
+def test_it_writes_the_page_and_every_picture(full: tuple[Path, str, Page]) -> None:
+    folder, _, page = full
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [
+        "loss-by-position.png",
+        "paired-difference.png",
+        "report.html",
+        "ssmax-multiplier.png",
+        "ssmax-scale.png",
+        "training.png",
+    ]
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in names if name.endswith("png"))
+    assert len(page.all("img")) == len(page.all("source")) == 5
+
+
+def test_nothing_is_loaded_from_anywhere(full: tuple[Path, str, Page]) -> None:
+    _, text, page = full
+    assert not re.search(r"https?:|//[a-z]|url\(|@import", text, re.IGNORECASE)
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object", "embed")]
+    for attributes in (*page.all("img"), *page.all("source")):
+        uri = attributes.get("src") or attributes.get("srcset") or ""
+        assert uri.startswith("data:image/svg+xml;base64,")
+        svg = base64.b64decode(uri.split(",", 1)[1]).decode()
+        # Namespaces and the document type are names; references would be loads.
+        assert not re.search(r'href="(?!#|data:)', svg) and "<script" not in svg
+    (policy,) = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None and policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_it_can_be_read_without_seeing(full: tuple[Path, str, Page]) -> None:
+    _, _, page = full
+    assert page.all("html")[0]["lang"] == "en" and len(page.all("h1")) == 1
+    alts = [attributes["alt"] for attributes in page.all("img")]
+    assert all(alt and len(alt) > 60 for alt in alts)
+    assert any("largest +0.1000 in layer 5, head 0" in alt for alt in alts if alt)
+    assert all("scope" in attributes for attributes in page.all("th"))
+    assert "prefers-color-scheme: dark" in full[1] and "@media print" in full[1]
+
+
+def test_the_verdict_comes_first(full: tuple[Path, str, Page]) -> None:
+    words = full[2].words
+    assert words.index("Lost") < words.index("Loss by position How well")
+    assert "+0.0200" in words and "12.18 → 12.25" in words
+    assert "surgery evaluate small-ssmax" in words and "2.13.0" in words and "0123abcd" in words
+    assert "layer 5, head 0 (n from 1 to 12)" in words and "±0.005" in words
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    data = result(name=HOSTILE, base=HOSTILE)
+    data["data"]["texts"][0]["name"] = HOSTILE
+    data["warnings"] = [HOSTILE]
+    history = [{**HISTORY[0], "label": HOSTILE}]
+    text, page = _write(tmp_path, data, history=history, provenance={HOSTILE: HOSTILE, "command": HOSTILE})
+    assert "<script" not in text and not page.all("script")
+    assert page.words.count(HOSTILE) >= 8  # heading, base, warning, text, caption, facts
+    assert all(set(attributes) <= {"src", "alt"} for attributes in page.all("img"))
+
+
+@pytest.mark.parametrize(
+    ("word", "headline", "change"),
+    [
+        ("kept", "Kept", 0.001),
+        ("gained", "Gained", -0.03),
+        ("no difference", "No difference", 0.0),
+        ("undecided", "Undecided", 0.2),
+    ],
+)
+def test_every_verdict_has_its_page(drawings: Drawings, word: str, headline: str, change: float) -> None:
+    text = render_page(result(word=word, change=change), drawings, history=[], provenance={})
+    page = Page(text)
+    assert headline in page.words and f'class="verdict tone-{word.replace(" ", "-")}"' in text
+    tones = set(re.findall(r"\.tone-([a-z-]+)", text))
+    assert tones == {"kept", "no-difference", "lost", "gained", "undecided"}
+
+
+def test_without_a_base_there_is_no_verdict(tmp_path: Path) -> None:
+    _, page = _write(tmp_path, result(base=None))
+    assert "Difference to the base" not in page.words and "Lost" not in page.words
+    assert not (tmp_path / "paired-difference.png").exists()
+
+
+def test_a_form_without_learned_numbers(tmp_path: Path) -> None:
+    data = result()
+    data["model"]["learned"][0].update(form="logn", scale=[], start={}, negative_heads=[])
+    _, page = _write(tmp_path, data)
+    assert "no learned numbers" in page.words and not (tmp_path / "ssmax-scale.png").exists()
+
+
+def test_two_operations_and_a_bias_are_all_drawn(tmp_path: Path) -> None:
+    data = result()
+    second = {**data["model"]["learned"][0], "bias": [[1.0] * 4] * 6, "start": {"scale": 0.0, "bias": 1.0}}
+    data["model"]["learned"].append(second)
+    _write(tmp_path, data)
+    assert (tmp_path / "ssmax-scale-2.png").exists() and (tmp_path / "ssmax-multiplier-2.png").exists()
+
+
+def test_the_same_data_give_the_same_bytes(full: tuple[Path, str, Page], tmp_path: Path) -> None:
+    folder, text, _ = full
+    again, _ = _write(tmp_path, result(), history=HISTORY)
+    assert again == text
+    for path in folder.glob("*.png"):
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_second_file_replaces_the_first(tmp_path: Path) -> None:
+    for data in (b"one", b"another"):
+        assert replace_file(tmp_path / "new" / "page", data).read_bytes() == data
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["page"]
+
+
+def test_histories_without_a_loss_draw_nothing(tmp_path: Path) -> None:
+    history = [{"label": "empty", "rows": []}, {"rows": [{"step": 1, "odd": 2}, {"step": 2, "loss": float("nan")}]}]
+    _write(tmp_path, result(base=None), history=history)
+    assert not (tmp_path / "training.png").exists()

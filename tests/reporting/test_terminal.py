@@ -1,0 +1,56 @@
+"""The terminal table fits a terminal and prints names as they are."""
+
+from __future__ import annotations
+
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from surgery.reporting import terminal_table
+from surgery.reporting.wording import negative_heads, number, perplexity, signed, span, typographic
+from tests.reporting.data import result
+
+
+def _print(data: dict[str, Any], width: int = 80) -> str:
+    buffer = StringIO()
+    Console(file=buffer, width=width).print(terminal_table(data))
+    return buffer.getvalue()
+
+
+def test_it_fits_eighty_columns() -> None:
+    printed = _print(result())
+    assert printed.startswith("Lost. The loss changed by +0.0200.")
+    rows = [line for line in printed.splitlines() if line.strip().startswith(("1–64", "all"))]  # noqa: RUF001
+    assert len(rows) == 2 and all("+0.0190 to +0.0210  lost" in row for row in rows)
+    assert "…" not in printed and "1 head with a negative multiplier" in printed
+
+
+def test_without_a_base() -> None:
+    printed = _print(result(base=None))
+    assert "change" not in printed and "2.4200 to 2.6200" in printed
+
+
+def test_markup_in_names_is_text() -> None:
+    data = result(name="[red]x[/]")
+    data["warnings"] = ["[bold]odd[/bold] [/]"]
+    printed = _print(data)
+    assert "[red]x[/]: 412 tokens/s" in printed and "[bold]odd[/bold] [/]" in printed
+
+
+def test_numbers() -> None:
+    assert (number(None), number(2.70611), number(-0.5, 2)) == ("\u2013", "2.7061", "\u22120.50")
+    assert (signed(0.0), signed(0.00312), signed(-1.0, 1), signed(None)) == ("0", "+0.0031", "\u22121.0", "\u2013")
+    assert (perplexity(14.9707), perplexity(49152.3), perplexity(1e30)) == ("14.97", "49,152", "1e+30")
+    assert (span(1, 1), span(1025, 2048)) == ("1", "1,025\u20132,048")
+    assert typographic("by -0.0102 (-0.0145 to -0.0060), model-2 x-3") == (
+        "by \u22120.0102 (\u22120.0145 to \u22120.0060), model-2 x-3"
+    )
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_negative_heads_widest_first(most: int) -> None:
+    heads = [{"layer": layer, "head": 0, "first": 1, "last": 10 * layer} for layer in (1, 3, 2)]
+    named = negative_heads(heads, most)
+    assert named[0] == "layer 3, head 0 (n from 1 to 30)" and len(named) == min(3, most + 1)
