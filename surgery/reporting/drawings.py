@@ -92,7 +92,9 @@ def draw_all(result: Plain, history: Sequence[Plain]) -> Drawings:
 def _draw(stem: str, alt: str, draw: Callable[[Theme], Figure]) -> Drawing:
     with drawn_in(LIGHT):
         figure = draw(LIGHT)
-        png, light = to_png(figure, LIGHT), to_svg(figure)
+        png = to_png(figure, LIGHT)
+        figure.set_layout_engine("none")  # laid out once is enough
+        light = to_svg(figure)
     with drawn_in(DARK):
         dark = to_svg(draw(DARK))
     return Drawing(stem, alt, png, light, dark)

@@ -150,19 +150,14 @@ def test_without_a_base_there_is_no_verdict(tmp_path: Path) -> None:
     assert not (tmp_path / "paired-difference.png").exists()
 
 
-def test_a_form_without_learned_numbers(tmp_path: Path) -> None:
+def test_operations_with_a_bias_and_without_learned_numbers(tmp_path: Path) -> None:
     data = result()
-    data["model"]["learned"][0].update(form="logn", scale=[], start={}, negative_heads=[])
+    (first,) = data["model"]["learned"]
+    first |= {"bias": [[1.0] * 4] * 6, "start": {"scale": 0.0, "bias": 1.0}}
+    data["model"]["learned"].append({**first, "form": "logn", "scale": [], "bias": [], "negative_heads": []})
     _, page = _write(tmp_path, data)
-    assert "no learned numbers" in page.words and not (tmp_path / "ssmax-scale.png").exists()
-
-
-def test_two_operations_and_a_bias_are_all_drawn(tmp_path: Path) -> None:
-    data = result()
-    second = {**data["model"]["learned"][0], "bias": [[1.0] * 4] * 6, "start": {"scale": 0.0, "bias": 1.0}}
-    data["model"]["learned"].append(second)
-    _write(tmp_path, data)
-    assert (tmp_path / "ssmax-scale-2.png").exists() and (tmp_path / "ssmax-multiplier-2.png").exists()
+    assert "no learned numbers" in page.words and not (tmp_path / "ssmax-scale-2.png").exists()
+    assert (tmp_path / "ssmax-scale.png").exists() and (tmp_path / "ssmax-multiplier-2.png").exists()
 
 
 def test_the_same_data_give_the_same_bytes(full: tuple[Path, str, Page], tmp_path: Path) -> None:
