@@ -48,11 +48,11 @@ def read_data(recipe: Recipe, encode: Encode) -> TrainingData:
         UsageError: no text, or too little to train on or to hold out.
     """
     data = recipe.data
-    documents = split_documents(read_documents(data.patterns), data.separator)
+    documents = split_documents(_documents("data.text", data.patterns), data.separator)
     dropped = 0
     held: list[Document] = []
     if isinstance(data.held_out, list):
-        held = split_documents(read_documents(data.held_out), data.separator)
+        held = split_documents(_documents("data.held_out", data.held_out), data.separator)
         kept = without(documents, held)
         dropped, documents = len(documents) - len(kept), kept
     elif data.held_out > 0:
@@ -73,6 +73,14 @@ def read_data(recipe: Recipe, encode: Encode) -> TrainingData:
     return TrainingData(
         tuple(train), tuple(held_rows), len(documents), len(held), dropped, _fingerprint(train, held_rows)
     )
+
+
+def _documents(key: str, patterns: Sequence[str]) -> list[Document]:
+    try:
+        return read_documents(patterns)
+    except UsageError as error:
+        hint = f'Files, folders or globs, relative to the current folder: --set "{key}=docs/**/*.md".'
+        raise UsageError(f"{key}: {error.message}", hint=hint) from error
 
 
 def _tokens(documents: Sequence[Document], encode: Encode) -> list[list[int]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from surgery.checkpoint import Checkpoint, Source, check_output, open_checkpoint, resolve, sha256_json
 from surgery.errors import UsageError
 from surgery.recovery.dataset import TrainingData, read_data
-from surgery.recovery.errors import TrainingStoppedError
+from surgery.recovery.errors import DivergedError, TrainingStoppedError
 from surgery.recovery.planning import FinetunePlan, count_steps, effective_precision, make_plan
 from surgery.recovery.preparing import (
     Layout,
@@ -245,14 +245,21 @@ class _Run:
             trainer.state.global_step = progress.step
 
     def _note_held_out(self, trainer: RecoveryTrainer, step: int) -> float | None:
+        for known in self.folder.rows():
+            if known["step"] == step and "held_out_loss" in known:
+                return float(known["held_out_loss"])
         loss = trainer.held_out_loss()
-        if loss is not None and math.isfinite(loss):
-            row = {"step": step, "tokens": trainer.tokens_seen, "held_out_loss": loss, "seconds": 0.0}
-            if step:
-                row["seconds"] = round(trainer.seconds, 3)
-            if not any(known.get("step") == step and "held_out_loss" in known for known in self.folder.rows()):
-                self.folder.append(row)
-            self._tell({"event": "evaluation", "steps": self.plan.steps, **row})
+        if loss is None:
+            return None
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"The held-out loss after step {step} is {loss}.",
+                hint="The model gives no finite loss on this text: check it with `surgery verify`.",
+            )
+        seconds = round(trainer.seconds, 3) if step else 0.0
+        row = {"step": step, "tokens": trainer.tokens_seen, "held_out_loss": loss, "seconds": seconds}
+        self.folder.append(row)
+        self._tell({"event": "evaluation", "steps": self.plan.steps, **row})
         return loss
 
     def _finish(self, trainer: RecoveryTrainer, resumed_from: int | None, *, force: bool) -> FinetuneResult:
