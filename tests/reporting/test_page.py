@@ -15,7 +15,7 @@ from surgery.reporting.drawings import Drawings, draw_all
 from surgery.reporting.report import render_page
 from tests.reporting.data import HISTORY, result
 
-HOSTILE = '<script>alert("1")</script>$\\frac{&\' x'
+HOSTILE = '<script>alert("1")</script>$\\frac{$&\' x'
 VOID = {"meta", "source", "img", "br", "link"}
 
 
