@@ -1,18 +1,58 @@
 """Operate on the attention of existing language-model checkpoints.
 
 Importing this package is light (no torch) and makes ``AutoModelForCausalLM.from_pretrained`` know converted
-checkpoints, now or when transformers is imported later.
+checkpoints, now or when transformers is imported later. The functions below are the commands of the same names; each
+returns plain typed results.
+
+    >>> import surgery
+    >>> surgery.convert("model/", "ssmax", form="anchored", output="model-ssmax/")
+    >>> surgery.verify("model-ssmax/", against="model/").verdict
 """
 
-from surgery.anatomy import FAMILIES as _FAMILIES
-from surgery.runtime.registration import register_when_imported as _register_when_imported
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from surgery.anatomy.registration import register
+from surgery.version import __version__
+
+if TYPE_CHECKING:
+    from surgery.conversion import convert, make_plan, revert
+    from surgery.evaluation import evaluate
+    from surgery.loading import RunOptions
+    from surgery.operations.inspection import inspect
+    from surgery.recovery import finetune
+    from surgery.verification import verify
+
+# Loaded on first use, so that `import surgery` stays light.
+_HOMES = {
+    "RunOptions": "surgery.loading",
+    "convert": "surgery.conversion",
+    "evaluate": "surgery.evaluation",
+    "finetune": "surgery.recovery",
+    "inspect": "surgery.operations.inspection",
+    "make_plan": "surgery.conversion",
+    "revert": "surgery.conversion",
+    "verify": "surgery.verification",
+}
+
+__all__ = [
+    "RunOptions",
+    "__version__",
+    "convert",
+    "evaluate",
+    "finetune",
+    "inspect",
+    "make_plan",
+    "register",
+    "revert",
+    "verify",
+]
 
 
-def register() -> None:
-    """Register the operated model types with transformers' auto classes; ``import surgery`` does it by itself."""
-    _register_when_imported(family.config_class for family in _FAMILIES.values())
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'surgery' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
 
 
 register()

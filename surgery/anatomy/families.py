@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from rapidfuzz import process
-
 from surgery.errors import PlanRefusedError
 
 
@@ -180,6 +178,8 @@ def find_family(model_type: str) -> Family:
         return FAMILIES[model_type]
     if model_type in REFUSED:
         raise PlanRefusedError(f"the family {model_type!r} is refused: {REFUSED[model_type]}")
+    from rapidfuzz import process
+
     nearest = process.extractOne(model_type, list(FAMILIES), score_cutoff=60)
     nearby = f"The nearest supported family is {nearest[0]!r}. " if nearest else ""
     raise PlanRefusedError(

@@ -76,7 +76,8 @@ def same_tensor_bytes(a_path: Path, a_info: TensorInfo, b_path: Path, b_info: Te
                 count = min(left, _CHUNK)
                 _fill(a_file, a_chunk[:count], a_path)
                 _fill(b_file, b_chunk[:count], b_path)
-                if a_chunk[:count] != b_chunk[:count]:
+                # Two memoryviews are compared element by element in Python's own loop; bytes by memcmp.
+                if bytes(a_chunk[:count]) != bytes(b_chunk[:count]):
                     return False
                 left -= count
     except OSError as error:

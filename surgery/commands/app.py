@@ -7,6 +7,7 @@ import sys
 import typer
 
 from surgery.commands import console
+from surgery.version import __version__
 
 app = typer.Typer(
     name="surgery",
@@ -19,9 +20,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        import surgery
-
-        typer.echo(f"surgery {surgery.__version__}")
+        typer.echo(f"surgery {__version__}")
         raise typer.Exit
 
 
@@ -40,4 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
 # Each command registers itself on the app when its file is imported; the order is that of --help.
 from surgery.commands import inspect as _inspect  # noqa: E402, F401, I001
 from surgery.commands import convert as _convert  # noqa: E402, F401
+from surgery.commands import verify as _verify  # noqa: E402, F401
+from surgery.commands import finetune as _finetune  # noqa: E402, F401
+from surgery.commands import evaluate as _evaluate  # noqa: E402, F401
+from surgery.commands import recipes as _recipes  # noqa: E402, F401
 from surgery.commands import revert as _revert  # noqa: E402, F401

@@ -28,7 +28,7 @@ from rich.progress import (
 from surgery.errors import SurgeryError
 
 # Typer carries its own click in new versions and uses the installed one in old ones; its errors have this base.
-_ParserError = typer.BadParameter.__mro__[2]
+_ParserError: Any = typer.BadParameter.__mro__[2]
 
 SCHEMA_VERSION = 1
 INTERRUPTED = 130
@@ -98,7 +98,7 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
     except typer.Exit as error:
         return error.exit_code
     except _ParserError as error:
-        error.show()  # type: ignore[attr-defined]
+        error.show()
         return 2
     except (KeyboardInterrupt, typer.Abort):
         err.print("interrupted", style="yellow")

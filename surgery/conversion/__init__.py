@@ -2,7 +2,7 @@
 
 from surgery.conversion.execute import ConversionResult, convert, execute
 from surgery.conversion.plan import FORMAT_VERSION, PLAN_NAME, RECORD_FOLDER, Plan, make_plan
-from surgery.conversion.revert import RevertResult, revert
+from surgery.conversion.reverting import RevertResult, revert
 
 __all__ = [
     "FORMAT_VERSION",

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from surgery.anatomy import Anatomy, read_anatomy
-from surgery.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint, Source, open_checkpoint, resolve, sha256_json
+from surgery.checkpoint import Checkpoint, Source, open_checkpoint, resolve, sha256_json
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.operations import OPERATIONS, OperationOptions, PlannedTensor
+from surgery.version import __version__
 
 FORMAT_VERSION = 1
 RECORD_FOLDER = "surgery"
 PLAN_NAME = f"{RECORD_FOLDER}/plan.json"
+HISTORY_NAME = f"{RECORD_FOLDER}/history.json"
+VERIFICATION_NAME = f"{RECORD_FOLDER}/verify.json"
 MODELING_NAME = "modeling_surgery.py"
 NEW_SHARD = "surgery-operations.safetensors"
 CARD_NAME = "README.md"
@@ -100,8 +103,6 @@ def make_plan(
         UsageError: an option is wrong.
         PlanRefusedError: the operation cannot be applied, or there is nothing to do.
     """
-    from surgery import __version__
-
     source = resolve(model, revision)
     checkpoint = open_checkpoint(source)
     anatomy = read_anatomy(checkpoint)
@@ -163,7 +164,7 @@ def parse_operation(given: Mapping[str, Any] | OperationOptions) -> OperationOpt
 
     if isinstance(given, OperationOptions):
         return given
-    name = given.get("name")
+    name = str(given.get("name"))
     if name not in OPERATIONS:
         raise UsageError(f"unknown operation {name!r}", hint=f"Known: {', '.join(OPERATIONS)}.")
     try:
@@ -255,6 +256,3 @@ def needed_bytes(prepared: PreparedPlan, mode: str) -> int:
     placed = 0 if mode == "link" else sum(sizes[shard] for shard in prepared.checkpoint.shards)
     small = sum(size for name, size in sizes.items() if name not in prepared.checkpoint.shards)
     return placed + 2 * small + prepared.plan.bytes["new_tensors"] + 4_000_000
-
-
-__all__ = ["CONFIG_NAME", "INDEX_NAME", "Plan", "PreparedPlan", "make_plan"]

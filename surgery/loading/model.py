@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
+from surgery.anatomy.registration import register
 from surgery.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -64,9 +65,7 @@ def load_model(folder: Path, options: RunOptions | None = None) -> PreTrainedMod
     import torch
     from transformers import AutoModelForCausalLM
 
-    import surgery
-
-    surgery.register()
+    register()
     options = options or RunOptions()
     device = pick_device(options.device)
     dtype = "auto" if options.dtype == "auto" else getattr(torch, options.dtype)
@@ -79,7 +78,7 @@ def load_model(folder: Path, options: RunOptions | None = None) -> PreTrainedMod
         model = AutoModelForCausalLM.from_pretrained(folder, **arguments)
     except (ValueError, OSError, ImportError, KeyError) as error:
         raise CheckpointError(f"{folder.name}: transformers could not load the model: {error}") from error
-    return model.to(device).eval()
+    return model.to(device).eval()  # type: ignore[arg-type]
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -90,9 +89,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     """
     from transformers import AutoTokenizer
 
-    import surgery
-
-    surgery.register()
+    register()
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, ImportError, KeyError) as error:

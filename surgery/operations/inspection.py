@@ -1,4 +1,4 @@
-"""``inspect``: what a model's attention is, layer by layer, and what can be done to it. Headers and config.json only."""
+"""``inspect``: what a model's attention is, layer by layer, and what can be done to it."""
 
 from __future__ import annotations
 

@@ -23,8 +23,7 @@ import inspect
 import json
 import math
 import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -166,20 +165,6 @@ class SSMax(nn.Module):
 OPERATIONS: dict[str, type[SSMax]] = {"ssmax": SSMax}
 
 
-@contextmanager
-def operations_disabled(model: nn.Module) -> Iterator[None]:
-    """Run the model as it was before the operation: same weights, multiplier off. One copy in memory."""
-    modules = [module for module in model.modules() if isinstance(module, tuple(OPERATIONS.values()))]
-    before = [module.enabled for module in modules]
-    try:
-        for module in modules:
-            module.enabled = False
-        yield
-    finally:
-        for module, enabled in zip(modules, before, strict=True):
-            module.enabled = enabled
-
-
 # --------------------------------------------------------------------------------------------- attention modules
 
 
@@ -252,7 +237,7 @@ def _install(base_model: nn.Module, config: PreTrainedConfig) -> None:
             if hasattr(attention, options["name"]):
                 continue
             setattr(attention, options["name"], operation(options, config.num_attention_heads))
-            attention.__class__ = _attention_class(type(attention))
+            attention.__class__ = _attention_class(type(attention))  # type: ignore[arg-type]
 
 
 # ----------------------------------------------------------------------------------------------- the model classes
@@ -302,7 +287,7 @@ class SurgeryConfigMixin:
         return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
 
     def to_json_string(self, *args: Any, **kwargs: Any) -> str:
-        """As transformers' own, locked again, so that a stock class refuses what is saved as it refused what was loaded."""
+        """As transformers' own, locked again: a stock class refuses what is saved, as it refused what was loaded."""
         content = json.loads(super().to_json_string(*args, **kwargs))  # type: ignore[misc]
         return json.dumps(lock(content), indent=2, sort_keys=True) + "\n"
 
@@ -318,7 +303,7 @@ class SurgeryModelMixin:
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, tuple(OPERATIONS.values())):
-            module.reset_parameters()
+            module.reset_parameters()  # type: ignore[operator]
         else:
             super()._init_weights(module)  # type: ignore[misc]
 
@@ -378,7 +363,7 @@ class _StrictLoading:
 @functools.cache
 def _class_for(name: str) -> type:
     """``Surgery<X>`` for a config, base model or causal language model class ``<X>`` of transformers."""
-    stock = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
+    stock: Any = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
     if not isinstance(stock, type):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     namespace: dict[str, Any] = {"__module__": __name__, "__doc__": f"{stock.__name__} with operated attention."}
@@ -388,7 +373,8 @@ def _class_for(name: str) -> type:
     if not issubclass(stock, PreTrainedModel):
         raise AttributeError(f"{stock.__name__} is neither a config nor a model class of transformers")
 
-    config_class = _class_for(PREFIX + stock.config_class.__name__)
+    stock_config: Any = stock.config_class
+    config_class = _class_for(PREFIX + stock_config.__name__)
     is_head = hasattr(stock, "prepare_inputs_for_generation") and stock.can_generate()
     namespace |= {
         "config_class": config_class,
@@ -399,7 +385,7 @@ def _class_for(name: str) -> type:
         parameters = list(inspect.signature(stock.forward).parameters)
         namespace["_positional_names"] = tuple(parameters[1:])
     mixin = SurgeryHeadMixin if is_head else SurgeryModelMixin
-    _register_conversions(stock.config_class.model_type, stock.__name__)
+    _register_conversions(stock_config.model_type, stock.__name__)
     return type(name, (_StrictLoading, mixin, stock), namespace)
 
 
@@ -421,6 +407,7 @@ def _register_auto_classes(config_class: type) -> None:
     if CONFIG_MAPPING._extra_content.get(config_class.model_type) is not config_class:  # type: ignore[attr-defined]
         return
     stock = config_class.__mro__[2]
+    auto: Any
     for auto in (AutoModel, AutoModelForCausalLM):
         if stock in auto._model_mapping and config_class not in auto._model_mapping._extra_content:
             auto.register(config_class, _class_for(PREFIX + auto._model_mapping[stock].__name__), exist_ok=True)

@@ -37,7 +37,7 @@ def _register() -> None:
     from surgery.runtime import modeling_surgery
 
     for name in _config_classes:
-        # A family that this version of transformers lacks cannot be loaded by anything, so there is nothing to register.
+        # What this version of transformers lacks, nothing can load; there is nothing to register.
         if hasattr(transformers, name):
             config_class = getattr(modeling_surgery, modeling_surgery.PREFIX + name)
             AutoConfig.register(config_class.model_type, config_class, exist_ok=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # The offsets that make equality non-trivial: at its start value a multiplier may be 1 everywhere.
 RANDOM_SPREAD = 0.08
+DECODED_TOKENS = 8
 
 
 def operation_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -100,11 +101,11 @@ def _padding(model: PreTrainedModel) -> int:
 
 
 def _with_cache(model: PreTrainedModel, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
-    """Prefill half of the tokens, then one token at a time."""
+    """Prefill, then the last tokens one at a time."""
     import torch
 
     length = tokens.shape[1]
-    cut = length // 2
+    cut = length - DECODED_TOKENS
     out = model(input_ids=tokens[:, :cut], past_key_values=cache, use_cache=True)
     pieces = [out.logits.float()]
     for position in range(cut, length):
@@ -149,9 +150,7 @@ def _left_padded_cached(model: PreTrainedModel, tokens: torch.Tensor, plain: tor
     """What ``generate`` does with a padded prompt: prefill, then one token with the longer mask."""
     row, mask = _padded(model, tokens, 7, 0)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    out = model(
-        input_ids=row[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], use_cache=True
-    )
+    out = model(input_ids=row[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], use_cache=True)
     last = model(
         input_ids=row[:, -1:],
         attention_mask=mask,
@@ -189,9 +188,7 @@ def _batch(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) ->
     positions = (masks.cumsum(-1) - 1).clamp(min=0)
     out = _logits(model, rows, attention_mask=masks, position_ids=positions)
     # Causality: the short row must agree with the beginning of the long one.
-    return max(
-        _greatest(out[:1], plain), _greatest(out[1:, -short.shape[1] :], plain[:, : short.shape[1]])
-    )
+    return max(_greatest(out[:1], plain), _greatest(out[1:, -short.shape[1] :], plain[:, : short.shape[1]]))
 
 
 def _other_backend(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) -> float | None:

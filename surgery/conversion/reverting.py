@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from surgery.checkpoint import (
     sha256_json,
 )
 from surgery.conversion.execute import PlaceMode, Progress
-from surgery.conversion.plan import CARD_NAME, FORMAT_VERSION, PLAN_NAME, RECORD_FOLDER
+from surgery.conversion.plan import CARD_NAME, FORMAT_VERSION, HISTORY_NAME, PLAN_NAME, RECORD_FOLDER
 from surgery.errors import CheckpointError, PlanRefusedError
 
 
@@ -106,7 +105,7 @@ def _restored_files(folder: Path, plan: dict[str, Any]) -> dict[str, str]:
     files |= {f"{record}/{name}": name for name in (CONFIG_NAME, INDEX_NAME, CARD_NAME)}
     for name in [*files, *files.values()]:
         safe_relative(name)
-    trained = _trained_weights(folder)
+    trained = trained_weights(folder)
     missing = [name for name in files if not (folder / name).is_file()]
     optional = (f"{record}/{INDEX_NAME}", f"{record}/{CARD_NAME}")
     required = [name for name in missing if name not in optional]
@@ -121,12 +120,11 @@ def _restored_files(folder: Path, plan: dict[str, Any]) -> dict[str, str]:
     return {name: target for name, target in files.items() if name not in missing}
 
 
-def _trained_weights(folder: Path) -> str | None:
-    """What was trained besides the operation's own parameters, from the history."""
-    history = folder / RECORD_FOLDER / "history.json"
+def trained_weights(folder: Path) -> str | None:
+    """What was trained besides the operations' own parameters, from the checkpoint's history; None if nothing."""
+    history = folder / HISTORY_NAME
     if not history.is_file():
         return None
-    entries = json.loads(history.read_text(encoding="utf-8"))
-    entries = entries if isinstance(entries, list) else entries.get("entries", [])
-    trained = [str(entry.get("trained")) for entry in entries if entry.get("trained") not in (None, "scale")]
+    entries = load_json(history).get("entries", [])
+    trained = [str(entry.get("trained")) for entry in entries if entry.get("trained") != "scale"]
     return ", ".join(trained) or None

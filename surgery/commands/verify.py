@@ -1,0 +1,73 @@
+"""``surgery verify``: proof that a converted checkpoint is what it claims."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from surgery.commands import console
+from surgery.commands.app import app
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from surgery.verification import Verification
+
+
+@app.command()
+def verify(
+    model: Annotated[Path, typer.Argument(help="Converted checkpoint.")],
+    against: Annotated[str | None, typer.Option(help="The source: folder or hub id.")] = None,
+    revision: console.RevisionOption = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Run the first so many layers only (a big model on a small machine).")
+    ] = None,
+    length: Annotated[int, typer.Option(min=16, help="Tokens for the comparison with the source.")] = 512,
+    device: console.DeviceOption = "auto",
+    attn_implementation: console.AttentionOption = None,
+    as_json: console.JsonOption = False,
+    verbose: console.VerboseOption = False,
+    quiet: console.QuietOption = False,
+) -> None:
+    """Check files, loading, logits and the meaning of n. Exit code 4 if anything fails. Computes in float32."""
+    console.setup(verbose=verbose, quiet=quiet)
+    from surgery.loading import RunOptions
+    from surgery.verification import verify as verify_checkpoint
+
+    with console.progress() as bar:
+        task = bar.add_task("verifying", total=None, rate="")
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        result = verify_checkpoint(
+            model,
+            against=against,
+            revision=revision,
+            layers=layers,
+            length=length,
+            run=RunOptions(device=device, attn_implementation=attn_implementation),
+            on_progress=on_progress,
+        )
+    if as_json:
+        console.emit("verification", result.to_dict())
+    else:
+        console.out.print(_table(result))
+        console.out.print(result.verdict, style="bold red" if result.failed else "bold green")
+    if result.failed:
+        raise typer.Exit(4)
+
+
+def _table(result: Verification) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"passed": "green", "failed": "red", "skipped": "yellow"}
+    table = Table(title=f"{result.model}", title_justify="left")
+    for column in ("check", "result", "measured"):
+        table.add_column(column)
+    for check in result.checks:
+        table.add_row(check.name, Text(check.status, style=colours[check.status]), Text(check.detail))
+    return table

@@ -1,0 +1,124 @@
+"""Checks that run the model in this process: identity with the source, equalities of n, and the ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from surgery.verification.checks import Check, bounded
+from surgery.verification.presentations import (
+    operation_modules,
+    operations_off,
+    presentation_differences,
+    randomized,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+EQUALITY_BOUND = 1e-4
+
+
+def plain_logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits ``(1, length, vocabulary)`` of one plain forward pass, on the CPU, float32."""
+    import torch
+
+    with torch.no_grad():
+        return model(input_ids=tokens.to(model.device), use_cache=False).logits.float().cpu()
+
+
+def at_start(model: PreTrainedModel, plan: Mapping[str, Any]) -> bool:
+    """Whether every parameter of the operations still has the value that the conversion gave it."""
+    parameters = dict(model.named_parameters())
+    return all(
+        bool((parameters[entry["name"]] == entry["start"]).all())
+        for entry in plan["tensors"]
+        if entry["name"] in parameters
+    )
+
+
+def identity_checks(
+    model: PreTrainedModel,
+    tokens: torch.Tensor,
+    source_logits: torch.Tensor | None,
+    plan: Mapping[str, Any],
+    trained: str | None,
+) -> list[Check]:
+    """The operated model against the source: off it must be the source, and at an identity start on as well."""
+    off_name, on_name = "operation off = source", "starts as the source"
+    if source_logits is None:
+        reason = "give the source with --against"
+        return [Check(off_name, "skipped", reason), Check(on_name, "skipped", reason)]
+    if trained is not None:
+        reason = f"the weights were trained ({trained})"
+        return [Check(off_name, "skipped", reason), Check(on_name, "skipped", reason)]
+    with operations_off(model):
+        off = (plain_logits(model, tokens) - source_logits).abs().max().item()
+    on = (plain_logits(model, tokens) - source_logits).abs().max().item()
+    checks = [bounded(off_name, off, 0.0, f"{tokens.shape[1]} tokens: greatest logit difference")]
+    if not all(plan["identity"]):
+        detail = f"the form is not the identity at its start; greatest logit difference {on:.3g}"
+        checks.append(Check(on_name, "skipped", detail, on))
+    elif not at_start(model, plan):
+        checks.append(Check(on_name, "skipped", f"the scales were trained; greatest logit difference {on:.3g}", on))
+    else:
+        checks.append(bounded(on_name, on, 0.0, f"{tokens.shape[1]} tokens: greatest logit difference"))
+    return checks
+
+
+def presentation_checks(
+    model: PreTrainedModel, tokens: torch.Tensor, on_progress: Callable[[str], None] | None = None
+) -> list[Check]:
+    """The equalities of n on the real weights, with scales moved at random so that none holds trivially.
+
+    On real weights the untouched model itself differs a little between presentations (rounding). The bound is
+    1e-4, or twice what the same presentation differs by with the operation off, whichever is greater.
+    """
+    with operations_off(model):
+        without = presentation_differences(model, tokens, on_progress)
+    with randomized(model):
+        found = presentation_differences(model, tokens, on_progress)
+    return [bounded(f"n: {name}", value, max(EQUALITY_BOUND, 2 * without[name])) for name, value in found.items()]
+
+
+def ablation_checks(
+    model: PreTrainedModel, tokens: torch.Tensor, plan: Mapping[str, Any], on_progress: Callable[[str], None] | None
+) -> list[Check]:
+    """Changing any one layer's scales changes the logits; without learned scales, on differs from off beyond N."""
+    import torch
+
+    name = "ablation"
+    modules: dict[str, Any] = operation_modules(model)
+    if not plan["tensors"]:
+        return [_beyond_reference(model, tokens, plan)]
+    before = plain_logits(model, tokens)
+    least, dead = float("inf"), []
+    for path, module in modules.items():
+        if on_progress is not None:
+            on_progress(path)
+        with torch.no_grad():
+            module.scale += 0.1
+            moved = (plain_logits(model, tokens) - before).abs().max().item()
+            module.scale -= 0.1
+        least = min(least, moved)
+        if not moved > 0.0:
+            dead.append(path)
+    if dead or not modules:
+        return [Check(name, "failed", f"the scales of {len(dead)} layers change nothing, first {dead[:1]}", least)]
+    return [Check(name, "passed", f"each of {len(modules)} layers changes the logits, the least by {least:.3g}", least)]
+
+
+def _beyond_reference(model: PreTrainedModel, tokens: torch.Tensor, plan: Mapping[str, Any]) -> Check:
+    """``logn`` has no parameter to change. n follows the positions, so a short text at far positions is enough."""
+    import torch
+
+    reference = max(options["reference_length"] for options in plan["operations"])
+    positions = (torch.arange(tokens.shape[1]) + reference + 1)[None].to(model.device)
+    with torch.no_grad():
+        on = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+        with operations_off(model):
+            off = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+    moved = (on - off).abs().max().item()
+    detail = f"beyond N = {reference}, on differs from off by {moved:.3g}"
+    return Check("ablation", "passed" if moved > 0.0 else "failed", detail, moved)

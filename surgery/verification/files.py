@@ -1,0 +1,124 @@
+"""Checks of the files: torch-free, and the only ones that look at every byte of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy
+
+from surgery.checkpoint import Checkpoint, same_tensor_bytes, sha256_json, tensor_bytes
+from surgery.conversion.reverting import trained_weights
+from surgery.verification.checks import Check
+
+
+def file_checks(
+    checkpoint: Checkpoint,
+    plan: Mapping[str, Any],
+    source: Checkpoint | None,
+    modeling_code: bytes,
+    on_bytes: Callable[[int, int], None] | None = None,
+) -> list[Check]:
+    """Check what lies in a converted folder against its plan, and against the source where it is given.
+
+    Args:
+        checkpoint: the converted folder.
+        plan: its plan, as plain data.
+        source: the folder it was made from.
+        modeling_code: the current version's modelling file.
+        on_bytes: called with bytes compared and bytes in all.
+    """
+    return [
+        _plan_check(checkpoint, plan),
+        _new_tensors(checkpoint, plan),
+        _modeling_file(checkpoint, modeling_code),
+        _source_tensors(checkpoint, plan, source, on_bytes),
+        _kept_files(checkpoint, plan, source),
+    ]
+
+
+def _plan_check(checkpoint: Checkpoint, plan: Mapping[str, Any]) -> Check:
+    name = "config.json carries the plan"
+    block = checkpoint.config.get("surgery", {})
+    expected = sha256_json({key: value for key, value in plan.items() if key != "hash"})
+    if plan.get("hash") != expected:
+        return Check(name, "failed", "plan.json does not have the hash that it names")
+    if block.get("plan_hash") != expected:
+        return Check(name, "failed", "config.json names another plan")
+    if block.get("operations") != list(plan["operations"]):
+        return Check(name, "failed", "the operations in config.json are not those of the plan")
+    return Check(name, "passed", f"plan {expected[:16]}")
+
+
+def _new_tensors(checkpoint: Checkpoint, plan: Mapping[str, Any]) -> Check:
+    name = "new tensors complete and finite"
+    planned = {entry["name"]: tuple(entry["shape"]) for entry in plan["tensors"]}
+    operations = [options["name"] for options in plan["operations"]]
+    for tensor_name, shape in planned.items():
+        info = checkpoint.tensors.get(tensor_name)
+        if info is None:
+            return Check(name, "failed", f"{tensor_name} is missing")
+        if info.dtype != "F32" or info.shape != shape:
+            return Check(name, "failed", f"{tensor_name} is {info.dtype} {info.shape}, planned F32 {shape}")
+        with tensor_bytes(checkpoint.folder / info.shard, info) as raw:
+            values = numpy.frombuffer(raw, dtype="<f4").copy()
+        if not numpy.isfinite(values).all():
+            return Check(name, "failed", f"{tensor_name} holds a value that is not finite")
+    stray = [t for t in checkpoint.tensors if t not in planned and any(f".{op}." in t for op in operations)]
+    if stray:
+        return Check(name, "failed", f"{stray[0]} was not planned")
+    if not planned:
+        return Check(name, "passed", "the form has no parameters")
+    return Check(name, "passed", f"{len(planned)} tensors, {sum(math.prod(s) for s in planned.values())} numbers")
+
+
+def _modeling_file(checkpoint: Checkpoint, code: bytes) -> Check:
+    name = "modelling file is this version's"
+    path = checkpoint.folder / "modeling_surgery.py"
+    if not path.is_file():
+        return Check(name, "failed", "modeling_surgery.py is missing")
+    if path.read_bytes() != code:
+        return Check(name, "failed", "modeling_surgery.py differs from the one that this version writes")
+    return Check(name, "passed", f"{len(code)} bytes")
+
+
+def _source_tensors(
+    checkpoint: Checkpoint,
+    plan: Mapping[str, Any],
+    source: Checkpoint | None,
+    on_bytes: Callable[[int, int], None] | None,
+) -> Check:
+    name = "source tensors byte for byte"
+    if source is None:
+        return Check(name, "skipped", "give the source with --against")
+    trained = trained_weights(checkpoint.folder)
+    new = {entry["name"] for entry in plan["tensors"]}
+    theirs = {tensor: info for tensor, info in checkpoint.tensors.items() if tensor not in new}
+    if theirs.keys() != source.tensors.keys():
+        odd = sorted(theirs.keys() ^ source.tensors.keys())
+        return Check(name, "failed", f"{len(odd)} tensors are not in both, first {odd[0]}")
+    total, done, changed = source.total_bytes, 0, []
+    for tensor, info in source.tensors.items():
+        own = theirs[tensor]
+        if not same_tensor_bytes(source.folder / info.shard, info, checkpoint.folder / own.shard, own):
+            changed.append(tensor)
+        done += info.nbytes
+        if on_bytes is not None:
+            on_bytes(done, total)
+    if changed and trained:
+        return Check(name, "skipped", f"{len(changed)} of {len(theirs)} tensors were trained ({trained})")
+    if changed:
+        return Check(name, "failed", f"{len(changed)} of {len(theirs)} tensors differ, first {changed[0]}")
+    return Check(name, "passed", f"{len(theirs)} tensors, {total / 1e6:,.0f} MB")
+
+
+def _kept_files(checkpoint: Checkpoint, plan: Mapping[str, Any], source: Checkpoint | None) -> Check:
+    name = "other files byte for byte"
+    if source is None:
+        return Check(name, "skipped", "give the source with --against")
+    for file in plan["kept_files"]:
+        theirs, own = source.folder / file, checkpoint.folder / file
+        if not own.is_file() or not theirs.is_file() or own.read_bytes() != theirs.read_bytes():
+            return Check(name, "failed", f"{file} differs from the source's")
+    return Check(name, "passed", f"{len(plan['kept_files'])} files")

@@ -1,0 +1,133 @@
+"""Checks that need a fresh process: loading without this package or a network, and refusal by stock classes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgery.errors import VerificationError
+from surgery.verification.checks import Check, bounded
+
+if TYPE_CHECKING:
+    import torch
+
+TIMEOUT_SECONDS = 3600
+
+
+@dataclass(frozen=True)
+class FreshRequest:
+    """What to load and to compute: all of it plain data, since it crosses a process."""
+
+    folder: Path
+    stock_class: str
+    attn_implementation: str
+    tokens: list[int]
+    text: str
+    new_tensors: list[str]
+    has_tokenizer: bool
+
+
+def ask(request: FreshRequest) -> tuple[dict[str, Any], Any]:
+    """Run the request in a fresh, isolated process with stdin closed.
+
+    Returns:
+        The answer, and the logits ``(1, tokens, vocabulary)`` as an array, or None where loading failed.
+
+    Raises:
+        VerificationError: the process died or did not end.
+    """
+    import numpy
+    import torch
+
+    with tempfile.TemporaryDirectory(prefix="surgery-verify-") as temporary:
+        scratch = Path(temporary)
+        content = {
+            **request.__dict__,
+            "folder": str(request.folder.resolve()),
+            "logits": str(scratch / "logits.npy"),
+            "answer": str(scratch / "answer.json"),
+            "threads": torch.get_num_threads(),
+        }
+        (scratch / "request.json").write_text(json.dumps(content), encoding="utf-8")
+        # The process keeps no cache of ours and leaves none behind.
+        environment = {
+            **os.environ,
+            "HF_HOME": str(scratch / "hf"),
+            "HF_MODULES_CACHE": str(scratch / "modules"),
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
+        environment.pop("PYTHONPATH", None)
+        with as_file(files(__package__).joinpath("fresh_load.py")) as script:
+            try:
+                process = subprocess.run(
+                    [sys.executable, "-I", str(script), str(scratch / "request.json")],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    text=True,
+                    timeout=TIMEOUT_SECONDS,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired as error:
+                raise VerificationError(f"the fresh process did not end within {TIMEOUT_SECONDS} s") from error
+        if not (scratch / "answer.json").is_file():
+            raise VerificationError(
+                f"the fresh process ended with {process.returncode}: {process.stderr.strip()[-800:]}"
+            )
+        answer = json.loads((scratch / "answer.json").read_text(encoding="utf-8"))
+        logits = numpy.load(scratch / "logits.npy") if "load" in answer else None
+    return answer, logits
+
+
+def fresh_checks(request: FreshRequest, here: torch.Tensor, reference_tokens: list[int] | None) -> list[Check]:
+    """The checks that a fresh process answers.
+
+    Args:
+        request: what to ask.
+        here: logits ``(1, tokens, vocabulary)`` that this process got for the same tokens.
+        reference_tokens: what the source's tokenizer makes of ``request.text``, if there is one to compare with.
+    """
+    import torch
+
+    answer, logits = ask(request)
+    name = "loads without surgery, offline"
+    checks = []
+    if "load" not in answer:
+        checks.append(Check(name, "failed", answer["error"]))
+    else:
+        load = answer["load"]
+        wrong = [f"missing {key}" for key in load["missing"]] + [f"unexpected {key}" for key in load["unexpected"]]
+        wrong += [f"{key} is {dtype}" for key, dtype in load["parameters"].items() if dtype != "float32"]
+        wrong += [f"{key} was not loaded" for key in request.new_tensors if key not in load["parameters"]]
+        detail = f"{load['class']}, no missing or unexpected tensor, generates"
+        checks.append(Check(name, "failed" if wrong else "passed", "; ".join(wrong[:5]) or detail))
+        difference = (torch.from_numpy(logits) - here.cpu()).abs().max().item()
+        checks.append(bounded("same logits without surgery", difference, 0.0))
+    loaded = [way for way, said in answer["refusals"].items() if said is None]
+    refused = f"{request.stock_class}: {len(answer['refusals'])} ways refused"
+    silently = f"{request.stock_class} loads it silently with {', '.join(loaded)}"
+    checks.append(Check("stock classes refuse it", "failed" if loaded else "passed", silently if loaded else refused))
+    if request.has_tokenizer:
+        checks.append(_tokenizer_check(answer["tokenizer"], reference_tokens))
+    return checks
+
+
+def _tokenizer_check(answers: dict[str, Any], reference: list[int] | None) -> Check:
+    name = "tokenizer loads, nothing waits"
+    broken = {way: said for way, said in answers.items() if not isinstance(said, list)}
+    if broken:
+        return Check(name, "failed", "; ".join(f"{way}: {said}" for way, said in broken.items()))
+    if reference is not None and any(said != reference for said in answers.values()):
+        return Check(name, "failed", "it makes other tokens of a text than the source's tokenizer")
+    if answers["trusted"] != answers["plain"]:
+        return Check(name, "failed", "with and without trust_remote_code it makes different tokens of a text")
+    return Check(name, "passed", f"{len(answers['plain'])} tokens, as the source's" if reference else "loads")

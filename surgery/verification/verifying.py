@@ -1,0 +1,234 @@
+"""``verify``: every check in its order, the record in the checkpoint, and its card."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgery.anatomy import read_anatomy
+from surgery.checkpoint import Checkpoint, load_json, open_checkpoint, resolve, write_json
+from surgery.conversion.card import write_card
+from surgery.conversion.execute import modeling_code
+from surgery.conversion.plan import CARD_NAME, HISTORY_NAME, RECORD_FOLDER, VERIFICATION_NAME
+from surgery.conversion.reverting import read_plan, trained_weights
+from surgery.errors import CheckpointError, UsageError
+from surgery.loading import RunOptions, load_model, load_tokenizer
+from surgery.verification.behaviour import ablation_checks, identity_checks, plain_logits, presentation_checks
+from surgery.verification.checks import Check, Verification
+from surgery.verification.files import file_checks
+from surgery.verification.fresh import FreshRequest, fresh_checks
+from surgery.verification.truncated import truncate
+from surgery.version import __version__
+
+if TYPE_CHECKING:
+    import torch
+
+Progress = Callable[[str, int, int], None]
+
+# Enough to tell counts apart, few enough that a check of thirty layers takes seconds on a laptop.
+PRESENTATION_TOKENS = 48
+ABLATION_TOKENS = 16
+FRESH_TOKENS = 32
+
+# Any text will do; this one is ours, and long enough for the equalities.
+TEXT = """A model reads a text one token at a time, and at each token it decides where to look. With softmax the weights
+of everything it can see add up to one, so the more there is to see, the less is left for each. In a short note the one
+sentence that matters stands out; in a long report the same sentence drowns, not because it was forgotten but because
+ten thousand others each take a little. The remedy that is tested here lets every head learn how much sharper it should
+look as the text grows: it multiplies its question by a number that grows with the logarithm of what it can see. Some
+heads want that, others do not, and the numbers that they learn say which. """
+
+
+def verify(
+    model: str | Path,
+    *,
+    against: str | Path | None = None,
+    revision: str | None = None,
+    layers: int | None = None,
+    length: int = 512,
+    run: RunOptions | None = None,
+    on_progress: Progress | None = None,
+    record: bool = True,
+) -> Verification:
+    """Verify a converted checkpoint.
+
+    Args:
+        model: the converted folder.
+        against: the source, folder or hub id; without it the checks that compare are skipped.
+        revision: of a hub source.
+        layers: check the first so many layers only, so that a big model fits a small machine.
+        length: tokens for the comparison with the source.
+        run: device and attention backend. Checks compute in float32 whatever the dtype of the checkpoint.
+        on_progress: called with what is being done, and how much of it.
+        record: write ``surgery/verify.json`` and the card's table.
+
+    Raises:
+        PlanRefusedError: the folder was not converted by this tool.
+        CheckpointError: the folder, or the source, is broken.
+        UsageError: an argument is wrong.
+    """
+    folder = Path(model).expanduser()
+    plan = read_plan(folder)
+    if length < 16:
+        raise UsageError(f"the length must be at least 16 tokens, not {length}")
+    checkpoint = open_checkpoint(folder)
+    source = open_checkpoint(resolve(against, revision)) if against is not None else None
+    say = on_progress or (lambda *_: None)
+    checks = file_checks(
+        checkpoint, plan, source, modeling_code(), lambda done, total: say("comparing tensors", done, total)
+    )
+    with ExitStack() as stack:
+        if layers is not None:
+            checkpoint, source = _truncated(stack, checkpoint, source, plan, layers)
+        checks += _running_checks(checkpoint, source, plan, folder, length, run or RunOptions(), say)
+    verification = Verification(
+        model=folder.name,
+        against=str(against) if against is not None and not Path(against).is_absolute() else _name(against),
+        plan_hash=str(plan["hash"]),
+        environment=environment() | ({"layers": f"first {layers}"} if layers is not None else {}),
+        checks=tuple(checks),
+    )
+    if record:
+        _append_record(folder / VERIFICATION_NAME, verification)
+        _update_card(folder, plan, verification)
+    return verification
+
+
+def environment() -> dict[str, str]:
+    """Versions of what the checks ran with."""
+    import platform
+
+    import torch
+    import transformers
+
+    return {
+        "surgery": __version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _name(path: str | Path | None) -> str | None:
+    return None if path is None else Path(path).name
+
+
+def _truncated(
+    stack: ExitStack, checkpoint: Checkpoint, source: Checkpoint | None, plan: dict[str, Any], layers: int
+) -> tuple[Checkpoint, Checkpoint | None]:
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="surgery-layers-")))
+    anatomy = read_anatomy(checkpoint)
+    if not 1 <= layers <= len(anatomy.layers):
+        raise UsageError(f"--layers {layers}: the model has {len(anatomy.layers)} layers")
+    operated = {layer for options in plan["operations"] for layer in options["layers"]}
+    if not any(layer < layers for layer in operated):
+        raise UsageError(f"--layers {layers}: no operation was performed on these; the first is on {min(operated)}")
+    truncate(checkpoint, anatomy, layers, scratch / "converted")
+    if source is not None:
+        truncate(source, read_anatomy(source), layers, scratch / "source")
+        source = open_checkpoint(scratch / "source")
+    return open_checkpoint(scratch / "converted"), source
+
+
+def _running_checks(
+    checkpoint: Checkpoint,
+    source: Checkpoint | None,
+    plan: dict[str, Any],
+    folder: Path,
+    length: int,
+    run: RunOptions,
+    say: Progress,
+) -> list[Check]:
+    import torch
+
+    run = run.model_copy(update={"dtype": "float32"})
+    has_tokenizer = (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file()
+    vocabulary = int(checkpoint.config["vocab_size"])
+    tokens = _tokens(folder, has_tokenizer, length, vocabulary)
+    source_logits = None
+    if source is not None:
+        say("running the source", 0, 1)
+        source_model = load_model(source.folder, run)
+        source_logits = plain_logits(source_model, tokens)
+        del source_model
+    say("running the converted model", 0, 1)
+    try:
+        model = load_model(checkpoint.folder, run)
+    except CheckpointError as error:
+        return [Check("loads", "failed", error.message)]
+    checks = [Check("loads", "passed", type(model).__name__)]
+    if has_tokenizer and source is not None:
+        reference_tokens = load_tokenizer(source.folder)(TEXT)["input_ids"]
+    else:
+        reference_tokens = None
+    kept = {name for name, _ in model.named_parameters()}
+    request = FreshRequest(
+        folder=checkpoint.folder,
+        stock_class=str(plan["source"]["architecture"]),
+        attn_implementation=model.config._attn_implementation,
+        tokens=tokens[0, :FRESH_TOKENS].tolist(),
+        text=TEXT,
+        new_tensors=[entry["name"] for entry in plan["tensors"] if entry["name"] in kept],
+        has_tokenizer=has_tokenizer,
+    )
+    say("loading in a fresh process", 0, 1)
+    checks += fresh_checks(request, plain_logits(model, tokens[:, :FRESH_TOKENS]), reference_tokens)
+    say("comparing with the source", 0, 1)
+    checks += identity_checks(model, tokens, source_logits, plan, trained_weights(folder))
+    count = 0
+
+    def presentation(name: str) -> None:
+        nonlocal count
+        say(f"n: {name}", count, 18)
+        count += 1
+
+    device_tokens = tokens.to(model.device)
+    with torch.no_grad():
+        checks += presentation_checks(model, device_tokens[:, :PRESENTATION_TOKENS], presentation)
+        layers_done = 0
+
+        def ablated(name: str) -> None:
+            nonlocal layers_done
+            say(f"ablation: {name}", layers_done, len(request.new_tensors) or 1)
+            layers_done += 1
+
+        checks += ablation_checks(model, device_tokens[:, :ABLATION_TOKENS], plan, ablated)
+    return checks
+
+
+def _tokens(folder: Path, has_tokenizer: bool, length: int, vocabulary: int) -> torch.Tensor:
+    """``(1, length)``: our text, repeated; where there is no tokenizer, tokens at random, the same each time."""
+    import torch
+
+    if has_tokenizer:
+        found = load_tokenizer(folder)(TEXT, add_special_tokens=False)["input_ids"]
+        if found and max(found) < vocabulary:
+            return torch.tensor([(found * (length // len(found) + 1))[:length]])
+    return torch.randint(0, vocabulary, (1, length), generator=torch.Generator().manual_seed(0))
+
+
+def _append_record(path: Path, verification: Verification) -> None:
+    """Append to ``verify.json``: the newest run is the last one, and none is lost."""
+    runs = load_json(path).get("runs", []) if path.is_file() else []
+    staged = path.with_name(f".{path.name}.partial")
+    staged.unlink(missing_ok=True)
+    write_json(staged, {"schema": 1, "runs": [*runs, verification.to_dict()]})
+    staged.replace(path)
+
+
+def _update_card(folder: Path, plan: dict[str, Any], verification: Verification) -> None:
+    trained = []
+    if (folder / HISTORY_NAME).is_file():
+        for entry in load_json(folder / HISTORY_NAME).get("entries", []):
+            trained.append(f"{entry.get('trained')}: {entry.get('tokens')} tokens")
+    environment_line = ", ".join(f"{name} {value}" for name, value in verification.environment.items())
+    write_card(
+        folder / CARD_NAME,
+        plan,
+        source_card=folder / RECORD_FOLDER / "source" / CARD_NAME,
+        verification={**verification.to_dict(), "environment": environment_line},
+        trained=trained,
+    )
