@@ -1,5 +1,6 @@
 """Load a model and its tokenizer with the device, dtype and attention backend that the user asked for."""
 
 from surgery.loading.model import RunOptions, load_model, load_tokenizer, pick_device
+from surgery.loading.switching import operation_modules, operations_off
 
-__all__ = ["RunOptions", "load_model", "load_tokenizer", "pick_device"]
+__all__ = ["RunOptions", "load_model", "load_tokenizer", "operation_modules", "operations_off", "pick_device"]

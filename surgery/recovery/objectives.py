@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 from surgery.data import IGNORED
+from surgery.loading import operations_off
 from surgery.recovery.recipe import Distill, NextToken
-from surgery.runtime.modeling_surgery import operations_disabled
 
 Batch = dict[str, torch.Tensor]
 
@@ -50,7 +50,7 @@ def original(model: nn.Module) -> ExitStack:
     unwrapped: Any = model.module if hasattr(model, "module") else model
     if hasattr(unwrapped, "disable_adapter"):
         stack.enter_context(unwrapped.disable_adapter())
-    stack.enter_context(operations_disabled(model))
+    stack.enter_context(operations_off(model))
     was_training = model.training
     model.eval()  # a teacher without dropout
     stack.callback(model.train, was_training)

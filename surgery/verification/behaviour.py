@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from surgery.loading import operation_modules, operations_off
 from surgery.verification.checks import Check, bounded
-from surgery.verification.presentations import (
-    operation_modules,
-    operations_off,
-    presentation_differences,
-    randomized,
-)
+from surgery.verification.presentations import presentation_differences, randomized
 
 if TYPE_CHECKING:
     import torch

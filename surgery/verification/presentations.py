@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from surgery.loading import operation_modules
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -17,27 +19,6 @@ if TYPE_CHECKING:
 # The offsets that make equality non-trivial: at its start value a multiplier may be 1 everywhere.
 RANDOM_SPREAD = 0.08
 DECODED_TOKENS = 8
-
-
-def operation_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """The operations' own modules of a model, by name (``model.layers.0.self_attn.ssmax``)."""
-    from surgery.operations import OPERATIONS
-
-    return {name: module for name, module in model.named_modules() if name.rpartition(".")[2] in OPERATIONS}
-
-
-@contextmanager
-def operations_off(model: torch.nn.Module) -> Iterator[None]:
-    """The model as it was before the operation."""
-    modules: list[Any] = list(operation_modules(model).values())
-    before = [module.enabled for module in modules]
-    for module in modules:
-        module.enabled = False
-    try:
-        yield
-    finally:
-        for module, enabled in zip(modules, before, strict=True):
-            module.enabled = enabled
 
 
 @contextmanager

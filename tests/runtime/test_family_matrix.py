@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from surgery.anatomy import FAMILIES
 from surgery.conversion import convert
-from surgery.verification.presentations import operation_modules, presentation_differences, randomized
+from surgery.loading import operation_modules
+from surgery.verification.presentations import presentation_differences, randomized
 from tests.families import TINY, VOCABULARY, WINDOW
 
 LENGTH = 3 * WINDOW
