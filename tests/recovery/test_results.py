@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from surgery.data import collate, make_rows
+from surgery.errors import PlanRefusedError
 from surgery.loading import RunOptions, load_model
 from surgery.recovery import finetune, read_recipe
 from surgery.recovery.objectives import next_token_sum, token_logits
@@ -56,7 +57,7 @@ def test_scale_changes_the_small_shard_alone(make_recipe: MakeRecipe, converted:
     json.dumps(result.to_dict(), allow_nan=False)
 
     entry = json.loads(after["surgery/history.json"])["entries"][0]
-    assert entry["step"] == "finetune" and entry["what"] == "scale" and not entry["weights_changed"]
+    assert entry["step"] == "finetune" and entry["trained"] == "scale" and not entry["weights_changed"]
     assert entry["held_out_loss_before"] == result.held_out_loss_before
     assert entry["held_out_loss_after"] == result.held_out_loss_after
     assert entry["tokens"] == result.tokens > 0 and len(entry["recipe_sha256"]) == 64
@@ -143,6 +144,22 @@ def test_lora_is_merged_and_kept(make_recipe: MakeRecipe, converted: Converted, 
     adapted = PeftModel.from_pretrained(base, tmp_path / "out" / "adapter").eval()
     assert _loss(merged) == pytest.approx(_loss(adapted), abs=1e-3)
     assert abs(_loss(merged) - plain) > 1e-2
+
+
+def test_converted_trained_reverted(make_recipe: MakeRecipe, converted: Converted, texts: Path, tmp_path: Path) -> None:
+    """Through the other rooms: convert writes what finetune reads, and they read what finetune writes."""
+    import surgery
+
+    source = converted().parent / "source"
+    surgery.convert(source, "ssmax", output=tmp_path / "converted")
+    recipe = make_recipe(tmp_path / "converted", budget={"steps": 2})
+    finetune(recipe)
+    surgery.revert(tmp_path / "out", output=tmp_path / "back")
+    assert _files(tmp_path / "back") == _files(source)
+    train = {"what": "scale+lora", "rank": 2}
+    finetune({**recipe, "output": str(tmp_path / "lora"), "train": train})
+    with pytest.raises(PlanRefusedError, match=r"scale\+lora"):
+        surgery.revert(tmp_path / "lora", output=tmp_path / "never")
 
 
 def test_what_is_reported_is_what_the_result_does(make_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from surgery.errors import PlanRefusedError, SurgeryError, UsageError
 from surgery.loading import RunOptions, load_model
 from surgery.recovery import DivergedError, finetune, read_recipe
 from surgery.recovery.dataset import TrainingData, read_data
-from surgery.recovery.objectives import next_token_sum, objective_sum, token_logits
+from surgery.recovery.objectives import next_token_sum, objective_sum, original, token_logits
 from surgery.recovery.planning import effective_precision
 from surgery.recovery.preparing import Layout, operation_parameters, optimizer_groups, prepare_model
 from surgery.recovery.state import TrainingFolder
@@ -328,6 +328,24 @@ def test_distill_pulls_towards_the_original(make_recipe: MakeRecipe, converted: 
     )
     losses = [row["loss"] for row in _losses(_trainer(recipe, tmp_path))]
     assert sum(losses[-3:]) < sum(losses[:3]) / 2
+
+
+def test_the_teacher_is_the_original_under_an_adapter(
+    make_recipe: MakeRecipe, converted: Converted, tmp_path: Path
+) -> None:
+    paper = converted(form="paper", scale=1.5, spread=0.4)
+    trainer = _trainer(make_recipe(paper, train={"what": "scale+lora"}, optimizer={"lr": 0.05}), tmp_path)
+    trainer.train()
+    batch = collate(_rows())
+    stock = load_model(paper.parent / "source", RunOptions(device="cpu"))
+    with torch.no_grad():
+        expected = token_logits(stock, batch)
+        with original(trainer.module):
+            taught = token_logits(trainer.module, batch)
+        assert trainer.module.training
+        trained = token_logits(trainer.module.eval(), batch)
+    assert torch.allclose(taught, expected, atol=1e-5)
+    assert not torch.allclose(trained, expected, atol=1e-1)
 
 
 def test_report_to(make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
