@@ -134,7 +134,7 @@ class Distill(_Section):
 class Optimizer(_Section):
     """AdamW. The operation's parameters have their own learning rate and never decay."""
 
-    scale_lr: PositiveFloat = Field(default=0.01, description="Learning rate of the operation's parameters.")
+    scale_lr: PositiveFloat = Field(default=0.005, description="Learning rate of the operation's parameters.")
     lr: PositiveFloat = Field(default=1e-4, description="Learning rate of everything else.")
     weight_decay: NonNegativeFloat = Field(
         default=0.0, description="Of everything else; norms and biases do not decay."

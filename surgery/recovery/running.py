@@ -115,14 +115,15 @@ def finetune(
     if dry_run:
         return FinetuneResult(plan)
     run = _Run(valid, source, checkpoint, layout, output, data, plan, on_progress)
-    return run.train(
-        tokenizer,
-        resume=resume,
-        force=force,
-        device=device,
-        attn_implementation=attn_implementation,
-        again=_command(recipe, overrides),
-    )
+    with run.folder.alone():
+        return run.train(
+            tokenizer,
+            resume=resume,
+            force=force,
+            device=device,
+            attn_implementation=attn_implementation,
+            again=_command(recipe, overrides),
+        )
 
 
 def _check_placeholders(recipe: Recipe) -> None:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from surgery.checkpoint import dump_json, fsync_folder, fsync_tree, load_json
+from surgery.checkpoint.locking import FileLock
 from surgery.errors import UsageError
 from surgery.recovery.recipe import Recipe
 
@@ -40,6 +43,24 @@ class TrainingFolder:
 
     def __init__(self, output: Path) -> None:
         self.path = output.with_name(output.name + ".training")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep a second run on the same output away; of several processes of one run the first holds the lock.
+
+        Raises:
+            CheckpointError: another run holds it.
+        """
+        if os.environ.get("RANK", "0") != "0":
+            yield
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), self.path.name)
+        lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     @property
     def log_path(self) -> Path:

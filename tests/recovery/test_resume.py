@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from surgery.errors import UsageError
+from surgery.errors import CheckpointError, UsageError
 from surgery.recovery import TrainingStoppedError, finetune
-from surgery.recovery.state import MARKER
+from surgery.recovery.state import MARKER, TrainingFolder
 from tests.recovery.conftest import Converted, MakeRecipe
 
 SHARD = "surgery-ssmax.safetensors"
@@ -169,6 +169,12 @@ def test_only_the_writing_is_left(make_recipe: MakeRecipe, tmp_path: Path) -> No
     finetune(make_recipe(output=str(tmp_path / "plain")))
     assert _rows(tmp_path / "plain") == _rows(tmp_path / "out")
     assert (tmp_path / "plain" / SHARD).read_bytes() == (tmp_path / "out" / SHARD).read_bytes()
+
+
+def test_one_run_at_a_time(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    with TrainingFolder(tmp_path / "out").alone(), pytest.raises(CheckpointError, match=r"out\.training"):
+        finetune(make_recipe())
+    assert [path.name for path in tmp_path.iterdir()] == []
 
 
 def test_start_over_with_force(make_recipe: MakeRecipe, tmp_path: Path) -> None:
