@@ -153,7 +153,7 @@ def multiplier_curves(learned: Plain, theme: Theme) -> Figure:
     _tokens_axis(axes, contexts[-1])
     axes.set_xlabel(f"n, keys that the query may attend to (dotted: N = {count(learned['reference_length'])})")
     axes.set_ylabel("multiplier m(n)")
-    axes.legend()
+    axes.legend(loc="upper center", ncols=3)
     return figure
 
 
