@@ -1,3 +1,5 @@
+"""Run the command line from a checkout: ``python cli.py ...``."""
+
 from surgery.commands import main
 
 main()
