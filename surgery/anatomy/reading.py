@@ -80,7 +80,7 @@ def read_anatomy(checkpoint: Checkpoint) -> Anatomy:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise CheckpointError("config.json: model_type is missing", hint="Is this a Hugging Face model folder?")
-    operations = tuple((config.pop("surgery", None) or {}).get("operations", ()))
+    operations = _operations(config.pop("surgery", None))
     if operations:
         model_type = model_type.removeprefix(MODEL_TYPE_PREFIX)
     family = find_family(model_type)
@@ -94,7 +94,7 @@ def read_anatomy(checkpoint: Checkpoint) -> Anatomy:
     head_dim = reader.integer("head_dim", reader.integer("hidden_size") // heads)
     if heads % kv_heads:
         raise CheckpointError(f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads")
-    window = reader.window()
+    window, softcap = reader.window(), reader.softcap()
     layers = []
     for index, kind in enumerate(kinds):
         module = family.base_prefix + family.attention.format(layer=index)
@@ -106,7 +106,7 @@ def read_anatomy(checkpoint: Checkpoint) -> Anatomy:
             kv_heads=kv_heads,
             head_dim=head_dim,
             query_norm=_query_norm(checkpoint, module, heads, head_dim),
-            softcap=reader.value(family.softcap) if family.softcap else None,
+            softcap=softcap,
             module=module,
             query_tensor=_query_tensor(checkpoint, family, module),
         )
@@ -127,6 +127,16 @@ def read_anatomy(checkpoint: Checkpoint) -> Anatomy:
     )
 
 
+def _operations(block: Any) -> tuple[Mapping[str, Any], ...]:
+    """What the block ``surgery`` of a config says was done; nothing where there is none."""
+    if block is None:
+        return ()
+    operations = block.get("operations", []) if isinstance(block, Mapping) else None
+    if not isinstance(operations, list) or not all(isinstance(options, Mapping) for options in operations):
+        raise CheckpointError("config.json: surgery must be an object with a list of operations")
+    return tuple(operations)
+
+
 class _Reader:
     """config.json with the family's defaults, and errors that name the key."""
 
@@ -138,12 +148,20 @@ class _Reader:
         """The key's value; null counts as absent only where the family itself replaces it."""
         return self.config[key] if key in self.config else self.family.defaults.get(key)
 
-    def integer(self, key: str, otherwise: int | None = None) -> int:
+    def integer(self, key: str, otherwise: int | None = None, *, least: int = 1) -> int:
         value = self.value(key)
         if value is None:
             value = otherwise
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-            raise CheckpointError(f"config.json: {key} must be a positive whole number, not {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
+            raise CheckpointError(f"config.json: {key} must be a whole number, at least {least}, not {value!r}")
+        return value
+
+    def softcap(self) -> float | None:
+        """The soft cap on attention scores, or None."""
+        key = self.family.softcap
+        value = self.value(key) if key else None
+        if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or not value > 0):
+            raise CheckpointError(f"config.json: {key} must be a positive number, not {value!r}")
         return value
 
     def window(self) -> int | None:
@@ -171,7 +189,7 @@ class _Reader:
             "linear_attention": "linear",
             "chunked_attention": "chunked",
         }
-        if not isinstance(listed, list) or len(listed) != count or any(name not in names for name in listed):
+        if not isinstance(listed, list) or len(listed) != count or not all(name in list(names) for name in listed):
             raise CheckpointError(
                 f"config.json: layer_types must list {count} layers, each one of {', '.join(names)}, not {listed!r}"
             )
@@ -180,7 +198,7 @@ class _Reader:
     def _default_kind(self, index: int) -> Kind:
         family = self.family
         if family.sliding_from_key is not None:
-            return "sliding" if index >= int(self.value(family.sliding_from_key)) else "full"
+            return "sliding" if index >= self.integer(family.sliding_from_key, least=0) else "full"
         every = (
             self.config.get(family.full_every_key, family.full_every) if family.full_every_key else family.full_every
         )

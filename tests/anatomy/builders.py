@@ -1,0 +1,43 @@
+"""Model folders that hold what anatomy reads and nothing else: a config and the query projections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from surgery.anatomy import FAMILIES
+from surgery.checkpoint import NewTensor, write_json, write_safetensors
+
+LAYERS = 4
+SIZES: dict[str, Any] = {
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 32,
+    "hidden_size": 64,
+    "max_position_embeddings": 8192,
+}
+
+
+def bare_config(model_type: str, /, **changes: Any) -> dict[str, Any]:
+    """As config.json; a change to ``...`` leaves the key out."""
+    values = {"model_type": model_type, **SIZES, **changes}
+    return {name: value for name, value in values.items() if value is not ...}
+
+
+def bare_source(folder: Path, model_type: str = "llama", **changes: Any) -> Path:
+    """A folder of a few kilobytes, written without torch."""
+    config = bare_config(model_type, **changes)
+    family = FAMILIES[model_type]
+    values = {**family.defaults, **config}
+    heads = values["num_attention_heads"]
+    head_dim = values.get("head_dim") or values["hidden_size"] // heads
+    rows = heads * head_dim
+    if family.query_rows == "all":
+        rows += 2 * (values.get("num_key_value_heads") or heads) * head_dim
+    tensor = NewTensor("F32", (rows, 1), bytes(4 * rows))
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", config)
+    layers = range(values["num_hidden_layers"])
+    stem = family.base_prefix + family.attention
+    names = [f"{stem.format(layer=layer)}.{family.query}.weight" for layer in layers]
+    write_safetensors(folder / "model.safetensors", dict.fromkeys(names, tensor), {"format": "pt"})
+    return folder

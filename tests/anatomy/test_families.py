@@ -1,0 +1,198 @@
+"""The table and the reading of it, against what transformers' own config classes make of the same config.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surgery.anatomy import FAMILIES, REFUSED, find_family, read_anatomy
+from surgery.anatomy.locks import LOCKS, lock, unlock
+from surgery.checkpoint import open_checkpoint, write_json
+from surgery.errors import CheckpointError, PlanRefusedError
+from tests.anatomy.builders import LAYERS, bare_config, bare_source
+
+MIXED = ["full_attention", "sliding_attention", "full_attention", "full_attention"]
+_QWEN_CASES: list[dict[str, Any]] = [
+    {},
+    {"sliding_window": 16},
+    {"use_sliding_window": False, "sliding_window": 16, "max_window_layers": 0},
+    {"use_sliding_window": True},
+    {"use_sliding_window": True, "max_window_layers": 2},
+    {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0},
+    {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1, "layer_types": MIXED},
+]
+CASES: dict[str, list[dict[str, Any]]] = {
+    **{family: [{}] for family in FAMILIES},
+    "mistral": [{}, {"sliding_window": None}, {"sliding_window": 16}, {"sliding_window": 20_000}],
+    "qwen2": _QWEN_CASES,
+    "qwen3": _QWEN_CASES,
+    "qwen3_moe": [{}, {"sliding_window": 16}, {"use_sliding_window": True}, {"use_sliding_window": False}],
+    "gemma2": [{}, {"sliding_window": 16}, {"layer_types": MIXED}, {"sliding_window": 8192}],
+    "gemma3_text": [
+        {},
+        {"sliding_window_pattern": 2},
+        {"sliding_window_pattern": 3, "sliding_window": 16},
+        {"layer_types": MIXED},
+        {"num_hidden_layers": 13},
+    ],
+    "phi3": [{}, {"sliding_window": None}, {"sliding_window": 16}, {"sliding_window": 9000}],
+}
+ALL_CASES = [(family, changes) for family, cases in CASES.items() for changes in cases]
+
+
+def transformers_config(family: str, **changes: Any) -> Any:
+    import transformers
+
+    values = bare_config(family, **changes)
+    del values["model_type"]
+    return getattr(transformers, FAMILIES[family].config_class)(**values)
+
+
+def derived_kinds(config: Any) -> list[str]:
+    """What transformers' model does with its config: masks by layer_types, or one mask for all layers."""
+    window = getattr(config, "sliding_window", None)
+    if window is None or window >= config.max_position_embeddings:
+        return ["full"] * config.num_hidden_layers
+    types = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    return [name.removesuffix("_attention") for name in types]
+
+
+@pytest.mark.parametrize(("family", "changes"), ALL_CASES)
+def test_layer_kinds_and_windows_are_those_of_transformers(
+    family: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    config = transformers_config(family, **changes)
+    anatomy = read_anatomy(open_checkpoint(bare_source(tmp_path / "model", family, **changes)))
+    assert [layer.kind for layer in anatomy.layers] == derived_kinds(config)
+    expected = [config.sliding_window if layer.kind == "sliding" else None for layer in anatomy.layers]
+    assert [layer.window for layer in anatomy.layers] == expected
+
+
+def test_the_cases_hold_both_kinds_where_a_family_can_slide() -> None:
+    for family, row in FAMILIES.items():
+        kinds = {kind for changes in CASES[family] for kind in derived_kinds(transformers_config(family, **changes))}
+        assert kinds == ({"full"} if row.sliding == "none" else {"full", "sliding"}), family
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_config_of_sizes_only_gets_the_defaults_of_transformers(family: str, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"max_position_embeddings": ...}
+    config = transformers_config(family, **changes)
+    anatomy = read_anatomy(open_checkpoint(bare_source(tmp_path / "model", family, **changes)))
+    layer = anatomy.layers[0]
+    assert anatomy.trained_length == config.max_position_embeddings
+    assert anatomy.tied_embeddings == config.tie_word_embeddings
+    assert layer.kv_heads == getattr(config, "num_key_value_heads", config.num_attention_heads)
+    assert layer.head_dim == (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    assert layer.softcap == getattr(config, "attn_logit_softcapping", None)
+    assert [entry.kind for entry in anatomy.layers] == derived_kinds(config)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_names_in_the_table_are_those_of_the_model(family: str) -> None:
+    import torch
+    import transformers
+
+    from tests.families import tiny_config
+
+    row = FAMILIES[family]
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(tiny_config(family))
+    assert type(model).__name__ == f"{row.name}ForCausalLM"
+    assert type(model.base_model).__name__ == row.base_model
+    assert f"{model.base_model_prefix}." == row.base_prefix
+    attention = model.get_submodule(row.base_prefix + row.attention.format(layer=0))
+    assert isinstance(getattr(attention, row.query), torch.nn.Linear)
+    assert model._supports_sdpa == row.sdpa
+
+
+@pytest.mark.parametrize(("given", "nearest"), [("lama", "llama"), ("qwen-2", "qwen2"), ("gpt-neox", "gpt_neox")])
+def test_an_unknown_family_names_the_nearest(given: str, nearest: str) -> None:
+    with pytest.raises(PlanRefusedError, match="not supported") as caught:
+        find_family(given)
+    assert caught.value.hint is not None and f"nearest supported family is {nearest!r}" in caught.value.hint
+
+
+def test_an_unknown_family_like_no_other_lists_all() -> None:
+    with pytest.raises(PlanRefusedError) as caught:
+        find_family("zzzzzzzz")
+    assert caught.value.hint is not None and "nearest" not in caught.value.hint
+    assert all(family in caught.value.hint for family in FAMILIES)
+
+
+@pytest.mark.parametrize("family", sorted(REFUSED))
+def test_a_refused_family_says_why(family: str) -> None:
+    with pytest.raises(PlanRefusedError) as caught:
+        find_family(family)
+    assert REFUSED[family] in caught.value.message
+
+
+BROKEN: list[tuple[dict[str, Any], str]] = [
+    ({"num_hidden_layers": ...}, "num_hidden_layers"),
+    ({"num_hidden_layers": "4"}, "num_hidden_layers"),
+    ({"num_hidden_layers": True}, "num_hidden_layers"),
+    ({"num_hidden_layers": 20_000}, "num_hidden_layers"),
+    ({"num_attention_heads": 0}, "num_attention_heads"),
+    ({"num_key_value_heads": 5}, "key-value heads"),
+    ({"head_dim": -8}, "head_dim"),
+    ({"hidden_size": ...}, "hidden_size"),
+    ({"max_position_embeddings": 2.5}, "max_position_embeddings"),
+    ({"max_position_embeddings": 2**40}, "max_position_embeddings"),
+    ({"model_type": ...}, "model_type"),
+    ({"model_type": 3}, "model_type"),
+    ({"surgery": "no"}, "surgery"),
+    ({"surgery": {"operations": 3}}, "surgery"),
+    ({"surgery": {"operations": ["ssmax"]}}, "surgery"),
+]
+BROKEN_OF: list[tuple[str, dict[str, Any], str]] = [
+    *(("llama", changes, key) for changes, key in BROKEN),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": "big"}, "sliding_window"),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": "two"}, "max_window_layers"),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": None}, "max_window_layers"),
+    ("gemma2", {"layer_types": ["full_attention"]}, "layer_types"),
+    ("gemma2", {"layer_types": ["full_attention"] * 3 + ["sideways"]}, "layer_types"),
+    ("gemma2", {"layer_types": ["full_attention"] * 3 + [{}]}, "layer_types"),
+    ("gemma2", {"attn_logit_softcapping": "hard"}, "attn_logit_softcapping"),
+    ("gemma3_text", {"sliding_window_pattern": 0}, "sliding_window_pattern"),
+    ("gemma3_text", {"sliding_window_pattern": "every"}, "sliding_window_pattern"),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "key"), BROKEN_OF)
+def test_a_broken_config_names_the_key(family: str, changes: dict[str, Any], key: str, tmp_path: Path) -> None:
+    folder = bare_source(tmp_path / "model", family)
+    (folder / "config.json").unlink()
+    write_json(folder / "config.json", {**bare_config(family, **changes)})
+    with pytest.raises(CheckpointError) as caught:
+        read_anatomy(open_checkpoint(folder))
+    assert key in caught.value.message
+
+
+@pytest.mark.parametrize("changes", [{"num_hidden_layers": LAYERS + 1}, {"num_attention_heads": 16, "head_dim": 3}])
+def test_a_config_that_disagrees_with_the_tensors(changes: dict[str, Any], tmp_path: Path) -> None:
+    folder = bare_source(tmp_path / "model")
+    (folder / "config.json").unlink()
+    write_json(folder / "config.json", bare_config("llama", **changes))
+    with pytest.raises(CheckpointError, match="q_proj"):
+        read_anatomy(open_checkpoint(folder))
+
+
+def test_bidirectional_attention_is_refused(tmp_path: Path) -> None:
+    folder = bare_source(tmp_path / "model", "gemma3_text", use_bidirectional_attention=True)
+    with pytest.raises(PlanRefusedError, match="not causal"):
+        read_anatomy(open_checkpoint(folder))
+
+
+@pytest.mark.parametrize("value", [..., None, 0.02])
+def test_lock_and_unlock_are_inverse_here_and_in_the_travelling_code(value: Any) -> None:
+    from surgery.runtime import modeling_surgery
+
+    config = bare_config("llama", initializer_range=value, surgery={"operations": []})
+    locked = lock(config)
+    assert {name: locked[name] for name in LOCKS} == LOCKS
+    for opened in (unlock(locked), modeling_surgery.unlock(locked)):
+        del opened["surgery"]
+        assert opened == {name: entry for name, entry in config.items() if name != "surgery"}
+    assert modeling_surgery.lock(modeling_surgery.unlock(locked)) == locked
