@@ -5,14 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from surgery.anatomy import Anatomy, AttentionLayer
 from surgery.errors import PlanRefusedError
 
 LayerChoice = Literal["full", "sliding", "all"]
+_HIGHEST = 10_000
+Number = Annotated[int, Field(ge=0, le=_HIGHEST)]
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,10 @@ def parse_layers(text: str) -> tuple[int, ...]:
     chosen: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not all(number.isascii() and number.isdigit() for number in ([first, last] if dash else [first])):
             raise ValueError(f"{part.strip()!r} is neither a number nor a range like 0-3")
         low, high = int(first), int(last) if dash else int(first)
-        if high < low or high > 10_000:
+        if high < low or high > _HIGHEST:
             raise ValueError(f"{part.strip()!r} is not an ascending range of layers or heads")
         chosen.update(range(low, high + 1))
     return tuple(sorted(chosen))
@@ -54,17 +56,20 @@ class OperationOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    layers: LayerChoice | tuple[int, ...] = "full"
-    heads: tuple[int, ...] | None = None
+    layers: LayerChoice | tuple[Number, ...] = "full"
+    heads: tuple[Number, ...] | None = None
 
     @field_validator("layers", "heads", mode="before")
     @classmethod
     def _numbers(cls, value: Any) -> Any:
         if isinstance(value, str) and value not in ("full", "sliding", "all"):
             return parse_layers(value)
-        if isinstance(value, Iterable) and not isinstance(value, str):
-            return tuple(sorted(set(value)))
-        return value
+        return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+
+    @field_validator("layers", "heads")
+    @classmethod
+    def _in_order(cls, value: Any) -> Any:
+        return tuple(sorted(set(value))) if isinstance(value, tuple) else value
 
     def resolved(self) -> dict[str, Any]:
         """As written into config.json."""
@@ -107,6 +112,8 @@ class Operation(ABC):
                     raise PlanRefusedError(f"layer {index} does not exist; the model has layers 0-{len(layers) - 1}")
                 if reason := self.refusal(layers[index]):
                     raise PlanRefusedError(f"layer {index}: {reason}")
+            if not options.layers:
+                raise PlanRefusedError("no layer is chosen")
             return options.layers
         wanted = ("full", "sliding", "chunked") if options.layers == "all" else (options.layers,)
         chosen = tuple(layer.index for layer in layers if layer.kind in wanted and self.refusal(layer) is None)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, model_validator
 
 from surgery.operations.base import OperationOptions
 
 FormName = Literal["anchored", "paper", "bias", "logn"]
+# What float32 holds, since that is how it is stored.
+StartValue = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class SSMaxOptions(OperationOptions):
     name: Literal["ssmax"] = "ssmax"
     form: FormName = "anchored"
     reference_length: int | None = Field(default=None, ge=2, le=2**31)
-    start: dict[str, FiniteFloat] | None = None
+    start: dict[str, StartValue] | None = None
 
     @model_validator(mode="after")
     def _start_fits_form(self) -> SSMaxOptions:

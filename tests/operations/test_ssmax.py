@@ -1,0 +1,114 @@
+"""SSMax: where it starts, where it is the identity, which tensors it adds."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from surgery.anatomy import FAMILIES, Anatomy, read_anatomy
+from surgery.checkpoint import open_checkpoint
+from surgery.operations.ssmax import FORMS
+from surgery.operations.ssmax.operation import mean_log
+from tests.anatomy.builders import LAYERS, bare_source
+from tests.operations.test_options import SSMAX, resolve
+
+
+@pytest.fixture(scope="module")
+def anatomy(tmp_path_factory: pytest.TempPathFactory) -> Anatomy:
+    return read_anatomy(open_checkpoint(bare_source(tmp_path_factory.mktemp("bare") / "model")))
+
+
+@given(st.integers(2, 20_000))
+def test_mean_log_is_the_direct_mean(length: int) -> None:
+    direct = math.fsum(math.log(n) for n in range(1, length + 1)) / length
+    assert mean_log(length) == pytest.approx(direct, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("reference", "printed"), [(1024, "0.1685"), (2048, "0.151"), (4096, "0.137"), (8192, "0.125")]
+)
+def test_paper_starts_at_the_inverse_of_the_mean_log(anatomy: Anatomy, reference: int, printed: str) -> None:
+    start = resolve(anatomy, form="paper", reference_length=reference).start["scale"]
+    decimals = len(printed.partition(".")[2])
+    assert f"{start:.{decimals}f}" == printed
+
+
+def test_the_reference_length_is_the_trained_one_unless_given(anatomy: Anatomy) -> None:
+    assert resolve(anatomy).reference_length == anatomy.trained_length == 8192
+    assert resolve(anatomy, reference_length=77).reference_length == 77
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"form": "anchored"}, "everywhere"),
+        ({"form": "bias"}, "everywhere"),
+        ({"form": "logn"}, "n <= 8192"),
+        ({"form": "logn", "reference_length": 50}, "n <= 50"),
+        ({"form": "paper"}, None),
+        ({"form": "anchored", "start": {"scale": 0.01}}, None),
+        ({"form": "bias", "start": {"scale": 0.01}}, None),
+        ({"form": "bias", "start": {"bias": 1.01}}, None),
+        ({"form": "paper", "start": {"scale": 0.0}}, None),
+    ],
+)
+def test_identity_is_stated_where_it_holds_and_only_there(
+    anatomy: Anatomy, options: dict[str, Any], expected: str | None
+) -> None:
+    """The statement against the multiplier that the travelling code computes."""
+    import torch
+
+    from surgery.runtime.modeling_surgery import SSMax
+
+    resolved = resolve(anatomy, **options)
+    assert SSMAX.identity(resolved) == expected
+    module = SSMax(resolved.resolved(), num_heads=anatomy.heads)
+    n = torch.arange(1, 20_000, dtype=torch.float32)[None]
+    with torch.no_grad():
+        one = (module(n)[0, 0, :, 0] == 1.0).tolist()
+    limit = {None: 0, "everywhere": len(one)}.get(expected, resolved.reference_length)
+    assert all(one[:limit])
+    assert not any(one[limit + 1 :]) or expected is None
+    assert (expected is not None) or not all(one)
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_tensors_of_the_plan_are_the_parameters_of_the_module(anatomy: Anatomy, form: Any) -> None:
+    from surgery.runtime.modeling_surgery import SSMax
+
+    resolved = resolve(anatomy, form=form, layers="1,3", heads="0-4")
+    planned = SSMAX.tensors(resolved, anatomy)
+    module = SSMax(resolved.resolved(), num_heads=anatomy.heads)
+    expected = {
+        f"model.layers.{layer}.self_attn.ssmax.{name}": (tuple(parameter.shape), parameter[0].item())
+        for layer in (1, 3)
+        for name, parameter in module.named_parameters()
+    }
+    assert {tensor.name: tensor.shape for tensor in planned} == {name: shape for name, (shape, _) in expected.items()}
+    for tensor in planned:
+        assert tensor.start == pytest.approx(expected[tensor.name][1], rel=1e-6)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_sliding_layers_are_skipped_with_the_window_as_reason(family: str, tmp_path: Path) -> None:
+    row = FAMILIES[family]
+    changes = {} if row.window is None else {row.window: 16, **({row.window_gate: True} if row.window_gate else {})}
+    anatomy = read_anatomy(open_checkpoint(bare_source(tmp_path / "model", family, **changes)))
+    for layer in anatomy.layers:
+        reason = SSMAX.skipping(layer)
+        assert (reason is None) == (layer.kind == "full")
+        assert reason is None or "16 keys" in reason
+
+
+def test_warnings_name_windows_caps_and_a_changed_start(tmp_path: Path) -> None:
+    folder = bare_source(tmp_path / "model", "gemma2", sliding_window=16)
+    anatomy = read_anatomy(open_checkpoint(folder))
+    said = " / ".join(SSMAX.warnings(resolve(anatomy, form="paper", layers="all"), anatomy))
+    assert f"{LAYERS // 2} of the chosen layers slide" in said and "window of 16 keys" in said
+    assert "soft-capped at 50" in said and "until it is trained" in said
+    assert "slide" not in " ".join(SSMAX.warnings(resolve(anatomy), anatomy))
