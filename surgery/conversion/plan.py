@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.anatomy import Anatomy, read_anatomy
-from surgery.checkpoint import Checkpoint, Source, open_checkpoint, resolve, sha256_json
+from surgery.checkpoint import Checkpoint, Source, open_checkpoint, quote, resolve, sha256_json
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.operations import OPERATIONS, OperationOptions, PlannedTensor
 from surgery.version import __version__
@@ -195,7 +195,7 @@ def _check_source(checkpoint: Checkpoint, anatomy: Anatomy) -> None:
         raise PlanRefusedError(f"the source holds {taken[0]!r}, a name that a converted checkpoint uses itself")
     expected = f"{anatomy.family.name}ForCausalLM"
     architectures = checkpoint.config.get("architectures")
-    if architectures is not None and expected not in architectures:
+    if architectures is not None and not (isinstance(architectures, list) and expected in architectures):
         raise PlanRefusedError(
             f"config.json: architectures is {architectures!r}; only {expected} (a causal language model) is converted"
         )
@@ -205,14 +205,23 @@ def _check_source(checkpoint: Checkpoint, anatomy: Anatomy) -> None:
 
 def _source_warnings(checkpoint: Checkpoint) -> list[str]:
     found = []
-    own_code = [name for name in checkpoint.config.get("auto_map", {}) if name.startswith(("AutoModel", "AutoConfig"))]
-    if own_code:
+    if len(_kept_auto_map(checkpoint)) < len(checkpoint.config.get("auto_map") or {}):
         found.append(
             "the source brings modelling code of its own, which is not used: the output is built on transformers' class"
         )
     if checkpoint.skipped:
-        found.append(f"hidden folders are left out: {', '.join(checkpoint.skipped)}")
+        found.append(f"hidden folders are left out: {', '.join(map(quote, checkpoint.skipped))}")
     return found
+
+
+def _kept_auto_map(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the source's config.json says of code for other things than the model (a tokenizer of its own)."""
+    auto_map = checkpoint.config.get("auto_map")
+    if auto_map is None:
+        return {}
+    if not isinstance(auto_map, dict):
+        raise CheckpointError(f"config.json: auto_map must be an object, not {auto_map!r}")
+    return {name: value for name, value in auto_map.items() if not name.startswith(("AutoModel", "AutoConfig"))}
 
 
 def converted_config(prepared: PreparedPlan) -> dict[str, Any]:
@@ -221,11 +230,6 @@ def converted_config(prepared: PreparedPlan) -> dict[str, Any]:
 
     plan = prepared.plan
     family = prepared.anatomy.family
-    kept_map = {
-        name: value
-        for name, value in prepared.checkpoint.config.get("auto_map", {}).items()
-        if not name.startswith(("AutoModel", "AutoConfig"))
-    }
     module = MODELING_NAME.removesuffix(".py")
     auto_map = {
         "AutoConfig": f"{module}.Surgery{family.config_class}",
@@ -244,7 +248,7 @@ def converted_config(prepared: PreparedPlan) -> dict[str, Any]:
         **prepared.checkpoint.config,
         "model_type": plan.model_type,
         "architectures": [plan.architecture],
-        "auto_map": {**kept_map, **auto_map},
+        "auto_map": {**_kept_auto_map(prepared.checkpoint), **auto_map},
         "surgery": block,
     }
     return lock(config)
