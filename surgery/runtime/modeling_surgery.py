@@ -127,6 +127,15 @@ class SSMax(nn.Module):
         for name, parameter in self.named_parameters(recurse=False):
             parameter.fill_(self.start[name])
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> SSMax:
+        """Follow moves between devices but no casts: ``model.to(torch.bfloat16)`` leaves the parameters float32."""
+
+        def keep_dtype(tensor: torch.Tensor) -> torch.Tensor:
+            applied = fn(tensor)
+            return applied if applied.dtype == tensor.dtype else tensor.to(applied.device)
+
+        return super()._apply(keep_dtype, recurse)
+
     def forward(self, visible_keys: torch.Tensor, window: int | None = None) -> torch.Tensor:
         """Multiplier of the query.
 
@@ -214,11 +223,14 @@ def _attention_class(stock: type[nn.Module]) -> type[nn.Module]:
             f"transformers ({transformers.__version__}); the operation would be lost, so the model is not loaded."
         )
     scope = dict(forward.__globals__)
+    # torch.compile looks globals up in the module that __name__ names; this scope is not that module's.
+    del scope["__name__"]
     scope["ALL_ATTENTION_FUNCTIONS"] = _OperatedBackends(scope["ALL_ATTENTION_FUNCTIONS"])
     rebound = types.FunctionType(forward.__code__, scope, forward.__name__, forward.__defaults__, forward.__closure__)
     rebound.__kwdefaults__ = forward.__kwdefaults__
     rebound.__annotations__ = forward.__annotations__
     rebound.__doc__ = forward.__doc__
+    rebound.__module__ = __name__
     return type(PREFIX + stock.__name__, (stock,), {"forward": rebound, "__module__": __name__})
 
 
@@ -292,13 +304,8 @@ class SurgeryConfigMixin:
         return json.dumps(lock(content), indent=2, sort_keys=True) + "\n"
 
 
-class SurgeryModelMixin:
-    """Base model: counts the visible keys once per call and passes them to the attention modules."""
-
-    def post_init(self) -> None:
-        """Install the operations before transformers initialises weights and collects dtype rules."""
-        _install(self, self.config)  # type: ignore[attr-defined,arg-type]
-        super().post_init()  # type: ignore[misc]
+class _InitialValues:
+    """Operations start at the values that config.json gives; everything else as the family initialises it."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -306,6 +313,15 @@ class SurgeryModelMixin:
             module.reset_parameters()  # type: ignore[operator]
         else:
             super()._init_weights(module)  # type: ignore[misc]
+
+
+class SurgeryModelMixin(_InitialValues):
+    """Base model: counts the visible keys once per call and passes them to the attention modules."""
+
+    def post_init(self) -> None:
+        """Install the operations before transformers initialises weights and collects dtype rules."""
+        _install(self, self.config)  # type: ignore[attr-defined,arg-type]
+        super().post_init()  # type: ignore[misc]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the family's own forward."""
@@ -324,7 +340,7 @@ class SurgeryModelMixin:
         return super().forward(**kwargs)  # type: ignore[misc]
 
 
-class SurgeryHeadMixin:
+class SurgeryHeadMixin(_InitialValues):
     """Model with a language-modelling head, around the base model."""
 
     def post_init(self) -> None:
@@ -334,8 +350,6 @@ class SurgeryHeadMixin:
             base_model.__class__ = _class_for(PREFIX + type(base_model).__name__)
             _install(base_model, self.config)  # type: ignore[attr-defined]
         super().post_init()  # type: ignore[misc]
-
-    _init_weights = SurgeryModelMixin._init_weights
 
 
 class _StrictLoading:

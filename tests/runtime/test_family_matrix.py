@@ -151,3 +151,14 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_source: Any, tmp_p
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if "ssmax" in n})
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
+
+
+def test_a_model_built_from_its_config_starts_at_the_start_values(
+    make_source: Any, tmp_path: Path, family: str
+) -> None:
+    model = load(converted(make_source, tmp_path, family, "bias", start={"scale": 0.25, "bias": 0.5}))
+    fresh = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
+    modules: dict[str, Any] = operation_modules(fresh)
+    assert len(modules) == model.config.num_hidden_layers
+    for module in modules.values():
+        assert (module.scale == 0.25).all() and (module.bias == 0.5).all()
