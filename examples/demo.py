@@ -16,14 +16,20 @@ from pathlib import Path
 
 
 def write_texts(folder: Path) -> tuple[Path, Path]:
-    """Python's own documentation topics as text files: (training folder, measuring folder), without overlap."""
+    """Python's own documentation topics as text files: (training folder, measuring folder), without overlap.
+
+    Topics are short; several are joined into a file, so that there are long documents to look back in.
+    """
     from pydoc_data.topics import topics
 
     training, measuring = folder / "training", folder / "measuring"
-    for index, (name, text) in enumerate(sorted(topics.items())):
+    joined: dict[Path, list[str]] = {}
+    for index, (_, text) in enumerate(sorted(topics.items())):
         place = measuring if index % 4 == 0 else training
-        place.mkdir(parents=True, exist_ok=True)
-        (place / f"{name}.txt").write_text(text, encoding="utf-8")
+        joined.setdefault(place / f"{index // 16}.txt", []).append(text)
+    for path, texts in joined.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(texts), encoding="utf-8")
     return training, measuring
 
 

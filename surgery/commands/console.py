@@ -63,6 +63,16 @@ def setup(*, verbose: bool = False, quiet: bool = False) -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def silence_transformers() -> None:
+    """Its bar for loading weights would be drawn through ours. For commands that run a model: it imports torch."""
+    if _settings["verbose"]:
+        return
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def emit(kind: str, payload: dict[str, Any]) -> None:
     """Print one result as JSON on stdout: ``{"schema": 1, "kind": kind, ...payload}``."""
     document = {"schema": SCHEMA_VERSION, "kind": kind, **payload}

@@ -55,8 +55,7 @@ def evaluate(
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output {folder}: there is a file of this name.", hint="Give a folder.")
     run = _run_options(device=device, dtype=dtype, batch_size=batch_size, attn_implementation=attn_implementation)
-    if not verbose:
-        _silence_transformers()
+    console.silence_transformers()
     with _progress() as on_progress:
         result = evaluation.evaluate(
             model,
@@ -104,14 +103,6 @@ def _run_options(**given: Any) -> Any:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
         raise UsageError(f"{option} {first['input']}: {first['msg'].lower()}") from error
-
-
-def _silence_transformers() -> None:
-    """Its bar for loading weights would be drawn through ours."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 @contextmanager

@@ -33,6 +33,7 @@ def verify(
 ) -> None:
     """Check files, loading, logits and the meaning of n. Exit code 4 if anything fails. Computes in float32."""
     console.setup(verbose=verbose, quiet=quiet)
+    console.silence_transformers()
     from surgery.loading import RunOptions
     from surgery.verification import verify as verify_checkpoint
 
