@@ -65,7 +65,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint. Reads headers, not weights; the source is never changed."""
     from surgery.conversion import execute, make_plan
-    from surgery.conversion.execute import default_output
+    from surgery.conversion.execution import default_output
 
     console.setup(verbose=verbose, quiet=quiet)
     if link and copy:

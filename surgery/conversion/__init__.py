@@ -1,6 +1,6 @@
 """Converting a checkpoint: first a plan, a small value that can be printed and compared; then exactly that plan."""
 
-from surgery.conversion.execute import ConversionResult, convert, execute
+from surgery.conversion.execution import ConversionResult, convert, execute
 from surgery.conversion.plan import FORMAT_VERSION, PLAN_NAME, RECORD_FOLDER, Plan, make_plan
 from surgery.conversion.reverting import RevertResult, revert
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from surgery.checkpoint import (
     CONFIG_NAME,
     INDEX_NAME,
@@ -17,8 +19,8 @@ from surgery.checkpoint import (
     safe_relative,
     sha256_json,
 )
-from surgery.conversion.execute import PlaceMode, Progress
-from surgery.conversion.plan import CARD_NAME, FORMAT_VERSION, HISTORY_NAME, PLAN_NAME, RECORD_FOLDER
+from surgery.conversion.execution import PlaceMode, Progress
+from surgery.conversion.plan import CARD_NAME, FORMAT_VERSION, HISTORY_NAME, PLAN_NAME, RECORD_FOLDER, Plan
 from surgery.errors import CheckpointError, PlanRefusedError
 
 
@@ -46,14 +48,21 @@ def read_plan(folder: Path) -> dict[str, Any]:
     if not (folder / PLAN_NAME).is_file():
         raise PlanRefusedError(f"{folder.name}: not a converted checkpoint (it has no {PLAN_NAME})")
     plan = load_json(folder / PLAN_NAME, limit=64_000_000)
-    if plan.get("format_version", 0) > FORMAT_VERSION:
+    version = plan.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{folder.name}: format version {plan['format_version']} is newer than this tool's {FORMAT_VERSION}",
+            f"{folder.name}: format version {version} is newer than this tool's {FORMAT_VERSION}",
             hint="Install a newer model-surgery.",
         )
     content = {name: value for name, value in plan.items() if name != "hash"}
     if plan.get("hash") != sha256_json(content):
         raise CheckpointError(f"{folder.name}: {PLAN_NAME} does not have the hash that it names; it was changed")
+    try:
+        TypeAdapter(Plan).validate_python(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise CheckpointError(f"{folder.name}: {PLAN_NAME} is not a plan: {where}: {problem['msg']}") from error
     return plan
 
 
@@ -121,10 +130,16 @@ def _restored_files(folder: Path, plan: dict[str, Any]) -> dict[str, str]:
 
 
 def trained_weights(folder: Path) -> str | None:
-    """What was trained besides the operations' own parameters, from the checkpoint's history; None if nothing."""
+    """What was trained besides the operations' own parameters, from the checkpoint's history; None if nothing.
+
+    Raises:
+        CheckpointError: there is a history, and it cannot be read.
+    """
     history = folder / HISTORY_NAME
     if not history.is_file():
         return None
-    entries = load_json(history).get("entries", [])
+    entries = load_json(history).get("entries")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise CheckpointError(f"{HISTORY_NAME} has no list of entries, so what was trained is not known")
     trained = [str(entry.get("trained")) for entry in entries if entry.get("trained") != "scale"]
     return ", ".join(trained) or None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from surgery.anatomy import read_anatomy
 from surgery.checkpoint import Checkpoint, load_json, open_checkpoint, resolve, write_json
 from surgery.conversion.card import write_card
-from surgery.conversion.execute import modeling_code
+from surgery.conversion.execution import modeling_code
 from surgery.conversion.plan import CARD_NAME, HISTORY_NAME, RECORD_FOLDER, VERIFICATION_NAME
 from surgery.conversion.reverting import read_plan, trained_weights
 from surgery.errors import CheckpointError, UsageError

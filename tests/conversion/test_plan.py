@@ -236,9 +236,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 # ----------------------------------------------------------------------------------------- strings from a stranger
 
-HOSTILE = (
-    'x\'"""\n```\n# Boo\n| a | b |\n<script>alert(1)</script>\n{{ 7 * 7 }}{% raw %}[l](js:1)\x1b[31m\u2028'
-)
+HOSTILE = 'x\'"""\n```\n# Boo\n| a | b |\n<script>alert(1)</script>\n{{ 7 * 7 }}{% raw %}[l](js:1)\x1b[31m\u2028'
 
 
 def test_hostile_strings_stay_strings(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from surgery.conversion.plan import (
     make_plan,
     needed_bytes,
 )
+from surgery.errors import CheckpointError
 from surgery.operations import OperationOptions
 
 PlaceMode = Literal["auto", "copy", "link"]
@@ -104,10 +105,28 @@ def execute(
 
     Raises:
         UsageError: the output exists and ``force`` is not given, or lies inside the source.
-        CheckpointError: too little disk space, or the files cannot be linked.
+        CheckpointError: too little disk space, the disk does not take it, or the files cannot be linked.
     """
-    plan, checkpoint = prepared.plan, prepared.checkpoint
     output = output or default_output(prepared)
+    try:
+        with StagedFolder(output, force=force, source=prepared.checkpoint.folder, on_step=on_step) as staged:
+            require_space(staged.path, needed_bytes(prepared, mode))
+            placed = _write(prepared, staged.path, mode, on_bytes, on_step)
+            staged.commit()
+    except OSError as error:
+        raise CheckpointError(f"{output.name} cannot be written: {error.strerror or error}.") from error
+    return ConversionResult(prepared.plan, output, placed)
+
+
+def _write(
+    prepared: PreparedPlan,
+    staged: Path,
+    mode: PlaceMode,
+    on_bytes: Progress | None,
+    on_step: Callable[[str], None] | None,
+) -> dict[str, str]:
+    """Write everything into the staged folder; returns how each shard was placed."""
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     source = checkpoint.folder
     total, done = checkpoint.disk_bytes, 0
     placed: dict[str, str] = {}
@@ -118,30 +137,27 @@ def execute(
         if on_bytes is not None:
             on_bytes(done, total)
 
-    with StagedFolder(output, force=force, source=source, on_step=on_step) as staged:
-        require_space(staged.path, needed_bytes(prepared, mode))
-        for shard, name in plan.shards.items():
-            placed[name] = _place(source / shard, staged.path / name, mode, report)
-            _step(on_step, f"placed {name}")
-        for name in plan.kept_files:
-            # Small files are always copied: a program that edits a tokenizer in place must not reach the source.
-            _place(source / name, staged.path / name, "copy", report)
-        _keep_source_record(prepared, staged.path)
-        _step(on_step, "kept files")
-        new = {tensor.name: _filled(tensor.shape, tensor.start) for tensor in plan.tensors}
-        weight_map = {name: plan.shards[info.shard] for name, info in checkpoint.tensors.items()}
-        if new:
-            write_safetensors(staged.path / NEW_SHARD, new, {"format": "pt"})
-            weight_map |= dict.fromkeys(sorted(new), NEW_SHARD)
-        write_index(staged.path / INDEX_NAME, weight_map, plan.bytes["source_tensors"] + plan.bytes["new_tensors"])
-        _step(on_step, "wrote tensors")
-        (staged.path / MODELING_NAME).write_bytes(modeling_code())
-        write_json(staged.path / CONFIG_NAME, converted_config(prepared))
-        write_json(staged.path / PLAN_NAME, plan.to_dict())
-        write_card(staged.path / CARD_NAME, plan.to_dict(), source_card=source / CARD_NAME)
-        _step(on_step, "wrote config")
-        staged.commit()
-    return ConversionResult(plan, output, placed)
+    for shard, name in plan.shards.items():
+        placed[name] = _place(source / shard, staged / name, mode, report)
+        _step(on_step, f"placed {name}")
+    for name in plan.kept_files:
+        # Small files are always copied: a program that edits a tokenizer in place must not reach the source.
+        _place(source / name, staged / name, "copy", report)
+    _keep_source_record(prepared, staged)
+    _step(on_step, "kept files")
+    new = {tensor.name: _filled(tensor.shape, tensor.start) for tensor in plan.tensors}
+    weight_map = {name: plan.shards[info.shard] for name, info in checkpoint.tensors.items()}
+    if new:
+        write_safetensors(staged / NEW_SHARD, new, {"format": "pt"})
+        weight_map |= dict.fromkeys(sorted(new), NEW_SHARD)
+    write_index(staged / INDEX_NAME, weight_map, plan.bytes["source_tensors"] + plan.bytes["new_tensors"])
+    _step(on_step, "wrote tensors")
+    (staged / MODELING_NAME).write_bytes(modeling_code())
+    write_json(staged / CONFIG_NAME, converted_config(prepared))
+    write_json(staged / PLAN_NAME, plan.to_dict())
+    write_card(staged / CARD_NAME, plan.to_dict(), source_card=source / CARD_NAME)
+    _step(on_step, "wrote config")
+    return placed
 
 
 def modeling_code() -> bytes:

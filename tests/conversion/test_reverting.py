@@ -1,0 +1,152 @@
+"""The source of a converted checkpoint, byte for byte, or a refusal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surgery.checkpoint import NewTensor, sha256_json, write_safetensors
+from surgery.conversion import PLAN_NAME, convert, revert
+from surgery.conversion.plan import HISTORY_NAME, NEW_SHARD
+from surgery.errors import CheckpointError, PlanRefusedError, SurgeryError, UsageError
+from tests.checkpoint.builders import listing
+from tests.conversion.conftest import MakeKind, tree
+
+
+@pytest.fixture
+def converted(make_kind: MakeKind, tmp_path: Path) -> Path:
+    return convert(make_kind("adorned"), output=tmp_path / "out").output
+
+
+def record_training(folder: Path, *trained: str) -> None:
+    entries = [{"trained": what, "tokens": 1000} for what in trained]
+    (folder / HISTORY_NAME).write_text(json.dumps({"schema": 1, "entries": entries}))
+
+
+@pytest.mark.parametrize("form", ["anchored", "logn"])
+def test_the_source_comes_back(source: Path, form: str, tmp_path: Path) -> None:
+    out = convert(source, form=form, output=tmp_path / "out").output
+    result = revert(out, output=tmp_path / "back")
+    assert tree(tmp_path / "back") == tree(source)
+    assert result.files == sum(path.is_file() for path in source.rglob("*"))
+
+
+@pytest.mark.parametrize("mode", ["copy", "link"])
+def test_the_source_comes_back_however_files_are_placed(make_kind: MakeKind, mode: Any, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(make_kind("adorned"), tmp_path / "source"))
+    out = convert(source, output=tmp_path / "out", mode=mode).output
+    revert(out, output=tmp_path / "back", mode=mode)
+    assert tree(tmp_path / "back") == tree(source)
+
+
+def test_the_source_comes_back_after_the_scales_were_trained(
+    converted: Path, make_kind: MakeKind, tmp_path: Path
+) -> None:
+    names = [name for name, shard in index(converted).items() if shard == NEW_SHARD]
+    (converted / NEW_SHARD).unlink()
+    learned = NewTensor("F32", (4,), bytes(range(16)))
+    write_safetensors(converted / NEW_SHARD, dict.fromkeys(names, learned), {"format": "pt"})
+    (converted / "surgery" / "recipe.yaml").write_text("model: x\n")
+    record_training(converted, "scale", "scale")
+    revert(converted, output=tmp_path / "back")
+    assert tree(tmp_path / "back") == tree(make_kind("adorned"))
+
+
+def index(folder: Path) -> dict[str, str]:
+    return dict(json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"])
+
+
+def refused(folder: Path, tmp_path: Path) -> SurgeryError:
+    before = listing(tmp_path)
+    with pytest.raises(SurgeryError) as caught:
+        revert(folder, output=tmp_path / "back")
+    assert listing(tmp_path) == before
+    return caught.value
+
+
+@pytest.mark.parametrize("trained", [["full"], ["scale+lora"], ["scale", "full", "scale"]])
+def test_after_weights_were_trained_it_refuses(converted: Path, trained: list[str], tmp_path: Path) -> None:
+    record_training(converted, *trained)
+    error = refused(converted, tmp_path)
+    assert isinstance(error, PlanRefusedError) and "were trained" in error.message
+    assert error.hint is not None and "before the training" in error.hint
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"entries": 3}', '{"entries": ["full"]}', '{"entries": [{}]}', "{"])
+def test_a_history_that_cannot_be_read_is_no_licence_to_revert(converted: Path, content: str, tmp_path: Path) -> None:
+    (converted / HISTORY_NAME).write_text(content)
+    assert refused(converted, tmp_path).exit_code in (2, 3)
+
+
+def test_a_shard_that_is_gone_was_trained(converted: Path, tmp_path: Path) -> None:
+    for path in converted.glob("source-*"):
+        path.rename(path.with_name(path.name.replace("source-", "trained-")))
+    assert "source shards are gone" in refused(converted, tmp_path).message
+
+
+def test_a_kept_file_that_is_gone_is_named(converted: Path, tmp_path: Path) -> None:
+    (converted / "LICENSE").unlink()
+    error = refused(converted, tmp_path)
+    assert isinstance(error, CheckpointError) and "LICENSE" in error.message
+
+
+def test_a_folder_that_was_never_converted(make_kind: MakeKind, tmp_path: Path) -> None:
+    error = refused(make_kind("single"), tmp_path)
+    assert isinstance(error, PlanRefusedError) and "not a converted checkpoint" in error.message
+    assert isinstance(refused(tmp_path / "nowhere", tmp_path), CheckpointError)
+
+
+def change_plan(folder: Path, *, rehash: bool, **changes: Any) -> None:
+    plan = {**json.loads((folder / PLAN_NAME).read_text()), **changes}
+    if rehash:
+        plan["hash"] = sha256_json({name: value for name, value in plan.items() if name != "hash"})
+    (folder / PLAN_NAME).write_text(json.dumps(plan))
+
+
+def test_a_changed_plan_is_refused(converted: Path, tmp_path: Path) -> None:
+    change_plan(converted, rehash=False, kept_files=[])
+    assert "was changed" in refused(converted, tmp_path).message
+
+
+def test_a_newer_format_is_refused(converted: Path, tmp_path: Path) -> None:
+    change_plan(converted, rehash=True, format_version=2)
+    assert "newer" in refused(converted, tmp_path).message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kept_files": ["../LICENSE"]},
+        {"kept_files": ["/etc/hostname"]},
+        {"shards": {"../x.safetensors": "source-model-00001-of-00002.safetensors"}},
+        {"shards": {"x.safetensors": "../../x.safetensors"}},
+        {"shards": None},
+        {"kept_files": [3]},
+        {"format_version": "one"},
+    ],
+)
+def test_a_hostile_plan_writes_nothing(converted: Path, changes: dict[str, Any], tmp_path: Path) -> None:
+    change_plan(converted, rehash=True, **changes)
+    assert refused(converted, tmp_path).exit_code in (2, 3)
+
+
+def test_links_that_leave_the_folder_are_not_followed(converted: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    (converted / "LICENSE").unlink()
+    (converted / "LICENSE").symlink_to(tmp_path / "secret")
+    assert isinstance(refused(converted, tmp_path), CheckpointError)
+
+
+def test_an_output_is_replaced_with_force_only(converted: Path, make_kind: MakeKind, tmp_path: Path) -> None:
+    (tmp_path / "back").mkdir()
+    (tmp_path / "back" / "mine").write_text("x")
+    with pytest.raises(UsageError, match="not empty"):
+        revert(converted, output=tmp_path / "back")
+    revert(converted, output=tmp_path / "back", force=True)
+    assert tree(tmp_path / "back") == tree(make_kind("adorned"))
+    with pytest.raises(UsageError):
+        revert(converted, output=converted, force=True)
