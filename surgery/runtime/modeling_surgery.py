@@ -231,7 +231,18 @@ def _attention_class(stock: type[nn.Module]) -> type[nn.Module]:
     rebound.__annotations__ = forward.__annotations__
     rebound.__doc__ = forward.__doc__
     rebound.__module__ = __name__
-    return type(PREFIX + stock.__name__, (stock,), {"forward": rebound, "__module__": __name__})
+    namespace = {"forward": rebound, "__reduce__": _reduce_attention, "__module__": __name__}
+    return type(PREFIX + stock.__name__, (stock,), namespace)
+
+
+def _reduce_attention(attention: nn.Module) -> tuple[Any, ...]:
+    """How to pickle an operated module: its class is made when it is asked for, so no import finds it by name."""
+    return _new_attention, (type(attention).__mro__[1],), attention.__getstate__()
+
+
+def _new_attention(stock: type[nn.Module]) -> nn.Module:
+    operated = _attention_class(stock)
+    return operated.__new__(operated)
 
 
 def _install(base_model: nn.Module, config: PreTrainedConfig) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -34,11 +35,12 @@ class FreshRequest:
     has_tokenizer: bool
 
 
-def ask(request: FreshRequest) -> tuple[dict[str, Any], Any]:
-    """Run the request in a fresh, isolated process with stdin closed.
+def ask(requests: Sequence[FreshRequest]) -> list[tuple[dict[str, Any], Any]]:
+    """Run the requests one after the other in a fresh, isolated process with stdin closed.
 
     Returns:
-        The answer, and the logits ``(1, tokens, vocabulary)`` as an array, or None where loading failed.
+        For each request the answer, and the logits ``(1, tokens, vocabulary)`` as an array, or None where loading
+        failed.
 
     Raises:
         VerificationError: the process died or did not end.
@@ -48,14 +50,16 @@ def ask(request: FreshRequest) -> tuple[dict[str, Any], Any]:
 
     with tempfile.TemporaryDirectory(prefix="surgery-verify-") as temporary:
         scratch = Path(temporary)
-        content = {
-            **request.__dict__,
-            "folder": str(request.folder.resolve()),
-            "logits": str(scratch / "logits.npy"),
-            "answer": str(scratch / "answer.json"),
-            "threads": torch.get_num_threads(),
-        }
-        (scratch / "request.json").write_text(json.dumps(content), encoding="utf-8")
+        for number, request in enumerate(requests):
+            content = {
+                **request.__dict__,
+                "folder": str(request.folder.resolve()),
+                "logits": str(scratch / f"logits-{number}.npy"),
+                "answer": str(scratch / f"answer-{number}.json"),
+                "threads": torch.get_num_threads(),
+            }
+            (scratch / f"request-{number}.json").write_text(json.dumps(content), encoding="utf-8")
+        paths = [str(scratch / f"request-{number}.json") for number in range(len(requests))]
         # The process keeps no cache of ours and leaves none behind.
         environment = {
             **os.environ,
@@ -69,7 +73,7 @@ def ask(request: FreshRequest) -> tuple[dict[str, Any], Any]:
         with as_file(files(__package__).joinpath("fresh_load.py")) as script:
             try:
                 process = subprocess.run(
-                    [sys.executable, "-I", str(script), str(scratch / "request.json")],
+                    [sys.executable, "-I", str(script), *paths],
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     capture_output=True,
@@ -79,13 +83,16 @@ def ask(request: FreshRequest) -> tuple[dict[str, Any], Any]:
                 )
             except subprocess.TimeoutExpired as error:
                 raise VerificationError(f"the fresh process did not end within {TIMEOUT_SECONDS} s") from error
-        if not (scratch / "answer.json").is_file():
+        if not (scratch / f"answer-{len(requests) - 1}.json").is_file():
             raise VerificationError(
                 f"the fresh process ended with {process.returncode}: {process.stderr.strip()[-800:]}"
             )
-        answer = json.loads((scratch / "answer.json").read_text(encoding="utf-8"))
-        logits = numpy.load(scratch / "logits.npy") if "load" in answer else None
-    return answer, logits
+        answers = []
+        for number in range(len(requests)):
+            answer = json.loads((scratch / f"answer-{number}.json").read_text(encoding="utf-8"))
+            logits = numpy.load(scratch / f"logits-{number}.npy") if "load" in answer else None
+            answers.append((answer, logits))
+    return answers
 
 
 def fresh_checks(request: FreshRequest, here: torch.Tensor, reference_tokens: list[int] | None) -> list[Check]:
@@ -98,7 +105,7 @@ def fresh_checks(request: FreshRequest, here: torch.Tensor, reference_tokens: li
     """
     import torch
 
-    answer, logits = ask(request)
+    ((answer, logits),) = ask([request])
     name = "loads without surgery, offline"
     checks = []
     if "load" not in answer:

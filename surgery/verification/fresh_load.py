@@ -1,7 +1,8 @@
 """Run as a script in a process of its own: load a converted checkpoint as a stranger would, and say what happened.
 
 It stands alone on purpose. Importing ``surgery`` and opening a connection both raise here, so what loads, loads from
-the folder. The request is one JSON object on the command line; the answer is one JSON object in the file it names.
+the folder. The command line names files with one request each, a JSON object; each answer is a JSON object in the
+file that its request names.
 """
 
 from __future__ import annotations
@@ -89,11 +90,15 @@ def _tokenizer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer the request."""
-    with open(sys.argv[1], encoding="utf-8") as file:  # noqa: PTH123
-        request = json.load(file)
+    """Answer every request."""
     sys.meta_path.insert(0, _Blocked())
     socket.socket.connect = _no_network  # type: ignore[method-assign]
+    for path in sys.argv[1:]:
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123
+            _answer(json.load(file))
+
+
+def _answer(request: dict[str, Any]) -> None:
     import torch
 
     torch.set_num_threads(request["threads"])
