@@ -42,7 +42,7 @@ def decoding(model: Any, prompt: int, steps: int) -> Callable[[], Any]:
     def call() -> None:
         for _ in range(steps):
             model(input_ids=tokens[:, :1], past_key_values=cache, use_cache=True)
-        cache.crop(steps)  # tokens to remove
+        cache.crop(-steps)
 
     return call
 

@@ -1,0 +1,82 @@
+"""The README's commands run as they stand, on a tiny model; what they print is what the README says they do."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tokenizers import save_tiny_tokenizer, write_texts
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workplace(make_source: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``model/``, ``texts/`` and ``recipes/``, as a reader of the README has it."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(make_source("llama"), folder / "model")  # type: ignore[operator]
+    save_tiny_tokenizer(folder / "model")
+    write_texts(folder / "texts")
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    return folder
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def test_the_shell_commands(workplace: Path) -> None:
+    commands = [line for block in blocks("bash") for line in block.strip().splitlines()]
+    assert len(commands) == 7
+    for line in commands:
+        words = line.split()
+        assert words[0] == "surgery"
+        # Shortened as a reader would for a first try: a tiny model has a short context.
+        short = {
+            "finetune": [
+                "--set",
+                "budget.tokens=256",
+                "--set",
+                "data.sequence_length=32",
+                "--set",
+                "data.held_out=0.3",
+            ],
+            "evaluate": ["--documents", "4"],
+        }.get(words[1], [])
+        words = ["64" if before == "--length" else word for before, word in zip(["", *words], words, strict=False)]
+        done = run([sys.executable, "-m", *words, *short], workplace)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    assert (workplace / "report" / "report.html").is_file()
+    assert (workplace / "model-trained" / "surgery" / "history.json").is_file()
+
+
+def test_the_python_blocks(workplace: Path) -> None:
+    code = "\n".join(blocks("python"))
+    assert "surgery.convert" in code and "trust_remote_code=True" in code
+    done = run([sys.executable, "-c", code], workplace)
+    assert done.returncode == 0, done.stderr
+    assert "checks passed" in done.stdout
+
+
+def test_links_lead_to_files() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+
+
+def test_no_placeholder_is_left() -> None:
+    assert not re.search(r"^(RESULTS|PICTURE|TODO|TBD)\b", README, flags=re.MULTILINE)

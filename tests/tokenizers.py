@@ -1,0 +1,33 @@
+"""A tiny tokenizer and tiny texts, made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.families import VOCABULARY
+
+_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:()-'\"\n"
+
+
+def save_tiny_tokenizer(folder: Path) -> None:
+    """One token per character, inside the vocabulary of the tiny models."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<pad>", "<bos>", "<eos>", "<unk>", *_CHARACTERS]
+    assert len(names) <= VOCABULARY
+    tokenizer = Tokenizer(models.WordLevel({name: index for index, name in enumerate(names)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    ).save_pretrained(folder)
+
+
+def write_texts(folder: Path, documents: int = 6, words: int = 60) -> None:
+    """Short documents with some structure to learn: counting in words, each from another start."""
+    numbers = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(documents):
+        text = " ".join(numbers[(index + step) % 10] for step in range(words))
+        (folder / f"{index}.txt").write_text(text, encoding="utf-8")
