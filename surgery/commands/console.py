@@ -97,22 +97,26 @@ def progress(*, force_off: bool = False) -> Iterator[Progress]:
         yield bar
 
 
+def printable(text: object) -> str:
+    """Text of a stranger for the terminal: control characters, which could steer it, are spelled out."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def run(app: typer.Typer, arguments: list[str] | None) -> int:
     """Run the app; turn every expected error into one message and its exit code."""
     try:
         result = app(arguments, standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0
     except SurgeryError as error:
         _report(error.message, error.hint)
         return error.exit_code
     except typer.Exit as error:
-        return error.exit_code
+        code = error.exit_code
     except _ParserError as error:
         error.show()
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        err.print("interrupted", style="yellow")
-        return INTERRUPTED
+        code = INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return 1
@@ -122,12 +126,15 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
         else:
             _report(f"{type(error).__name__}: {error}", "This is not an expected error; -v shows where it comes from.")
         return 1
+    if code == INTERRUPTED:  # caught here, or by the parser
+        err.print("interrupted", style="yellow")
+    return code
 
 
 def _report(message: str, hint: str | None) -> None:
     if _settings["verbose"]:
         traceback.print_exc()
     err.print("error:", style="bold red", end=" ")
-    err.print(message, markup=False, highlight=False, soft_wrap=True)
+    err.print(printable(message), markup=False, highlight=False, soft_wrap=True)
     if hint:
-        err.print(hint, markup=False, highlight=False, soft_wrap=True)
+        err.print(printable(hint), markup=False, highlight=False, soft_wrap=True)

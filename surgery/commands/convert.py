@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,8 +102,12 @@ def convert(
     if not quiet:
         _print_plan(prepared.plan, target)
     how = ", ".join(sorted(set(result.placed.values())))
-    console.out.print(f"wrote {target} ({len(result.placed)} shard(s) {how})", markup=False)
-    console.out.print(f"Next: surgery verify {target} --against {model}", markup=False)
+    names = {name: console.printable(shlex.quote(str(path))) for name, path in (("out", target), ("source", model))}
+    for line in (
+        f"wrote {target} ({len(result.placed)} shard(s) {how})",
+        f"Next: surgery verify {names['out']} --against {names['source']}",
+    ):
+        console.out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _assignments(pairs: list[str] | None) -> dict[str, float] | None:
@@ -151,7 +156,7 @@ def _print_plan(plan: Plan, target: Path) -> None:
     ]
     for name, value in rows:
         if value:
-            table.add_row(Text(name, style="dim"), Text(value))
+            table.add_row(Text(name, style="dim"), Text(console.printable(value)))
     console.out.print(table)
     for warning in plan.warnings:
         console.err.print("note:", style="yellow", end=" ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,8 +34,8 @@ def inspect(
         return
     console.out.print(_summary(inspection))
     console.out.print(_layer_table(inspection))
-    for line in _advice(inspection):
-        console.out.print(line, highlight=False)
+    for line in _advice(inspection, console.printable(shlex.quote(model))):
+        console.out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _summary(inspection: Inspection) -> Table:
@@ -59,7 +60,7 @@ def _summary(inspection: Inspection) -> Table:
     }
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in rows.items():
-        table.add_row(Text(name, style="dim"), Text(value))
+        table.add_row(Text(name, style="dim"), Text(console.printable(value)))
     return table
 
 
@@ -93,11 +94,11 @@ def _row(inspection: Inspection, layer: AttentionLayer) -> tuple[str, ...]:
     )
 
 
-def _advice(inspection: Inspection) -> list[str]:
+def _advice(inspection: Inspection, model: str) -> list[str]:
     if inspection.anatomy.operations:
-        return [f"Next: surgery verify {inspection.name}"]
+        return [f"Next: surgery verify {model}"]
     return [
-        f"Next: surgery convert --to {name} {inspection.name}"
+        f"Next: surgery convert --to {name} {model}"
         for name, reasons in inspection.applies.items()
         if any(reason is None for reason in reasons)
     ]

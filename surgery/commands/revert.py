@@ -37,4 +37,4 @@ def revert(
     if as_json:
         console.emit("revert", result.to_dict())
     else:
-        console.out.print(f"wrote {result.output} ({result.files} files)", markup=False)
+        console.out.print(f"wrote {result.output} ({result.files} files)", markup=False, soft_wrap=True)

@@ -66,9 +66,11 @@ def _table(result: Verification) -> Table:
     from rich.text import Text
 
     colours = {"passed": "green", "failed": "red", "skipped": "yellow"}
-    table = Table(title=f"{result.model}", title_justify="left")
+    table = Table(title=Text(console.printable(result.model)), title_justify="left")
     for column in ("check", "result", "measured"):
         table.add_column(column)
     for check in result.checks:
-        table.add_row(check.name, Text(check.status, style=colours[check.status]), Text(check.detail))
+        table.add_row(
+            check.name, Text(check.status, style=colours[check.status]), Text(console.printable(check.detail))
+        )
     return table

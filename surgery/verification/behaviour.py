@@ -51,7 +51,9 @@ def identity_checks(
         return [Check(off_name, "skipped", reason), Check(on_name, "skipped", reason)]
     with operations_off(model):
         off = (plain_logits(model, tokens) - source_logits).abs().max().item()
-    on = (plain_logits(model, tokens) - source_logits).abs().max().item()
+    # Up to a query's n, nothing that follows counts.
+    length = min(tokens.shape[1], identity_length(plan))
+    on = (plain_logits(model, tokens) - source_logits)[:, :length].abs().max().item()
     checks = [bounded(off_name, off, 0.0, f"{tokens.shape[1]} tokens: greatest logit difference")]
     if not all(plan["identity"]):
         detail = f"the form is not the identity at its start; greatest logit difference {on:.3g}"
@@ -59,8 +61,14 @@ def identity_checks(
     elif not at_start(model, plan):
         checks.append(Check(on_name, "skipped", f"the scales were trained; greatest logit difference {on:.3g}", on))
     else:
-        checks.append(bounded(on_name, on, 0.0, f"{tokens.shape[1]} tokens: greatest logit difference"))
+        checks.append(bounded(on_name, on, 0.0, f"{length} tokens: greatest logit difference"))
     return checks
+
+
+def identity_length(plan: Mapping[str, Any]) -> int:
+    """The greatest n up to which every operation of the plan starts as the identity, where they are that at all."""
+    limits = (stated.removeprefix("n <= ") for stated in plan["identity"] if stated)
+    return min((int(limit) for limit in limits if limit.isdecimal()), default=2**31)
 
 
 def presentation_checks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -46,8 +47,12 @@ class Verification:
         return f"{counts['passed']} checks passed" + (f", {counts['skipped']} skipped" if counts["skipped"] else "")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return {**asdict(self), "verdict": self.verdict, "passed": not self.failed}
+        """Plain data; a measured value that is not finite is null, since JSON has no such number."""
+        checks = [asdict(check) for check in self.checks]
+        for check in checks:
+            if check["value"] is not None and not math.isfinite(check["value"]):
+                check["value"] = None
+        return {**asdict(self), "checks": checks, "verdict": self.verdict, "passed": not self.failed}
 
 
 def bounded(name: str, value: float, bound: float, what: str = "greatest logit difference") -> Check:

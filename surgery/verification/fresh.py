@@ -103,9 +103,16 @@ def fresh_checks(request: FreshRequest, here: torch.Tensor, reference_tokens: li
         here: logits ``(1, tokens, vocabulary)`` that this process got for the same tokens.
         reference_tokens: what the source's tokenizer makes of ``request.text``, if there is one to compare with.
     """
+    ((answer, logits),) = ask([request])
+    return judge(request, answer, logits, here, reference_tokens)
+
+
+def judge(
+    request: FreshRequest, answer: dict[str, Any], logits: Any, here: torch.Tensor, reference_tokens: list[int] | None
+) -> list[Check]:
+    """As :func:`fresh_checks`, of an answer that was got before."""
     import torch
 
-    ((answer, logits),) = ask([request])
     name = "loads without surgery, offline"
     checks = []
     if "load" not in answer:

@@ -1,0 +1,152 @@
+"""Every kind of error: its exit code, a message that helps, and a traceback only where it was asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surgery.anatomy import REFUSED
+from surgery.conversion.plan import HISTORY_NAME
+from tests.anatomy.builders import bare_source
+from tests.checkpoint.builders import listing
+from tests.commands.conftest import program
+
+Case = tuple[list[Any], int, list[str]]
+
+
+def _sliding(place: Path) -> Path:
+    return bare_source(place / "sliding", "mistral", sliding_window=16)
+
+
+def _family(place: Path, name: str) -> Path:
+    folder = bare_source(place / "family")
+    text = (folder / "config.json").read_text().replace('"llama"', f'"{name}"')
+    (folder / "config.json").write_text(text)
+    return folder
+
+
+def _broken(place: Path) -> Path:
+    folder = bare_source(place / "broken")
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1])
+    return folder
+
+
+def _bin(place: Path) -> Path:
+    folder = bare_source(place / "bin")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    return folder
+
+
+def _full(place: Path) -> Path:
+    (place / "full").mkdir()
+    (place / "full" / "mine").write_text("x")
+    return place / "full"
+
+
+# What is given, the exit code, and what the message must say: what was given, and what to do.
+CASES: dict[str, Callable[[Path, Path], Case]] = {
+    "no such folder": lambda model, place: (["inspect", place / "nowhere"], 2, ["nowhere"]),
+    "no such command": lambda model, place: (["inspec", model], 2, ["inspec"]),
+    "no such option": lambda model, place: (["inspect", model, "--layer"], 2, ["--layer"]),
+    "no operation": lambda model, place: (["convert", model], 2, ["--to"]),
+    "unknown operation": lambda model, place: (["convert", model, "--to", "softmin"], 2, ["softmin", "ssmax"]),
+    "all wrong options": lambda model, place: (
+        ["convert", model, "--to", "ssmax", "--form", "papier", "--layers", "a", "--heads", "1-", "-N", "1"],
+        2,
+        ["form", "anchored", "layers", "'a'", "heads", "'1-'", "reference_length"],
+    ),
+    "start": lambda model, place: (["convert", model, "--to", "ssmax", "--start", "scale"], 2, ["scale=0.1"]),
+    "link and copy": lambda model, place: (["convert", model, "--to", "ssmax", "--link", "--copy"], 2, ["--copy"]),
+    "output": lambda model, place: (["convert", model, "--to", "ssmax", "-o", _full(place)], 2, ["full", "--force"]),
+    "output inside": lambda model, place: (["convert", model, "--to", "ssmax", "-o", model / "x"], 2, ["inside"]),
+    "truncated": lambda model, place: (["convert", _broken(place), "--to", "ssmax"], 2, ["model.safetensors"]),
+    "bin only": lambda model, place: (["convert", _bin(place), "--to", "ssmax"], 2, ["safetensors"]),
+    "unknown family": lambda model, place: (["inspect", _family(place, "lama")], 3, ["'lama'", "'llama'"]),
+    "refused family": lambda model, place: (["inspect", _family(place, "qwen")], 3, [REFUSED["qwen"]]),
+    "nothing to convert": lambda model, place: (["convert", _sliding(place), "--to", "ssmax"], 3, ["--layers all"]),
+    "no such layer": lambda model, place: (["convert", model, "--to", "ssmax", "--layers", "9"], 3, ["9", "0-3"]),
+    "not converted": lambda model, place: (["verify", model], 3, ["model", "plan.json"]),
+    "nothing to revert": lambda model, place: (["revert", model, "-o", place / "b"], 3, ["not a converted"]),
+    "no output": lambda model, place: (["revert", model], 2, ["--output"]),
+    "short": lambda model, place: (["verify", model, "--length", "3"], 2, ["--length"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("verbose", [False, True])
+def test_the_exit_code_and_the_message(surgery: Any, model: Path, tmp_path: Path, case: str, verbose: bool) -> None:
+    arguments, code, said = CASES[case](model, tmp_path)
+    before = listing(tmp_path)
+    ran = surgery(*arguments, *(["-v"] if verbose else []))
+    assert ran.code == code
+    message = " ".join(ran.err.split())
+    assert all(part in message for part in said), message
+    assert ran.out == ""
+    assert listing(tmp_path) == before, "an error must write nothing"
+    from_the_library = "error:" in ran.err
+    assert ("Traceback" in ran.err) == (verbose and from_the_library)
+
+
+def test_exit_codes_reach_the_shell(model: Path, tmp_path: Path) -> None:
+    """One of each as a real program: done, wrong usage, refused; the others are covered in this process."""
+    done = program("inspect", model)
+    assert done.code == 0 and "Traceback" not in done.err
+    usage = program("convert", model, "--to", "softmin")
+    assert usage.code == 2 and usage.err.startswith("error: ") and usage.out == ""
+    refused = program("convert", _sliding(tmp_path), "--to", "ssmax", "-v")
+    assert refused.code == 3 and "Traceback" in refused.err
+
+
+def test_a_verification_that_fails_is_exit_code_4(surgery: Any, make_source: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert surgery("convert", make_source("llama"), "--to", "ssmax", "-o", out).code == 0
+    with (out / "modeling_surgery.py").open("a") as file:
+        file.write("# changed\n")
+    ran = surgery("verify", out, "--length", "16", "--json")
+    assert ran.code == 4
+    failed = [check["name"] for check in ran.document()["checks"] if check["status"] == "failed"]
+    assert failed == ["modelling file is this version's"] and ran.document()["passed"] is False
+
+
+def test_an_unexpected_error_is_one_line_and_exit_code_1(
+    surgery: Any, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("it broke [bold]here[/bold]")
+
+    monkeypatch.setattr("surgery.operations.inspection.inspect", fails)
+    ran = surgery("inspect", model)
+    assert ran.code == 1 and "Traceback" not in ran.err
+    assert "RuntimeError: it broke [bold]here[/bold]" in ran.err and "-v shows" in ran.err
+    assert "Traceback" in surgery("inspect", model, "-v").err
+
+
+def test_an_interruption_is_exit_code_130(surgery: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("surgery.operations.inspection.inspect", interrupted)
+    ran = surgery("inspect", model)
+    assert ran.code == 130 and "interrupted" in ran.err
+
+
+def test_revert_after_weights_were_trained_is_refused(surgery: Any, model: Path, tmp_path: Path) -> None:
+    assert surgery("convert", model, "--to", "ssmax", "-o", tmp_path / "out").code == 0
+    entry = {"entries": [{"trained": "full"}]}
+    (tmp_path / "out" / HISTORY_NAME).write_text(json.dumps(entry))
+    ran = surgery("revert", tmp_path / "out", "-o", tmp_path / "back")
+    assert ran.code == 3 and "were trained (full)" in ran.err
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("command", ["inspect", "convert"])
+def test_control_characters_of_a_stranger_are_spelled_out(surgery: Any, tmp_path: Path, command: str) -> None:
+    strings = {"architectures": ["x\x1b[31mred\x07"], "rope_parameters": {"rope_type": "\x1b[5m"}}
+    folder = bare_source(tmp_path / "m\x1b[31m", **strings)
+    ran = surgery(command, folder, *(["--to", "ssmax"] if command == "convert" else []))
+    assert "\x1b" not in ran.out + ran.err and "\x07" not in ran.out + ran.err
+    assert "\\x1b" in ran.out + ran.err

@@ -1,0 +1,180 @@
+"""What goes to stdout and what to stderr, and what a command does not do: import torch, write, colour."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import surgery as package
+from surgery.conversion import convert, make_plan
+from tests.anatomy.builders import bare_source
+from tests.checkpoint.builders import listing
+from tests.commands.conftest import program
+from tests.conversion.conftest import tree
+
+HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "pandas")
+SCHEMA = {"schema": 1}
+
+
+@pytest.fixture
+def gemma(tmp_path: Path) -> Path:
+    """Half of its layers slide, so that a plan has notes."""
+    return bare_source(tmp_path / "gemma", "gemma2", sliding_window=16)
+
+
+def test_inspect_as_json(surgery: Any, gemma: Path) -> None:
+    ran = surgery("inspect", gemma, "--json")
+    assert ran.code == 0 and ran.err == ""
+    expected = json.loads(json.dumps(package.inspect(gemma).to_dict()))
+    assert ran.document() == {**SCHEMA, "kind": "inspection", **expected}
+    assert [layer["operations"]["ssmax"] is None for layer in ran.document()["layers"]] == [False, True, False, True]
+
+
+def test_inspect_as_a_table(surgery: Any, gemma: Path) -> None:
+    ran = surgery("inspect", gemma)
+    assert ran.code == 0 and ran.err == ""
+    for part in ("gemma2", "32 query, 4 key-value, size 256", "sliding", "16", "50", "applies", "saturates", "8192"):
+        assert part in ran.out, part
+    assert f"Next: surgery convert --to ssmax {gemma}" in ran.out
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(surgery: Any, gemma: Path, tmp_path: Path) -> None:
+    before = listing(tmp_path)
+    ran = surgery("convert", gemma, "--to", "ssmax", "--dry-run", "--json")
+    assert ran.code == 0 and listing(tmp_path) == before
+    plan = make_plan(gemma, [{"name": "ssmax"}]).plan
+    expected = {**json.loads(json.dumps(plan.to_dict())), "output": (tmp_path / "gemma-ssmax").as_posix()}
+    assert ran.document() == {**SCHEMA, "kind": "plan", **expected}
+    table = surgery("convert", gemma, "--to", "ssmax", "--dry-run")
+    assert table.code == 0 and listing(tmp_path) == before
+    assert plan.hash[:16] in table.out and "layers 0, 2: n saturates" in table.out
+    assert "soft-capped" in table.err and "soft-capped" not in table.out
+
+
+def test_a_conversion_is_that_of_the_dry_run(surgery: Any, gemma: Path, tmp_path: Path) -> None:
+    options = [
+        "--to",
+        "ssmax",
+        "--form",
+        "bias",
+        "--layers",
+        "1,3",
+        "--heads",
+        "0-7",
+        "-N",
+        "50",
+        "--start",
+        "scale=0.5",
+    ]
+    planned = surgery("convert", gemma, *options, "--dry-run", "--json").document()
+    ran = surgery("convert", gemma, *options, "-o", tmp_path / "out", "--json", "--copy")
+    assert ran.code == 0
+    done = ran.document()
+    assert done["kind"] == "conversion" and done["output"] == str(tmp_path / "out")
+    assert done["placed"] == {"source-model.safetensors": "copied"}
+    assert done["plan"] == {name: value for name, value in planned.items() if name not in ("schema", "kind", "output")}
+    assert done["plan"]["operations"][0]["start"] == {"scale": 0.5, "bias": 1.0}
+    # The library does the same.
+    again = {"form": "bias", "layers": "1,3", "heads": "0-7", "reference_length": 50, "start": {"scale": 0.5}}
+    assert tree(convert(gemma, **again, output=tmp_path / "library").output) == tree(tmp_path / "out")
+
+
+def test_convert_and_revert_for_people(surgery: Any, gemma: Path, tmp_path: Path) -> None:
+    ran = surgery("convert", gemma, "--to", "ssmax", "-o", tmp_path / "out", "--link")
+    assert ran.code == 0 and "1 shard(s) linked" in ran.out
+    assert f"Next: surgery verify {tmp_path / 'out'} --against {gemma}" in ran.out
+    assert surgery("convert", gemma, "--to", "ssmax", "-o", tmp_path / "out").code == 2
+    quiet = surgery("convert", gemma, "--to", "ssmax", "-o", tmp_path / "out", "--force", "--quiet")
+    assert quiet.code == 0 and len(quiet.out.split("\n\n")[0].strip()) < 400 and quiet.err == ""
+    inspected = surgery("inspect", tmp_path / "out")
+    assert "ssmax (anchored)" in inspected.out and "Next: surgery verify" in inspected.out
+    back = surgery("revert", tmp_path / "out", "-o", tmp_path / "back", "--json")
+    assert back.code == 0 and back.err == ""
+    assert back.document() == {**SCHEMA, "kind": "revert", "output": str(tmp_path / "back"), "files": 2}
+    assert tree(tmp_path / "back") == tree(gemma)
+    assert "(2 files)" in surgery("revert", tmp_path / "out", "-o", tmp_path / "again").out
+
+
+def test_verify_as_json(make_source: Any, tmp_path: Path) -> None:
+    """As a process: what transformers and torch print must not get between the braces."""
+    source = make_source("llama")
+    out = convert(source, output=tmp_path / "out").output
+    ran = program("verify", out, "--against", source, "--length", "16", "--json")
+    assert ran.code == 0, ran.err
+    document = ran.document()
+    assert document["kind"] == "verification" and document["schema"] == 1 and document["passed"] is True
+    assert document["verdict"] == f"{len(document['checks'])} checks passed"
+    assert "\x1b" not in ran.err and "Traceback" not in ran.err
+
+
+def test_verify_as_a_table(surgery: Any, make_source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("surgery.verification.verifying.fresh_checks", lambda *_: [])
+    out = convert(make_source("llama"), output=tmp_path / "out").output
+    ran = surgery("verify", out, "--layers", "1", "--length", "16")
+    assert ran.code == 0
+    assert "n: token by token" in ran.out and "give the source with --against" in ran.out
+    assert "checks passed, 4 skipped" in ran.out
+
+
+LIGHT: dict[str, list[str]] = {
+    "--help": ["--help"],
+    "--version": ["--version"],
+    "convert --help": ["convert", "--help"],
+    "inspect": ["inspect", "MODEL"],
+    "inspect --json": ["inspect", "MODEL", "--json"],
+    "convert --dry-run": ["convert", "MODEL", "--to", "ssmax", "--dry-run"],
+    "convert": ["convert", "MODEL", "--to", "ssmax", "-o", "OUT"],
+    "revert": ["revert", "OUT", "-o", "BACK"],
+}
+PROBE = """
+import json, os, sys
+from surgery.commands import console
+import surgery
+from surgery.commands.app import app
+for arguments in json.loads(sys.argv[1]):
+    with open(os.devnull, "w") as sys.stdout:
+        code = console.run(app, arguments)
+    loaded = sorted(set(json.loads(sys.argv[2])) & {name.partition(".")[0] for name in sys.modules})
+    sys.stderr.write(json.dumps([code, loaded]) + "\\n")
+"""
+
+
+def test_fast_commands_leave_heavy_libraries_alone(model: Path, tmp_path: Path) -> None:
+    """One process for all: what one of them had imported, the next would still have."""
+    places = {"MODEL": str(model), "OUT": str(tmp_path / "out"), "BACK": str(tmp_path / "back")}
+    calls = [[places.get(argument, argument) for argument in arguments] for arguments in LIGHT.values()]
+    process = subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps(calls), json.dumps(HEAVY)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    lines = process.stderr.splitlines()
+    assert dict(zip(LIGHT, lines, strict=True)) == dict.fromkeys(LIGHT, "[0, []]")
+    assert (tmp_path / "back").is_dir()
+
+
+def test_version_and_help(surgery: Any) -> None:
+    assert surgery("--version").out == f"surgery {package.__version__}\n"
+    for command in ("inspect", "convert", "verify", "revert"):
+        assert command in surgery("--help").out
+        assert surgery(command, "--help").code == surgery(command, "-h").code == 0
+
+
+@pytest.mark.parametrize("variable", ["NO_COLOR", None])
+def test_colour_is_for_terminals_and_no_color_is_respected(model: Path, variable: str | None) -> None:
+    forced = {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
+    ran = program("inspect", model, **forced, **({variable: "1"} if variable else {}))
+    coloured = any(f"\x1b[{code}m" in ran.out for code in (*range(30, 38), 32))
+    assert not coloured if variable else "\x1b[" in ran.out
+
+
+def test_a_pipe_gets_plain_text(model: Path) -> None:
+    ran = program("inspect", model)
+    assert ran.code == 0 and "\x1b" not in ran.out + ran.err

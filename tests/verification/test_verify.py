@@ -1,0 +1,160 @@
+"""Verification passes on what was converted, says what it skipped, and writes down what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surgery.checkpoint import load_json
+from surgery.conversion import revert
+from surgery.errors import CheckpointError, PlanRefusedError, UsageError
+from surgery.verification import Verification, verify
+from tests.conversion.conftest import tree
+
+FILES = {
+    "config.json carries the plan",
+    "new tensors complete and finite",
+    "modelling file is this version's",
+    "source tensors byte for byte",
+    "other files byte for byte",
+}
+FRESH = {
+    "loads without surgery, offline",
+    "same logits without surgery",
+    "stock classes refuse it",
+    "tokenizer loads, nothing waits",
+}
+COMPARING = {
+    "source tensors byte for byte",
+    "other files byte for byte",
+    "operation off = source",
+    "starts as the source",
+}
+OTHERS = {"loads", "operation off = source", "starts as the source", "ablation"}
+N = {
+    f"n: {name}"
+    for name in (
+        "token by token",
+        "static cache",
+        "left-padded",
+        "left-padded, no position_ids",
+        "left-padded with a cache",
+        "right-padded",
+        "packed",
+        "batch of unequal rows",
+        "sdpa = eager",
+    )
+}
+
+
+def by_status(result: Verification, status: str) -> set[str]:
+    return {check.name for check in result.checks if check.status == status}
+
+
+def test_a_fresh_conversion_passes_every_check(make_pair: Callable[..., Path], source: Path) -> None:
+    out = make_pair()
+    before = tree(source)
+    result = verify(out, against=source)
+    assert by_status(result, "passed") == FILES | FRESH | OTHERS | N
+    assert result.verdict == f"{len(FILES | FRESH | OTHERS | N)} checks passed"
+    assert len({check.name for check in result.checks}) == len(result.checks)
+    values = {check.name: check.value for check in result.checks}
+    assert values["operation off = source"] == values["starts as the source"] == 0.0
+    assert values["same logits without surgery"] == 0.0
+    assert all(0.0 <= float(values[name] or 0.0) <= 1e-4 for name in N)
+    assert tree(source) == before
+
+
+@pytest.mark.usefixtures("without_fresh_process")
+@pytest.mark.parametrize("form", ["bias", "logn", "paper"])
+def test_every_form_passes(make_pair: Callable[..., Path], source: Path, form: str) -> None:
+    result = verify(make_pair(form=form, layers="0,2"), against=source)
+    assert result.failed == ()
+    skipped = {"starts as the source"} if form == "paper" else set()
+    assert by_status(result, "skipped") == skipped
+    assert by_status(result, "passed") == (FILES | OTHERS | N) - skipped
+
+
+@pytest.mark.usefixtures("without_fresh_process")
+def test_without_the_source_the_comparing_checks_are_skipped_and_say_so(make_pair: Callable[..., Path]) -> None:
+    result = verify(make_pair())
+    assert by_status(result, "skipped") == COMPARING
+    assert all("--against" in check.detail for check in result.checks if check.status == "skipped")
+    assert result.against is None and result.failed == ()
+    assert result.verdict.endswith(f", {len(COMPARING)} skipped")
+
+
+@pytest.mark.usefixtures("without_fresh_process")
+def test_the_first_layers_only(make_pair: Callable[..., Path], source: Path) -> None:
+    out = make_pair(form="paper")
+    result = verify(out, against=source, layers=1)
+    assert result.failed == ()
+    assert result.environment["layers"] == "first 1"
+    details = {check.name: check.detail for check in result.checks}
+    assert "each of 1 layers" in details["ablation"]
+    assert "layers first 1" in (out / "README.md").read_text()
+    with pytest.raises(UsageError, match="the model has 3 layers"):
+        verify(out, layers=4)
+
+
+def test_the_first_layers_must_hold_an_operation(make_pair: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError, match="the first is on 2"):
+        verify(make_pair(layers="2"), layers=2)
+
+
+@pytest.mark.usefixtures("without_fresh_process")
+def test_the_record_grows_and_the_card_shows_the_last_run(
+    make_pair: Callable[..., Path], source: Path, tmp_path: Path
+) -> None:
+    out = make_pair()
+    untouched = tree(out)
+    verify(out, record=False)
+    assert tree(out) == untouched
+    first = verify(out)
+    second = verify(out, against=source)
+    runs = load_json(out / "surgery" / "verify.json")["runs"]
+    assert [run["verdict"] for run in runs] == [first.verdict, second.verdict]
+    assert runs[1]["checks"] == second.to_dict()["checks"]
+    changed = {name for name, content in tree(out).items() if untouched.get(name) != content}
+    assert changed == {"README.md", "surgery/verify.json"}
+    card = (out / "README.md").read_text()
+    assert card.count("## Verification") == 1 and f"**{second.verdict}**" in card
+    assert all(f"| {check.name} | {check.status} |" in card for check in second.checks)
+    assert "license: mit" in card
+    revert(out, output=tmp_path / "back")
+    assert tree(tmp_path / "back") == tree(source)
+
+
+@pytest.mark.usefixtures("without_fresh_process")
+def test_no_absolute_path_is_recorded(make_pair: Callable[..., Path], source: Path, tmp_path: Path) -> None:
+    verify(make_pair(), against=source)
+    for name in ("README.md", "surgery/verify.json"):
+        text = (tmp_path / "out" / name).read_text()
+        assert source.parent.as_posix() not in text and tmp_path.as_posix() not in text
+
+
+def test_what_cannot_be_verified(source: Path, tmp_path: Path, make_pair: Callable[..., Path]) -> None:
+    with pytest.raises(PlanRefusedError, match="not a converted checkpoint"):
+        verify(source)
+    with pytest.raises(CheckpointError, match="nowhere"):
+        verify(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="at least 16"):
+        verify(make_pair(), length=8)
+    with pytest.raises(CheckpointError, match="nowhere"):
+        verify(tmp_path / "out", against=tmp_path / "nowhere")
+
+
+@pytest.mark.usefixtures("without_fresh_process")
+@pytest.mark.parametrize("family", ["gemma2", "qwen3_moe", "gpt_neox"])
+def test_families_without_a_tokenizer(make_source: Any, family: str, tmp_path: Path) -> None:
+    """Sliding layers, experts that are renamed on load, fused projections; also the first layers of each."""
+    from surgery.conversion import convert
+
+    source = make_source(family)
+    out = convert(source, layers="all", output=tmp_path / "out").output
+    for layers in (None, 2):
+        result = verify(out, against=source, layers=layers, record=False)
+        assert result.failed == (), result.failed
