@@ -241,7 +241,7 @@ def _reduce_attention(attention: nn.Module) -> tuple[Any, ...]:
 
 
 def _new_attention(stock: type[nn.Module]) -> nn.Module:
-    operated = _attention_class(stock)
+    operated: Any = _attention_class(stock)  # type: ignore[arg-type]
     return operated.__new__(operated)
 
 
