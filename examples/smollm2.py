@@ -25,7 +25,7 @@ def main(target: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
-    # The weights are plain float32 now; the entry, where a version sets it, would make later loads look for a GGUF file.
+    # The weights are plain float32 now; the entry, where a version sets it, would send later loads to a GGUF file.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     tokenizer.save_pretrained(target)
