@@ -66,20 +66,21 @@ def same_tensor_bytes(a_path: Path, a_info: TensorInfo, b_path: Path, b_info: Te
     """
     if a_info.nbytes != b_info.nbytes:
         return False
-    a_chunk, b_chunk = memoryview(bytearray(_CHUNK)), memoryview(bytearray(_CHUNK))
+    # Two memoryviews are compared element by element in Python's own loop; bytearrays by memcmp.
+    a_chunk, b_chunk = bytearray(_CHUNK), bytearray(_CHUNK)
     try:
         with a_path.open("rb", buffering=0) as a_file, b_path.open("rb", buffering=0) as b_file:
             a_file.seek(a_info.begin)
             b_file.seek(b_info.begin)
             left = a_info.nbytes
             while left:
-                count = min(left, _CHUNK)
-                _fill(a_file, a_chunk[:count], a_path)
-                _fill(b_file, b_chunk[:count], b_path)
-                # Two memoryviews are compared element by element in Python's own loop; bytes by memcmp.
-                if bytes(a_chunk[:count]) != bytes(b_chunk[:count]):
+                if left < _CHUNK:
+                    a_chunk, b_chunk = bytearray(left), bytearray(left)
+                _fill(a_file, memoryview(a_chunk), a_path)
+                _fill(b_file, memoryview(b_chunk), b_path)
+                if a_chunk != b_chunk:
                     return False
-                left -= count
+                left -= len(a_chunk)
     except OSError as error:
         raise CheckpointError(f"{a_path.name} or {b_path.name} cannot be read: {error.strerror}.") from error
     return True

@@ -148,23 +148,24 @@ class SSMax(nn.Module):
         """
         if window is not None:
             visible_keys = visible_keys.clamp(max=window)
-        log_n = visible_keys.log()[:, None, :]
+        # Views rather than indexing: in decoding, the cost of these few numbers is that of the calls.
+        log_n = visible_keys.log().unsqueeze(1).unsqueeze(-1)
         if self.form == "logn":
             multiplier = (log_n / self.log_reference).clamp(min=1.0)
-            multiplier = multiplier.expand(-1, self.num_heads if self.heads is None else len(self.heads), -1)
+            multiplier = multiplier.expand(-1, self.num_heads if self.heads is None else len(self.heads), -1, -1)
         else:
-            scale = self.scale.float()[None, :, None]
+            scale = self.scale.float().view(-1, 1, 1)
             if self.form == "paper":
                 multiplier = scale * log_n
             elif self.form == "bias":
-                multiplier = scale * log_n + self.bias.float()[None, :, None]
+                multiplier = scale * log_n + self.bias.float().view(-1, 1, 1)
             else:
-                multiplier = 1.0 + scale * (log_n - self.log_reference)
+                multiplier = scale * (log_n - self.log_reference) + 1.0
         if self.heads is not None:
-            everyone = multiplier.new_ones(multiplier.shape[0], self.num_heads, multiplier.shape[-1])
+            everyone = multiplier.new_ones(multiplier.shape[0], self.num_heads, multiplier.shape[2], 1)
             chosen = torch.tensor(self.heads, device=multiplier.device)
             multiplier = everyone.index_copy(1, chosen, multiplier)
-        return multiplier[..., None]
+        return multiplier
 
     def extra_repr(self) -> str:
         """What print(model) shows."""
