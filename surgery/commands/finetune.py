@@ -16,7 +16,9 @@ from surgery.commands import console
 from surgery.commands.app import app
 
 if TYPE_CHECKING:
+    from surgery.evaluation.results import Estimate
     from surgery.recovery import FinetunePlan, FinetuneResult
+    from surgery.recovery.comparison import Comparison
 
 _Handler = Callable[[dict[str, Any]], None]
 
@@ -69,6 +71,8 @@ def finetune(
         console.out.print(_plan_table(result.plan))
     else:
         console.out.print(_result_table(result))
+        if result.comparison is not None:
+            console.out.print(_comparison_table(result.comparison))
 
 
 @contextmanager
@@ -109,7 +113,8 @@ class _Bar:
         elif kind == "trial":
             self._bar.update(self._task, description="held-out loss")
         elif kind == "evaluation":
-            console.err.print(f"step {event['step']}: held-out loss {event['held_out_loss']:.4f}", highlight=False)
+            who = f"{event['control']}, " if "control" in event else ""
+            console.err.print(f"{who}step {event['step']}: held-out loss {event['held_out_loss']:.4f}", highlight=False)
             self._bar.update(self._task, description="training")
         elif kind == "step":
             self._bar.update(
@@ -118,6 +123,8 @@ class _Bar:
                 description=f"training, loss {event['loss']:.4f}",
                 rate=f"{event['tokens_per_second']:,.0f} tokens/s",
             )
+        elif kind == "control":
+            self._bar.update(self._task, description=f"control: {event['control']}", completed=0)
         elif kind == "writing":
             self._bar.update(self._task, description="writing")
 
@@ -142,6 +149,15 @@ def _plan_table(plan: FinetunePlan) -> Table:
         f"{human(plan.memory.gradients)}, optimizer {human(plan.memory.optimizer)}, activations "
         f"{human(plan.memory.activations)}",
     }
+    for number, stage in enumerate(plan.stages):
+        rows[f"stage {number + 1}"] = (
+            f"{stage.name}: {stage.what}, {stage.objective}, {stage.steps:,} steps of {stage.tokens_per_step:,.0f} "
+            f"tokens in sequences of {stage.sequence_length:,}"
+        )
+    if plan.teacher:
+        rows["teacher"] = plan.teacher
+    if plan.controls:
+        rows["controls"] = f"{', '.join(plan.controls)}; each takes as long as the run itself"
     if plan.dropped_documents:
         rows["left out"] = f"{plan.dropped_documents} documents that are also held out"
     for name, value in rows.items():
@@ -158,3 +174,35 @@ def _result_table(result: FinetuneResult) -> Table:
     table.add_row("output", str(result.output))
     table.add_row("record", "surgery/history.json, recipe.yaml, log.jsonl, training.png in it")
     return table
+
+
+def _comparison_table(comparison: Comparison) -> Table:
+    """All models on the same held-out tokens, with intervals; differences are paired, so theirs are narrower."""
+    table = Table(
+        title=f"held-out loss, nats per token: {comparison.tokens:,} tokens of {comparison.documents:,} documents",
+        title_justify="left",
+        caption=f"{comparison.interval['level']:.0%} intervals: {comparison.interval['method']}, "
+        f"{comparison.interval['samples']:,} samples; differences are paired",
+        caption_justify="left",
+    )
+    for heading in ("model", "learned", "loss", "minus source", "recovered minus it"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for model in comparison.models:
+        against = comparison.difference(model.name, "source")
+        gained = comparison.difference("recovered", model.name)
+        table.add_row(
+            model.name,
+            f"{model.learned:,}",
+            "diverged" if model.loss is None else _interval(model.loss, ""),
+            _interval(against.difference, "+") if against else "",
+            _interval(gained.difference, "+") if gained else "",
+        )
+    notes = [f"{model.name}: {model.note}" for model in comparison.models if model.note]
+    table.caption = "\n".join([str(table.caption), *notes])
+    return table
+
+
+def _interval(estimate: Estimate, sign: str) -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:{sign}.4f}"
+    return f"{estimate.value:{sign}.4f} ({estimate.low:{sign}.4f} to {estimate.high:{sign}.4f})"

@@ -1,13 +1,25 @@
 """Texts to measure and to train on: reading files, cutting them into sequences, packing documents."""
 
-from surgery.data.packing import IGNORED, Row, collate, hold_out, make_rows, split_documents, without
+from surgery.data.ordering import draw_rows
+from surgery.data.packing import (
+    IGNORED,
+    LongDocuments,
+    Row,
+    collate,
+    hold_out,
+    make_rows,
+    split_documents,
+    without,
+)
 from surgery.data.texts import Document, read_documents
 
 __all__ = [
     "IGNORED",
     "Document",
+    "LongDocuments",
     "Row",
     "collate",
+    "draw_rows",
     "hold_out",
     "make_rows",
     "read_documents",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from surgery.data.texts import Document
 from surgery.errors import UsageError
@@ -19,13 +19,25 @@ if TYPE_CHECKING:
     import torch
 
 IGNORED = -100
+LongDocuments = Literal["cut", "start", "drop"]
+# Token ids, number of the document, which tokens count in the loss.
+_Piece = tuple[tuple[int, ...], int, tuple[bool, ...] | None]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One sequence: its documents' tokens, each document separate."""
+    """One sequence: its documents' tokens, each document separate.
+
+    Attributes:
+        documents: token ids of each document, or of each piece of one.
+        origins: number of the document that each of them comes from; empty where nobody asks.
+        predicted: for each of them which tokens count in the loss, None for all; empty for all of all. The first
+            token of a document never counts: nothing predicts it.
+    """
 
     documents: tuple[tuple[int, ...], ...]
+    origins: tuple[int, ...] = ()
+    predicted: tuple[tuple[bool, ...] | None, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -34,8 +46,16 @@ class Row:
 
     @property
     def targets(self) -> int:
-        """Number of tokens that are predicted: all but the first of each document."""
-        return self.tokens - len(self.documents)
+        """Number of tokens that are predicted."""
+        return sum(sum(flags[1:]) for flags in self.flags())
+
+    def flags(self) -> list[tuple[bool, ...]]:
+        """``predicted``, written out."""
+        given = self.predicted or (None,) * len(self.documents)
+        return [
+            (True,) * len(document) if flags is None else flags
+            for document, flags in zip(self.documents, given, strict=True)
+        ]
 
 
 def split_documents(documents: Sequence[Document], separator: str | None) -> list[Document]:
@@ -92,32 +112,62 @@ def without(documents: Sequence[Document], held_out: Sequence[Document]) -> list
     return [document for document in documents if _fingerprint(document) not in held]
 
 
-def make_rows(documents: Iterable[Sequence[int]], length: int, *, packing: bool) -> list[Row]:
+def make_rows(
+    documents: Iterable[Sequence[int]],
+    length: int,
+    *,
+    packing: bool,
+    long: LongDocuments = "cut",
+    predicted: Sequence[Sequence[bool] | None] | None = None,
+    first: int = 0,
+) -> list[Row]:
     """Cut tokenized documents into pieces of at most ``length`` and, with packing, fill rows with several of them.
 
     Pieces after a document's first begin at position 0 like a document of their own. Packing puts the longest first,
-    each where the least room is left (best-fit decreasing), which cuts nothing further. Pieces of one token have
-    nothing to predict and are dropped.
+    each where the least room is left (best-fit decreasing), which cuts nothing further. Pieces that have nothing to
+    predict are dropped.
+
+    Args:
+        documents: token ids of each.
+        length: of a row.
+        packing: several documents in a row, which do not see each other.
+        long: documents above ``length`` are ``cut`` into pieces, keep their ``start`` alone, or ``drop`` out.
+        predicted: for each document which tokens count in the loss, None for all of them.
+        first: number of the first document, for `Row.origins`.
     """
-    pieces = [
-        tuple(document[start : start + length]) for document in documents for start in range(0, len(document), length)
-    ]
-    pieces = [piece for piece in pieces if len(piece) > 1]
+    pieces: list[_Piece] = []
+    for number, document in enumerate(documents):
+        flags = predicted[number] if predicted is not None else None
+        if len(document) > length and long == "drop":
+            continue
+        for start in range(0, len(document), length):
+            part = tuple(document[start : start + length])
+            counted = None if flags is None else tuple(flags[start : start + length])
+            if len(part) > 1 and (counted is None or any(counted[1:])):
+                pieces.append((part, first + number, counted))
+            if long == "start":
+                break
     if not packing:
-        return [Row((piece,)) for piece in pieces]
-    rows: list[list[tuple[int, ...]]] = []
+        return [_row([piece]) for piece in pieces]
+    rows: list[list[_Piece]] = []
     # by_room[k]: rows with exactly k tokens of room left, oldest first.
     by_room: list[list[int]] = [[] for _ in range(length + 1)]
-    for piece in sorted(pieces, key=len, reverse=True):
-        room = next((room for room in range(len(piece), length) if by_room[room]), None)
+    for piece in sorted(pieces, key=lambda piece: len(piece[0]), reverse=True):
+        size = len(piece[0])
+        room = next((room for room in range(size, length) if by_room[room]), None)
         if room is None:
             rows.append([])
-            number, room = len(rows) - 1, length
+            place, room = len(rows) - 1, length
         else:
-            number = by_room[room].pop(0)
-        rows[number].append(piece)
-        by_room[room - len(piece)].append(number)
-    return [Row(tuple(row)) for row in rows]
+            place = by_room[room].pop(0)
+        rows[place].append(piece)
+        by_room[room - size].append(place)
+    return [_row(row) for row in rows]
+
+
+def _row(pieces: Sequence[_Piece]) -> Row:
+    documents, origins, predicted = zip(*pieces, strict=True)
+    return Row(documents, origins, predicted if any(flags is not None for flags in predicted) else ())
 
 
 def collate(rows: Sequence[Row], pad: int = 0) -> dict[str, torch.Tensor]:
@@ -125,7 +175,8 @@ def collate(rows: Sequence[Row], pad: int = 0) -> dict[str, torch.Tensor]:
 
     Returns:
         ``input_ids``, ``position_ids`` and ``labels``, each ``(rows, length)``; labels are `IGNORED` at the first
-        token of each document and in padding. No attention mask: positions say it all.
+        token of each document, where nothing is to be predicted, and in padding. No attention mask: positions say it
+        all. ``tokens``, ``(rows,)``: how many of each row are no padding.
     """
     import torch
 
@@ -135,14 +186,17 @@ def collate(rows: Sequence[Row], pad: int = 0) -> dict[str, torch.Tensor]:
     labels = torch.full((len(rows), length), IGNORED)
     for number, row in enumerate(rows):
         start = 0
-        for document in row.documents:
+        for document, flags in zip(row.documents, row.predicted or (None,) * len(row.documents), strict=True):
             end = start + len(document)
             inputs[number, start:end] = torch.tensor(document)
             positions[number, start:end] = torch.arange(len(document))
             labels[number, start + 1 : end] = inputs[number, start + 1 : end]
+            if flags is not None:
+                labels[number, start:end][~torch.tensor(flags)] = IGNORED
             start = end
         positions[number, start:] = torch.arange(length - start)
-    return {"input_ids": inputs, "position_ids": positions, "labels": labels}
+    tokens = torch.tensor([row.tokens for row in rows])
+    return {"input_ids": inputs, "position_ids": positions, "labels": labels, "tokens": tokens}
 
 
 def _fingerprint(document: Document) -> str:

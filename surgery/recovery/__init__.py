@@ -7,7 +7,8 @@ from surgery.recovery.errors import DivergedError, Problem, RecipeError, Trainin
 from surgery.recovery.planning import FinetunePlan
 from surgery.recovery.reading import dump_recipe, read_recipe
 from surgery.recovery.recipe import Recipe, json_schema
-from surgery.recovery.running import FinetuneResult, finetune
+from surgery.recovery.running import finetune
+from surgery.recovery.session import FinetuneResult
 
 __all__ = [
     "DivergedError",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from surgery.data import Document, Row, hold_out, make_rows, read_documents, split_documents, without
@@ -17,14 +17,29 @@ _AT_ONCE = 64
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rows and where they come from. ``fingerprint`` changes with any token or its place."""
+    """Rows and where they come from. ``fingerprint`` changes with any token or its place.
 
-    train: tuple[Row, ...]
+    ``by_length`` has the training rows of each source for each length that a stage asks for, ``length`` being the
+    recipe's own. What is held out is measured at that one throughout.
+    """
+
+    by_length: Mapping[int, tuple[tuple[Row, ...], ...]]
+    length: int
     held_out: tuple[Row, ...]
     train_documents: int
     held_out_documents: int
     dropped_documents: int
     fingerprint: str
+    weights: tuple[float, ...] = (1.0,)
+
+    @property
+    def train(self) -> tuple[Row, ...]:
+        """Training rows at the recipe's own length."""
+        return tuple(row for source in self.by_length[self.length] for row in source)
+
+    def rows(self, length: int) -> tuple[tuple[Row, ...], ...]:
+        """Training rows of each source at a stage's length."""
+        return self.by_length[length]
 
     @property
     def train_tokens(self) -> int:
@@ -57,7 +72,10 @@ def read_data(recipe: Recipe, encode: Encode) -> TrainingData:
         dropped, documents = len(documents) - len(kept), kept
     elif data.held_out > 0:
         documents, held = hold_out(documents, data.held_out, recipe.seed)
-    train = make_rows(_tokens(documents, encode), data.sequence_length, packing=data.packing)
+    tokens = _tokens(documents, encode)
+    lengths = dict.fromkeys([data.sequence_length, *(stage.data.sequence_length for stage in recipe.stage_recipes())])
+    by_length = {length: (tuple(make_rows(tokens, length, packing=data.packing)),) for length in lengths}
+    train = by_length[data.sequence_length][0]
     held_rows = make_rows(_tokens(held, encode), data.sequence_length, packing=data.packing)
     if not train:
         raise UsageError(
@@ -71,7 +89,13 @@ def read_data(recipe: Recipe, encode: Encode) -> TrainingData:
     random.Random(recipe.seed).shuffle(held_rows)
     held_rows = held_rows[: recipe.evaluation.sequences]
     return TrainingData(
-        tuple(train), tuple(held_rows), len(documents), len(held), dropped, _fingerprint(train, held_rows)
+        by_length,
+        data.sequence_length,
+        tuple(held_rows),
+        len(documents),
+        len(held),
+        dropped,
+        _fingerprint(train, held_rows),
     )
 
 

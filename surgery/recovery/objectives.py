@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from surgery.data import IGNORED
-from surgery.loading import operations_off
-from surgery.recovery.recipe import Distill, NextToken
+from surgery.loading import operation_modules, operations_off
+from surgery.recovery.recipe import Distill, Match, NextToken
 
 Batch = dict[str, torch.Tensor]
+_PEFT = "base_model.model."
 
 
 def token_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -31,30 +34,126 @@ def next_token_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     )
 
 
-def objective_sum(objective: NextToken | Distill, model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Sum of the objective over the predicted tokens of a batch, with gradient."""
+@dataclass(frozen=True)
+class Teacher:
+    """A second copy of the original, where what is trained would change the weights that teach."""
+
+    model: nn.Module
+
+
+def inside(model: nn.Module, batch: Batch, action: Callable[[nn.Module], torch.Tensor]) -> torch.Tensor:
+    """Run an action on the model within the forward pass of what wraps it.
+
+    DistributedDataParallel averages the gradients of what its own forward did, and of nothing else.
+    """
+    if not isinstance(model, nn.parallel.DistributedDataParallel):
+        return action(model)
+    inner: Any = model.module
+    own = inner.__dict__.get("forward")
+
+    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if own is None:
+            del inner.forward
+        else:
+            inner.forward = own
+        return action(inner)
+
+    inner.forward = forward
+    result: torch.Tensor = model(batch["input_ids"])
+    return result
+
+
+def objective_sum(
+    objective: NextToken | Distill | Match, model: nn.Module, batch: Batch, teacher: Teacher | None = None
+) -> torch.Tensor:
+    """Sum of the objective over the predicted tokens of a batch, with gradient.
+
+    Args:
+        objective: which.
+        model: that is trained.
+        batch: from `surgery.data.collate`.
+        teacher: who teaches; by default the model itself with operation and adapter off.
+    """
     if isinstance(objective, NextToken):
         return next_token_sum(token_logits(model, batch), batch["labels"])
-    with torch.no_grad(), original(model):
-        teacher = token_logits(model, batch)
+    if isinstance(objective, Match):
+        return match_sum(model, batch, teacher)
+    with torch.no_grad(), teaching(model, teacher) as taught:
+        target = token_logits(taught, batch)
     student = token_logits(model, batch)
-    loss = objective.share * _divergence_sum(student, teacher, batch["labels"], objective.temperature)
+    loss = objective.share * _divergence_sum(student, target, batch["labels"], objective.temperature)
     if objective.share < 1:
         loss = loss + (1 - objective.share) * next_token_sum(student, batch["labels"])
     return loss
 
 
-def original(model: nn.Module) -> ExitStack:
-    """The model as it was before operation and adapter, within a ``with`` block: same weights, both off."""
-    stack = ExitStack()
-    unwrapped: Any = model.module if hasattr(model, "module") else model
-    if hasattr(unwrapped, "disable_adapter"):
-        stack.enter_context(unwrapped.disable_adapter())
-    stack.enter_context(operations_off(model))
+def match_sum(model: nn.Module, batch: Batch, teacher: Teacher | None = None) -> torch.Tensor:
+    """Squared error of each operated attention's output, mean over its entries and layers, summed over tokens.
+
+    Each layer is given the hidden states that reach it in the original, so no layer's error reaches another and all of
+    them learn at once (as LoLCATs' attention transfer does, arXiv 2410.10254).
+    """
+    students = attention_modules(model)
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any], torch.Tensor]] = {}
+    with torch.no_grad(), teaching(model, teacher) as taught, ExitStack() as hooks:
+        for name, module in attention_modules(taught).items():
+
+            def keep(own: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
+                calls[name] = (args, dict(kwargs), _hidden(output))
+
+            hooks.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
+        token_logits(taught, batch)
+    # One entry per predicted token, as in the other objectives: a document's first token sees itself alone.
+    counted = (batch["labels"] != IGNORED)[..., None]
+    total = torch.zeros((), device=counted.device)
+    for name, (args, kwargs, target) in calls.items():
+        error = (_hidden(students[name](*args, **kwargs)).float() - target.float()).square()
+        total = total + (error.mean(-1, keepdim=True) * counted).sum()
+    return total / len(calls)
+
+
+def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The operated attention modules, by their place in the layers, whatever wraps the model."""
+    found = {name.rpartition(".")[0] for name in operation_modules(model)}
+    return {name.removeprefix(_PEFT): model.get_submodule(name) for name in sorted(found)}
+
+
+def _hidden(output: Any) -> torch.Tensor:
+    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+@contextmanager
+def teaching(model: nn.Module, teacher: Teacher | None = None) -> Iterator[nn.Module]:
+    """The one that teaches, within a ``with`` block."""
+    if teacher is not None:
+        yield teacher.model
+        return
+    with original(model):
+        yield model
+
+
+@contextmanager
+def original(model: nn.Module) -> Iterator[None]:
+    """The model as it was before operation and adapter, within a ``with`` block: same weights, both off.
+
+    What is trained stays as it is chosen: PEFT's own switch would turn gradients on for every adapter.
+    """
+    chosen = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     was_training = model.training
-    model.eval()  # a teacher without dropout
-    stack.callback(model.train, was_training)
-    return stack
+
+    def restore() -> None:
+        model.train(was_training)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(chosen[name])
+
+    with ExitStack() as stack:
+        stack.callback(restore)
+        if hasattr(model, "disable_adapter"):
+            stack.enter_context(cast(Any, model).disable_adapter())
+        stack.enter_context(operations_off(model))
+        model.eval()  # a teacher without dropout
+        yield
 
 
 def _divergence_sum(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from surgery.checkpoint import Checkpoint
+from surgery.data import Row
 from surgery.recovery.dataset import TrainingData
 from surgery.recovery.preparing import Layout, is_operation, lora_targets, trained_names
 from surgery.recovery.recipe import Recipe, TrainLora
@@ -29,6 +30,20 @@ class Memory:
     def total(self) -> int:
         """All of them."""
         return self.weights + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage, where a recipe has any."""
+
+    name: str
+    what: str
+    objective: str
+    sequence_length: int
+    steps: int
+    tokens: int
+    tokens_per_step: float
+    parameters: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -58,20 +73,30 @@ class FinetunePlan:
     parameters: Mapping[str, int]
     parameters_total: int
     memory: Memory
+    teacher: str | None = None
+    controls: tuple[str, ...] = ()
+    stages: tuple[StagePlan, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {**asdict(self), "memory": {**asdict(self.memory), "total": self.memory.total}}
 
 
-def count_steps(recipe: Recipe, data: TrainingData, processes: int = 1) -> tuple[int, float]:
-    """Optimizer steps, and tokens in each on average (rows are not always full)."""
-    rows = recipe.batch.sequences * recipe.batch.accumulation * processes
-    per_step = min(rows, len(data.train)) * data.train_tokens / len(data.train)
-    if recipe.budget.steps is not None:
-        return recipe.budget.steps, per_step
-    assert recipe.budget.tokens is not None
-    return max(1, math.ceil(recipe.budget.tokens / per_step)), per_step
+def count_steps(
+    stage: Recipe, sources: Sequence[Sequence[Row]], weights: Sequence[float] = (1.0,), processes: int = 1
+) -> tuple[int, float]:
+    """Optimizer steps of a stage, and tokens in each on average (rows are not always full)."""
+    rows = stage.batch.sequences * stage.batch.accumulation * processes
+    filled = [(source, weight) for source, weight in zip(sources, weights, strict=True) if source]
+    # A source's share is of tokens, so its share of rows is the larger the emptier they are.
+    per_row = [sum(row.tokens for row in source) / len(source) for source, _ in filled]
+    total = sum(weight for _, weight in filled)
+    per_step = rows * total / sum(weight / tokens for (_, weight), tokens in zip(filled, per_row, strict=True))
+    budget = stage.length
+    if budget.steps is not None:
+        return budget.steps, per_step
+    assert budget.tokens is not None
+    return max(1, math.ceil(budget.tokens / per_step)), per_step
 
 
 def effective_precision(recipe: Recipe, checkpoint: Checkpoint) -> str:
@@ -95,19 +120,25 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: Trai
         PlanRefusedError: there is nothing to train.
         UsageError: layers or targets that the model has not.
     """
-    steps, per_step = count_steps(recipe, data)
     precision = effective_precision(recipe, checkpoint)
-    groups = _groups(recipe, checkpoint, layout)
-    trained = sum(groups.values())
+    recipes = recipe.stage_recipes()
+    stages = [_plan_stage(recipe, number, checkpoint, layout, data) for number in range(len(recipes))]
+    whole = list(zip(recipes, stages, strict=True))
+    steps, tokens = sum(stage.steps for stage in stages), sum(stage.tokens for stage in stages)
+    once = {length: sum(row.tokens for rows in sources for row in rows) for length, sources in data.by_length.items()}
+    passes = sum(stage.tokens / once[stage.sequence_length] for stage in stages)
+    second = needs_second_copy(recipes)
+    teaches = any(stage.objective != "next_token" for stage in stages)
+    memories = [_memory(own, checkpoint, precision, sum(stage.parameters.values()), second) for own, stage in whole]
     return FinetunePlan(
         model=recipe.model,
         output=recipe.output,
-        what=recipe.train.what,
-        layers=tuple(layout.chosen(recipe)),
+        what=" then ".join(dict.fromkeys(stage.what for stage in stages)),
+        layers=tuple(sorted({layer for own in recipes for layer in layout.chosen(own)})),
         steps=steps,
-        tokens=round(steps * per_step),
-        tokens_per_step=round(per_step, 1),
-        passes=round(steps * per_step / data.train_tokens, 3),
+        tokens=tokens,
+        tokens_per_step=round(tokens / steps, 1),
+        passes=round(passes, 3),
         train_rows=len(data.train),
         train_tokens=data.train_tokens,
         train_documents=data.train_documents,
@@ -116,9 +147,35 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: Trai
         held_out_documents=data.held_out_documents,
         dropped_documents=data.dropped_documents,
         precision=precision,
-        parameters=groups,
+        parameters=max((stage.parameters for stage in stages), key=lambda groups: sum(groups.values())),
         parameters_total=checkpoint.total_parameters,
-        memory=_memory(recipe, checkpoint, precision, trained),
+        memory=max(memories, key=lambda memory: memory.total),
+        teacher=("a second copy of the model" if second else "the same weights, operation and adapter off")
+        if teaches
+        else None,
+        controls=recipe.controls,
+        stages=tuple(stages) if recipe.stages else (),
+    )
+
+
+def needs_second_copy(stages: Sequence[Recipe]) -> bool:
+    """Whether the original must be loaded beside the model: it teaches, and its own weights are trained."""
+    full = any(stage.train.what == "full" for stage in stages)
+    return full and any(stage.objective.name != "next_token" for stage in stages)
+
+
+def _plan_stage(recipe: Recipe, number: int, checkpoint: Checkpoint, layout: Layout, data: TrainingData) -> StagePlan:
+    stage = recipe.stage_recipe(number) if recipe.stages else recipe
+    steps, per_step = count_steps(stage, data.rows(stage.data.sequence_length), data.weights)
+    return StagePlan(
+        name=recipe.stage_name(number),
+        what=stage.train.what,
+        objective=stage.objective.name,
+        sequence_length=stage.data.sequence_length,
+        steps=steps,
+        tokens=round(steps * per_step),
+        tokens_per_step=round(per_step, 1),
+        parameters=_groups(stage, checkpoint, layout),
     )
 
 
@@ -141,7 +198,7 @@ def _groups(recipe: Recipe, checkpoint: Checkpoint, layout: Layout) -> dict[str,
     return {kind: count for kind, count in groups.items() if count}
 
 
-def _memory(recipe: Recipe, checkpoint: Checkpoint, precision: str, trained: int) -> Memory:
+def _memory(recipe: Recipe, checkpoint: Checkpoint, precision: str, trained: int, second: bool) -> Memory:
     size = 2 if precision == "bfloat16" else _FLOAT
     compute = 2 if precision.startswith("bfloat16") else _FLOAT
     config = checkpoint.config
@@ -155,7 +212,8 @@ def _memory(recipe: Recipe, checkpoint: Checkpoint, precision: str, trained: int
     layer = tokens * compute * (10 * hidden + 3 * inner)
     kept = layer + layers * tokens * compute * hidden if recipe.gradient_checkpointing else layers * layer
     return Memory(
-        weights=sum(
+        weights=(2 if second else 1)
+        * sum(
             info.parameters * (size if info.dtype in _BYTES and not is_operation(name) else _FLOAT)
             for name, info in checkpoint.tensors.items()
         ),

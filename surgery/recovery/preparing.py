@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rapidfuzz import process
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # Operations whose parameters are learned, as they are named on the attention module.
 OPERATION_NAMES = ("ssmax",)
 _OPERATION = re.compile(rf"(?:^|\.)(?:{'|'.join(OPERATION_NAMES)})\.")
+_LORA = re.compile(r"\.lora_")
+_ORIGINAL = ".original_module."
+Variant = Literal["operated", "untouched", "temperature"]
 
 
 def is_operation(name: str) -> bool:
@@ -74,7 +77,7 @@ class Layout:
         return chosen
 
 
-def trained_names(recipe: Recipe, layout: Layout, names: Iterable[str]) -> list[str]:
+def trained_names(recipe: Recipe, layout: Layout, names: Iterable[str], variant: Variant = "operated") -> list[str]:
     """Which of the model's own tensors are trained (LoRA's come on top).
 
     Raises:
@@ -83,7 +86,9 @@ def trained_names(recipe: Recipe, layout: Layout, names: Iterable[str]) -> list[
     chosen = set(layout.chosen(recipe))
     names = list(names)
     scales = [name for name in names if is_operation(name) and layout.layer(name) in chosen]
-    if recipe.train.what == "scale" and not scales:
+    if variant == "untouched":
+        scales = []
+    elif recipe.train.what == "scale" and not scales:
         forms = sorted({str(operation.get("form")) for operation in layout.operations})
         if any(is_operation(name) for name in names):
             raise PlanRefusedError(
@@ -97,9 +102,12 @@ def trained_names(recipe: Recipe, layout: Layout, names: Iterable[str]) -> list[
         )
     if recipe.train.what != "full":
         return scales
-    if recipe.train.layers == "all":
-        return names
-    return [name for name in names if layout.layer(name) in chosen]
+    return [
+        name
+        for name in names
+        if (recipe.train.layers == "all" or layout.layer(name) in chosen)
+        and (variant != "untouched" or not is_operation(name))
+    ]
 
 
 def lora_targets(train: TrainLora, layout: Layout, linear: Iterable[str], chosen: Iterable[int]) -> list[str]:
@@ -143,21 +151,39 @@ def linear_names(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
 
-def prepare_model(model: PreTrainedModel, recipe: Recipe, layout: Layout) -> nn.Module:
-    """Freeze what is not trained and put LoRA on; returns the model to train (a PEFT model with LoRA).
+def prepare_model(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    layout: Layout,
+    variant: Variant = "operated",
+    stages: Sequence[Recipe] | None = None,
+) -> nn.Module:
+    """Put LoRA on where any stage trains it, and choose what the first stage trains.
 
     The operation's parameters are float32 afterwards, whatever the model's dtype.
+
+    Args:
+        model: freshly loaded, already made its variant.
+        recipe: its seed is LoRA's.
+        layout: of the model.
+        variant: which of the run's models it is.
+        stages: what each stage trains; by default the recipe is the only stage.
+
+    Returns:
+        The model to train (a PEFT model with LoRA).
     """
     import torch
 
-    names = set(trained_names(recipe, layout, (name for name, _ in model.named_parameters())))
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
+    stages = list(stages or [recipe])
+    adapted = [stage for stage in stages if isinstance(stage.train, TrainLora)]
     prepared: nn.Module = model
-    if isinstance(recipe.train, TrainLora):
+    if adapted:
         from peft import LoraConfig, get_peft_model
 
-        train = recipe.train
+        train = adapted[0].train
+        assert isinstance(train, TrainLora)
+        own = [name for name, _ in model.named_parameters()]
+        names = {name for stage in stages for name in trained_names(stage, layout, own, variant)}
         modules = sorted({name.rpartition(".")[0] for name in names})
         config = LoraConfig(
             r=train.rank,
@@ -165,7 +191,7 @@ def prepare_model(model: PreTrainedModel, recipe: Recipe, layout: Layout) -> nn.
             lora_dropout=train.dropout,
             use_rslora=train.rslora,
             use_dora=train.dora,
-            target_modules=lora_targets(train, layout, linear_names(model), layout.chosen(recipe)),
+            target_modules=lora_targets(train, layout, linear_names(model), layout.chosen(adapted[0])),
             modules_to_save=modules or None,
             task_type="CAUSAL_LM",
         )
@@ -174,10 +200,27 @@ def prepare_model(model: PreTrainedModel, recipe: Recipe, layout: Layout) -> nn.
             # PEFT asks transformers for an attribute by its old name.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             prepared = get_peft_model(model, config)
+    choose_trained(prepared, stages[0], layout, variant)
     for name, parameter in operation_parameters(prepared).items():
         if parameter.dtype != torch.float32:
             raise RuntimeError(f"{name} is {parameter.dtype}, not float32: an optimizer step could not move it")
     return prepared
+
+
+def choose_trained(model: nn.Module, stage: Recipe, layout: Layout, variant: Variant = "operated") -> list[str]:
+    """Freeze what a stage does not train; returns the names of what it trains, which may be none."""
+    names = [name for name, _ in model.named_parameters()]
+    # PEFT keeps the module that it trains a copy of.
+    own = set(trained_names(stage, layout, (name for name in names if _ORIGINAL not in name), variant))
+    chosen = set(layout.chosen(stage))
+    lora = {name for name in names if _LORA.search(name)}
+    if isinstance(stage.train, TrainLora):
+        own |= {name for name in lora if layout.layer(name) in chosen}
+    elif stage.train.what == "full":
+        own -= lora
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in own)
+    return [name for name in names if name in own]
 
 
 def operation_parameters(model: nn.Module) -> dict[str, torch.nn.Parameter]:

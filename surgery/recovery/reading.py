@@ -24,6 +24,8 @@ _DEEPEST = 12
 _SCALARS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str"))
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 _ALLOWED = _SCALARS | {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq", _TIMESTAMP}
+# The keys that tell the members of a union apart.
+_TAGS = ("what", "name", "kind")
 _MERGE = "tag:yaml.org,2002:merge"
 
 Path_ = tuple[str | int, ...]
@@ -51,10 +53,13 @@ def read_recipe(recipe: str | Path | Recipe | Mapping[str, Any], overrides: Sequ
         data = _load(_read_text(Path(recipe)), name, lines, problems)
     for override in overrides:
         _override(data, override, lines, problems)
+    if "budget" not in data and not data.get("stages"):
+        problems.append(Problem("budget", None, "missing"))
     try:
         valid = Recipe.model_validate(data)
     except ValidationError as error:
-        problems += _merged(_problem(fault, data, lines) for fault in error.errors(include_url=False))
+        faults = _merged(_problem(fault, data, lines) for fault in error.errors(include_url=False))
+        problems += [problem for problem in faults if problem not in problems]
     if problems:
         problems.sort(key=lambda problem: (problem.line is None, problem.line or 0))
         raise RecipeError(name, problems, hint="`surgery recipes schema` has every key.")
@@ -69,6 +74,9 @@ def dump_recipe(recipe: Recipe) -> str:
     content = recipe.model_dump(exclude_none=True)
     for section, key in recipe.idle_keys():
         del content[section][key]
+    if recipe.stages:
+        # What a stage leaves unsaid is as in the recipe, so its defaults are no defaults.
+        content["stages"] = [stage.model_dump(exclude_unset=True, exclude_none=True) for stage in recipe.stages]
     yaml.dump(content, stream)
     return stream.getvalue()
 
@@ -209,6 +217,8 @@ def _merged(problems: Iterable[Problem]) -> list[Problem]:
 
 def _problem(fault: Any, data: dict[str, Any], lines: dict[Path_, int]) -> Problem:
     path = _in_data(fault["loc"], data, missing=fault["type"] == "missing")
+    if fault["type"] == "missing_key":
+        path = (*path, fault["ctx"]["key"])
     line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
     if path and path not in lines and fault["type"] == "extra_forbidden":
         line = None  # from --set
@@ -235,7 +245,7 @@ def _message(fault: Any, path: Path_) -> str:
     kind = fault["type"]
     if kind == "extra_forbidden":
         return _unknown_key(path, fault["loc"])
-    if kind == "missing":
+    if kind in ("missing", "missing_key"):
         return "missing"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tags = fault["ctx"].get("expected_tags") or ""
@@ -274,11 +284,18 @@ def _unknown_key(path: Path_, location: Path_) -> str:
 
 def _members_beside(location: Path_) -> Iterator[tuple[type[BaseModel], str, str]]:
     """The members of the union at a location, each with its discriminator and tag."""
-    field = Recipe.model_fields.get(str(location[0])) if location else None
-    if field is not None and isinstance(field.discriminator, str):
-        for member in _models(field.annotation):
-            for tag in _literals(member, field.discriminator):
-                yield member, field.discriminator, tag
+    model: type[BaseModel] = Recipe
+    field = None
+    for part in location:
+        if part in model.model_fields:
+            field = model.model_fields[str(part)]
+            model = next(_models(field.annotation), model)
+    members = list(_models(field.annotation)) if field is not None else []
+    for member in members if len(members) > 1 else []:
+        for key in _TAGS:
+            if key in member.model_fields:
+                for tag in _literals(member, key):
+                    yield member, key, tag
 
 
 def _model_at(location: Path_) -> type[BaseModel]:
@@ -304,7 +321,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _tags(model: type[BaseModel]) -> set[str]:
-    return {tag for name in ("what", "name") if name in model.model_fields for tag in _literals(model, name)}
+    return {tag for name in _TAGS if name in model.model_fields for tag in _literals(model, name)}
 
 
 def _literals(model: type[BaseModel], name: str) -> tuple[Any, ...]:
@@ -314,7 +331,7 @@ def _literals(model: type[BaseModel], name: str) -> tuple[Any, ...]:
 def _all_keys() -> Iterator[tuple[str, str]]:
     for name, field in Recipe.model_fields.items():
         yield "", name
-        for model in _models(field.annotation):
+        for model in () if name == "stages" else _models(field.annotation):
             for inner in model.model_fields:
                 yield name, inner
 

@@ -17,10 +17,13 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationError,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
+ControlName = Literal["untouched", "temperature"]
 _RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
 
 
@@ -131,6 +134,16 @@ class Distill(_Section):
     )
 
 
+class Match(_Section):
+    """Squared error of each operated attention's output against the same attention without operation and adapter.
+
+    Each layer is fed what reaches it in the original, so the layers learn independently. A first stage for forms that
+    change the model at the start; what is outside the attention learns nothing.
+    """
+
+    name: Literal["match"]
+
+
 class Optimizer(_Section):
     """AdamW. The operation's parameters have their own learning rate and never decay."""
 
@@ -184,6 +197,28 @@ class Checkpoints(_Section):
     keep: PositiveInt = Field(default=2, description="How many of the latest are kept.")
 
 
+class StageData(_Section):
+    """What a stage may say about the data."""
+
+    sequence_length: Annotated[int, Field(ge=2)] = Field(description="Tokens per sequence in this stage.")
+
+
+class Stage(_Section):
+    """One part of a run. What it does not say is as in the recipe; ``budget`` and ``objective`` are replaced whole."""
+
+    name: str | None = Field(default=None, min_length=1, description="For the log.")
+    budget: Budget | None = Field(default=None, description="How long this stage is.")
+    data: StageData | None = Field(default=None, description="Its sequence_length.")
+    train: Annotated[TrainScale | TrainLora | TrainFull, Field(discriminator="what")] | None = Field(
+        default=None, description="What this stage trains."
+    )
+    objective: Annotated[NextToken | Distill | Match, Field(discriminator="name")] | None = Field(
+        default=None, description="What this stage minimises."
+    )
+    optimizer: Optimizer | None = Field(default=None, description="Rates and schedule; the schedule spans the stage.")
+    batch: Batch | None = Field(default=None, description="Sequences per step in this stage.")
+
+
 class Recipe(_Section):
     """A recovery run, whole."""
 
@@ -191,10 +226,13 @@ class Recipe(_Section):
     output: str = Field(min_length=1, description="Folder for the trained checkpoint.")
     data: Data
     train: Annotated[TrainScale | TrainLora | TrainFull, Field(discriminator="what")] = TrainScale()
-    objective: Annotated[NextToken | Distill, Field(discriminator="name")] = NextToken()
+    objective: Annotated[NextToken | Distill | Match, Field(discriminator="name")] = NextToken()
     optimizer: Optimizer = Optimizer()
-    budget: Budget
+    budget: Budget | None = Field(default=None, description="How long; needed unless every stage says it.")
     batch: Batch = Batch()
+    stages: list[Stage] = Field(
+        default=[], description="Parts of the run, one after the other, each with what it does differently."
+    )
     precision: Literal["auto", "float32", "bfloat16", "bfloat16-mixed"] = Field(
         default="auto",
         description="auto: the checkpoint's dtype, but bfloat16-mixed where full trains a bfloat16 checkpoint. mixed: "
@@ -206,10 +244,18 @@ class Recipe(_Section):
     )
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
+    control: bool | ControlName | Annotated[list[ControlName], Field(min_length=1)] = Field(
+        default=False,
+        description="Run the same tokens and seed on other models and compare. untouched (or true): the model without "
+        "the operation, with the same adapter or weights to train. temperature: one learned constant per head in place "
+        "of the operation's number, without ln n. Each costs as much as the run itself.",
+    )
     report_to: list[str] = Field(default=[], description="Trackers as transformers names them: tensorboard, wandb, ...")
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Self:
+        if not self.stages:
+            self._check_budget()
         idle = [key for section, key in self.idle_keys() if key in getattr(self, section).model_fields_set]
         if "lr" in idle or "weight_decay" in idle:
             raise ValueError(
@@ -218,18 +264,87 @@ class Recipe(_Section):
             )
         if idle:
             raise ValueError(f"evaluation.{idle[0]} does nothing when data.held_out is 0")
-        if self.train.what == "full" and self.objective.name == "distill":
-            raise ValueError(
-                "objective.name distill needs the original weights in place, which train.what full changes; "
-                "use scale or scale+lora"
-            )
+        if self.controls and self.data.held_out == 0:
+            raise ValueError("control does nothing when data.held_out is 0: there is nothing to compare on")
         if self.optimizer.warmup >= 1 and self.optimizer.warmup != int(self.optimizer.warmup):
             raise ValueError(f"optimizer.warmup {self.optimizer.warmup:g} is neither a number of steps nor below 1")
+        self._check_stages()
         return self
+
+    def _check_budget(self) -> None:
+        if self.budget is None:
+            raise PydanticCustomError("missing_key", "missing", {"key": "budget"})
+
+    def _check_stages(self) -> None:
+        """Validate each stage as the recipe that it is."""
+        if not self.stages:
+            return
+        stages, faults = [], []
+        for number in range(len(self.stages)):
+            try:
+                stages.append(self.stage_recipe(number))
+            except ValidationError as error:
+                for fault in error.errors(include_url=False):
+                    where = ".".join(map(str, ("stages", number, *fault["loc"])))
+                    key = fault.get("ctx", {}).get("key")
+                    message = fault["msg"].removeprefix("Value error, ")
+                    faults.append(f"{where}{f'.{key}' if key else ''}: {message}")
+        if faults:
+            raise ValueError("; ".join(faults))
+        what = {stage.train.what for stage in stages}
+        if {"scale+lora", "full"} <= what:
+            raise ValueError("stages cannot train scale+lora and full in one run: an adapter sits on fixed weights")
+        shapes = [stage.train.model_dump(exclude={"layers"}) for stage in stages if isinstance(stage.train, TrainLora)]
+        layers = [stage.train.layers for stage in stages if isinstance(stage.train, TrainLora)]
+        if any(shape != shapes[0] for shape in shapes) or any(chosen != layers[0] for chosen in layers):
+            raise ValueError("stages that train scale+lora share one adapter: give rank, targets and the like in train")
+
+    def stage_recipes(self) -> tuple[Recipe, ...]:
+        """The recipe of each stage, whole and without stages; the recipe itself where it has none.
+
+        Raises:
+            ValidationError: what a stage says does not go together with the rest.
+        """
+        return tuple(self.stage_recipe(number) for number in range(len(self.stages))) or (self,)
+
+    def stage_recipe(self, number: int) -> Recipe:
+        """One of them."""
+        stage = self.stages[number].model_dump(exclude_unset=True, exclude_none=True)
+        stage.pop("name", None)
+        whole = self.model_dump(exclude_unset=True, exclude={"stages"})
+        for key, value in stage.items():
+            inherited: Any = whole.get(key)
+            tag = {"train": "what", "objective": "name"}.get(key)
+            replaced = key == "budget" or not inherited or (tag and inherited.get(tag) != value.get(tag))
+            whole[key] = value if replaced else {**inherited, **value}
+        if whole.get("train", {}).get("what", "scale") == "scale":
+            # Rates of the weights are meant for other stages, unless this one gives them.
+            for key in ("lr", "weight_decay"):
+                if key in whole.get("optimizer", {}) and key not in stage.get("optimizer", {}):
+                    whole["optimizer"] = {name: own for name, own in whole["optimizer"].items() if name != key}
+        return Recipe.model_validate(whole)
+
+    @property
+    def length(self) -> Budget:
+        """``budget``, which a recipe without stages always has."""
+        assert self.budget is not None
+        return self.budget
+
+    def stage_name(self, number: int) -> str:
+        """Its name, or its number."""
+        return (self.stages[number].name if self.stages else None) or f"stage {number + 1}"
+
+    @property
+    def controls(self) -> tuple[ControlName, ...]:
+        """``control`` as names, each once."""
+        if isinstance(self.control, bool):
+            return ("untouched",) if self.control else ()
+        return tuple(dict.fromkeys([self.control] if isinstance(self.control, str) else self.control))
 
     def idle_keys(self) -> list[tuple[str, str]]:
         """Section and key of options that have no effect beside the others; giving one is an error."""
-        idle = [("optimizer", "lr"), ("optimizer", "weight_decay")] if self.train.what == "scale" else []
+        everywhere = {self.train.what} | {stage.train.what for stage in self.stages if stage.train is not None}
+        idle = [("optimizer", "lr"), ("optimizer", "weight_decay")] if everywhere == {"scale"} else []
         if self.data.held_out == 0:
             idle += [("evaluation", "every"), ("evaluation", "sequences")]
         return idle

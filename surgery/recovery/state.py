@@ -1,8 +1,10 @@
 """The training folder beside the output: checkpoints that count only when complete, the log, what is being run.
 
-OUT.training/run.json            recipe, its hash, fingerprints of data and model
+OUT.training/run.json            recipe, fingerprints of data and model
 OUT.training/log.jsonl           one row a step
 OUT.training/checkpoint-<step>/  written by the trainer; complete once `MARKER` is in it
+OUT.training/stage-<k>/          the checkpoints of the later stages
+OUT.training/control-<name>/     log and checkpoints of a control
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,25 +26,39 @@ from surgery.recovery.recipe import Recipe
 MARKER = "complete.json"
 _RUN = "run.json"
 _LOG = "log.jsonl"
+_LOSSES = "held-out.npz"
 _PREFIX = "checkpoint-"
+_STAGE = "stage-"
 # What may differ when a run is resumed, because it does not change what is computed.
 _FREE = frozenset({"checkpoints", "report_to"})
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a checkpoint's marker says."""
+    """What a checkpoint's marker says: ``step`` of the whole run, of which ``stage_step`` in the stage."""
 
     step: int
     tokens: int
     seconds: float
+    stage: int = 0
+    stage_step: int = 0
 
 
 class TrainingFolder:
-    """The state of one run, in ``<output>.training``."""
+    """The state of one run, in ``<output>.training``, or of one ``part`` of it."""
 
-    def __init__(self, output: Path) -> None:
-        self.path = output.with_name(output.name + ".training")
+    def __init__(self, output: Path, part: str | None = None) -> None:
+        self.output = output
+        whole = output.with_name(output.name + ".training")
+        self.path = whole if part is None else whole / part
+
+    def part(self, name: str) -> TrainingFolder:
+        """The state of a control."""
+        return TrainingFolder(self.output, name)
+
+    def stage_path(self, stage: int) -> Path:
+        """Where the checkpoints of a stage are."""
+        return self.path if stage == 0 else self.path / f"stage-{stage + 1}"
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -95,6 +111,11 @@ class TrainingFolder:
                 f"There is no interrupted run to resume: {self.path.name} is missing.", hint="Leave out --resume."
             )
         self._compare(load_json(run), recipe, identity)
+        return self.latest()
+
+    def latest(self) -> Path | None:
+        """The checkpoint to go on from, if any; what came after it is removed."""
+        self.path.mkdir(parents=True, exist_ok=True)
         for path in self._checkpoints():
             if not (path / MARKER).is_file():
                 shutil.rmtree(path)
@@ -127,6 +148,27 @@ class TrainingFolder:
                     break
         return rows
 
+    def keep_losses(self, losses: Mapping[str, Sequence[Any]]) -> None:
+        """Remember held-out losses per token, by name of the model and document."""
+        import numpy as np
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        arrays = {f"{name}/{number}": part for name, parts in losses.items() for number, part in enumerate(parts)}
+        temporary = self.path / "held-out.new.npz"
+        np.savez(temporary, **arrays)
+        temporary.replace(self.path / _LOSSES)
+
+    def losses(self) -> dict[str, list[Any]]:
+        """What `keep_losses` remembered last; nothing where it remembered nothing."""
+        import numpy as np
+
+        found: dict[str, list[Any]] = {}
+        if (self.path / _LOSSES).is_file():
+            with np.load(self.path / _LOSSES, allow_pickle=False) as arrays:
+                for key in arrays.files:  # in the order in which they were given
+                    found.setdefault(key.partition("/")[0], []).append(arrays[key])
+        return found
+
     def append(self, row: dict[str, Any]) -> None:
         """Add a row to the log."""
         with self.log_path.open("a", encoding="utf-8") as file:
@@ -144,12 +186,13 @@ class TrainingFolder:
         temporary.replace(self.log_path)
 
     def _checkpoints(self) -> list[Path]:
+        stages = {0: self.path, **{_number(path, _STAGE) - 1: path for path in self.path.glob(f"{_STAGE}*")}}
         numbered = [
-            (int(path.name.removeprefix(_PREFIX)), path)
-            for path in self.path.glob(f"{_PREFIX}*")
-            if path.name.removeprefix(_PREFIX).isdecimal()
+            (stage, _number(path, _PREFIX), path)
+            for stage, folder in stages.items()
+            for path in folder.glob(f"{_PREFIX}*")
         ]
-        return [path for _, path in sorted(numbered)]
+        return [path for stage, step, path in sorted(numbered) if stage >= 0 and step >= 0]
 
     def _compare(self, run: dict[str, Any], recipe: Recipe, identity: dict[str, str]) -> None:
         before, now = run.get("recipe", {}), recipe.model_dump(mode="json")
@@ -165,6 +208,11 @@ class TrainingFolder:
                 f"The interrupted run had another {' and '.join(other)}: the files have changed since.",
                 hint="Restore them, or start over with --force.",
             )
+
+
+def _number(path: Path, prefix: str) -> int:
+    number = path.name.removeprefix(prefix)
+    return int(number) if number.isdecimal() else -1
 
 
 def mark_complete(checkpoint: Path, progress: Progress) -> None:

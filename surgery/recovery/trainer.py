@@ -21,11 +21,13 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import is_torch_bf16_gpu_available
 
-from surgery.data import IGNORED, Row, collate
+from surgery.data import IGNORED, Row, collate, draw_rows
 from surgery.errors import SurgeryError, UsageError
 from surgery.recovery.errors import DivergedError
-from surgery.recovery.objectives import next_token_sum, objective_sum, token_logits
+from surgery.recovery.measuring import Losses, document_losses, mean_loss
+from surgery.recovery.objectives import Teacher, inside, objective_sum
 from surgery.recovery.preparing import Layout, operation_parameters, optimizer_groups
+from surgery.recovery.processes import any_process
 from surgery.recovery.recipe import Recipe
 from surgery.recovery.state import Progress, TrainingFolder, mark_complete, progress_of
 
@@ -46,8 +48,8 @@ class Rows(torch.utils.data.Dataset[Row]):
         return self._rows[position]
 
 
-def training_arguments(recipe: Recipe, folder: Path, steps: int, device: str) -> TrainingArguments:
-    """The recipe in Trainer's words.
+def training_arguments(recipe: Recipe, folder: Path, steps: int, device: str, stage: int = 0) -> TrainingArguments:
+    """The recipe of a stage in Trainer's words.
 
     Raises:
         UsageError: the device is one that Trainer cannot be told to use; a tracker is not installed.
@@ -79,7 +81,7 @@ def training_arguments(recipe: Recipe, folder: Path, steps: int, device: str) ->
         # Re-entrant checkpointing gives no gradient where the inputs have none, as with frozen embeddings.
         activation_checkpointing_kwargs={"use_reentrant": False} if recipe.gradient_checkpointing else None,
         bf16=recipe.precision == "bfloat16-mixed",
-        seed=recipe.seed,
+        seed=recipe.seed + stage,
         logging_steps=1,
         logging_nan_inf_filter=False,  # it would replace a NaN by the average
         eval_strategy="steps" if recipe.evaluation.every else "no",
@@ -111,7 +113,25 @@ def _check_trackers(names: Sequence[str]) -> None:
 
 
 class RecoveryTrainer(Trainer):
-    """One recovery run."""
+    """One stage of a recovery run.
+
+    Args:
+        model: prepared, with what this stage trains switched on.
+        arguments: from `training_arguments`; ``max_steps`` is final.
+        recipe: of this stage.
+        layout: of the model.
+        folder: of the run.
+        train: rows of each source.
+        weights: of the sources, by tokens.
+        held_out: rows to measure on.
+        pad: token id that fills rows up.
+        stage: its number.
+        before: what earlier stages did.
+        kept: names of the parameters that checkpoints hold: what any stage trains.
+        teacher: a second copy of the original, where the trained weights themselves cannot teach.
+        on_progress: called with events.
+        callbacks: more of them.
+    """
 
     def __init__(
         self,
@@ -121,27 +141,39 @@ class RecoveryTrainer(Trainer):
         recipe: Recipe,
         layout: Layout,
         folder: TrainingFolder,
-        train: Sequence[Row],
+        train: Sequence[Sequence[Row]],
         held_out: Sequence[Row],
+        weights: Sequence[float] = (1.0,),
         pad: int = 0,
+        stage: int = 0,
+        before: Progress | None = None,
+        kept: Sequence[str] | None = None,
+        teacher: Teacher | None = None,
         on_progress: OnProgress | None = None,
         callbacks: Iterable[TrainerCallback] = (),
     ) -> None:
         self._recipe = recipe
         self._layout = layout
         self._folder = folder
-        self._train = train
         self._held_out = held_out
         self._pad = pad
+        self._stage = stage
+        self._offset = before.step if before else 0
+        self._teacher = teacher
         self._on_progress = on_progress
-        self.tokens_seen = 0
-        self._seconds_before = 0.0
+        self.tokens_seen = before.tokens if before else 0
+        self._seconds_before = before.seconds if before else 0.0
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._kept = trained if kept is None else set(kept)
+        rows = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        self._rows = draw_rows(train, weights, arguments.max_steps * rows, recipe.seed + stage)
+        self._longest = max((row for source in train for row in source), key=lambda row: row.tokens)
         self._started = time.monotonic()
         self._fresh_tokens = 0
         super().__init__(
             model=model,
             args=arguments,
-            train_dataset=Rows(train),
+            train_dataset=Rows(self._rows),
             eval_dataset=Rows(held_out) if held_out else None,
             data_collator=partial(collate, pad=pad),
             callbacks=list(callbacks),
@@ -159,6 +191,10 @@ class RecoveryTrainer(Trainer):
         return self.model
 
     # -------------------------------------------------------------------------------------------------- learning
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The rows come in the order in which they were drawn."""
+        return torch.utils.data.SequentialSampler(self._rows)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over `optimizer_groups`."""
@@ -180,7 +216,9 @@ class RecoveryTrainer(Trainer):
         """The objective's sum divided by the predicted tokens of the whole step, across accumulation and processes."""
         if num_items_in_batch is None:
             num_items_in_batch = (inputs["labels"][:, 1:] != IGNORED).sum()
-        loss = objective_sum(self._recipe.objective, model, inputs) / num_items_in_batch
+        objective, teacher = self._recipe.objective, self._teacher
+        total = inside(model, inputs, lambda inner: objective_sum(objective, inner, inputs, teacher))
+        loss = total / num_items_in_batch
         loss = loss * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
 
@@ -189,11 +227,9 @@ class RecoveryTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise self._diverged(f"the loss became {loss.item()}")
-        # Each document begins without a label and at position 0; padding is the one without labels after that.
-        labelled = int((inputs["labels"] != IGNORED).sum())
-        starts = int(((inputs["labels"][:, 1:] != IGNORED) & (inputs["position_ids"][:, :-1] == 0)).sum())
-        self.tokens_seen += (labelled + starts) * self.accelerator.num_processes
-        self._fresh_tokens += (labelled + starts) * self.accelerator.num_processes
+        tokens = int(self.accelerator.reduce(inputs["tokens"].sum().to(loss.device)))
+        self.tokens_seen += tokens
+        self._fresh_tokens += tokens
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -210,29 +246,26 @@ class RecoveryTrainer(Trainer):
             else "No checkpoint had been saved yet."
         )
         return DivergedError(
-            f"Step {self.state.global_step + 1}: {what}. Training was stopped before the weights were touched.",
+            f"Step {self.step + 1}: {what}. Training was stopped before the weights were touched.",
             hint=f"{kept} Try a smaller optimizer.scale_lr or optimizer.lr, a longer warmup, or a smaller clip.",
         )
 
     # ------------------------------------------------------------------------------------------------- measuring
 
-    @torch.no_grad()
-    def held_out_loss(self) -> float | None:
-        """Mean next-token loss over the held-out rows, whatever the objective; None without any."""
-        if not self._held_out:
-            return None
-        model = self.module
-        was_training = model.training
-        model.eval()
-        total, count = 0.0, 0
+    def held_out_losses(self) -> Losses:
+        """Next-token losses of each held-out document, whatever the objective; empty without any."""
         with torch.random.fork_rng(devices=self._devices()), self.accelerator.autocast():
-            for start in range(0, len(self._held_out), self._recipe.batch.sequences):
-                rows = self._held_out[start : start + self._recipe.batch.sequences]
-                batch = {key: value.to(self.args.device) for key, value in collate(rows, self._pad).items()}
-                total += next_token_sum(token_logits(model, batch), batch["labels"]).item()
-                count += sum(row.targets for row in rows)
-        model.train(was_training)
-        return total / count
+            return document_losses(
+                self.module,
+                self._held_out,
+                size=self._recipe.batch.sequences,
+                device=self.args.device,
+                pad=self._pad,
+            )
+
+    def held_out_loss(self) -> float | None:
+        """Mean of them; None without any."""
+        return mean_loss(self.held_out_losses())
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Held-out loss; logged, and reported to trackers."""
@@ -249,13 +282,20 @@ class RecoveryTrainer(Trainer):
     # --------------------------------------------------------------------------------------------------- logging
 
     @property
+    def step(self) -> int:
+        """Steps taken, those of earlier stages included."""
+        return self._offset + self.state.global_step
+
+    @property
     def seconds(self) -> float:
         """Time spent training, earlier parts of a resumed run included."""
         return self._seconds_before + time.monotonic() - self._started
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """A row of ``log.jsonl`` and an event for each step and each evaluation; trackers get the same numbers."""
-        row: dict[str, Any] = {"step": self.state.global_step, "tokens": self.tokens_seen}
+        row: dict[str, Any] = {"step": self.step, "tokens": self.tokens_seen}
+        if self._stage:
+            row["stage"] = self._stage + 1
         if "loss" in logs:
             assert self.optimizer is not None
             groups = self.optimizer.param_groups
@@ -283,7 +323,7 @@ class RecoveryTrainer(Trainer):
         """Mean, least and greatest value over heads of each trained parameter of the operation, by layer."""
         found: dict[str, dict[str, list[float]]] = {}
         for name, parameter in operation_parameters(self.module).items():
-            values = parameter.detach().float()
+            values = whole(parameter).float()
             numbers = [values.mean().item(), values.min().item(), values.max().item()]
             layer = str(self._layout.layer(name))
             found.setdefault(name.rpartition(".")[2], {})[layer] = [round(number, 7) for number in numbers]
@@ -299,7 +339,7 @@ class RecoveryTrainer(Trainer):
         self._on_progress(
             {
                 "event": "step" if "loss" in row else "evaluation",
-                "steps": self.args.max_steps,
+                "steps": self._offset + self.args.max_steps,
                 "tokens_per_second": round(rate, 1),
                 "seconds_left": round(left * fresh / done, 1) if done else None,
                 **row,
@@ -309,17 +349,17 @@ class RecoveryTrainer(Trainer):
     # ----------------------------------------------------------------------------------------------- checkpoints
 
     def trained_tensors(self) -> dict[str, torch.Tensor]:
-        """Every trained parameter on the CPU, by its name in the model that is trained."""
+        """Every parameter that any stage trains, on the CPU, by its name in the model that is trained."""
         return {
-            name: parameter.detach().to("cpu").contiguous()
+            name: whole(parameter).to("cpu").contiguous()
             for name, parameter in self.module.named_parameters()
-            if parameter.requires_grad
+            if name in self._kept
         }
 
     def load_trained(self, checkpoint: Path) -> None:
         """Put the trained parameters of a checkpoint into the model; all of them, no others."""
         saved = load_file(checkpoint / TRAINED_NAME)
-        parameters = {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
+        parameters = {name: parameter for name, parameter in self.module.named_parameters() if name in self._kept}
         if saved.keys() != parameters.keys():
             different = sorted(saved.keys() ^ parameters.keys())
             raise SurgeryError(f"{checkpoint.name} does not fit the model: {', '.join(different[:4])}.")
@@ -336,8 +376,7 @@ class RecoveryTrainer(Trainer):
             SurgeryError: a parameter of the operation gets no gradient, or what was saved does not read back.
             DivergedError: the loss is not finite.
         """
-        longest = max(self._train, key=lambda row: row.tokens)
-        tokens = [token for document in longest.documents for token in document]
+        tokens = [token for document in self._longest.documents for token in document]
         full = Row((tuple(tokens[position % len(tokens)] for position in range(length)),))
         with torch.random.fork_rng(devices=self._devices()):
             batch = collate([full] * self._recipe.batch.sequences, self._pad)
@@ -362,7 +401,7 @@ class RecoveryTrainer(Trainer):
 
     def _trial_save(self) -> None:
         folder = self._folder.path / "trial"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             expected = self.trained_tensors()
             save_file(expected, folder / TRAINED_NAME)
@@ -385,11 +424,12 @@ class RecoveryTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            checkpoint = self._folder.path / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            mark_complete(checkpoint, Progress(self.state.global_step, self.tokens_seen, self.seconds))
+            step = self.state.global_step
+            checkpoint = self._folder.stage_path(self._stage) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+            mark_complete(checkpoint, Progress(self.step, self.tokens_seen, self.seconds, self._stage, step))
             self._folder.rotate(self._recipe.checkpoints.keep)
             if self._on_progress is not None:
-                self._on_progress({"event": "checkpoint", "step": self.state.global_step})
+                self._on_progress({"event": "checkpoint", "step": self.step})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.restore(Path(resume_from_checkpoint))
@@ -401,6 +441,11 @@ class RecoveryTrainer(Trainer):
         self.tokens_seen, self._seconds_before = progress.tokens, progress.seconds
         return progress
 
+    @property
+    def progress(self) -> Progress:
+        """What was done so far."""
+        return Progress(self.step, self.tokens_seen, self.seconds, self._stage, self.state.global_step)
+
     def start_clock(self) -> None:
         """Time and rate count from here."""
         self._started, self._fresh_tokens = time.monotonic(), 0
@@ -408,6 +453,13 @@ class RecoveryTrainer(Trainer):
     def _devices(self) -> list[torch.device]:
         device = self.args.device
         return [device] if device.type == "cuda" else []
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """A parameter's values, gathered where it is sharded."""
+    value: Any = parameter.detach()
+    gathered: torch.Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return gathered
 
 
 class RatesCallback(TrainerCallback):
@@ -436,8 +488,9 @@ class StopCallback(TrainerCallback):
         self.active = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Called by Trainer."""
-        if self.requested:
+        """Called by Trainer. A signal may reach one process a step earlier than another."""
+        if any_process(self.requested):
+            self.requested = True
             control.should_training_stop = True
             control.should_save = True
         return control

@@ -7,7 +7,7 @@ dtype that it had. Changed weights get a name that begins with ``trained``: they
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ class Record:
     log: str
     draw: Any  # called with the path of the picture
     adapter: Any = None  # called with the folder of the adapter
+    logs: Mapping[str, str] = field(default_factory=dict)  # of the controls
 
 
 def plan_space(source: Checkpoint, output: Path) -> None:
@@ -164,6 +165,10 @@ def _write_record(source: Checkpoint, folder: Path, record: Record) -> None:
     (place / files["log.jsonl"]).write_text(record.log, encoding="utf-8")
     record.draw(place / files["training.png"])
     entry = {**record.entry, "recipe": files["recipe.yaml"], "log": files["log.jsonl"], "curves": files["training.png"]}
+    for name, text in record.logs.items():
+        file = _free(f"{name}.jsonl", taken)
+        (place / file).write_text(text, encoding="utf-8")
+        entry[name] = file
     if record.adapter is not None:
         entry["adapter"] = _free("adapter", {path.name for path in folder.iterdir()})
         record.adapter(folder / entry["adapter"])

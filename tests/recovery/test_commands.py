@@ -118,6 +118,21 @@ def test_run_with_events(surgery_command: Any, recipe_file: Path, tmp_path: Path
     assert forced.code == 0 and "held-out loss" in forced.out and "held-out" not in forced.err
 
 
+def test_side_by_side_on_the_terminal(surgery_command: Any, recipe_file: Path, tmp_path: Path) -> None:
+    controls = ("--set", "control=[untouched, temperature]")
+    planned = surgery_command("finetune", str(recipe_file), "--dry-run", *controls)
+    assert "untouched, temperature; each takes as long" in planned.out
+    shown = surgery_command("finetune", str(recipe_file), "-q", *controls)
+    assert shown.code == 0, shown.err
+    rows = {line.split()[1]: line for line in shown.out.splitlines() if line.startswith("│")}
+    assert {"source", "converted", "recovered", "untouched", "temperature"} <= rows.keys()
+    assert rows["converted"].count(" to ") == 3, "loss, minus source, recovered minus it"
+    assert "nothing to train: it is the source" in " ".join(shown.out.split())
+    document = json.loads(surgery_command("finetune", str(recipe_file), "--json", "--force", *controls).out)
+    assert [model["name"] for model in document["comparison"]["models"]][-1] == "temperature"
+    assert document["comparison"]["interval"]["level"] == 0.95
+
+
 def test_exit_codes(surgery_command: Any, recipe_file: Path, converted: Converted) -> None:
     def code(*arguments: str) -> int:
         return int(surgery_command("finetune", str(recipe_file), *arguments).code)

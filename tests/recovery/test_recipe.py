@@ -130,7 +130,18 @@ def test_overrides() -> None:
         ({"optimizer": {"weight_decay": 0.1}}, "does nothing"),
         ({"train": {"what": "scale", "rank": 3}}, r"only with `what: scale\+lora`"),
         ({"train": {"what": "everything"}}, r"'what', one of 'scale', 'scale\+lora', 'full'"),
-        ({"train": {"what": "full"}, "objective": {"name": "distill"}}, "original weights"),
+        ({"control": True, "data": {"text": "t", "held_out": 0}}, "nothing to compare on"),
+        ({"control": "untuched"}, "'untouched' or 'temperature'"),
+        ({"control": []}, "at least 1"),
+        ({"budget": None}, "budget: missing"),
+        ({"budget": None, "stages": [{"train": {"what": "scale"}}]}, r"stages\.0\.budget: missing"),
+        ({"stages": [{"optimizer": {"lr": 1.0}}]}, r"stages\.0: optimizer\.lr does nothing"),
+        ({"stages": [{"objective": {"name": "match", "share": 1.0}}]}, r"stages\.0\.objective\.share: does nothing"),
+        ({"stages": [{"train": {"what": "full"}}, {"train": {"what": "scale+lora"}}]}, "fixed weights"),
+        (
+            {"stages": [{"train": {"what": "scale+lora", "rank": rank}} for rank in (2, 3)]},
+            "share one adapter",
+        ),
         ({"data": {"text": "t", "held_out": 0}, "evaluation": {"every": 3}}, "data.held_out is 0"),
         ({"data": {"text": "t", "held_out": 1.0}}, "less than 1"),
         ({"data": {"text": []}}, "at least one"),
@@ -148,6 +159,35 @@ def test_options_that_do_nothing_or_make_no_sense(change: dict[str, Any], part: 
         change = {**change, "train": {"what": "scale", **change["train"]}}
     with pytest.raises(RecipeError, match=part):
         read_recipe({**SMALL, **change})
+
+
+def test_stages_say_what_is_different() -> None:
+    recipe = read_recipe(
+        {
+            **SMALL,
+            "train": {"what": "scale+lora", "rank": 4},
+            "optimizer": {"lr": 1e-3, "scale_lr": 0.1},
+            "stages": [
+                {"name": "layers", "train": {"what": "scale"}, "objective": {"name": "match"}},
+                {"data": {"sequence_length": 64}, "budget": {"tokens": 7}, "optimizer": {"lr": 1e-4}},
+            ],
+        }
+    )
+    first, second = recipe.stage_recipes()
+    assert (first.train.what, first.objective.name, first.length.steps) == ("scale", "match", 1)
+    assert first.optimizer.scale_lr == 0.1 and first.data.sequence_length == 1024
+    assert second.train == recipe.train and second.objective.name == "next_token"
+    assert (second.optimizer.lr, second.optimizer.scale_lr) == (1e-4, 0.1)
+    assert second.length.tokens == 7 and second.length.steps is None
+    assert (second.data.sequence_length, second.data.text) == (64, "t")
+    assert [recipe.stage_name(number) for number in range(2)] == ["layers", "stage 2"]
+    assert not first.stages
+
+
+def test_stages_read_back(tmp_path: Path) -> None:
+    recipe = read_recipe({**SMALL, "stages": [{"objective": {"name": "match"}}, {"budget": {"steps": 3}}]})
+    (tmp_path / "r.yaml").write_text(dump_recipe(recipe))
+    assert read_recipe(tmp_path / "r.yaml").stage_recipes() == recipe.stage_recipes()
 
 
 def test_layers() -> None:

@@ -1,0 +1,248 @@
+"""One model taken through all stages of a recipe: the operated one, or a control."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from surgery.checkpoint import Checkpoint, Source
+from surgery.recovery.dataset import TrainingData
+from surgery.recovery.errors import DivergedError, TrainingStoppedError
+from surgery.recovery.planning import FinetunePlan, count_steps, effective_precision, needs_second_copy
+from surgery.recovery.preparing import (
+    Layout,
+    Variant,
+    choose_trained,
+    prepare_model,
+)
+from surgery.recovery.processes import on_first
+from surgery.recovery.recipe import Recipe
+from surgery.recovery.state import Progress, TrainingFolder, progress_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from surgery.recovery.comparison import Losses
+    from surgery.recovery.objectives import Teacher
+    from surgery.recovery.trainer import RecoveryTrainer, StopCallback
+
+OnProgress = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all models of a run share."""
+
+    recipe: Recipe
+    source: Source
+    checkpoint: Checkpoint
+    layout: Layout
+    data: TrainingData
+    plan: FinetunePlan
+    pad: int
+    device: str
+    attn_implementation: str | None
+    again: str
+    on_progress: OnProgress | None
+
+    def stage_recipes(self) -> list[Recipe]:
+        """The recipe of each stage, its precision resolved; one precision for the whole run."""
+        precision = effective_precision(self.recipe, self.checkpoint)
+        return [stage.model_copy(update={"precision": precision}) for stage in self.recipe.stage_recipes()]
+
+
+@dataclass
+class Outcome:
+    """A model that went through its stages, and its losses by name: before (source, converted) and after."""
+
+    model: Any
+    learned: int
+    progress: Progress
+    losses: dict[str, Losses] = field(default_factory=dict)
+    scale: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Attempt:
+    """One of the models of a run."""
+
+    def __init__(self, setup: Setup, variant: Variant, folder: TrainingFolder, stop: StopCallback) -> None:
+        self.setup, self.variant, self.folder, self.stop = setup, variant, folder, stop
+        self.stages = setup.stage_recipes()
+
+    def run(self, start: Path | None) -> Outcome | None:
+        """Train, from the beginning or from a checkpoint.
+
+        Returns:
+            None when the recipe trains nothing of this model.
+
+        Raises:
+            DivergedError: loss or gradient stopped being finite, or rose for too long.
+            TrainingStoppedError: interrupted, with a checkpoint to go on from.
+        """
+        from transformers import set_seed
+
+        from surgery.recovery.variants import become
+
+        set_seed(self.setup.recipe.seed)
+        model = self._load()
+        become(model, self.variant, self.setup.layout)
+        self.model = prepare_model(model, self.setup.recipe, self.setup.layout, self.variant, self.stages)
+        trained = [choose_trained(self.model, stage, self.setup.layout, self.variant) for stage in self.stages]
+        self.kept = sorted({name for names in trained for name in names})
+        if not self.kept:
+            return None
+        self.teacher = self._teacher()
+        progress = progress_of(start) if start is not None else Progress(0, 0, 0.0)
+        numbers = [number for number, names in enumerate(trained) if names]
+        outcome = Outcome(self.model, self._count(), progress)
+        if start is None:
+            for number in numbers:
+                self._trainer(number, progress).trial(self.stages[number].data.sequence_length)
+            self._tell({"event": "trial"})
+        self._measure_before(outcome, numbers[0], fresh=start is None)
+        for number in numbers:
+            if number < progress.stage:
+                continue
+            resumed = start if number == progress.stage else None
+            trainer = self._trainer(number, progress if resumed is None else self._before(progress))
+            self._learn(trainer, resumed)
+            progress = trainer.progress
+            if self.stop.requested and progress.step < self._steps():
+                raise TrainingStoppedError(
+                    f"Stopped after step {progress.step} of {self._steps()}; a checkpoint was saved.",
+                    hint=f"Go on with: {self.setup.again}",
+                )
+        outcome.progress = progress
+        name = "recovered" if self.variant == "operated" else self.variant
+        outcome.losses[name] = trainer.held_out_losses()
+        self._note(trainer, outcome.losses[name])
+        outcome.scale = trainer.scale_by_layer()
+        return outcome
+
+    # --------------------------------------------------------------------------------------------------- parts
+
+    def _load(self) -> Any:
+        from surgery.loading import RunOptions, load_model
+
+        dtype: Literal["bfloat16", "float32"] = "bfloat16" if self.stages[0].precision == "bfloat16" else "float32"
+        options = RunOptions(device=self.setup.device, dtype=dtype, attn_implementation=self.setup.attn_implementation)
+        return load_model(self.setup.source.folder, options)
+
+    def _teacher(self) -> Teacher | None:
+        """A second copy of the original, where the weights themselves are trained."""
+        if not needs_second_copy(self.stages):
+            return None
+        from surgery.loading import operation_modules
+        from surgery.recovery.objectives import Teacher
+
+        model = self._load().requires_grad_(False)
+        modules: list[Any] = list(operation_modules(model).values())
+        for module in modules:
+            module.enabled = False
+        self._tell({"event": "teacher", "second_copy": True, "parameters": self.setup.plan.parameters_total})
+        said = self.setup.plan.teacher
+        if not any("teacher" in row for row in self.folder.rows()):
+            row = {"step": 0, "tokens": 0, "teacher": said, "parameters": self.setup.plan.parameters_total}
+            on_first(lambda: self.folder.append(row))
+        return Teacher(model)
+
+    def _trainer(self, number: int, before: Progress) -> RecoveryTrainer:
+        from surgery.recovery.trainer import RatesCallback, RecoveryTrainer, training_arguments
+
+        stage, setup = self.stages[number], self.setup
+        choose_trained(self.model, stage, setup.layout, self.variant)
+        rows = setup.data.rows(stage.data.sequence_length)
+        arguments = training_arguments(stage, self.folder.stage_path(number), 1, setup.device, number)
+        arguments.max_steps, _ = count_steps(stage, rows, setup.data.weights, arguments.world_size)
+        rates = RatesCallback()
+        trainer = RecoveryTrainer(
+            self.model,
+            arguments,
+            recipe=stage,
+            layout=setup.layout,
+            folder=self.folder,
+            train=rows,
+            weights=setup.data.weights,
+            held_out=setup.data.held_out,
+            pad=setup.pad,
+            stage=number,
+            before=before,
+            kept=self.kept,
+            teacher=self.teacher,
+            on_progress=self._tell,
+            callbacks=[self.stop, rates],
+        )
+        rates.trainer = trainer
+        return trainer
+
+    def _learn(self, trainer: RecoveryTrainer, resumed: Path | None) -> None:
+        done = progress_of(resumed).stage_step if resumed is not None else 0
+        trainer.start_clock()
+        if done < trainer.args.max_steps:
+            trainer.train(resume_from_checkpoint=str(resumed) if resumed is not None else None)
+        elif resumed is not None:
+            # All steps of the stage were taken.
+            trainer.restore(resumed)
+            trainer.state.global_step = done
+
+    def _before(self, progress: Progress) -> Progress:
+        """What earlier stages did, seen from within a stage; the rest comes from the checkpoint."""
+        return Progress(progress.step - progress.stage_step, progress.tokens, progress.seconds)
+
+    def _measure_before(self, outcome: Outcome, number: int, *, fresh: bool) -> None:
+        """The source and the converted model, which a resumed run remembers."""
+        if self.variant != "operated" or not self.setup.data.held_out:
+            return
+        from surgery.recovery.objectives import original
+
+        if not fresh:
+            outcome.losses.update(self.folder.losses())
+            return
+        trainer = self._trainer(number, outcome.progress)
+        with original(self.model):
+            outcome.losses["source"] = trainer.held_out_losses()
+        outcome.losses["converted"] = trainer.held_out_losses()
+        self._note(trainer, outcome.losses["converted"])
+        if trainer.is_world_process_zero():
+            self.folder.keep_losses(outcome.losses)
+
+    def _note(self, trainer: RecoveryTrainer, losses: Losses) -> None:
+        """The held-out loss as a row of the log, once."""
+        from surgery.recovery.measuring import mean_loss
+
+        loss, step = mean_loss(losses), trainer.step
+        if loss is None:
+            return
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"The held-out loss after step {step} is {loss}.",
+                hint="The model gives no finite loss on this text: check it with `surgery verify`.",
+            )
+        if any(row["step"] == step and "held_out_loss" in row for row in self.folder.rows()):
+            return
+        seconds = round(trainer.seconds, 3) if step else 0.0
+        row = {"step": step, "tokens": trainer.tokens_seen, "held_out_loss": loss, "seconds": seconds}
+        if trainer.is_world_process_zero():
+            self.folder.append(row)
+        self._tell({"event": "evaluation", "steps": self._steps(), **row})
+
+    def _steps(self) -> int:
+        return self.setup.plan.steps
+
+    def _count(self) -> int:
+        """How many numbers any stage trains."""
+        kept = set(self.kept)
+        return sum(parameter.numel() for name, parameter in self.model.named_parameters() if name in kept)
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        if self.setup.on_progress is not None:
+            self.setup.on_progress(event if self.variant == "operated" else {**event, "control": self.variant})
+
+
+def merged(model: nn.Module) -> Any:
+    """The model without its adapter, changes added to the weights."""
+    unmerged: Any = model
+    return unmerged.merge_and_unload(safe_merge=True) if hasattr(model, "merge_and_unload") else model

@@ -1,0 +1,115 @@
+"""Source, converted, recovered and controls side by side, on the same held-out tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from surgery.evaluation.results import Estimate
+
+    # Losses per token of each held-out document.
+    Losses = list[NDArray[np.float64]]
+
+# What is subtracted from what.
+_PAIRS = (
+    ("converted", "source"),
+    ("recovered", "source"),
+    ("recovered", "converted"),
+    ("recovered", "untouched"),
+    ("recovered", "temperature"),
+    ("untouched", "source"),
+    ("temperature", "source"),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model: its held-out loss in nats per token, the numbers that were learned for it, and what to know."""
+
+    name: str
+    loss: Estimate | None
+    learned: int
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Held-out loss of one model minus that of another, paired token by token; below zero the first is better."""
+
+    of: str
+    minus: str
+    difference: Estimate
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All models of a run on the same ``tokens`` of the same ``documents``; intervals resample whole documents."""
+
+    models: tuple[Measured, ...]
+    differences: tuple[Difference, ...]
+    tokens: int
+    documents: int
+    interval: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def difference(self, of: str, minus: str) -> Difference | None:
+        """One of the differences, None where it was not measured."""
+        return next((item for item in self.differences if (item.of, item.minus) == (of, minus)), None)
+
+
+def compare(losses: Mapping[str, Losses], learned: Mapping[str, int], notes: Mapping[str, str]) -> Comparison | None:
+    """Estimates with 95% intervals, by a bootstrap over documents.
+
+    Args:
+        losses: by name; of the same tokens in the same order.
+        learned: how many numbers were learned, by name; models with a number but no losses are listed without.
+        notes: what to know about a model, by name.
+
+    Returns:
+        None when nothing was held out.
+    """
+    if not losses or not any(part.size for part in next(iter(losses.values()))):
+        return None
+    from surgery.evaluation.statistics import INTERVAL
+
+    reference = next(iter(losses.values()))
+    models = tuple(
+        Measured(name, _estimate(losses[name]) if name in losses else None, learned.get(name, 0), notes.get(name))
+        for name in dict.fromkeys([*learned, *losses])
+    )
+    differences = tuple(
+        Difference(of, minus, _paired(losses[of], losses[minus]))
+        for of, minus in _PAIRS
+        if of in losses and minus in losses
+    )
+    return Comparison(
+        models=models,
+        differences=differences,
+        tokens=sum(part.size for part in reference),
+        documents=len(reference),
+        interval={**asdict(INTERVAL), "method": "percentile bootstrap over documents"},
+    )
+
+
+def _estimate(losses: Sequence[NDArray[np.float64]]) -> Estimate:
+    from surgery.evaluation.statistics import Sample
+
+    bucket = Sample(losses, None).bucket(1, max(part.size for part in losses), 0.0)
+    assert bucket is not None
+    return bucket.loss
+
+
+def _paired(losses: Sequence[NDArray[np.float64]], base: Sequence[NDArray[np.float64]]) -> Estimate:
+    from surgery.evaluation.statistics import Sample
+
+    bucket = Sample(losses, base).bucket(1, max(part.size for part in losses), 0.0)
+    assert bucket is not None and bucket.difference is not None
+    return bucket.difference

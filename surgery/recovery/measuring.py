@@ -1,0 +1,55 @@
+"""Held-out loss per token, document by document, so that two models can be compared in pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from surgery.data import IGNORED, Row, collate
+from surgery.recovery.objectives import token_logits
+
+Losses = list[NDArray[np.float64]]
+
+
+@torch.no_grad()
+def document_losses(model: nn.Module, rows: Sequence[Row], *, size: int, device: torch.device, pad: int = 0) -> Losses:
+    """Next-token losses in nats of each document's predicted tokens, documents in the order of their numbers.
+
+    Args:
+        model: with the operation on or off; its mode is restored.
+        rows: to measure on.
+        size: of them in one forward pass.
+        device: of the model.
+        pad: token id that fills rows up.
+    """
+    was_training = model.training
+    model.eval()
+    found: dict[tuple[int, int], list[NDArray[np.float64]]] = {}
+    for start in range(0, len(rows), size):
+        chosen = rows[start : start + size]
+        batch = {key: value.to(device) for key, value in collate(chosen, pad).items()}
+        labels = batch["labels"][:, 1:]
+        logits = token_logits(model, batch)[:, :-1].float().flatten(0, 1)
+        losses = functional.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="none")
+        losses = losses.view_as(labels)
+        for number, row in enumerate(chosen):
+            begin = 0
+            for place, document in enumerate(row.documents):
+                here = slice(begin, begin + len(document) - 1)
+                counted = labels[number, here] != IGNORED
+                key = (row.origins[place], -1) if row.origins else (start + number, place)
+                found.setdefault(key, []).append(losses[number, here][counted].double().cpu().numpy())
+                begin += len(document)
+    model.train(was_training)
+    return [np.concatenate(found[key]) for key in sorted(found)]
+
+
+def mean_loss(losses: Losses) -> float | None:
+    """Nats per predicted token; None where nothing was predicted."""
+    count = sum(part.size for part in losses)
+    return float(sum(part.sum() for part in losses)) / count if count else None

@@ -1,0 +1,49 @@
+"""What several processes of one run do together: the first one does it, all of them know the outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from surgery.errors import SurgeryError
+
+T = TypeVar("T")
+
+
+def on_first(action: Callable[[], T]) -> T:
+    """Do something in the first process and give its result to all.
+
+    Raises:
+        SurgeryError: as the action, in every process.
+    """
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return action()
+    box: list[Any] = [None, None]
+    if distributed.get_rank() == 0:
+        try:
+            box[0] = action()
+        except SurgeryError as error:
+            box[1] = (error.message, error.hint)
+            distributed.broadcast_object_list(box, src=0)
+            raise
+    distributed.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        message, hint = box[1]
+        raise SurgeryError(f"The first process stopped: {message}", hint=hint)
+    result: T = box[0]
+    return result
+
+
+def any_process(flag: bool) -> bool:
+    """Whether any process says so."""
+    import torch
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return flag
+    backend = distributed.get_backend()
+    total = torch.tensor([int(flag)], device="cuda" if backend == "nccl" else "cpu")
+    distributed.all_reduce(total, op=distributed.ReduceOp.MAX)
+    return bool(total.item())
