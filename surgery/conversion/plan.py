@@ -170,11 +170,26 @@ def parse_operation(given: Mapping[str, Any] | OperationOptions) -> OperationOpt
     try:
         return OPERATIONS[name].options.model_validate(dict(given))
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc']) or name}: {problem['msg'].removeprefix('Value error, ')}"
-            for problem in error.errors()
-        )
+        problems = "; ".join(_problem(dict(problem)) for problem in error.errors())
         raise UsageError(f"{name}: {problems}") from error
+
+
+def _problem(problem: dict[str, Any]) -> str:
+    """One fault of pydantic's in our words: the option, what was given, what is wrong, and the nearest right value."""
+    from rapidfuzz import process
+
+    option = ".".join(str(part) for part in problem["loc"])
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not option:
+        return message
+    given = problem["input"]
+    nearest = None
+    if problem["type"] == "literal_error" and isinstance(given, str):
+        choices = str(problem["ctx"]["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
+        nearest = process.extractOne(given, choices, score_cutoff=60)
+    elif problem["type"] == "extra_forbidden":
+        return f"{option}: unknown option"
+    return f"{option} {given!r}: {message}" + (f"; did you mean {nearest[0]!r}?" if nearest else "")
 
 
 def _check_source(checkpoint: Checkpoint, anatomy: Anatomy) -> None:
