@@ -1,0 +1,57 @@
+"""The whole job on a real checkpoint. ``make test-all`` fetches SmolLM2-135M-Instruct and names it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import surgery
+
+MODEL = os.environ.get("SURGERY_REAL_MODEL")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(MODEL is None, reason="SURGERY_REAL_MODEL names no model folder"),
+]
+
+
+@pytest.mark.parametrize("form", ["anchored", "bias", "logn"])
+def test_identity_at_every_position_to_4096(form: str, tmp_path: Path) -> None:
+    assert MODEL is not None
+    out = surgery.convert(MODEL, "ssmax", form=form, output=tmp_path / form, mode="link").output
+    result = surgery.verify(out, against=MODEL, length=4096)
+    checks = {check.name: check for check in result.checks}
+    assert result.failed == ()
+    assert checks["starts as the source"].value == 0.0
+    assert "4096 tokens" in checks["starts as the source"].detail
+
+
+def test_paper_form_starts_worse_and_a_short_training_recovers_some(tmp_path: Path) -> None:
+    assert MODEL is not None
+    from pydoc_data.topics import topics
+
+    for index, (_, text) in enumerate(sorted(topics.items())):
+        place = tmp_path / ("measuring" if index % 4 == 0 else "training")
+        place.mkdir(exist_ok=True)
+        with (place / f"{index // 16}.txt").open("a", encoding="utf-8") as file:
+            file.write(text)
+    out = surgery.convert(MODEL, "ssmax", form="paper", output=tmp_path / "paper", mode="link").output
+    recipe = {
+        "model": str(out),
+        "output": str(tmp_path / "trained"),
+        "data": {"text": str(tmp_path / "training"), "held_out": 0.1, "sequence_length": 512},
+        "train": {"what": "scale"},
+        "optimizer": {"scale_lr": 0.01},
+        "budget": {"steps": 12},
+        "evaluation": {"sequences": 2},
+    }
+    surgery.finetune(recipe)
+    losses = {}
+    for name, model in {"paper": out, "trained": tmp_path / "trained"}.items():
+        result = surgery.evaluate(model, against=MODEL, text=[tmp_path / "measuring"], length=1024, documents=3)
+        losses[name] = result.to_dict()["overall"]["difference"]["value"]
+    assert losses["paper"] > 0.05
+    assert losses["trained"] < 0.9 * losses["paper"]
+    assert surgery.verify(tmp_path / "trained", against=MODEL).failed == ()
