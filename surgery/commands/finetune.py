@@ -136,9 +136,10 @@ def _plan_table(plan: FinetunePlan) -> Table:
     rows = {
         "output": plan.output,
         "steps": f"{plan.steps:,} of {plan.tokens_per_step:,.0f} tokens",
-        "tokens": f"{plan.tokens:,}, the training text {plan.passes:g} times",
-        "training text": f"{plan.train_tokens:,} tokens in {plan.train_rows:,} sequences, {plan.train_documents:,} "
-        "documents",
+        "tokens": f"{plan.tokens:,}" + ("" if plan.streaming else f", the training text {plan.passes:g} times"),
+        "training text": "streamed"
+        if plan.streaming
+        else f"{plan.train_tokens:,} tokens in {plan.train_rows:,} sequences, {plan.train_documents:,} documents",
         "held out": f"{plan.held_out_tokens:,} tokens in {plan.held_out_rows:,} sequences of "
         f"{plan.held_out_documents:,} documents",
         "layers": f"{len(plan.layers)}",

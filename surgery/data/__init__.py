@@ -11,13 +11,18 @@ from surgery.data.packing import (
     split_documents,
     without,
 )
+from surgery.data.sources import AnySource, Reader, Source, TextSource
 from surgery.data.texts import Document, read_documents
 
 __all__ = [
     "IGNORED",
+    "AnySource",
     "Document",
     "LongDocuments",
+    "Reader",
     "Row",
+    "Source",
+    "TextSource",
     "collate",
     "draw_rows",
     "hold_out",

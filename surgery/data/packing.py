@@ -63,7 +63,7 @@ def split_documents(documents: Sequence[Document], separator: str | None) -> lis
     if separator is None:
         return list(documents)
     return [
-        Document(f"{document.name}#{number}", piece)
+        Document(f"{document.name}#{number}", piece, document.source)
         for document in documents
         for number, piece in enumerate(document.text.split(separator))
         if piece.strip()
@@ -86,7 +86,7 @@ def hold_out(documents: Sequence[Document], share: float, seed: int) -> tuple[li
     """
     groups: dict[str, list[Document]] = {}
     for document in documents:
-        groups.setdefault(_fingerprint(document), []).append(document)
+        groups.setdefault(fingerprint(document), []).append(document)
     if len(groups) < 2:
         raise UsageError(
             f"data.held_out {share:g} needs at least two different documents, the text has {len(groups)}.",
@@ -102,14 +102,14 @@ def hold_out(documents: Sequence[Document], share: float, seed: int) -> tuple[li
             break
         held.add(key)
         size += sum(len(document.text) for document in groups[key])
-    train = [document for document in documents if _fingerprint(document) not in held]
-    return train, [document for document in documents if _fingerprint(document) in held]
+    train = [document for document in documents if fingerprint(document) not in held]
+    return train, [document for document in documents if fingerprint(document) in held]
 
 
 def without(documents: Sequence[Document], held_out: Sequence[Document]) -> list[Document]:
     """The documents whose text is not among those held out."""
-    held = {_fingerprint(document) for document in held_out}
-    return [document for document in documents if _fingerprint(document) not in held]
+    held = {fingerprint(document) for document in held_out}
+    return [document for document in documents if fingerprint(document) not in held]
 
 
 def make_rows(
@@ -199,5 +199,6 @@ def collate(rows: Sequence[Row], pad: int = 0) -> dict[str, torch.Tensor]:
     return {"input_ids": inputs, "position_ids": positions, "labels": labels, "tokens": tokens}
 
 
-def _fingerprint(document: Document) -> str:
+def fingerprint(document: Document) -> str:
+    """Of a document's text, white space aside."""
     return hashlib.sha256(" ".join(document.text.split()).encode()).hexdigest()

@@ -12,10 +12,15 @@ from surgery.errors import UsageError
 
 @dataclass(frozen=True)
 class Document:
-    """One text file: ``name`` as found by the pattern, ``text`` decoded as UTF-8."""
+    """One document: ``name`` as found by the pattern, ``text`` decoded as UTF-8.
+
+    ``source`` is the number of the source it comes from. A conversation has its ``messages``, and as text their JSON.
+    """
 
     name: str
     text: str
+    source: int = 0
+    messages: tuple[dict[str, str], ...] | None = None
 
 
 def read_documents(patterns: Iterable[str | Path]) -> list[Document]:

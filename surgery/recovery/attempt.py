@@ -20,7 +20,7 @@ from surgery.recovery.preparing import (
 )
 from surgery.recovery.processes import on_first
 from surgery.recovery.recipe import Recipe
-from surgery.recovery.state import Progress, TrainingFolder, progress_of
+from surgery.recovery.state import Progress, TrainingFolder, progress_of, stream_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,13 +103,17 @@ class Attempt:
                 self._trainer(number, progress).trial(self.stages[number].data.sequence_length)
             self._tell({"event": "trial"})
         self._measure_before(outcome, numbers[0], fresh=start is None)
+        snapshot = stream_of(start) if start is not None else None
         for number in numbers:
             if number < progress.stage:
                 continue
             resumed = start if number == progress.stage else None
-            trainer = self._trainer(number, progress if resumed is None else self._before(progress))
+            trainer = self._trainer(number, progress if resumed is None else self._before(progress), snapshot)
             self._learn(trainer, resumed)
             progress = trainer.progress
+            # The next stage reads on where this one stopped, as its own first row.
+            snapshot = trainer.stream_snapshot()
+            snapshot = None if snapshot is None else {**snapshot, "row": 0}
             if self.stop.requested and progress.step < self._steps():
                 raise TrainingStoppedError(
                     f"Stopped after step {progress.step} of {self._steps()}; a checkpoint was saved.",
@@ -149,12 +153,16 @@ class Attempt:
             on_first(lambda: self.folder.append(row))
         return Teacher(model)
 
-    def _trainer(self, number: int, before: Progress) -> RecoveryTrainer:
+    def _trainer(self, number: int, before: Progress, snapshot: dict[str, Any] | None = None) -> RecoveryTrainer:
         from surgery.recovery.trainer import RatesCallback, RecoveryTrainer, training_arguments
 
         stage, setup = self.stages[number], self.setup
         choose_trained(self.model, stage, setup.layout, self.variant)
-        rows = setup.data.rows(stage.data.sequence_length)
+        length = stage.data.sequence_length
+        rows = setup.data.rows(length)
+        stream = None
+        if setup.data.stream is not None:
+            stream = setup.data.stream(length, setup.recipe.seed + number, snapshot)
         arguments = training_arguments(stage, self.folder.stage_path(number), 1, setup.device, number)
         arguments.max_steps, _ = count_steps(stage, rows, setup.data.weights, arguments.world_size)
         rates = RatesCallback()
@@ -166,6 +174,7 @@ class Attempt:
             folder=self.folder,
             train=rows,
             weights=setup.data.weights,
+            stream=stream,
             held_out=setup.data.held_out,
             pad=setup.pad,
             stage=number,

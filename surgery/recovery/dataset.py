@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
-from surgery.data import Document, Row, hold_out, make_rows, read_documents, split_documents, without
+from surgery.data import Document, Reader, Row, hold_out, make_rows, read_documents, split_documents, without
+from surgery.data.packing import fingerprint
+from surgery.data.streaming import Mixture, RowStream, Snapshot, Tokens, is_held_out
 from surgery.errors import UsageError
 from surgery.recovery.recipe import Recipe
 
 Encode = Callable[[list[str]], list[list[int]]]
+# Token ids of a conversation, and which of them are answers; the name is for errors.
+EncodeChat = Callable[[Sequence[Mapping[str, str]], str], tuple[list[int], list[bool]]]
+OpenStream = Callable[[int, int, Snapshot | None], RowStream]
 _AT_ONCE = 64
+# While looking for held-out documents in a stream, at most so many are read for each that is wanted.
+_PATIENCE = 50
 
 
 @dataclass(frozen=True)
 class TrainingData:
     """Rows and where they come from. ``fingerprint`` changes with any token or its place.
 
-    ``by_length`` has the training rows of each source for each length that a stage asks for, ``length`` being the
-    recipe's own. What is held out is measured at that one throughout.
+    Attributes:
+        by_length: training rows of each source for each length that a stage asks for; of a stream, its first ones.
+        length: the recipe's own. What is held out is measured at that one throughout.
+        held_out: rows to measure on.
+        train_documents: how many there are, 0 where nobody knows.
+        held_out_documents: how many there are.
+        dropped_documents: left out since they are also held out.
+        fingerprint: of all of it.
+        weights: of the sources.
+        stream: opens the rows of a stream, for a length and a seed, at a snapshot.
     """
 
     by_length: Mapping[int, tuple[tuple[Row, ...], ...]]
@@ -31,6 +49,7 @@ class TrainingData:
     dropped_documents: int
     fingerprint: str
     weights: tuple[float, ...] = (1.0,)
+    stream: OpenStream | None = None
 
     @property
     def train(self) -> tuple[Row, ...]:
@@ -52,72 +71,187 @@ class TrainingData:
         return sum(row.tokens for row in self.held_out)
 
 
-def read_data(recipe: Recipe, encode: Encode) -> TrainingData:
+def read_data(recipe: Recipe, encode: Encode, chat: EncodeChat | None = None) -> TrainingData:
     """Read, split, tokenize and pack the text of a recipe.
 
     Args:
-        recipe: its ``data``, ``seed`` and ``evaluation.sequences`` are used.
+        recipe: its ``data``, ``seed``, ``evaluation.sequences`` and the lengths of its stages are used.
         encode: token ids of each text.
+        chat: of a conversation.
 
     Raises:
         UsageError: no text, or too little to train on or to hold out.
     """
-    data = recipe.data
-    documents = split_documents(_documents("data.text", data.patterns), data.separator)
-    dropped = 0
-    held: list[Document] = []
-    if isinstance(data.held_out, list):
-        held = split_documents(_documents("data.held_out", data.held_out), data.separator)
-        kept = without(documents, held)
-        dropped, documents = len(documents) - len(kept), kept
-    elif data.held_out > 0:
-        documents, held = hold_out(documents, data.held_out, recipe.seed)
-    tokens = _tokens(documents, encode)
-    lengths = dict.fromkeys([data.sequence_length, *(stage.data.sequence_length for stage in recipe.stage_recipes())])
-    by_length = {length: (tuple(make_rows(tokens, length, packing=data.packing)),) for length in lengths}
-    train = by_length[data.sequence_length][0]
-    held_rows = make_rows(_tokens(held, encode), data.sequence_length, packing=data.packing)
-    if not train:
-        raise UsageError(
-            "data.text leaves nothing to train on: no document has two tokens"
-            + (f" once {dropped} that are also held out are left out." if dropped else "."),
-            hint="Give more text.",
-        )
-    if held and not held_rows:
-        raise UsageError("data.held_out has no document of two tokens.", hint="Hold out more text.")
-    # A sample rather than the beginning: best-fit packing puts the longest first.
-    random.Random(recipe.seed).shuffle(held_rows)
-    held_rows = held_rows[: recipe.evaluation.sequences]
-    return TrainingData(
-        by_length,
-        data.sequence_length,
-        tuple(held_rows),
-        len(documents),
-        len(held),
-        dropped,
-        _fingerprint(train, held_rows),
+    return (
+        _Reading(recipe, encode, chat).streamed() if recipe.data.streaming else _Reading(recipe, encode, chat).whole()
     )
 
 
-def _documents(key: str, patterns: Sequence[str]) -> list[Document]:
-    try:
-        return read_documents(patterns)
-    except UsageError as error:
-        hint = f'Files, folders or globs, relative to the current folder: --set "{key}=docs/**/*.md".'
-        raise UsageError(f"{key}: {error.message}", hint=hint) from error
+class _Reading:
+    def __init__(self, recipe: Recipe, encode: Encode, chat: EncodeChat | None) -> None:
+        self.recipe, self.data, self.encode, self.chat = recipe, recipe.data, encode, chat
+        stages = recipe.stage_recipes()
+        self.lengths = dict.fromkeys([self.data.sequence_length, *(stage.data.sequence_length for stage in stages)])
+        named = self.data.all_sources
+        self.weights = tuple(source.weight for _, source in named)
+        self.readers = [
+            Reader(source, number, key, stream=self.data.streaming) for number, (key, source) in enumerate(named)
+        ]
+
+    def whole(self) -> TrainingData:
+        """All of it at once."""
+        data, recipe = self.data, self.recipe
+        documents = [document for reader in self.readers for document, _ in reader.documents()]
+        if not documents:
+            raise UsageError(f"{self.readers[0].key} has no text.", hint="Give more text.")
+        dropped = 0
+        held: list[Document] = []
+        if isinstance(data.held_out, list):
+            held = self._named_held_out(data.held_out)
+            kept = without(documents, held)
+            dropped, documents = len(documents) - len(kept), kept
+        elif data.held_out > 0:
+            documents, held = hold_out(documents, data.held_out, recipe.seed)
+        tokens = [self._tokens([document for document in documents if document.source == n]) for n in self._numbers()]
+        by_length = {length: tuple(tuple(self._rows(part, length)) for part in tokens) for length in self.lengths}
+        for length, sources in by_length.items():
+            for reader, rows in zip(self.readers, sources, strict=True):
+                if not rows:
+                    raise self._nothing(reader.key, length, dropped)
+        held_rows = self._held_rows(held)
+        return TrainingData(
+            by_length=by_length,
+            length=data.sequence_length,
+            held_out=held_rows,
+            train_documents=len(documents),
+            held_out_documents=len(held),
+            dropped_documents=dropped,
+            fingerprint=_fingerprint([*by_length[data.sequence_length], held_rows]),
+            weights=self.weights,
+        )
+
+    def streamed(self) -> TrainingData:
+        """The held-out part, the beginning, and how to read on."""
+        data, recipe = self.data, self.recipe
+        if isinstance(data.held_out, list):
+            held = self._named_held_out(data.held_out)
+            known = {fingerprint(document) for document in held}
+
+            def wanted(document: Document) -> bool:
+                return fingerprint(document) not in known
+
+        else:
+            share = data.held_out
+            held = self._hashed_held_out(share) if share else []
+
+            def wanted(document: Document) -> bool:
+                return not is_held_out(document, share, recipe.seed)
+
+        def open_stream(length: int, seed: int, snapshot: Snapshot | None) -> RowStream:
+            mixture = Mixture(self.readers, self.weights, wanted)
+            return RowStream(
+                mixture,
+                lambda document: self._tokens([document])[0],
+                lambda tokens: self._rows(tokens, length),
+                length=length,
+                seed=seed,
+                snapshot=snapshot,
+            )
+
+        first = {length: open_stream(length, recipe.seed, None).window() for length in self.lengths}
+        held_rows = self._held_rows(held)
+        identity = json.dumps([reader.identity() for reader in self.readers], sort_keys=True)
+        return TrainingData(
+            by_length={length: (tuple(rows),) for length, rows in first.items()},
+            length=data.sequence_length,
+            held_out=held_rows,
+            train_documents=0,
+            held_out_documents=len(held),
+            dropped_documents=0,
+            fingerprint=_fingerprint([first[data.sequence_length], held_rows], identity),
+            stream=open_stream,
+        )
+
+    # ------------------------------------------------------------------------------------------------ held out
+
+    def _named_held_out(self, patterns: Sequence[str]) -> list[Document]:
+        try:
+            return split_documents(read_documents(patterns), self.data.separator)
+        except UsageError as error:
+            hint = 'Files, folders or globs, relative to the current folder: --set "data.held_out=[docs/a.md]".'
+            raise UsageError(f"data.held_out: {error.message}", hint=hint) from error
+
+    def _hashed_held_out(self, share: float) -> list[Document]:
+        """From the beginning of each source: as much as ``evaluation.sequences`` asks for."""
+        held: list[Document] = []
+        wanted = self.recipe.evaluation.sequences
+        for reader in self.readers:
+            most = int(wanted / share) * _PATIENCE
+            found = (document for document, _ in islice(reader.documents(), most))
+            mine = (document for document in found if is_held_out(document, share, self.recipe.seed))
+            # A document may fill a row; what is more than needed is left out below.
+            held += islice(mine, max(1, wanted // len(self.readers)))
+        if not held:
+            raise UsageError(
+                f"data.held_out {share:g} holds out none of the documents that were looked at.",
+                hint="Hold out a larger share, or files.",
+            )
+        return held
+
+    def _held_rows(self, held: Sequence[Document]) -> tuple[Row, ...]:
+        rows = self._rows(self._tokens(held), self.data.sequence_length)
+        if held and not rows:
+            raise UsageError("data.held_out has no document with two tokens to predict.", hint="Hold out more text.")
+        # A sample rather than the beginning: best-fit packing puts the longest first.
+        random.Random(self.recipe.seed).shuffle(rows)
+        return tuple(rows[: self.recipe.evaluation.sequences])
+
+    # ------------------------------------------------------------------------------------------------- tokens
+
+    def _numbers(self) -> range:
+        return range(len(self.readers))
+
+    def _tokens(self, documents: Sequence[Document]) -> list[Tokens]:
+        encoded: list[Tokens] = []
+        for start in range(0, len(documents), _AT_ONCE):
+            some = documents[start : start + _AT_ONCE]
+            plain = [document.text for document in some if document.messages is None]
+            texts = iter(self.encode(plain) if plain else [])
+            for document in some:
+                if document.messages is None:
+                    encoded.append((next(texts), None))
+                elif self.chat is None:
+                    raise UsageError("format: chat needs a tokenizer with a chat template.")
+                else:
+                    encoded.append(self.chat(document.messages, document.name))
+        return encoded
+
+    def _rows(self, tokens: Sequence[Tokens], length: int) -> list[Row]:
+        return make_rows(
+            [ids for ids, _ in tokens],
+            length,
+            packing=self.data.packing,
+            long=self.data.long_documents,
+            predicted=[flags for _, flags in tokens],
+        )
+
+    def _nothing(self, key: str, length: int, dropped: int) -> UsageError:
+        why = "no document has two tokens"
+        if self.data.long_documents == "drop":
+            why += f" and fits into {length}"
+        return UsageError(
+            f"{key} leaves nothing to train on: {why}"
+            + (f" once {dropped} that are also held out are left out." if dropped else "."),
+            hint="Give more text.",
+        )
 
 
-def _tokens(documents: Sequence[Document], encode: Encode) -> list[list[int]]:
-    encoded: list[list[int]] = []
-    for start in range(0, len(documents), _AT_ONCE):
-        encoded += encode([document.text for document in documents[start : start + _AT_ONCE]])
-    return encoded
-
-
-def _fingerprint(*parts: Sequence[Row]) -> str:
+def _fingerprint(parts: Sequence[Sequence[Row]], *more: Any) -> str:
     digest = hashlib.sha256()
     for rows in parts:
         for row in rows:
-            digest.update(repr(row.documents).encode())
+            digest.update(repr((row.documents, row.predicted)).encode())
         digest.update(b"|")
+    for item in more:
+        digest.update(str(item).encode())
     return digest.hexdigest()

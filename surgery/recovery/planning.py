@@ -51,7 +51,8 @@ class FinetunePlan:
     """What ``--dry-run`` prints.
 
     ``parameters`` has the number of trained parameters by optimizer group; ``passes`` says how often the text is
-    gone through.
+    gone through. With ``streaming`` nobody knows how much text there is: passes is 0, and rows, tokens and documents of
+    the training text are those of the beginning that was read.
     """
 
     model: str
@@ -73,6 +74,7 @@ class FinetunePlan:
     parameters: Mapping[str, int]
     parameters_total: int
     memory: Memory
+    streaming: bool = False
     teacher: str | None = None
     controls: tuple[str, ...] = ()
     stages: tuple[StagePlan, ...] = ()
@@ -138,7 +140,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: Trai
         steps=steps,
         tokens=tokens,
         tokens_per_step=round(tokens / steps, 1),
-        passes=round(passes, 3),
+        passes=0.0 if data.stream is not None else round(passes, 3),
         train_rows=len(data.train),
         train_tokens=data.train_tokens,
         train_documents=data.train_documents,
@@ -150,6 +152,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: Trai
         parameters=max((stage.parameters for stage in stages), key=lambda groups: sum(groups.values())),
         parameters_total=checkpoint.total_parameters,
         memory=max(memories, key=lambda memory: memory.total),
+        streaming=data.stream is not None,
         teacher=("a second copy of the model" if second else "the same weights, operation and adapter off")
         if teaches
         else None,

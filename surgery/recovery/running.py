@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.checkpoint import check_output, open_checkpoint, resolve
+from surgery.data.chat import encode_chat
 from surgery.errors import UsageError
 from surgery.recovery.attempt import Setup
 from surgery.recovery.dataset import read_data
@@ -70,7 +71,11 @@ def finetune(
     from surgery.loading import load_tokenizer
 
     tokenizer = load_tokenizer(source.folder)
-    data = read_data(valid, lambda texts: tokenizer(texts, verbose=False)["input_ids"])
+    data = read_data(
+        valid,
+        lambda texts: tokenizer(texts, verbose=False)["input_ids"],
+        lambda messages, name: encode_chat(tokenizer, messages, name),
+    )
     plan = make_plan(valid, checkpoint, layout, data)
     if on_progress is not None:
         on_progress({"event": "plan", **plan.to_dict()})
@@ -96,10 +101,14 @@ def finetune(
 
 def _check_placeholders(recipe: Recipe) -> None:
     """Refuse the shipped recipes' placeholders by name, all at once."""
-    texts = [*recipe.data.patterns, *(recipe.data.held_out if isinstance(recipe.data.held_out, list) else [])]
+    held_out = recipe.data.held_out if isinstance(recipe.data.held_out, list) else []
+    named = [
+        *((key, text) for key, source in recipe.data.all_sources for text in getattr(source, "patterns", [])),
+        *(("data.held_out", text) for text in held_out),
+    ]
     left = [
         key
-        for key, value in (("model", recipe.model), *(("data.text", text) for text in texts), ("output", recipe.output))
+        for key, value in (("model", recipe.model), *named, ("output", recipe.output))
         if value.startswith(PLACEHOLDER) and not Path(value).exists() and not (key == "output" and _parent(value))
     ]
     if left:

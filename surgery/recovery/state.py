@@ -24,6 +24,7 @@ from surgery.errors import UsageError
 from surgery.recovery.recipe import Recipe
 
 MARKER = "complete.json"
+STREAM_NAME = "stream.json"
 _RUN = "run.json"
 _LOG = "log.jsonl"
 _LOSSES = "held-out.npz"
@@ -226,6 +227,12 @@ def mark_complete(checkpoint: Path, progress: Progress) -> None:
 def progress_of(checkpoint: Path) -> Progress:
     """What the marker of a complete checkpoint says."""
     return Progress(**load_json(checkpoint / MARKER))
+
+
+def stream_of(checkpoint: Path) -> dict[str, Any] | None:
+    """Where the stream of rows stood at a checkpoint; None where the rows are all at hand."""
+    path = checkpoint / STREAM_NAME
+    return load_json(path) if path.is_file() else None
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

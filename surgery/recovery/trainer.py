@@ -21,7 +21,9 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import is_torch_bf16_gpu_available
 
+from surgery.checkpoint import write_json
 from surgery.data import IGNORED, Row, collate, draw_rows
+from surgery.data.streaming import RowStream, Snapshot
 from surgery.errors import SurgeryError, UsageError
 from surgery.recovery.errors import DivergedError
 from surgery.recovery.measuring import Losses, document_losses, mean_loss
@@ -29,20 +31,20 @@ from surgery.recovery.objectives import Teacher, inside, objective_sum
 from surgery.recovery.preparing import Layout, operation_parameters, optimizer_groups
 from surgery.recovery.processes import any_process
 from surgery.recovery.recipe import Recipe
-from surgery.recovery.state import Progress, TrainingFolder, mark_complete, progress_of
+from surgery.recovery.state import STREAM_NAME, Progress, TrainingFolder, mark_complete, progress_of
 
 OnProgress = Callable[[dict[str, Any]], None]
 TRAINED_NAME = "trained.safetensors"
 
 
 class Rows(torch.utils.data.Dataset[Row]):
-    """Rows as a dataset."""
+    """So many rows as a dataset, from a list or a stream, which are asked for in their order."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = rows
+    def __init__(self, rows: Sequence[Row] | RowStream, count: int) -> None:
+        self._rows, self._count = rows, count
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._count
 
     def __getitem__(self, position: int) -> Row:
         return self._rows[position]
@@ -124,6 +126,7 @@ class RecoveryTrainer(Trainer):
         train: rows of each source.
         weights: of the sources, by tokens.
         held_out: rows to measure on.
+        stream: of rows, where they are not all at hand; ``train`` then has the first ones.
         pad: token id that fills rows up.
         stage: its number.
         before: what earlier stages did.
@@ -144,6 +147,7 @@ class RecoveryTrainer(Trainer):
         train: Sequence[Sequence[Row]],
         held_out: Sequence[Row],
         weights: Sequence[float] = (1.0,),
+        stream: RowStream | None = None,
         pad: int = 0,
         stage: int = 0,
         before: Progress | None = None,
@@ -165,16 +169,20 @@ class RecoveryTrainer(Trainer):
         self._seconds_before = before.seconds if before else 0.0
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._kept = trained if kept is None else set(kept)
-        rows = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-        self._rows = draw_rows(train, weights, arguments.max_steps * rows, recipe.seed + stage)
+        self._per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+        self._per_step *= arguments.world_size
+        count = arguments.max_steps * self._per_step
+        self._stream = stream
+        drawn = draw_rows(train, weights, count, recipe.seed + stage) if stream is None else stream
+        self._rows = Rows(drawn, count)
         self._longest = max((row for source in train for row in source), key=lambda row: row.tokens)
         self._started = time.monotonic()
         self._fresh_tokens = 0
         super().__init__(
             model=model,
             args=arguments,
-            train_dataset=Rows(self._rows),
-            eval_dataset=Rows(held_out) if held_out else None,
+            train_dataset=self._rows,
+            eval_dataset=Rows(held_out, len(held_out)) if held_out else None,
             data_collator=partial(collate, pad=pad),
             callbacks=list(callbacks),
         )
@@ -426,6 +434,8 @@ class RecoveryTrainer(Trainer):
         if self.is_world_process_zero():
             step = self.state.global_step
             checkpoint = self._folder.stage_path(self._stage) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+            if self._stream is not None:
+                write_json(checkpoint / STREAM_NAME, self._stream.snapshot(step * self._per_step))
             mark_complete(checkpoint, Progress(self.step, self.tokens_seen, self.seconds, self._stage, step))
             self._folder.rotate(self._recipe.checkpoints.keep)
             if self._on_progress is not None:
@@ -440,6 +450,12 @@ class RecoveryTrainer(Trainer):
         progress = progress_of(checkpoint)
         self.tokens_seen, self._seconds_before = progress.tokens, progress.seconds
         return progress
+
+    def stream_snapshot(self) -> Snapshot | None:
+        """Where a stream stands after the steps that were taken."""
+        if self._stream is None:
+            return None
+        return self._stream.snapshot(self.state.global_step * self._per_step)
 
     @property
     def progress(self) -> Progress:

@@ -1,0 +1,66 @@
+"""Conversations as tokens, by the tokenizer's own template, with the answers marked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from surgery.errors import UsageError
+
+
+def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], name: str = "") -> tuple[list[int], list[bool]]:
+    """Token ids of a conversation, and which of them an assistant's answer consists of, its end mark included.
+
+    A template that marks its answers itself (``{% generation %}``) is believed. Otherwise the answer is what the
+    template adds to the conversation up to it, beyond the prompt for a generation.
+
+    Args:
+        tokenizer: of the model, with a chat template.
+        messages: ``role`` and ``content`` each.
+        name: of the conversation, for errors.
+
+    Raises:
+        UsageError: there is no template, it refuses the messages, or it rewrites earlier ones as later ones come.
+    """
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
+        raise UsageError(
+            "format: chat needs the tokenizer's chat template, and this tokenizer has none.",
+            hint="Use an instruct model's tokenizer, or format: text.",
+        )
+    if isinstance(template, str) and "{% generation" in template.replace("{%-", "{%"):
+        result = _render(tokenizer, messages, name, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        return list(result["input_ids"]), [bool(flag) for flag in result["assistant_masks"]]
+    text = _render(tokenizer, messages, name, tokenize=False)
+    spans: list[tuple[int, int]] = []
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        # What a generation would be given, and what stands there once it was made.
+        prompt = _render(tokenizer, messages[:number], name, tokenize=False, add_generation_prompt=True)
+        answered = _render(tokenizer, messages[: number + 1], name, tokenize=False)
+        if not answered.startswith(prompt) or not text.startswith(answered):
+            raise UsageError(
+                f"{name}: the chat template changes earlier messages when later ones come, so its answers cannot be "
+                "told apart.",
+                hint="Give conversations with one answer each, or a template with {% generation %} marks.",
+            )
+        spans.append((len(prompt), len(answered)))
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    marks = [
+        end > start and any(start < last and end > first for first, last in spans)
+        for start, end in encoded["offset_mapping"]
+    ]
+    return list(encoded["input_ids"]), marks
+
+
+def _render(tokenizer: Any, messages: Sequence[Mapping[str, str]], name: str, **options: Any) -> Any:
+    import jinja2
+
+    try:
+        return tokenizer.apply_chat_template([dict(message) for message in messages], **options)
+    except (jinja2.TemplateError, ValueError, TypeError, IndexError) as error:
+        raise UsageError(
+            f"{name}: the chat template refuses these messages: {str(error).splitlines()[0]}",
+            hint="Check roles and their order.",
+        ) from error

@@ -1,0 +1,245 @@
+"""Where documents come from: text files, JSONL, Parquet, hub data sets, each read in a fixed order from any position.
+
+JSONL, Parquet and hub data sets are read by ``datasets``, always streamed from local files (nothing is copied into a
+cache), and from the hub either streamed or downloaded once.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator
+
+from surgery.data.packing import split_documents
+from surgery.data.texts import Document, read_documents
+from surgery.errors import UsageError
+
+Position = dict[str, Any]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    weight: PositiveFloat = Field(
+        default=1.0, description="Share of the tokens, beside the other sources' weights. A small source is repeated."
+    )
+
+
+class _Files(_Options):
+    path: str | list[str] = Field(description="Files, folders and globs.")
+
+    @field_validator("path")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        if value in ("", []) or (isinstance(value, list) and "" in value):
+            raise ValueError("must name at least one file, folder or glob")
+        return value
+
+    @property
+    def patterns(self) -> list[str]:
+        """``path`` as a list."""
+        return [self.path] if isinstance(self.path, str) else list(self.path)
+
+
+class _Records(_Options):
+    field: str | None = Field(
+        default=None, min_length=1, description="Column with the text, or the messages; by default text or messages."
+    )
+    format: Literal["text", "chat"] = Field(
+        default="text",
+        description="chat: a list of messages with role and content, put through the tokenizer's template; the loss "
+        "counts the assistant's answers alone.",
+    )
+
+    @property
+    def column(self) -> str:
+        """``field``, or its default."""
+        return self.field or ("messages" if self.format == "chat" else "text")
+
+
+class TextSource(_Files):
+    """Text files, each one document or several with a separator between them."""
+
+    kind: Literal["text"]
+    separator: str | None = Field(default=None, min_length=1, description="Text between documents of one file.")
+
+
+class JsonlSource(_Files, _Records):
+    """JSON lines, one record each."""
+
+    kind: Literal["jsonl"]
+
+
+class ParquetSource(_Files, _Records):
+    """Parquet files."""
+
+    kind: Literal["parquet"]
+
+
+class HubSource(_Records):
+    """A data set of the hub."""
+
+    kind: Literal["hub"]
+    id: str = Field(min_length=1, description="As in user/name.")
+    config: str | None = Field(default=None, description="Its configuration, where it has several.")
+    split: str = Field(default="train", min_length=1, description="Which part of it.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit.")
+
+
+Source = TextSource | JsonlSource | ParquetSource | HubSource
+
+
+class Reader:
+    """Documents of one source, in order.
+
+    Args:
+        source: what to read.
+        number: of the source, noted on each document.
+        key: what the user calls it, for errors.
+        stream: read a hub data set as it comes, without downloading it first.
+    """
+
+    def __init__(self, source: Source, number: int, key: str, *, stream: bool) -> None:
+        self.source, self.number, self.key, self._stream = source, number, key, stream
+        self._files = [] if isinstance(source, HubSource) else _find(source.patterns, key)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells the same source from another: options, names and sizes of its files."""
+        files = [[path.as_posix(), path.stat().st_size] for path in self._files]
+        return {"options": self.source.model_dump(mode="json"), "files": files}
+
+    def documents(self, position: Position | None = None) -> Iterator[tuple[Document, Position]]:
+        """Each document and the position after it.
+
+        Args:
+            position: to go on from; from the start without it.
+
+        Raises:
+            UsageError: a file or data set cannot be read, or a record has no text.
+        """
+        if isinstance(self.source, TextSource):
+            yield from self._texts(self.source, position or {"file": 0, "piece": 0})
+            return
+        with _explained(self.key):
+            records = self._records(self.source)
+        if position is not None:
+            records.load_state_dict(position["state"])
+        row = position["row"] if position is not None else 0
+        iterator = iter(records)
+        while True:
+            with _explained(self.key):
+                record = next(iterator, None)
+            if record is None:
+                return
+            row += 1
+            document = self._document(record, row)
+            if document is not None:
+                yield document, {"state": records.state_dict(), "row": row}
+
+    def _texts(self, source: TextSource, position: Position) -> Iterator[tuple[Document, Position]]:
+        for number in range(position["file"], len(self._files)):
+            try:
+                found = read_documents([self._files[number]])
+            except UsageError as error:
+                if "empty" in error.message:
+                    continue
+                raise UsageError(f"{self.key}: {error.message}", hint=error.hint) from error
+            pieces = split_documents(found, source.separator)
+            for piece in range(position["piece"] if number == position["file"] else 0, len(pieces)):
+                document = pieces[piece]
+                yield Document(document.name, document.text, self.number), {"file": number, "piece": piece + 1}
+
+    def _records(self, source: JsonlSource | ParquetSource | HubSource) -> Any:
+        import datasets
+
+        # Its own account of an error comes on top of ours.
+        logging.getLogger("datasets").setLevel(logging.CRITICAL)
+        if isinstance(source, HubSource):
+            found = datasets.load_dataset(
+                source.id, source.config, split=source.split, revision=source.revision, streaming=self._stream
+            )
+            return found if self._stream else found.to_iterable_dataset()
+        builder = "json" if isinstance(source, JsonlSource) else "parquet"
+        files = [str(path) for path in self._files]
+        return datasets.load_dataset(builder, data_files=files, split="train", streaming=True)
+
+    def _document(self, record: Mapping[str, Any], row: int) -> Document | None:
+        source: Any = self.source
+        where = f"{self.key}: record {row}"
+        if source.column not in record:
+            raise UsageError(
+                f"{where} has no field {source.column!r}.", hint=f"It has {', '.join(map(str, record)) or 'none'}."
+            )
+        value = record[source.column]
+        if source.format == "chat":
+            messages = _messages(value, where, source.column)
+            text = json.dumps(messages, ensure_ascii=False)
+            return Document(f"{self.key}#{row}", text, self.number, tuple(messages)) if messages else None
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            raise UsageError(
+                f"{where}: {source.column!r} is {type(value).__name__}, not text.",
+                hint="Set field to the column with the text, or format to chat for messages.",
+            )
+        return Document(f"{self.key}#{row}", value, self.number) if value.strip() else None
+
+
+def _messages(value: Any, where: str, column: str) -> list[dict[str, str]]:
+    fits = isinstance(value, Sequence) and not isinstance(value, str)
+    messages = list(value) if fits else []
+    if not fits or not all(
+        isinstance(item, Mapping) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)
+        for item in messages
+    ):
+        raise UsageError(
+            f"{where}: {column!r} is no list of messages, each with a role and a content.",
+            hint='Such as [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].',
+        )
+    return [{"role": item["role"], "content": item["content"]} for item in messages]
+
+
+def _find(patterns: Sequence[str], key: str) -> list[Path]:
+    """The files that patterns name, each once, in order of their names."""
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            matches = [child for child in path.rglob("*") if child.is_file() and not child.name.startswith(".")]
+        elif path.is_file():
+            matches = [path]
+        else:
+            matches = [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
+        if not matches:
+            raise UsageError(
+                f"{key}: no file matches {pattern!r}.", hint="Files, folders or globs, relative to the current folder."
+            )
+        found.update(dict.fromkeys(matches))
+    return sorted(found)
+
+
+@contextmanager
+def _explained(key: str) -> Iterator[None]:
+    """Errors of the library as ours: one line of it, and what to do."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        hint = "Check the file, its format and the field."
+        if isinstance(error, ConnectionError) or "offline" in str(error).lower():
+            hint = (
+                "The hub cannot be reached (or HF_HUB_OFFLINE is set): download the data set once while online, or "
+                "give local files (kind: parquet or jsonl)."
+            )
+        elif type(error).__name__ in ("DatasetNotFoundError", "DataFilesNotFoundError"):
+            hint = "Check its id, and HF_TOKEN for one that is private or gated."
+        raise UsageError(f"{key}: {first}", hint=hint) from error
+
+
+AnySource = Annotated[Source, Field(discriminator="kind")]
