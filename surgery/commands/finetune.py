@@ -14,6 +14,7 @@ from rich.table import Table
 
 from surgery.commands import console
 from surgery.commands.app import app
+from surgery.errors import UsageError
 
 if TYPE_CHECKING:
     from surgery.evaluation.results import Estimate
@@ -31,6 +32,9 @@ def finetune(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run, exactly.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show steps, tokens, parameters, memory; no run.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="With --dry-run: a trial step, for an estimate of time and memory.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Start over; replace an output that is not empty.")] = False,
     json_: console.JsonOption = False,
     events: Annotated[Path | None, typer.Option(help="Write each event to this file, one JSON line each.")] = None,
@@ -49,6 +53,8 @@ def finetune(
     console.setup(verbose=verbose, quiet=quiet)
     from surgery import recovery
 
+    if measure and not dry_run:
+        raise UsageError("--measure goes with --dry-run.", hint="A run takes a trial step in any case.")
     overrides = list(set_ or [])
     if dtype:
         overrides.append(f"precision={dtype}")
@@ -60,6 +66,7 @@ def finetune(
             overrides=overrides,
             resume=resume,
             dry_run=dry_run,
+            measure=measure,
             force=force,
             device=device,
             attn_implementation=attn_implementation,
@@ -150,6 +157,15 @@ def _plan_table(plan: FinetunePlan) -> Table:
         f"{human(plan.memory.gradients)}, optimizer {human(plan.memory.optimizer)}, activations "
         f"{human(plan.memory.activations)}",
     }
+    if plan.estimate is not None:
+        measured = plan.estimate
+        rows["time (measured)"] = (
+            f"{_duration(measured.total_seconds)} on {measured.device}: training "
+            f"{_duration(measured.training_seconds)} at {', '.join(f'{each:.3g}' for each in measured.step_seconds)} s "
+            f"a step, held-out loss {_duration(measured.held_out_seconds)}, controls "
+            f"{_duration(measured.control_seconds)}"
+        )
+        rows["memory (measured)"] = f"{human(measured.peak_bytes)} at the peak of a trial step"
     for number, stage in enumerate(plan.stages):
         rows[f"stage {number + 1}"] = (
             f"{stage.name}: {stage.what}, {stage.objective}, {stage.steps:,} steps of {stage.tokens_per_step:,.0f} "
@@ -164,6 +180,12 @@ def _plan_table(plan: FinetunePlan) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 def _result_table(result: FinetuneResult) -> Table:

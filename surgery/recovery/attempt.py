@@ -82,25 +82,14 @@ class Attempt:
             DivergedError: loss or gradient stopped being finite, or rose for too long.
             TrainingStoppedError: interrupted, with a checkpoint to go on from.
         """
-        from transformers import set_seed
-
-        from surgery.recovery.variants import become
-
-        set_seed(self.setup.recipe.seed)
-        model = self._load()
-        become(model, self.variant, self.setup.layout)
-        self.model = prepare_model(model, self.setup.recipe, self.setup.layout, self.variant, self.stages)
-        trained = [choose_trained(self.model, stage, self.setup.layout, self.variant) for stage in self.stages]
-        self.kept = sorted({name for names in trained for name in names})
-        if not self.kept:
+        numbers = self.prepare()
+        if not numbers:
             return None
-        self.teacher = self._teacher()
         progress = progress_of(start) if start is not None else Progress(0, 0, 0.0)
-        numbers = [number for number, names in enumerate(trained) if names]
         outcome = Outcome(self.model, self._count(), progress)
         if start is None:
             for number in numbers:
-                self._trainer(number, progress).trial(self.stages[number].data.sequence_length)
+                self.trainer(number, progress).trial(self.stages[number].data.sequence_length)
             self._tell({"event": "trial"})
         self._measure_before(outcome, numbers[0], fresh=start is None)
         snapshot = stream_of(start) if start is not None else None
@@ -108,7 +97,7 @@ class Attempt:
             if number < progress.stage:
                 continue
             resumed = start if number == progress.stage else None
-            trainer = self._trainer(number, progress if resumed is None else self._before(progress), snapshot)
+            trainer = self.trainer(number, progress if resumed is None else self._before(progress), snapshot)
             self._learn(trainer, resumed)
             progress = trainer.progress
             # The next stage reads on where this one stopped, as its own first row.
@@ -127,6 +116,21 @@ class Attempt:
         return outcome
 
     # --------------------------------------------------------------------------------------------------- parts
+
+    def prepare(self) -> list[int]:
+        """Load the model and make it ready; the numbers of the stages that train anything of it."""
+        from transformers import set_seed
+
+        from surgery.recovery.variants import become
+
+        set_seed(self.setup.recipe.seed)
+        model = self._load()
+        become(model, self.variant, self.setup.layout)
+        self.model = prepare_model(model, self.setup.recipe, self.setup.layout, self.variant, self.stages)
+        trained = [choose_trained(self.model, stage, self.setup.layout, self.variant) for stage in self.stages]
+        self.kept = sorted({name for names in trained for name in names})
+        self.teacher = self._teacher() if self.kept else None
+        return [number for number, names in enumerate(trained) if names]
 
     def _load(self) -> Any:
         from surgery.loading import RunOptions, load_model
@@ -153,7 +157,8 @@ class Attempt:
             on_first(lambda: self.folder.append(row))
         return Teacher(model)
 
-    def _trainer(self, number: int, before: Progress, snapshot: dict[str, Any] | None = None) -> RecoveryTrainer:
+    def trainer(self, number: int, before: Progress, snapshot: dict[str, Any] | None = None) -> RecoveryTrainer:
+        """Of one stage; what it trains is switched on."""
         from surgery.recovery.trainer import RatesCallback, RecoveryTrainer, training_arguments
 
         stage, setup = self.stages[number], self.setup
@@ -210,7 +215,7 @@ class Attempt:
         if not fresh:
             outcome.losses.update(self.folder.losses())
             return
-        trainer = self._trainer(number, outcome.progress)
+        trainer = self.trainer(number, outcome.progress)
         with original(self.model):
             outcome.losses["source"] = trainer.held_out_losses()
         outcome.losses["converted"] = trainer.held_out_losses()

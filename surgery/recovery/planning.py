@@ -10,6 +10,7 @@ from typing import Any
 from surgery.checkpoint import Checkpoint
 from surgery.data import Row
 from surgery.recovery.dataset import TrainingData
+from surgery.recovery.estimating import Estimate
 from surgery.recovery.preparing import Layout, is_operation, lora_targets, trained_names
 from surgery.recovery.recipe import Recipe, TrainLora
 
@@ -78,6 +79,7 @@ class FinetunePlan:
     teacher: str | None = None
     controls: tuple[str, ...] = ()
     stages: tuple[StagePlan, ...] = ()
+    estimate: Estimate | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -229,6 +229,15 @@ class Checkpoints(_Section):
     keep: PositiveInt = Field(default=2, description="How many of the latest are kept.")
 
 
+class Guard(_Section):
+    """Stops a run whose loss stays far above what it was, and keeps the last checkpoint from before."""
+
+    steps: NonNegativeInt = Field(default=20, description="So many steps in a row; 0 for no guard.")
+    rise: PositiveFloat = Field(
+        default=0.5, description="Share by which each of them is above the lowest mean loss over as many steps."
+    )
+
+
 class StageData(_Section):
     """What a stage may say about the data."""
 
@@ -276,6 +285,7 @@ class Recipe(_Section):
     )
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
+    guard: Guard = Guard()
     control: bool | ControlName | Annotated[list[ControlName], Field(min_length=1)] = Field(
         default=False,
         description="Run the same tokens and seed on other models and compare. untouched (or true): the model without "

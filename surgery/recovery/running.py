@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from surgery.checkpoint import check_output, open_checkpoint, resolve
 from surgery.data.chat import encode_chat
 from surgery.errors import UsageError
 from surgery.recovery.attempt import Setup
-from surgery.recovery.dataset import read_data
+from surgery.recovery.dataset import Encode, EncodeChat, read_data
+from surgery.recovery.estimating import estimate
 from surgery.recovery.planning import make_plan
 from surgery.recovery.preparing import Layout, trained_names
 from surgery.recovery.reading import read_recipe
@@ -28,6 +30,7 @@ def finetune(
     overrides: Sequence[str] = (),
     resume: bool = False,
     dry_run: bool = False,
+    measure: bool = False,
     force: bool = False,
     device: str = "auto",
     attn_implementation: str | None = None,
@@ -42,7 +45,9 @@ def finetune(
         recipe: a YAML file, or a recipe in Python.
         overrides: ``a.b=c`` each, as ``--set``.
         resume: go on with the run that was interrupted. Exact: the same steps, losses and weights.
-        dry_run: read the text and plan, train nothing.
+        dry_run: read the text and plan, train nothing; no weights are read and torch is not imported.
+        measure: with ``dry_run``, load the model all the same and take a trial step of each stage, for an estimate of
+            time and memory.
         force: start over where an interrupted run is, and replace an output that is not empty.
         device: auto, cpu, cuda or mps.
         attn_implementation: attention backend; by default transformers' choice.
@@ -68,18 +73,13 @@ def finetune(
     for control in valid.controls:
         check_control(control, layout)
     output = check_output(Path(valid.output), force=force, source=source.folder)
-    from surgery.loading import load_tokenizer
-
-    tokenizer = load_tokenizer(source.folder)
-    data = read_data(
-        valid,
-        lambda texts: tokenizer(texts, verbose=False)["input_ids"],
-        lambda messages, name: encode_chat(tokenizer, messages, name),
-    )
+    light = dry_run and not measure
+    tokenizer = _light_tokenizer(source.folder) if light and not _has_chat(valid) else None
+    data = read_data(valid, *_encoders(source.folder)) if tokenizer is None else read_data(valid, tokenizer)
     plan = make_plan(valid, checkpoint, layout, data)
     if on_progress is not None:
         on_progress({"event": "plan", **plan.to_dict()})
-    if dry_run:
+    if light:
         return FinetuneResult(plan)
     setup = Setup(
         recipe=valid,
@@ -88,15 +88,50 @@ def finetune(
         layout=layout,
         data=data,
         plan=plan,
-        pad=tokenizer.pad_token_id or 0,
+        pad=_pad(source.folder),
         device=device,
         attn_implementation=attn_implementation,
         again=_command(recipe, overrides),
         on_progress=on_progress,
     )
+    if dry_run:
+        return FinetuneResult(replace(plan, estimate=estimate(setup)))
     session = Session(setup, output)
     with session.folder.alone():
         return session.run(resume=resume, force=force)
+
+
+def _has_chat(recipe: Recipe) -> bool:
+    return any(getattr(source, "format", "text") == "chat" for _, source in recipe.data.all_sources)
+
+
+def _light_tokenizer(folder: Path) -> Encode | None:
+    """tokenizer.json alone, which a plan can count with; None where there is none."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return lambda texts: [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+
+
+def _encoders(folder: Path) -> tuple[Encode, EncodeChat]:
+    from surgery.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    return (
+        lambda texts: tokenizer(texts, verbose=False)["input_ids"],
+        lambda messages, name: encode_chat(tokenizer, messages, name),
+    )
+
+
+def _pad(folder: Path) -> int:
+    from surgery.loading import load_tokenizer
+
+    return load_tokenizer(folder).pad_token_id or 0
 
 
 def _check_placeholders(recipe: Recipe) -> None:

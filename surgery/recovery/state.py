@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from surgery.checkpoint import dump_json, fsync_folder, fsync_tree, load_json
+from surgery.checkpoint import dump_json, fsync_folder, fsync_tree, human, load_json
 from surgery.checkpoint.locking import FileLock
-from surgery.errors import UsageError
+from surgery.errors import SurgeryError, UsageError
 from surgery.recovery.recipe import Recipe
 
 MARKER = "complete.json"
@@ -31,7 +31,7 @@ _LOSSES = "held-out.npz"
 _PREFIX = "checkpoint-"
 _STAGE = "stage-"
 # What may differ when a run is resumed, because it does not change what is computed.
-_FREE = frozenset({"checkpoints", "report_to"})
+_FREE = frozenset({"checkpoints", "report_to", "guard"})
 
 
 @dataclass(frozen=True)
@@ -127,16 +127,25 @@ class TrainingFolder:
 
     def last_complete(self) -> Path | None:
         """The latest checkpoint that has its marker."""
-        complete = [path for path in self._checkpoints() if (path / MARKER).is_file()]
+        complete = self._complete()
         return complete[-1] if complete else None
 
-    def rotate(self, keep: int) -> None:
-        """Delete all complete checkpoints but the latest ``keep``."""
-        complete = [path for path in self._checkpoints() if (path / MARKER).is_file()]
+    def rotate(self, keep: int, rising_since: int | None = None) -> None:
+        """Delete all complete checkpoints but the latest ``keep``.
+
+        While the loss is rising, the latest from before that stays as well.
+        """
+        complete = self._complete()
+        good = [path for path in complete if rising_since is not None and progress_of(path).step < rising_since]
         for path in complete[:-keep]:
-            # The marker first: half a checkpoint must not look like one.
-            (path / MARKER).unlink()
-            shutil.rmtree(path)
+            if path not in good[-1:]:
+                _delete(path)
+
+    def delete_from(self, step: int) -> None:
+        """Delete the complete checkpoints of a step and of those after it."""
+        for path in self._complete():
+            if progress_of(path).step >= step:
+                _delete(path)
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of the log; a last line that a kill cut short is left out."""
@@ -171,9 +180,31 @@ class TrainingFolder:
         return found
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a row to the log."""
-        with self.log_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        """Add a row to the log.
+
+        Raises:
+            SurgeryError: the disk does not take it; half a row at the end is left out when the log is read.
+        """
+        try:
+            with self.log_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+        except OSError as error:
+            raise self.unwritten("the log", error) from error
+
+    def unwritten(self, what: str, error: Exception) -> SurgeryError:
+        """What to say when the disk does not take something; earlier checkpoints are as they were."""
+        last = self.last_complete()
+        kept = (
+            f"{last.relative_to(self.output.parent)} is complete, and --resume goes on from it."
+            if last
+            else "No checkpoint had been saved yet."
+        )
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        free = human(shutil.disk_usage(self.output.parent).free)
+        return SurgeryError(
+            f"{what[0].upper()}{what[1:]} could not be written: {reason} ({free} free).",
+            hint=f"Free some space. {kept}",
+        )
 
     def remove(self) -> None:
         """Delete the folder, once the output is complete."""
@@ -185,6 +216,9 @@ class TrainingFolder:
         temporary = self.log_path.with_suffix(".new")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(self.log_path)
+
+    def _complete(self) -> list[Path]:
+        return [path for path in self._checkpoints() if (path / MARKER).is_file()]
 
     def _checkpoints(self) -> list[Path]:
         stages = {0: self.path, **{_number(path, _STAGE) - 1: path for path in self.path.glob(f"{_STAGE}*")}}
@@ -214,6 +248,12 @@ class TrainingFolder:
 def _number(path: Path, prefix: str) -> int:
     number = path.name.removeprefix(prefix)
     return int(number) if number.isdecimal() else -1
+
+
+def _delete(checkpoint: Path) -> None:
+    # The marker first: half a checkpoint must not look like one.
+    (checkpoint / MARKER).unlink()
+    shutil.rmtree(checkpoint)
 
 
 def mark_complete(checkpoint: Path, progress: Progress) -> None:

@@ -8,6 +8,7 @@ hide a NaN, pickle its arguments, or count half a checkpoint.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
@@ -26,6 +28,7 @@ from surgery.data import IGNORED, Row, collate, draw_rows
 from surgery.data.streaming import RowStream, Snapshot
 from surgery.errors import SurgeryError, UsageError
 from surgery.recovery.errors import DivergedError
+from surgery.recovery.guard import DivergenceGuard
 from surgery.recovery.measuring import Losses, document_losses, mean_loss
 from surgery.recovery.objectives import Teacher, inside, objective_sum
 from surgery.recovery.preparing import Layout, operation_parameters, optimizer_groups
@@ -33,6 +36,7 @@ from surgery.recovery.processes import any_process
 from surgery.recovery.recipe import Recipe
 from surgery.recovery.state import STREAM_NAME, Progress, TrainingFolder, mark_complete, progress_of
 
+_SMALLER = "Try a smaller optimizer.scale_lr or optimizer.lr, a longer warmup, or a smaller clip."
 OnProgress = Callable[[dict[str, Any]], None]
 TRAINED_NAME = "trained.safetensors"
 
@@ -164,6 +168,7 @@ class RecoveryTrainer(Trainer):
         self._stage = stage
         self._offset = before.step if before else 0
         self._teacher = teacher
+        self._guard = DivergenceGuard.of(recipe)
         self._on_progress = on_progress
         self.tokens_seen = before.tokens if before else 0
         self._seconds_before = before.seconds if before else 0.0
@@ -247,16 +252,29 @@ class RecoveryTrainer(Trainer):
         return norm
 
     def _diverged(self, what: str) -> DivergedError:
-        last = self._folder.last_complete()
-        kept = (
-            f"The last good checkpoint is {last.parent.name}/{last.name}, and --resume goes on from it."
-            if last
-            else "No checkpoint had been saved yet."
-        )
         return DivergedError(
             f"Step {self.step + 1}: {what}. Training was stopped before the weights were touched.",
-            hint=f"{kept} Try a smaller optimizer.scale_lr or optimizer.lr, a longer warmup, or a smaller clip.",
+            hint=f"{self._kept_checkpoint()} {_SMALLER}",
         )
+
+    def _risen(self) -> DivergedError:
+        """The loss has stayed up: what was saved since it rose goes, so that the last checkpoint is a good one."""
+        since, limit = self._guard.since, self._guard.limit
+        assert since is not None and limit is not None
+        if self.is_world_process_zero():
+            self._folder.delete_from(since)
+        return DivergedError(
+            f"Step {self.step}: the loss has been above {limit:.4f} since step {since}, after a lowest mean of "
+            f"{self._guard.lowest:.4f} over {self._recipe.guard.steps} steps. Training was stopped.",
+            hint=f"{self._kept_checkpoint()} {_SMALLER} guard.rise and guard.steps say how much is borne.",
+        )
+
+    def _kept_checkpoint(self) -> str:
+        last = self._folder.last_complete()
+        if last is None:
+            return "No checkpoint had been saved yet."
+        place = last.relative_to(self._folder.output.parent)
+        return f"The last good checkpoint is {place}, and --resume goes on from it."
 
     # ------------------------------------------------------------------------------------------------- measuring
 
@@ -270,6 +288,15 @@ class RecoveryTrainer(Trainer):
                 device=self.args.device,
                 pad=self._pad,
             )
+
+    def held_out_seconds(self) -> float:
+        """How long one measurement of the held-out rows takes, from some of them."""
+        some = self._held_out[: 2 * self._recipe.batch.sequences]
+        if not some:
+            return 0.0
+        started = time.perf_counter()
+        document_losses(self.module, some, size=self._recipe.batch.sequences, device=self.args.device, pad=self._pad)
+        return (time.perf_counter() - started) * len(self._held_out) / len(some)
 
     def held_out_loss(self) -> float | None:
         """Mean of them; None without any."""
@@ -320,6 +347,8 @@ class RecoveryTrainer(Trainer):
             row["seconds"] = round(self.seconds, 3)
             self._folder.append(row)
             self._tell(row)
+        if "loss" in row and self._guard.add(self.step, logs["loss"]):
+            raise self._risen()
         super().log(logs, start_time)
 
     def note_rates(self) -> None:
@@ -429,17 +458,26 @@ class RecoveryTrainer(Trainer):
         save_file(self.trained_tensors(), folder / TRAINED_NAME)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            step = self.state.global_step
-            checkpoint = self._folder.stage_path(self._stage) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-            if self._stream is not None:
-                write_json(checkpoint / STREAM_NAME, self._stream.snapshot(step * self._per_step))
-            mark_complete(checkpoint, Progress(self.step, self.tokens_seen, self.seconds, self._stage, step))
-            self._folder.rotate(self._recipe.checkpoints.keep)
-            if self._on_progress is not None:
-                self._on_progress({"event": "checkpoint", "step": self.step})
+        step = self.state.global_step
+        checkpoint = self._folder.stage_path(self._stage) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                self._complete(checkpoint)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # torch and safetensors have errors of their own for a disk that is full.
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            raise self._folder.unwritten(f"the checkpoint of step {self.step}", error) from error
+
+    def _complete(self, checkpoint: Path) -> None:
+        step = self.state.global_step
+        if self._stream is not None:
+            write_json(checkpoint / STREAM_NAME, self._stream.snapshot(step * self._per_step))
+        mark_complete(checkpoint, Progress(self.step, self.tokens_seen, self.seconds, self._stage, step))
+        self._folder.rotate(self._recipe.checkpoints.keep, self._guard.since)
+        if self._on_progress is not None:
+            self._on_progress({"event": "checkpoint", "step": self.step})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.restore(Path(resume_from_checkpoint))
@@ -463,7 +501,9 @@ class RecoveryTrainer(Trainer):
         return Progress(self.step, self.tokens_seen, self.seconds, self._stage, self.state.global_step)
 
     def start_clock(self) -> None:
-        """Time and rate count from here."""
+        """Time and rate count from here, and the guard knows what was before."""
+        self._guard = DivergenceGuard.of(self._recipe)
+        self._guard.add_rows(self._folder.rows(), self._stage)
         self._started, self._fresh_tokens = time.monotonic(), 0
 
     def _devices(self) -> list[torch.device]:

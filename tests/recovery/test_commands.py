@@ -144,3 +144,11 @@ def test_exit_codes(surgery_command: Any, recipe_file: Path, converted: Converte
     assert code("--resume") == 2
     assert code("--dtype", "float16") == 2
     assert surgery_command("finetune", "missing.yaml").code == 2
+
+
+def test_measure(surgery_command: Any, recipe_file: Path) -> None:
+    shown = surgery_command("finetune", str(recipe_file), "--dry-run", "--measure")
+    assert "time (measured)" in shown.out and "memory (measured)" in shown.out, shown.err
+    document = json.loads(surgery_command("finetune", str(recipe_file), "--dry-run", "--measure", "--json").out)
+    assert document["plan"]["estimate"]["step_seconds"]
+    assert surgery_command("finetune", str(recipe_file), "--measure").code == 2
