@@ -52,8 +52,8 @@ def main(model: str, folder: Path) -> None:
     run("verify", converted, "--against", model)
     run("finetune", Path(__file__).parent.parent / "recipes" / "ssmax-scale.yaml", "--set", f"model={converted}",
         "--set", f"data.text={training}", "--set", f"output={trained}",
-        "--set", "budget.tokens=10000", "--set", "evaluation.sequences=4", "--force")  # fmt: skip
-    run("evaluate", trained, "--against", model, "--text", measuring, "--length", "1024", "--documents", "6",
+        "--set", "budget.tokens=8000", "--set", "evaluation.sequences=2", "--force")  # fmt: skip
+    run("evaluate", trained, "--against", model, "--text", measuring, "--length", "1024", "--documents", "4",
         "-o", report)  # fmt: skip
     print(f"\n{time.monotonic() - began:.0f} s. The report: {report / 'report.html'}")
 
