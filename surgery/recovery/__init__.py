@@ -4,6 +4,7 @@ Nothing here imports torch until a run begins.
 """
 
 from surgery.recovery.errors import DivergedError, Problem, RecipeError, TrainingStoppedError
+from surgery.recovery.merging import MergeResult, merge
 from surgery.recovery.planning import FinetunePlan
 from surgery.recovery.reading import dump_recipe, read_recipe
 from surgery.recovery.recipe import Recipe, json_schema
@@ -14,6 +15,7 @@ __all__ = [
     "DivergedError",
     "FinetunePlan",
     "FinetuneResult",
+    "MergeResult",
     "Problem",
     "Recipe",
     "RecipeError",
@@ -21,5 +23,6 @@ __all__ = [
     "dump_recipe",
     "finetune",
     "json_schema",
+    "merge",
     "read_recipe",
 ]

@@ -2,44 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from surgery.recovery.preparing import is_operation, operation_parameters
+from surgery.checkpoint import Checkpoint, Source, sha256_json, tensor_bytes, write_json
+from surgery.recovery.preparing import is_operation
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+BASE_RECORD = "base.json"
+
+
+def base_identity(checkpoint: Checkpoint) -> str:
+    """Hash of what a base is: its config, the names, dtypes and shapes of its tensors, and the operation's numbers.
+
+    Not of all its weights, which would be read for it.
+    """
+    tensors = {name: [info.dtype, list(info.shape)] for name, info in checkpoint.tensors.items()}
+    numbers = {
+        name: bytes(tensor_bytes(checkpoint.folder / info.shard, info)).hex()
+        for name, info in checkpoint.tensors.items()
+        if is_operation(name)
+    }
+    return sha256_json({"config": checkpoint.config, "tensors": tensors, "numbers": numbers})
 
 
 class Adapter:
     """A trained adapter, taken before it is merged."""
 
-    def __init__(self, model: Any, base: str) -> None:
+    def __init__(self, model: Any, source: Source, checkpoint: Checkpoint, trained: Sequence[str]) -> None:
         """Take the adapter's state.
+
+        Args:
+            model: with the adapter on.
+            source: of the base.
+            checkpoint: of the base.
+            trained: names of all parameters that were trained.
 
         Raises:
             RuntimeError: it lacks trained parameters of the operation.
         """
         from peft import get_peft_model_state_dict
 
-        self._model, self._base = model, base
+        self._model, self._source, self._checkpoint = model, source, checkpoint
         state = get_peft_model_state_dict(model)
         self._state = {name: tensor.detach().to("cpu").clone().contiguous() for name, tensor in state.items()}
-        trained = operation_parameters(model)
         held = [name for name in self._state if is_operation(name)]
-        if len(held) != len(trained):
-            raise RuntimeError(f"the adapter holds {len(held)} of {len(trained)} parameters of the operation")
+        wanted = [name for name in trained if is_operation(name)]
+        if len(held) < len(wanted):
+            raise RuntimeError(f"the adapter holds {len(held)} of {len(wanted)} parameters of the operation")
 
-    def write(self, folder: Path) -> None:
-        """As PEFT saves it, with the base by name rather than by path."""
+    def write(self, folder: Path, base: str | None = None) -> None:
+        """As PEFT saves it, with the base by name rather than by path unless ``base`` says what it is called."""
         from safetensors.torch import save_file
 
-        folder.mkdir()
-        config = self._config()
-        save_file(self._state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        config.save_pretrained(str(folder))
+        folder.mkdir(exist_ok=True)
+        save_file(self._state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        self._config(base or self._source.name).save_pretrained(str(folder))
+        record = {"name": self._source.name, "commit": self._source.commit, "sha256": base_identity(self._checkpoint)}
+        write_json(folder / BASE_RECORD, record)
 
-    def _config(self) -> Any:
+    def _config(self, base: str) -> Any:
         import copy
 
         config = copy.deepcopy(self._model.peft_config["default"])
-        config.base_model_name_or_path = self._base
+        config.base_model_name_or_path = base
         config.inference_mode = True
         return config

@@ -56,10 +56,14 @@ class Setup:
 
 @dataclass
 class Outcome:
-    """A model that went through its stages, and its losses by name: before (source, converted) and after."""
+    """A model that went through its stages, and its losses by name: before (source, converted) and after.
+
+    ``learned`` is how many numbers any stage trained, ``kept`` the names of their parameters.
+    """
 
     model: Any
     learned: int
+    kept: list[str]
     progress: Progress
     losses: dict[str, Losses] = field(default_factory=dict)
     scale: Mapping[str, Any] = field(default_factory=dict)
@@ -86,7 +90,7 @@ class Attempt:
         if not numbers:
             return None
         progress = progress_of(start) if start is not None else Progress(0, 0, 0.0)
-        outcome = Outcome(self.model, self._count(), progress)
+        outcome = Outcome(self.model, self._count(), self.kept, progress)
         if start is None:
             for number in numbers:
                 self.trainer(number, progress).trial(self.stages[number].data.sequence_length)

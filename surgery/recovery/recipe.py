@@ -135,6 +135,11 @@ class TrainLora(_Train):
     alpha: PositiveFloat = Field(default=32.0, description="The change is multiplied by alpha / rank.")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Dropout before the low-rank change.")
     rslora: bool = Field(default=False, description="Multiply by alpha / sqrt(rank) instead.")
+    merge: bool = Field(
+        default=True,
+        description="Add the change to the weights in the end; otherwise the output is the adapter, for PEFT and "
+        "`surgery merge`, and names its base.",
+    )
     dora: bool = Field(default=False, description="Learn magnitude and direction apart (DoRA).")
     targets: Literal["auto"] | list[str] = Field(
         default="auto", description="Names of linear layers in the attention; auto takes all of them."

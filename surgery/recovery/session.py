@@ -21,7 +21,7 @@ from surgery.recovery.processes import on_first
 from surgery.recovery.reading import dump_recipe
 from surgery.recovery.recipe import TrainLora
 from surgery.recovery.state import TrainingFolder, progress_of
-from surgery.recovery.writing import Record, changed_tensors, plan_space, write_result
+from surgery.recovery.writing import Record, changed_tensors, plan_space, write_adapter, write_result
 
 if TYPE_CHECKING:
     from surgery.recovery.trainer import StopCallback
@@ -154,6 +154,7 @@ class Session:
             "held_out_tokens": setup.plan.held_out_tokens,
             "comparison": None if result.comparison is None else result.comparison.to_dict(),
             "data_sha256": setup.data.fingerprint,
+            "merged": made.merge,
             "weights_changed": any(not is_operation(name) for name in made.names),
         }
         logs = {f"log-{name}": self.folder.part(f"control-{name}") for name in controls}
@@ -162,10 +163,19 @@ class Session:
             recipe=dump_recipe(recipe),
             log=self.folder.log_path.read_text(encoding="utf-8"),
             draw=lambda path: training_curves(rows, path),
-            adapter=made.adapter.write if made.adapter else None,
+            adapter=made.adapter.write if made.adapter and made.merge else None,
             logs={name: part.log_path.read_text(encoding="utf-8") for name, part in logs.items() if part.rows()},
         )
-        write_result(setup.checkpoint, self.output, made.changed, record, force=force)
+        if made.merge:
+            write_result(setup.checkpoint, self.output, made.changed, record, force=force)
+        else:
+            own = made.adapter
+            assert own is not None
+
+            def write(folder: Path) -> None:
+                own.write(folder, recipe.model)
+
+            write_adapter(setup.checkpoint, self.output, write, record, force=force)
         self.folder.remove()
 
     def _who_teaches(self) -> str | None:
@@ -194,7 +204,12 @@ class _Made:
     def __init__(self, outcome: Outcome, setup: Setup) -> None:
         stages, layout = setup.stage_recipes(), setup.layout
         lora = next((stage for stage in stages if isinstance(stage.train, TrainLora)), None)
-        self.adapter = Adapter(outcome.model, setup.source.name) if lora is not None else None
+        self.adapter = None
+        self.merge = True
+        if lora is not None:
+            assert isinstance(lora.train, TrainLora)
+            self.adapter = Adapter(outcome.model, setup.source, setup.checkpoint, outcome.kept)
+            self.merge = lora.train.merge
         model = merged(outcome.model)
         outcome.model = None
         own = [name for name, _ in model.named_parameters()]

@@ -6,7 +6,7 @@ dtype that it had. Changed weights get a name that begins with ``trained``: they
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 HISTORY = "surgery/history.json"
 _TORCH_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _TRAINED = "trained-"
+_TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "spiece")
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class Record:
     """What goes into ``OUT/surgery`` beside the weights: an entry of the history, and files by name."""
 
     entry: Mapping[str, Any]
-    recipe: str
-    log: str
-    draw: Any  # called with the path of the picture
+    recipe: str | None = None
+    log: str | None = None
+    draw: Any = None  # called with the path of the picture
     adapter: Any = None  # called with the folder of the adapter
     logs: Mapping[str, str] = field(default_factory=dict)  # of the controls
 
@@ -75,7 +76,13 @@ def changed_tensors(model: nn.Module, names: Sequence[str]) -> dict[str, torch.T
 
 
 def write_result(
-    source: Checkpoint, output: Path, changed: Mapping[str, torch.Tensor], record: Record, *, force: bool = False
+    source: Checkpoint,
+    output: Path,
+    changed: Mapping[str, torch.Tensor],
+    record: Record,
+    *,
+    force: bool = False,
+    verify: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write the trained checkpoint: staged, then renamed.
 
@@ -85,6 +92,7 @@ def write_result(
         changed: trained tensors by their name in ``source``.
         record: what is remembered of the training.
         force: replace an output that is not empty.
+        verify: called with the staged folder before it appears; what it raises leaves nothing behind.
 
     Raises:
         CheckpointError: a trained tensor is not in the source or has another shape; the disk does not take it.
@@ -112,6 +120,27 @@ def write_result(
             target.parent.mkdir(parents=True, exist_ok=True)
             if name != HISTORY:
                 place_file(source.folder / name, target)
+        _write_record(source, staged.path, record)
+        if verify is not None:
+            verify(staged.path)
+        return staged.commit()
+
+
+def write_adapter(source: Checkpoint, output: Path, adapter: Any, record: Record, *, force: bool = False) -> Path:
+    """Write an adapter that was not merged: PEFT's files, the tokenizer, and the record of the training.
+
+    Args:
+        source: the base.
+        output: where it goes.
+        adapter: called with the folder to write PEFT's files into.
+        record: what is remembered of the training.
+        force: replace an output that is not empty.
+    """
+    with StagedFolder(output, force=force, source=source.folder) as staged:
+        for name in source.other_files:
+            if "/" not in name and name.startswith(_TOKENIZER):
+                place_file(source.folder / name, staged.path / name)
+        adapter(staged.path)
         _write_record(source, staged.path, record)
         return staged.commit()
 
@@ -160,11 +189,14 @@ def _write_record(source: Checkpoint, folder: Path, record: Record) -> None:
     place = folder / "surgery"
     place.mkdir(exist_ok=True)
     taken = {path.name for path in place.iterdir()}
-    files = {kind: _free(kind, taken) for kind in ("recipe.yaml", "log.jsonl", "training.png")}
-    (place / files["recipe.yaml"]).write_text(record.recipe, encoding="utf-8")
-    (place / files["log.jsonl"]).write_text(record.log, encoding="utf-8")
-    record.draw(place / files["training.png"])
-    entry = {**record.entry, "recipe": files["recipe.yaml"], "log": files["log.jsonl"], "curves": files["training.png"]}
+    entry = dict(record.entry)
+    for key, name, text in (("recipe", "recipe.yaml", record.recipe), ("log", "log.jsonl", record.log)):
+        if text is not None:
+            entry[key] = _free(name, taken)
+            (place / entry[key]).write_text(text, encoding="utf-8")
+    if record.draw is not None:
+        entry["curves"] = _free("training.png", taken)
+        record.draw(place / entry["curves"])
     for name, text in record.logs.items():
         file = _free(f"{name}.jsonl", taken)
         (place / file).write_text(text, encoding="utf-8")

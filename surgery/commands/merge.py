@@ -1,0 +1,41 @@
+"""``surgery merge``: an adapter into the weights of its base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from surgery.commands import console
+from surgery.commands.app import app
+
+
+@app.command()
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="Folder of a LoRA adapter, such as OUT/adapter.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the merged checkpoint.")],
+    base: Annotated[str | None, typer.Option(help="Folder or hub id; by default what the adapter names.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output.")] = False,
+    device: console.DeviceOption = "auto",
+    json_: console.JsonOption = False,
+    verbose: console.VerboseOption = False,
+    quiet: console.QuietOption = False,
+) -> None:
+    """Add an adapter to its base, and write the result once it is shown to be the same model."""
+    console.setup(verbose=verbose, quiet=quiet)
+    from surgery.recovery.merging import merge as merge_adapter
+
+    with console.progress() as bar:
+        bar.add_task("merging and comparing", total=None, rate="")
+        result = merge_adapter(adapter, output=output, base=base, force=force, device=device)
+    if json_:
+        console.emit("merge", result.to_dict())
+    else:
+        console.out.print(
+            f"wrote {result.output}: {result.changed_tensors} tensors changed, {result.operation_tensors} of them the "
+            f"operation's; logits differ from the adapter on its base by {result.logit_difference:.1e} "
+            f"(allowed {result.tolerance:.0e})",
+            markup=False,
+            soft_wrap=True,
+        )

@@ -1,0 +1,199 @@
+"""A LoRA adapter into the weights of its base, shown to be the same model before anything appears."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery.checkpoint import (
+    Checkpoint,
+    Source,
+    check_output,
+    load_json,
+    open_checkpoint,
+    resolve,
+    sha256_file,
+    sha256_json,
+)
+from surgery.errors import CheckpointError, PlanRefusedError, UsageError, VerificationError
+from surgery.recovery.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_RECORD, base_identity
+from surgery.recovery.preparing import is_operation
+from surgery.recovery.writing import Record, changed_tensors, plan_space, write_result
+
+_PROBE = (2, 48)
+# Root mean square of the difference over that of the logits. Rounding weights to bfloat16 alone costs about 0.5%.
+_TOLERANCE = {"F32": 1e-5, "F16": 2e-2, "BF16": 5e-2}
+_TIED = ("lm_head", "embed_tokens", "embed_in", "embed_out", "wte")
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What was merged, and how far the result's logits are from adapter on base (relative, root mean square)."""
+
+    output: Path
+    base: str
+    changed_tensors: int
+    operation_tensors: int
+    logit_difference: float
+    tolerance: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "output": str(self.output)}
+
+
+def merge(
+    adapter: str | Path,
+    *,
+    output: str | Path,
+    base: str | Path | None = None,
+    force: bool = False,
+    device: str = "auto",
+) -> MergeResult:
+    """Add a LoRA adapter, the operation's parameters among it, to its base and write a full checkpoint.
+
+    Args:
+        adapter: folder with adapter_config.json and adapter_model.safetensors.
+        output: folder for the result, in the format and dtypes of the base.
+        base: folder or hub id; by default what the adapter names.
+        force: replace an output that is not empty.
+        device: that compares.
+
+    Raises:
+        UsageError: the folder is no adapter, the base is not found.
+        CheckpointError: the adapter was trained on another base, or does not fit.
+        PlanRefusedError: an adapter of another kind, or one that would pull tied weights apart.
+        VerificationError: the result, loaded again, is not the same model; nothing was written.
+    """
+    folder = Path(adapter).expanduser()
+    config = _adapter_config(folder)
+    source = _base(folder, config, base)
+    checkpoint = open_checkpoint(source)
+    target = check_output(Path(output), force=force, source=source.folder)
+    _check(folder, config, checkpoint)
+    plan_space(checkpoint, target)
+    from surgery.loading import RunOptions, load_model
+
+    options = RunOptions(device=device, dtype="float32")
+    model = load_model(source.folder, options)
+    expected, merged, names = _merged(model, folder)
+    dtypes = {info.dtype for name, info in checkpoint.tensors.items() if not is_operation(name)}
+    tolerance = max(_TOLERANCE.get(dtype, 1e-2) for dtype in dtypes)
+    found: list[float] = []
+
+    def verify(staged: Path) -> None:
+        again = _logits(load_model(staged, options))
+        found.append(float((again - expected).square().mean().sqrt() / expected.square().mean().sqrt()))
+        if not found[0] <= tolerance:
+            raise VerificationError(
+                f"The merged checkpoint's logits differ from the adapter's on its base by {found[0]:.2e}, more than "
+                f"{tolerance:.0e}; nothing was written.",
+                hint="Load the adapter with PEFT on its base instead, and report this.",
+            )
+
+    write_result(checkpoint, target, changed_tensors(merged, names), _record(folder, names), force=force, verify=verify)
+    operations = [name for name in names if is_operation(name)]
+    return MergeResult(target, source.name, len(names), len(operations), found[0], tolerance)
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise UsageError(
+            f"{folder.name} holds no adapter: {ADAPTER_CONFIG} is missing.",
+            hint="Give the folder that PEFT or `surgery finetune` wrote, such as OUT/adapter.",
+        )
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise CheckpointError(
+            f"{folder.name}: {ADAPTER_WEIGHTS} is missing.", hint="Save the adapter in safetensors form."
+        )
+    config = load_json(folder / ADAPTER_CONFIG)
+    if config.get("peft_type") != "LORA":
+        raise PlanRefusedError(f"{folder.name} is an adapter of the kind {config.get('peft_type')!r}; LORA is merged.")
+    return config
+
+
+def _base(folder: Path, config: dict[str, Any], base: str | Path | None) -> Source:
+    named = base if base is not None else config.get("base_model_name_or_path")
+    if not isinstance(named, str | Path) or not str(named):
+        raise UsageError("The adapter names no base model.", hint="Give it: --base MODEL.")
+    try:
+        return resolve(named)
+    except (UsageError, CheckpointError) as error:
+        if base is not None:
+            raise
+        raise UsageError(
+            f"{folder.name} names the base {str(named)!r}, which is not found: {error.message}",
+            hint="Give it: --base MODEL.",
+        ) from error
+
+
+def _check(folder: Path, config: dict[str, Any], checkpoint: Checkpoint) -> None:
+    record = folder / BASE_RECORD
+    if record.is_file():
+        known = load_json(record)
+        if known.get("sha256") != base_identity(checkpoint):
+            raise CheckpointError(
+                f"The adapter was trained on another base than {checkpoint.folder.name}: "
+                f"it was {known.get('name')!r}, and config, tensors or learned numbers differ.",
+                hint="Give the one it was trained on: --base MODEL.",
+            )
+    targets = [*_names(config.get("target_modules")), *_names(config.get("modules_to_save"))]
+    tied = [name for name in targets if name.rpartition(".")[2] in _TIED]
+    if checkpoint.config.get("tie_word_embeddings") and tied:
+        raise PlanRefusedError(
+            f"The adapter changes {tied[0]}, whose weights this model ties to its other end: merged, it would change "
+            "both.",
+            hint="Load the adapter with PEFT on its base instead.",
+        )
+
+
+def _names(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else [str(item) for item in value or []]
+
+
+def _merged(model: Any, folder: Path) -> tuple[Any, Any, list[str]]:
+    """Logits of adapter on base, the merged model, and which of its parameters the adapter changes."""
+    from peft import PeftModel
+
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder)).eval()
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"The adapter does not fit the base: {str(error).splitlines()[0]}", hint="Give the right one with --base."
+        ) from error
+    prefix = "base_model.model."
+    names = []
+    for name, module in adapted.named_modules():
+        place = name.removeprefix(prefix)
+        if hasattr(module, "lora_A"):
+            names += [f"{place}.{own}" for own, _ in module.get_base_layer().named_parameters()]
+        elif "modules_to_save" in module._modules:  # PEFT's outer models pass the question on
+            names += [f"{place}.{own}" for own, _ in module.original_module.named_parameters()]
+    expected = _logits(adapted)
+    return expected, adapted.merge_and_unload(safe_merge=True), sorted(set(names))
+
+
+def _logits(model: Any) -> Any:
+    import torch
+
+    size = model.get_input_embeddings().weight.shape[0]
+    tokens = torch.randint(0, size, _PROBE, generator=torch.Generator().manual_seed(0)).to(model.device)
+    with torch.no_grad():
+        return model(input_ids=tokens, use_cache=False).logits.float().cpu()
+
+
+def _record(folder: Path, names: list[str]) -> Record:
+    import surgery
+
+    config = folder / ADAPTER_CONFIG
+    return Record(
+        entry={
+            "step": "merge",
+            "version": surgery.__version__,
+            "label": "merge",
+            "trained": "scale" if all(map(is_operation, names)) else "scale+lora",
+            "adapter_sha256": sha256_json([sha256_file(config), sha256_file(folder / ADAPTER_WEIGHTS)]),
+            "weights_changed": not all(map(is_operation, names)),
+        }
+    )
