@@ -52,7 +52,9 @@ def finetune(
     """Train a converted checkpoint for a short while, as a recipe says, and write the result."""
     console.setup(verbose=verbose, quiet=quiet)
     from surgery import recovery
+    from surgery.recovery.processes import is_first
 
+    quiet = quiet or not is_first()
     if measure and not dry_run:
         raise UsageError("--measure goes with --dry-run.", hint="A run takes a trial step in any case.")
     overrides = list(set_ or [])
@@ -60,7 +62,7 @@ def finetune(
         overrides.append(f"precision={dtype}")
     if batch_size is not None:
         overrides.append(f"batch.sequences={batch_size}")
-    with _listening(events, quiet=quiet or dry_run) as on_progress:
+    with _listening(events if is_first() else None, quiet=quiet or dry_run) as on_progress:
         result = recovery.finetune(
             recipe,
             overrides=overrides,
@@ -72,6 +74,8 @@ def finetune(
             attn_implementation=attn_implementation,
             on_progress=on_progress,
         )
+    if not is_first():
+        return
     if json_:
         console.emit("finetune", result.to_dict())
     elif result.output is None:

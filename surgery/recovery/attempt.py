@@ -18,7 +18,7 @@ from surgery.recovery.preparing import (
     choose_trained,
     prepare_model,
 )
-from surgery.recovery.processes import on_first
+from surgery.recovery.processes import is_first, on_first
 from surgery.recovery.recipe import Recipe
 from surgery.recovery.state import Progress, TrainingFolder, progress_of, stream_of
 
@@ -256,7 +256,7 @@ class Attempt:
         return sum(parameter.numel() for name, parameter in self.model.named_parameters() if name in kept)
 
     def _tell(self, event: dict[str, Any]) -> None:
-        if self.setup.on_progress is not None:
+        if self.setup.on_progress is not None and is_first():
             self.setup.on_progress(event if self.variant == "operated" else {**event, "control": self.variant})
 
 

@@ -15,6 +15,7 @@ from surgery.recovery.dataset import Encode, EncodeChat, read_data
 from surgery.recovery.estimating import estimate
 from surgery.recovery.planning import make_plan
 from surgery.recovery.preparing import Layout, trained_names
+from surgery.recovery.processes import is_first
 from surgery.recovery.reading import read_recipe
 from surgery.recovery.recipe import Recipe
 from surgery.recovery.session import FinetuneResult, Session
@@ -77,7 +78,7 @@ def finetune(
     tokenizer = _light_tokenizer(source.folder) if light and not _has_chat(valid) else None
     data = read_data(valid, *_encoders(source.folder)) if tokenizer is None else read_data(valid, tokenizer)
     plan = make_plan(valid, checkpoint, layout, data)
-    if on_progress is not None:
+    if on_progress is not None and is_first():
         on_progress({"event": "plan", **plan.to_dict()})
     if light:
         return FinetuneResult(plan)

@@ -17,7 +17,7 @@ from surgery.recovery.comparison import Comparison, compare
 from surgery.recovery.errors import DivergedError
 from surgery.recovery.planning import FinetunePlan, needs_second_copy
 from surgery.recovery.preparing import is_operation, linear_names, lora_targets, trained_names
-from surgery.recovery.processes import on_first
+from surgery.recovery.processes import check_sharding, is_first, on_first
 from surgery.recovery.reading import dump_recipe
 from surgery.recovery.recipe import TrainLora
 from surgery.recovery.state import TrainingFolder, progress_of
@@ -61,10 +61,12 @@ class Session:
 
     def run(self, *, resume: bool, force: bool) -> FinetuneResult:
         """Train, compare, write."""
+        from surgery.loading import pick_device
         from surgery.recovery.trainer import StopCallback, training_arguments
 
         setup = self.setup
         plan_space(setup.checkpoint, self.output)
+        check_sharding(on_cpu=pick_device(setup.device).type == "cpu")
         # Checked before the folder is made, so that a wrong device or tracker leaves nothing behind.
         for stage in setup.stage_recipes():
             training_arguments(stage, self.folder.path, 1, setup.device)
@@ -194,7 +196,7 @@ class Session:
         return {"data": self.setup.data.fingerprint, "model": sha256_json(model)}
 
     def _tell(self, event: dict[str, Any]) -> None:
-        if self.setup.on_progress is not None:
+        if self.setup.on_progress is not None and is_first():
             self.setup.on_progress(event)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from surgery.checkpoint import dump_json, fsync_folder, fsync_tree, human, load_json
 from surgery.checkpoint.locking import FileLock
 from surgery.errors import SurgeryError, UsageError
+from surgery.recovery.processes import is_first
 from surgery.recovery.recipe import Recipe
 
 MARKER = "complete.json"
@@ -68,7 +69,7 @@ class TrainingFolder:
         Raises:
             CheckpointError: another run holds it.
         """
-        if os.environ.get("RANK", "0") != "0":
+        if not is_first():
             yield
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)

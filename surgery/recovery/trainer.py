@@ -360,7 +360,7 @@ class RecoveryTrainer(Trainer):
         """Mean, least and greatest value over heads of each trained parameter of the operation, by layer."""
         found: dict[str, dict[str, list[float]]] = {}
         for name, parameter in operation_parameters(self.module).items():
-            values = whole(parameter).float()
+            values = parameter.detach().float()
             numbers = [values.mean().item(), values.min().item(), values.max().item()]
             layer = str(self._layout.layer(name))
             found.setdefault(name.rpartition(".")[2], {})[layer] = [round(number, 7) for number in numbers]
@@ -388,7 +388,7 @@ class RecoveryTrainer(Trainer):
     def trained_tensors(self) -> dict[str, torch.Tensor]:
         """Every parameter that any stage trains, on the CPU, by its name in the model that is trained."""
         return {
-            name: whole(parameter).to("cpu").contiguous()
+            name: parameter.detach().to("cpu").contiguous()
             for name, parameter in self.module.named_parameters()
             if name in self._kept
         }
@@ -509,13 +509,6 @@ class RecoveryTrainer(Trainer):
     def _devices(self) -> list[torch.device]:
         device = self.args.device
         return [device] if device.type == "cuda" else []
-
-
-def whole(parameter: torch.Tensor) -> torch.Tensor:
-    """A parameter's values, gathered where it is sharded."""
-    value: Any = parameter.detach()
-    gathered: torch.Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
-    return gathered
 
 
 class RatesCallback(TrainerCallback):
