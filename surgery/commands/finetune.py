@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from surgery.commands import console
 from surgery.commands.app import app
@@ -18,7 +19,7 @@ from surgery.errors import UsageError
 
 if TYPE_CHECKING:
     from surgery.evaluation.results import Estimate
-    from surgery.recovery import FinetunePlan, FinetuneResult
+    from surgery.recovery import FinetunePlan, FinetuneResult, Setting
     from surgery.recovery.comparison import Comparison
 
 _Handler = Callable[[dict[str, Any]], None]
@@ -32,6 +33,9 @@ def finetune(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run, exactly.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show steps, tokens, parameters, memory; no run.")] = False,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="Show every value in force and where it comes from; no run.")
+    ] = False,
     measure: Annotated[
         bool, typer.Option("--measure", help="With --dry-run: a trial step, for an estimate of time and memory.")
     ] = False,
@@ -57,11 +61,16 @@ def finetune(
     quiet = quiet or not is_first()
     if measure and not dry_run:
         raise UsageError("--measure goes with --dry-run.", hint="A run takes a trial step in any case.")
-    overrides = list(set_ or [])
-    if dtype:
-        overrides.append(f"precision={dtype}")
-    if batch_size is not None:
-        overrides.append(f"batch.sequences={batch_size}")
+    groups = [
+        ("SURGERY_SET", recovery.environment_overrides()),
+        ("--set", list(set_ or [])),
+        ("--dtype", [f"precision={dtype}"] if dtype else []),
+        ("--batch-size", [f"batch.sequences={batch_size}"] if batch_size is not None else []),
+    ]
+    if show_config:
+        _show_config(recovery.explain_recipe(recipe, groups), json_=json_)
+        return
+    overrides = [override for _, given in groups for override in given]
     with _listening(events if is_first() else None, quiet=quiet or dry_run) as on_progress:
         result = recovery.finetune(
             recipe,
@@ -84,6 +93,21 @@ def finetune(
         console.out.print(_result_table(result))
         if result.comparison is not None:
             console.out.print(_comparison_table(result.comparison))
+
+
+def _show_config(settings: Sequence[Setting], *, json_: bool) -> None:
+    """All values. --dtype and --batch-size win over --set, --set over SURGERY_SET, that over the file and defaults."""
+    if json_:
+        rows = [{"key": item.key, "value": item.value, "from": item.origin} for item in settings]
+        console.emit("recipe-config", {"config": rows})
+        return
+    table = Table(box=None)
+    for heading in ("key", "value", "from"):
+        table.add_column(heading, overflow="fold")
+    for item in settings:
+        style = "dim" if item.origin == "default" else None
+        table.add_row(item.key, Text(json.dumps(item.value, ensure_ascii=False)), item.origin, style=style)
+    console.out.print(table)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from surgery.commands import console
 from surgery.commands.app import app
 from surgery.errors import UsageError
 
-recipes = typer.Typer(help="Recipes: list, show, copy, schema, check.", no_args_is_help=True)
+recipes = typer.Typer(help="Recipes: list, show, copy, check, schema, reference.", no_args_is_help=True)
 app.add_typer(recipes, name="recipes")
 
 _NameArgument = Annotated[str, typer.Argument(help="As `surgery recipes list` gives it.")]
@@ -74,16 +74,24 @@ def schema() -> None:
 
 
 @recipes.command()
+def reference() -> None:
+    """Print what every key of a recipe means, as Markdown."""
+    from surgery.recovery.documenting import reference as text
+
+    sys.stdout.write(text())
+
+
+@recipes.command()
 def check(
     file: Annotated[Path, typer.Argument(help="A recipe.")],
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")] = None,
     json_: console.JsonOption = False,
 ) -> None:
     """Check a recipe: every fault, with its line and the nearest key."""
-    from surgery.recovery import RecipeError, read_recipe
+    from surgery.recovery import RecipeError, environment_overrides, read_recipe
 
     try:
-        recipe = read_recipe(file, set_ or [])
+        recipe = read_recipe(file, [*environment_overrides(), *(set_ or [])])
     except RecipeError as error:
         if json_:
             problems = [

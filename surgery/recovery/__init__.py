@@ -6,7 +6,7 @@ Nothing here imports torch until a run begins.
 from surgery.recovery.errors import DivergedError, Problem, RecipeError, TrainingStoppedError
 from surgery.recovery.merging import MergeResult, merge
 from surgery.recovery.planning import FinetunePlan
-from surgery.recovery.reading import dump_recipe, read_recipe
+from surgery.recovery.reading import Setting, dump_recipe, environment_overrides, explain_recipe, read_recipe
 from surgery.recovery.recipe import Recipe, json_schema
 from surgery.recovery.running import finetune
 from surgery.recovery.session import FinetuneResult
@@ -19,8 +19,11 @@ __all__ = [
     "Problem",
     "Recipe",
     "RecipeError",
+    "Setting",
     "TrainingStoppedError",
     "dump_recipe",
+    "environment_overrides",
+    "explain_recipe",
     "finetune",
     "json_schema",
     "merge",

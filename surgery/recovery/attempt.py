@@ -189,6 +189,7 @@ class Attempt:
             stage=number,
             before=before,
             kept=self.kept,
+            total=setup.plan.steps if arguments.world_size == 1 else None,
             teacher=self.teacher,
             on_progress=self._tell,
             callbacks=[self.stop, rates],

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -18,6 +21,7 @@ from surgery.errors import UsageError
 from surgery.recovery.errors import Problem, RecipeError
 from surgery.recovery.recipe import Recipe
 
+ENVIRONMENT = "SURGERY_SET"
 MAX_BYTES = 256 * 1024
 _MOST_NODES = 5000
 _DEEPEST = 12
@@ -79,6 +83,90 @@ def dump_recipe(recipe: Recipe) -> str:
         content["stages"] = [stage.model_dump(exclude_unset=True, exclude_none=True) for stage in recipe.stages]
     yaml.dump(content, stream)
     return stream.getvalue()
+
+
+def environment_overrides() -> list[str]:
+    """``key=value`` words in the environment variable SURGERY_SET, below ``--set`` and above the file."""
+    try:
+        return shlex.split(os.environ.get(ENVIRONMENT, ""))
+    except ValueError as error:
+        raise UsageError(
+            f"{ENVIRONMENT}: {error}.", hint="Separate key=value words by spaces, and close quotes."
+        ) from error
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value of a recipe as it is in force, and where it comes from: ``recipe.yaml:3``, ``--set``, ``default``."""
+
+    key: str
+    value: Any
+    origin: str
+
+
+def explain_recipe(
+    recipe: str | Path | Recipe | Mapping[str, Any], groups: Sequence[tuple[str, Sequence[str]]] = ()
+) -> list[Setting]:
+    """Every value that is in force, defaults among them, each with where it comes from.
+
+    Args:
+        recipe: as `read_recipe`.
+        groups: overrides by where they come from, later ones winning.
+
+    Raises:
+        RecipeError, UsageError: as `read_recipe`.
+    """
+    valid = read_recipe(recipe, [override for _, overrides in groups for override in overrides])
+    lines: dict[Path_, int] = {}
+    given: Mapping[str, Any] = {}
+    name = "recipe"
+    if isinstance(recipe, str | Path):
+        name = Path(recipe).name
+        given = _load(_read_text(Path(recipe)), name, lines, [])
+    elif isinstance(recipe, Mapping):
+        given = recipe
+    else:
+        given = recipe.model_dump(exclude_unset=True)
+    set_by = [(_numbered(override.partition("=")[0]), origin) for origin, some in groups for override in some]
+
+    def origin_of(path: Path_) -> str:
+        for key, origin in reversed(set_by):
+            if path[: len(key)] == key:
+                return origin
+        if path in lines:
+            return f"{name}:{lines[path]}"
+        return name if _holds(given, path) else "default"
+
+    content = valid.model_dump(mode="json")
+    content["stages"] = [stage.model_dump(mode="json", exclude_unset=True) for stage in valid.stages]
+    for section, key in valid.idle_keys():
+        del content[section][key]
+    return [Setting(_dotted(path), value, origin_of(path)) for path, value in _leaves(content, ())]
+
+
+def _numbered(key: str) -> Path_:
+    """The path of a dotted key; the items of a list are numbers."""
+    return tuple(int(part) if part.isdecimal() else part for part in key.strip().split("."))
+
+
+def _leaves(value: Any, path: Path_) -> Iterator[tuple[Path_, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, (*path, key))
+    elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        for number, item in enumerate(value):
+            yield from _leaves(item, (*path, number))
+    else:
+        yield path, value
+
+
+def _holds(value: Any, path: Path_) -> bool:
+    for part in path:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True
 
 
 # ---------------------------------------------------------------------------------------------------------- YAML
@@ -181,15 +269,32 @@ def _override(data: dict[str, Any], override: str, lines: dict[Path_, int], prob
     # In flow style, so that a text with a colon or a star does not become something else.
     value = _scalar(text) if not text.lstrip().startswith(("[", "{")) else _load(f"v: {text}", key, {}, found).get("v")
     problems += [Problem(_dotted(path), None, problem.message) for problem in found]
-    section = data
-    for part in path[:-1]:
-        inner = section.get(str(part))
-        if not isinstance(inner, dict):
-            inner = section[str(part)] = {}
-        section = inner
-    section[str(path[-1])] = value
+    section: Any = data
+    for position, part in enumerate(path):
+        place = _place(section, str(part), override)
+        if position == len(path) - 1:
+            section[place] = value
+        elif isinstance(section, list):
+            section = section[place]
+        else:
+            if not isinstance(section.get(place), dict | list):
+                section[place] = {}
+            section = section[place]
+    path = _numbered(key)
     for known in [known for known in lines if known[: len(path)] == path]:
         del lines[known]
+
+
+def _place(section: Any, part: str, override: str) -> Any:
+    """A key, or the number of an item that a list has."""
+    if not isinstance(section, list):
+        return part
+    if part.isdecimal() and int(part) < len(section):
+        return int(part)
+    raise UsageError(
+        f"--set {override}: {part!r} is no item of a list of {len(section)}.",
+        hint="Items count from 0, as in stages.0.budget.steps=5.",
+    )
 
 
 def _scalar(text: str) -> Any:

@@ -161,6 +161,7 @@ class NextToken(_Section):
 class Distill(_Section):
     """Kullback-Leibler divergence from the original: the same weights with operation and adapter switched off.
 
+    Where ``train.what: full`` changes those weights, a second copy of the model teaches, which takes its memory again.
     For forms that change the model at the start (``paper``); one that starts as the identity has nothing to learn here.
     """
 
@@ -274,7 +275,7 @@ class Recipe(_Section):
     train: Annotated[TrainScale | TrainLora | TrainFull, Field(discriminator="what")] = TrainScale()
     objective: Annotated[NextToken | Distill | Match, Field(discriminator="name")] = NextToken()
     optimizer: Optimizer = Optimizer()
-    budget: Budget | None = Field(default=None, description="How long; needed unless every stage says it.")
+    budget: Budget | None = Field(default=None, description="Needed unless every stage says it.")
     batch: Batch = Batch()
     stages: list[Stage] = Field(
         default=[], description="Parts of the run, one after the other, each with what it does differently."

@@ -135,6 +135,7 @@ class RecoveryTrainer(Trainer):
         stage: its number.
         before: what earlier stages did.
         kept: names of the parameters that checkpoints hold: what any stage trains.
+        total: steps of all stages, for events.
         teacher: a second copy of the original, where the trained weights themselves cannot teach.
         on_progress: called with events.
         callbacks: more of them.
@@ -156,6 +157,7 @@ class RecoveryTrainer(Trainer):
         stage: int = 0,
         before: Progress | None = None,
         kept: Sequence[str] | None = None,
+        total: int | None = None,
         teacher: Teacher | None = None,
         on_progress: OnProgress | None = None,
         callbacks: Iterable[TrainerCallback] = (),
@@ -168,6 +170,7 @@ class RecoveryTrainer(Trainer):
         self._stage = stage
         self._offset = before.step if before else 0
         self._teacher = teacher
+        self._total = total
         self._guard = DivergenceGuard.of(recipe)
         self._on_progress = on_progress
         self.tokens_seen = before.tokens if before else 0
@@ -372,11 +375,11 @@ class RecoveryTrainer(Trainer):
         fresh = time.monotonic() - self._started
         rate = self._fresh_tokens / fresh if fresh > 0 else 0.0
         done = self.state.global_step - self._initial_global_step if "loss" in row else 0
-        left = self.state.max_steps - self.state.global_step
+        left = (self._total or self._offset + self.state.max_steps) - self.step
         self._on_progress(
             {
                 "event": "step" if "loss" in row else "evaluation",
-                "steps": self._offset + self.args.max_steps,
+                "steps": self._total or self._offset + self.args.max_steps,
                 "tokens_per_second": round(rate, 1),
                 "seconds_left": round(left * fresh / done, 1) if done else None,
                 **row,

@@ -152,3 +152,20 @@ def test_measure(surgery_command: Any, recipe_file: Path) -> None:
     document = json.loads(surgery_command("finetune", str(recipe_file), "--dry-run", "--measure", "--json").out)
     assert document["plan"]["estimate"]["step_seconds"]
     assert surgery_command("finetune", str(recipe_file), "--measure").code == 2
+
+
+def test_show_config(surgery_command: Any, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SURGERY_SET", "seed=7")
+    arguments = ("finetune", str(recipe_file), "--show-config", "--batch-size", "3", "--set", "optimizer.clip=2")
+    document = json.loads(surgery_command(*arguments, "--json").out)
+    rows = {row["key"]: (row["value"], row["from"]) for row in document["config"]}
+    assert rows["seed"] == (7, "SURGERY_SET") and rows["optimizer.clip"] == (2, "--set")
+    assert rows["batch.sequences"] == (3, "--batch-size") and rows["train.what"] == ("scale", "default")
+    shown = surgery_command(*arguments)
+    assert "SURGERY_SET" in shown.out and "recipe.yaml:" in shown.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml"]
+    checked = json.loads(surgery_command("recipes", "check", str(recipe_file), "--json").out)
+    assert checked["recipe"]["seed"] == 7
+    planned = json.loads(surgery_command("finetune", str(recipe_file), "--dry-run", "--json", "--set", "seed=1").out)
+    assert planned["plan"]["steps"] == 2
+    assert surgery_command("recipes", "reference").out.startswith("### `model`")

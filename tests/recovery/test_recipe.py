@@ -9,9 +9,20 @@ from typing import Any
 import pytest
 
 from surgery.errors import UsageError
-from surgery.recovery import Recipe, RecipeError, dump_recipe, json_schema, read_recipe
+from surgery.recovery import (
+    Recipe,
+    RecipeError,
+    dump_recipe,
+    environment_overrides,
+    explain_recipe,
+    json_schema,
+    read_recipe,
+)
+from surgery.recovery.documenting import reference
 from surgery.recovery.shipped import shipped_recipe, shipped_recipes
 
+ROOT = Path(__file__).parents[2]
+MARKER = "<!-- from here on: surgery recipes reference -->"
 SMALL: dict[str, Any] = {"model": "m", "output": "o", "data": {"text": "t"}, "budget": {"steps": 1}}
 
 
@@ -211,7 +222,14 @@ def test_dumped_recipes_read_back_the_same(name: str, tmp_path: Path) -> None:
 
 def test_shipped_recipes() -> None:
     names = {recipe.name for recipe in shipped_recipes()}
-    assert {"ssmax-scale", "ssmax-lora", "ssmax-full", "tiny"} <= names
+    assert {
+        "ssmax-scale",
+        "ssmax-lora",
+        "ssmax-full-cpt",
+        "ssmax-from-paper-start",
+        "distill",
+        "tiny",
+    } <= names
     for recipe in shipped_recipes():
         header = recipe.text.split("\n\n")[0]
         assert "# Cost:" in header and recipe.summary.endswith(".")
@@ -224,3 +242,51 @@ def test_json_schema_names_every_key() -> None:
     assert '"additionalProperties": false' in schema
     assert all(f'"{name}"' in schema for name in Recipe.model_fields)
     assert all(f'"{key}"' in schema for key in ("scale_lr", "rank", "temperature", "held_out", "accumulation"))
+
+
+def test_the_schema_that_ships_is_current() -> None:
+    """After a change: surgery recipes schema > recipes/schema.json."""
+    shipped = json.loads((ROOT / "recipes" / "schema.json").read_text())
+    assert shipped == json_schema()
+
+
+def test_the_reference_in_the_docs_is_current() -> None:
+    """After a change: put the output of `surgery recipes reference` below the marker of docs/recipes.md."""
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    assert text.partition(MARKER)[2].strip() == reference().strip()
+    for recipe in shipped_recipes():
+        assert f"`{recipe.name}`" in text.partition(MARKER)[0], "when to use it"
+
+
+def test_items_of_lists_are_set(tmp_path: Path) -> None:
+    stages = [{"budget": {"steps": 1}}, {"train": {"what": "scale"}, "budget": {"steps": 2}}]
+    recipe = read_recipe({**SMALL, "stages": stages}, ["stages.1.budget.steps=5", "stages.0.optimizer.scale_lr=0.5"])
+    first, second = recipe.stage_recipes()
+    assert first.optimizer.scale_lr == 0.5 and second.length.steps == 5
+    for override in ("stages.2.budget.steps=1", "stages.x.budget.steps=1"):
+        with pytest.raises(UsageError, match="no item of a list of 2"):
+            read_recipe({**SMALL, "stages": stages}, [override])
+
+
+def test_where_values_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "model: m\noutput: o\ndata:\n  text: t\n  held_out: 0.3\nseed: 1\n"
+        "stages:\n  - budget: {steps: 3}\n  - budget: {steps: 4}\n"
+    )
+    monkeypatch.setenv("SURGERY_SET", "seed=2 optimizer.scale_lr=0.5 data.text='a b'")
+    groups = [
+        ("SURGERY_SET", environment_overrides()),
+        ("--set", ["optimizer.scale_lr=0.25", "stages.1.budget.steps=9"]),
+    ]
+    found = {item.key: (item.value, item.origin) for item in explain_recipe(path, groups)}
+    assert found["model"] == ("m", "r.yaml:1")
+    assert found["data.held_out"] == (0.3, "r.yaml:5")
+    assert found["data.text"] == ("a b", "SURGERY_SET") and found["seed"] == (2, "SURGERY_SET")
+    assert found["optimizer.scale_lr"] == (0.25, "--set")
+    assert found["optimizer.clip"] == (1.0, "default")
+    assert found["stages.0.budget.steps"] == (3, "r.yaml:8") and found["stages.1.budget.steps"] == (9, "--set")
+    assert "optimizer.lr" not in found, "it would have no effect"
+    monkeypatch.setenv("SURGERY_SET", "seed='2")
+    with pytest.raises(UsageError, match="SURGERY_SET: No closing quotation"):
+        environment_overrides()

@@ -205,14 +205,16 @@ def test_loads_offline_without_surgery(make_recipe: MakeRecipe, tmp_path: Path) 
 def test_shipped_recipes_run(recipe: Any, converted: Converted, texts: Path, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.text)
+    stages = len(read_recipe(path).stages)
     result = finetune(
         path,
         overrides=[
-            f"model={converted()}",
+            f"model={converted(form='paper')}",
             f"output={tmp_path / 'out'}",
             f"data.text={texts}",
             "data.sequence_length=32",
-            "budget={steps: 2}",
+            *(f"stages.{number}.budget={{steps: 1}}" for number in range(stages)),
+            *([] if stages else ["budget={steps: 2}"]),
         ],
     )
-    assert result.steps == 2 and (tmp_path / "out" / "config.json").is_file()
+    assert result.steps == (stages or 2) and (tmp_path / "out" / "config.json").is_file()
