@@ -159,14 +159,16 @@ class Session:
             "merged": made.merge,
             "weights_changed": any(not is_operation(name) for name in made.names),
         }
-        logs = {f"log-{name}": self.folder.part(f"control-{name}") for name in controls}
+        parts = {name: self.folder.part(f"control-{name}") for name in controls}
         record = Record(
             entry=entry,
             recipe=dump_recipe(recipe),
             log=self.folder.log_path.read_text(encoding="utf-8"),
-            draw=lambda path: training_curves(rows, path),
+            draw=lambda path: training_curves(rows, path, {name: part.rows() for name, part in parts.items()}),
             adapter=made.adapter.write if made.adapter and made.merge else None,
-            logs={name: part.log_path.read_text(encoding="utf-8") for name, part in logs.items() if part.rows()},
+            logs={
+                f"log-{name}": part.log_path.read_text(encoding="utf-8") for name, part in parts.items() if part.rows()
+            },
         )
         if made.merge:
             write_result(setup.checkpoint, self.output, made.changed, record, force=force)

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 
-def training_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def training_curves(
+    rows: Sequence[Mapping[str, Any]],
+    path: Path,
+    controls: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> None:
     """Draw loss, learning rates and the operation's parameters by layer over the steps, as a PNG.
 
     Args:
-        rows: of ``log.jsonl``: ``step``, and ``loss``, ``learning_rates`` and ``scale`` or ``held_out_loss``.
+        rows: of ``log.jsonl``: ``step``, and ``loss``, ``learning_rates`` and ``scale`` or ``held_out_loss``. A later
+            stage's have its number as ``stage``; a dotted line is where one begins.
         path: of the picture.
+        controls: rows of each control, by name.
     """
     from matplotlib.figure import Figure
 
     steps = [row for row in rows if "loss" in row]
     held_out = [row for row in rows if "held_out_loss" in row]
+    stages = [row.get("stage", 1) for row in steps]
+    borders = [
+        row["step"] - 0.5 for row, stage, last in zip(steps[1:], stages[1:], stages, strict=False) if stage != last
+    ]
     kinds = sorted({kind for row in steps for kind in row.get("scale", {})})
     figure = Figure(figsize=(4.2 * (2 + len(kinds)), 3.4), layout="constrained")
     axes = figure.subplots(1, 2 + len(kinds), squeeze=False)[0]
@@ -27,7 +38,12 @@ def training_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes[0].plot(
             [row["step"] for row in held_out], [row["held_out_loss"] for row in held_out], "o-", label="held out"
         )
-    axes[0].set_ylabel("loss (nats per token)")
+    for name, others in (controls or {}).items():
+        losses = [row for row in others if "loss" in row]
+        axes[0].plot(
+            [row["step"] for row in losses], [row["loss"] for row in losses], label=f"{name}, training", linewidth=0.7
+        )
+    axes[0].set_ylabel("loss (nats per token)" if len(borders) == 0 else "objective of the stage")
     axes[0].legend()
     for name in sorted({name for row in steps for name in row["learning_rates"]}):
         own = [row for row in steps if name in row["learning_rates"]]
@@ -40,6 +56,8 @@ def training_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         _by_layer(axis, steps, kind)
     for axis in axes:
         axis.set_xlabel("step")
+        for border in borders:
+            axis.axvline(border, color="grey", linestyle=":", linewidth=0.8)
         axis.grid(alpha=0.3)
     # No date and no version, so that the same log gives the same picture.
     figure.savefig(path, format="png", dpi=110, metadata={"Software": None})

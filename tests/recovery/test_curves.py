@@ -1,0 +1,41 @@
+"""The picture of a run: a control's curve, and where a stage begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.axes import Axes
+
+from surgery.reporting.training import training_curves
+
+
+def _rows(count: int, offset: float = 0.0) -> list[dict[str, Any]]:
+    rates = {"scale": 0.1}
+    return [
+        {"step": step, "loss": 3 / step + offset, "learning_rates": rates, **({"stage": 2} if step > 4 else {})}
+        for step in range(1, count + 1)
+    ]
+
+
+def test_controls_and_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels: list[str] = []
+    lines: list[float] = []
+    plot, axvline = Axes.plot, Axes.axvline
+
+    def noted(self: Axes, *args: Any, **options: Any) -> Any:
+        labels.append(options.get("label", ""))
+        return plot(self, *args, **options)
+
+    def noted_line(self: Axes, x: float = 0, *args: Any, **options: Any) -> Any:
+        lines.append(x)
+        return axvline(self, x, *args, **options)
+
+    monkeypatch.setattr(Axes, "plot", noted)
+    monkeypatch.setattr(Axes, "axvline", noted_line)
+    rows = [{"step": 0, "tokens": 0, "teacher": "a second copy"}, *_rows(8)]
+    training_curves(rows, tmp_path / "a.png", {"untouched": _rows(8, 1.0)})
+    assert "untouched, training" in labels and set(lines) == {4.5}
+    training_curves(rows, tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
