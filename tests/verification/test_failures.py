@@ -257,7 +257,9 @@ def test_a_fresh_process_finds_what_this_one_cannot(make_pair: Any, source: Path
     (dependent / "tokenizer.json").write_text("{}")
 
     code = (scaled / "modeling_surgery.py").read_text()
-    (scaled / "modeling_surgery.py").write_text(code.replace("self.log_reference) + 1.0", "self.log_reference) + 1.5", 1))
+    (scaled / "modeling_surgery.py").write_text(
+        code.replace("self.log_reference) + 1.0", "self.log_reference) + 1.5", 1)
+    )
 
     tokens = list(range(3, 35))
     text = "a bad text"
