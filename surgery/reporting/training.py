@@ -24,10 +24,7 @@ def training_curves(
 
     steps = [row for row in rows if "loss" in row]
     held_out = [row for row in rows if "held_out_loss" in row]
-    stages = [row.get("stage", 1) for row in steps]
-    borders = [
-        row["step"] - 0.5 for row, stage, last in zip(steps[1:], stages[1:], stages, strict=False) if stage != last
-    ]
+    borders = [row["step"] - 0.5 for last, row in pairwise(steps) if row.get("stage", 1) != last.get("stage", 1)]
     kinds = sorted({kind for row in steps for kind in row.get("scale", {})})
     figure = Figure(figsize=(4.2 * (2 + len(kinds)), 3.4), layout="constrained")
     axes = figure.subplots(1, 2 + len(kinds), squeeze=False)[0]
