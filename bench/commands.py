@@ -5,7 +5,6 @@ python -m bench.commands MODEL [--repeats 7] [--out docs/bench/commands.json]
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.harness import interleaved, ratio, report
+from bench.harness import arguments, interleaved, ratio, report
 
 
 def process(*arguments: str) -> Callable[[], Any]:
@@ -36,10 +35,8 @@ def peak_megabytes(*arguments: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    parser = arguments(__doc__)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     model = str(options.model)
     rows: list[dict[str, Any]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -10,6 +11,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """What every benchmark takes: a model folder, and where the JSON goes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--out", type=Path)
+    return parser
 
 
 def interleaved(ways: dict[str, Callable[[], Any]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:

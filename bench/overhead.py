@@ -5,7 +5,6 @@ python -m bench.overhead MODEL [--repeats 7] [--out docs/bench/overhead.json]
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 import surgery
-from bench.harness import interleaved, ratio, report
+from bench.harness import arguments, interleaved, ratio, report
 from surgery.loading import load_model
 
 
@@ -59,10 +58,8 @@ def training_step(model: Any, length: int) -> Callable[[], Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    parser = arguments(__doc__)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,6 @@ The alternative is the source model, and a constant multiplier of 0.43 ln n for 
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 import surgery
-from bench.harness import report
+from bench.harness import arguments, report
 from surgery.data import read_documents
 from surgery.loading import RunOptions, load_model, load_tokenizer
 
@@ -40,11 +39,9 @@ def loss(scores: torch.Tensor, tokens: torch.Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    parser = arguments(__doc__)
     parser.add_argument("--text", nargs="+", required=True)
     parser.add_argument("--length", type=int, default=4096)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     text = "\n".join(document.text for document in read_documents(options.text))
     tokenizer = load_tokenizer(options.model)

@@ -29,7 +29,6 @@ class Family:
         full_every: where ``layer_types`` is absent, every so-manieth layer is full (the family's own default).
         full_every_key: config key that overrides ``full_every``.
         sliding_from_key: where ``layer_types`` is absent, config key of the first layer that slides.
-        experts: whether feed-forward layers are mixtures of experts (transformers renames their tensors on load).
         sdpa: whether transformers allows the sdpa backend.
         defaults: config values that the family assumes where config.json is silent.
     """
@@ -49,9 +48,13 @@ class Family:
     full_every: int | None = None
     full_every_key: str | None = None
     sliding_from_key: str | None = None
-    experts: bool = False
     sdpa: bool = True
     defaults: MappingProxyType[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def architecture(self) -> str:
+        """Name of transformers' causal language model class."""
+        return f"{self.name}ForCausalLM"
 
 
 def _row(model_type: str, name: str, *, defaults: dict[str, Any] | None = None, **features: Any) -> Family:
@@ -88,7 +91,6 @@ FAMILIES: MappingProxyType[str, Family] = MappingProxyType(
                 "Qwen3Moe",
                 **_QWEN_WINDOW,
                 sliding="every",
-                experts=True,
                 defaults={**_QWEN_DEFAULTS, "num_key_value_heads": 4},
             ),
             _row(

@@ -52,6 +52,19 @@ class ConversionResult:
         return {"output": str(self.output), "placed": dict(self.placed), "plan": self.plan.to_dict()}
 
 
+def adding_up(on_bytes: Progress | None, total: int) -> Callable[[int], None]:
+    """From pieces to progress: a function that is told of each piece's bytes, and tells of all so far."""
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        if on_bytes is not None:
+            on_bytes(done, total)
+
+    return report
+
+
 def default_output(prepared: PreparedPlan) -> Path:
     """Beside the source, named after the operations; in the working directory for a hub model."""
     source = prepared.source
@@ -128,15 +141,8 @@ def _write(
     """Write everything into the staged folder; returns how each shard was placed."""
     plan, checkpoint = prepared.plan, prepared.checkpoint
     source = checkpoint.folder
-    total, done = checkpoint.disk_bytes, 0
+    report = adding_up(on_bytes, checkpoint.disk_bytes)
     placed: dict[str, str] = {}
-
-    def report(count: int) -> None:
-        nonlocal done
-        done += count
-        if on_bytes is not None:
-            on_bytes(done, total)
-
     for shard, name in plan.shards.items():
         placed[name] = _place(source / shard, staged / name, mode, report)
         _step(on_step, f"placed {name}")
@@ -154,8 +160,9 @@ def _write(
     _step(on_step, "wrote tensors")
     (staged / MODELING_NAME).write_bytes(modeling_code())
     write_json(staged / CONFIG_NAME, converted_config(prepared))
-    write_json(staged / PLAN_NAME, plan.to_dict())
-    write_card(staged / CARD_NAME, plan.to_dict(), source_card=source / CARD_NAME)
+    content = plan.to_dict()
+    write_json(staged / PLAN_NAME, content)
+    write_card(staged / CARD_NAME, content, source_card=source / CARD_NAME)
     _step(on_step, "wrote config")
     return placed
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.anatomy import Anatomy, read_anatomy
+from surgery.anatomy.reading import MODEL_TYPE_PREFIX
 from surgery.checkpoint import Checkpoint, Source, open_checkpoint, quote, resolve, sha256_json
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.operations import OPERATIONS, OperationOptions, PlannedTensor
@@ -137,10 +138,10 @@ def make_plan(
             "hub_id": source.hub_id,
             "commit": source.commit,
             "model_type": anatomy.family.model_type,
-            "architecture": f"{anatomy.family.name}ForCausalLM",
+            "architecture": anatomy.family.architecture,
         },
-        model_type=f"surgery_{anatomy.family.model_type}",
-        architecture=f"Surgery{anatomy.family.name}ForCausalLM",
+        model_type=MODEL_TYPE_PREFIX + anatomy.family.model_type,
+        architecture=f"Surgery{anatomy.family.architecture}",
         attention=anatomy.family.attention,
         operations=tuple(options.resolved() for options in resolved),
         identity=tuple(identity),
@@ -208,7 +209,7 @@ def _check_source(checkpoint: Checkpoint, anatomy: Anatomy) -> None:
     ]
     if taken:
         raise PlanRefusedError(f"the source holds {taken[0]!r}, a name that a converted checkpoint uses itself")
-    expected = f"{anatomy.family.name}ForCausalLM"
+    expected = anatomy.family.architecture
     architectures = checkpoint.config.get("architectures")
     if architectures is not None and not (isinstance(architectures, list) and expected in architectures):
         raise PlanRefusedError(

@@ -19,7 +19,7 @@ from surgery.checkpoint import (
     safe_relative,
     sha256_json,
 )
-from surgery.conversion.execution import PlaceMode, Progress
+from surgery.conversion.execution import PlaceMode, Progress, adding_up
 from surgery.conversion.plan import CARD_NAME, FORMAT_VERSION, HISTORY_NAME, PLAN_NAME, RECORD_FOLDER, Plan
 from surgery.errors import CheckpointError, PlanRefusedError
 
@@ -91,14 +91,8 @@ def revert(
     plan = read_plan(folder)
     restored = _restored_files(folder, plan)
     open_checkpoint(folder)  # a broken checkpoint is refused before anything is written
-    total, done = sum((folder / name).stat().st_size for name in restored), 0
-
-    def report(count: int) -> None:
-        nonlocal done
-        done += count
-        if on_bytes is not None:
-            on_bytes(done, total)
-
+    total = sum((folder / name).stat().st_size for name in restored)
+    report = adding_up(on_bytes, total)
     with StagedFolder(Path(output), force=force, source=folder) as staged:
         require_space(staged.path, 0 if mode == "link" else total)
         for name, target in restored.items():
@@ -133,17 +127,26 @@ def _restored_files(folder: Path, plan: dict[str, Any]) -> dict[str, str]:
     return {name: target for name, target in files.items() if name not in missing}
 
 
-def trained_weights(folder: Path) -> str | None:
-    """What was trained besides the operations' own parameters, from the checkpoint's history; None if nothing.
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The trainings that a converted checkpoint went through, oldest first; empty if there were none.
 
     Raises:
         CheckpointError: there is a history, and it cannot be read.
     """
     history = folder / HISTORY_NAME
     if not history.is_file():
-        return None
+        return []
     entries = load_json(history).get("entries")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise CheckpointError(f"{HISTORY_NAME} has no list of entries, so what was trained is not known")
-    trained = [str(entry.get("trained")) for entry in entries if entry.get("trained") != "scale"]
+    return entries
+
+
+def trained_weights(folder: Path) -> str | None:
+    """What was trained besides the operations' own parameters, from the checkpoint's history; None if nothing.
+
+    Raises:
+        CheckpointError: there is a history, and it cannot be read.
+    """
+    trained = [str(entry.get("trained")) for entry in read_history(folder) if entry.get("trained") != "scale"]
     return ", ".join(trained) or None

@@ -6,7 +6,6 @@ cache), and from the hub either streamed or downloaded once.
 
 from __future__ import annotations
 
-import glob
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator
 
 from surgery.data.packing import split_documents
-from surgery.data.texts import Document, read_documents
+from surgery.data.texts import Document, match_files, read_documents
 from surgery.errors import UsageError
 
 Position = dict[str, Any]
@@ -209,13 +208,7 @@ def _find(patterns: Sequence[str], key: str) -> list[Path]:
     """The files that patterns name, each once, in order of their names."""
     found: dict[Path, None] = {}
     for pattern in patterns:
-        path = Path(pattern).expanduser()
-        if path.is_dir():
-            matches = [child for child in path.rglob("*") if child.is_file() and not child.name.startswith(".")]
-        elif path.is_file():
-            matches = [path]
-        else:
-            matches = [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
+        matches = match_files(pattern)
         if not matches:
             raise UsageError(
                 f"{key}: no file matches {pattern!r}.", hint="Files, folders or globs, relative to the current folder."

@@ -23,6 +23,16 @@ class Document:
     messages: tuple[dict[str, str], ...] | None = None
 
 
+def match_files(pattern: str | Path) -> list[Path]:
+    """The files that a path, a folder (everything below it) or a glob names, in order; empty if there are none."""
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        return sorted(child for child in path.rglob("*") if child.is_file() and not child.name.startswith("."))
+    if path.is_file():
+        return [path]
+    return sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+
+
 def read_documents(patterns: Iterable[str | Path]) -> list[Document]:
     """Read every file that the paths, folders and globs (``docs/**/*.md``) name, each once, sorted by name.
 
@@ -34,16 +44,10 @@ def read_documents(patterns: Iterable[str | Path]) -> list[Document]:
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        path = Path(pattern).expanduser()
-        if path.is_dir():
-            matches = [child for child in path.rglob("*") if child.is_file() and not child.name.startswith(".")]
-        elif path.is_file():
-            matches = [path]
-        else:
-            matches = [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
+        matches = match_files(pattern)
         if not matches:
             raise UsageError(f"no text file matches {str(pattern)!r}", hint='Quote globs: --text "docs/**/*.md".')
-        found.update(dict.fromkeys(sorted(matches)))
+        found.update(dict.fromkeys(matches))
     if not found:
         raise UsageError("no text was given", hint='Give files, folders or globs: --text "docs/**/*.md".')
     documents = []

@@ -5,14 +5,13 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from surgery.recovery.recipe import Recipe, json_schema
-
-_TAGS = ("what", "name", "kind")
+from surgery.recovery.unions import TAGS, models_in
 
 
 def reference() -> str:
@@ -29,7 +28,7 @@ def _section(name: str, field: FieldInfo, schema: dict[str, Any]) -> Iterator[st
     if field.description:
         yield ""
         yield _sentence(field.description)
-    members = list(_models(field.annotation))
+    members = list(models_in(field.annotation))
     own = schema["properties"][name]
     if not members:
         yield ""
@@ -54,7 +53,7 @@ def _member(member: type[BaseModel], schema: dict[str, Any], heading: str | None
         yield from rows
     for key, field in member.model_fields.items():
         # Lists of sections, as data.sources; a stage's sections are those above.
-        inner = list(_models(field.annotation))
+        inner = list(models_in(field.annotation))
         if get_origin(field.annotation) is list and inner:
             for own in inner:
                 yield from _member(own, schema, f"#### an item of `{key}`: `{_tag(own)}`")
@@ -62,7 +61,7 @@ def _member(member: type[BaseModel], schema: dict[str, Any], heading: str | None
 
 def _rows(model: type[BaseModel], own: dict[str, Any], schema: dict[str, Any]) -> Iterator[str]:
     for key, field in model.model_fields.items():
-        if key in _TAGS and "const" in own["properties"][key]:
+        if key in TAGS and "const" in own["properties"][key]:
             continue
         value = _kind(own["properties"][key], schema).replace("|", "\\|")
         meaning = _sentence(field.description or "").replace("|", "\\|")
@@ -97,20 +96,10 @@ def _default(field: FieldInfo, *, short: bool = False) -> str:
 
 
 def _tag(model: type[BaseModel]) -> str:
-    for key in _TAGS:
+    for key in TAGS:
         if key in model.model_fields:
             return f"{key}: {get_args(model.model_fields[key].annotation)[0]}"
     return model.__name__
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif get_origin(annotation) is Annotated:
-        yield from _models(get_args(annotation)[0])
-    else:
-        for argument in get_args(annotation):
-            yield from _models(argument)
 
 
 def _sentence(text: str) -> str:

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from rapidfuzz import process
@@ -20,6 +20,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from surgery.errors import UsageError
 from surgery.recovery.errors import Problem, RecipeError
 from surgery.recovery.recipe import Recipe
+from surgery.recovery.unions import TAGS, models_in
 
 ENVIRONMENT = "SURGERY_SET"
 MAX_BYTES = 256 * 1024
@@ -28,8 +29,6 @@ _DEEPEST = 12
 _SCALARS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str"))
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 _ALLOWED = _SCALARS | {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq", _TIMESTAMP}
-# The keys that tell the members of a union apart.
-_TAGS = ("what", "name", "kind")
 _MERGE = "tag:yaml.org,2002:merge"
 
 Path_ = tuple[str | int, ...]
@@ -394,10 +393,10 @@ def _members_beside(location: Path_) -> Iterator[tuple[type[BaseModel], str, str
     for part in location:
         if part in model.model_fields:
             field = model.model_fields[str(part)]
-            model = next(_models(field.annotation), model)
-    members = list(_models(field.annotation)) if field is not None else []
+            model = next(models_in(field.annotation), model)
+    members = list(models_in(field.annotation)) if field is not None else []
     for member in members if len(members) > 1 else []:
-        for key in _TAGS:
+        for key in TAGS:
             if key in member.model_fields:
                 for tag in _literals(member, key):
                     yield member, key, tag
@@ -408,25 +407,15 @@ def _model_at(location: Path_) -> type[BaseModel]:
     members: list[type[BaseModel]] = []
     for part in location:
         if part in model.model_fields:
-            members = list(_models(model.model_fields[str(part)].annotation))
+            members = list(models_in(model.model_fields[str(part)].annotation))
             model = members[0] if members else model
         else:  # the tag of a union's member
             model = next((member for member in members if part in _tags(member)), model)
     return model
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif get_origin(annotation) is Annotated:
-        yield from _models(get_args(annotation)[0])
-    else:
-        for argument in get_args(annotation):
-            yield from _models(argument)
-
-
 def _tags(model: type[BaseModel]) -> set[str]:
-    return {tag for name in _TAGS if name in model.model_fields for tag in _literals(model, name)}
+    return {tag for name in TAGS if name in model.model_fields for tag in _literals(model, name)}
 
 
 def _literals(model: type[BaseModel], name: str) -> tuple[Any, ...]:
@@ -436,7 +425,7 @@ def _literals(model: type[BaseModel], name: str) -> tuple[Any, ...]:
 def _all_keys() -> Iterator[tuple[str, str]]:
     for name, field in Recipe.model_fields.items():
         yield "", name
-        for model in () if name == "stages" else _models(field.annotation):
+        for model in () if name == "stages" else models_in(field.annotation):
             for inner in model.model_fields:
                 yield name, inner
 

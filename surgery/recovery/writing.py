@@ -25,6 +25,7 @@ from surgery.checkpoint import (
     write_index,
     write_safetensors,
 )
+from surgery.conversion.plan import HISTORY_NAME
 from surgery.errors import CheckpointError
 from surgery.recovery.preparing import is_operation
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-HISTORY = "surgery/history.json"
 _TORCH_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _TRAINED = "trained-"
 _TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "spiece")
@@ -118,7 +118,7 @@ def write_result(
         for name in placed:
             target = staged.path / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            if name != HISTORY:
+            if name != HISTORY_NAME:
                 place_file(source.folder / name, target)
         _write_record(source, staged.path, record)
         if verify is not None:
@@ -182,10 +182,12 @@ def _to_bytes(tensor: torch.Tensor, dtype: str) -> bytes:
 
 
 def _write_record(source: Checkpoint, folder: Path, record: Record) -> None:
-    history = load_json(source.folder / HISTORY) if HISTORY in source.other_files else {"schema": 1, "entries": []}
+    history = (
+        load_json(source.folder / HISTORY_NAME) if HISTORY_NAME in source.other_files else {"schema": 1, "entries": []}
+    )
     entries = history.get("entries")
     if not isinstance(entries, list):
-        raise CheckpointError(f"{HISTORY} has no list of entries.")
+        raise CheckpointError(f"{HISTORY_NAME} has no list of entries.")
     place = folder / "surgery"
     place.mkdir(exist_ok=True)
     taken = {path.name for path in place.iterdir()}
@@ -204,7 +206,7 @@ def _write_record(source: Checkpoint, folder: Path, record: Record) -> None:
     if record.adapter is not None:
         entry["adapter"] = _free("adapter", {path.name for path in folder.iterdir()})
         record.adapter(folder / entry["adapter"])
-    (folder / HISTORY).write_text(dump_json({**history, "entries": [*entries, entry]}), encoding="utf-8")
+    (folder / HISTORY_NAME).write_text(dump_json({**history, "entries": [*entries, entry]}), encoding="utf-8")
 
 
 def _free(name: str, taken: set[str]) -> str:

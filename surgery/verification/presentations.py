@@ -59,7 +59,7 @@ def presentation_differences(
     results: dict[str, float] = {}
     with torch.no_grad():
         plain = _logits(model, tokens)
-        for name, present in _PRESENTATIONS.items():
+        for name, present in PRESENTATIONS.items():
             if on_progress is not None:
                 on_progress(name)
             found = present(model, tokens, plain)
@@ -184,7 +184,7 @@ def _other_backend(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Te
         model.set_attn_implementation(before)
 
 
-_PRESENTATIONS: dict[str, Callable[[PreTrainedModel, torch.Tensor, torch.Tensor], float | None]] = {
+PRESENTATIONS: dict[str, Callable[[PreTrainedModel, torch.Tensor, torch.Tensor], float | None]] = {
     "token by token": _token_by_token,
     "static cache": _static_cache,
     "left-padded": _left_padded,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,14 +13,15 @@ from surgery.anatomy import read_anatomy
 from surgery.checkpoint import Checkpoint, load_json, open_checkpoint, resolve, write_json
 from surgery.conversion.card import write_card
 from surgery.conversion.execution import modeling_code
-from surgery.conversion.plan import CARD_NAME, HISTORY_NAME, RECORD_FOLDER, VERIFICATION_NAME
-from surgery.conversion.reverting import read_plan, trained_weights
+from surgery.conversion.plan import CARD_NAME, RECORD_FOLDER, VERIFICATION_NAME
+from surgery.conversion.reverting import read_history, read_plan, trained_weights
 from surgery.errors import CheckpointError, UsageError
-from surgery.loading import RunOptions, load_model, load_tokenizer
+from surgery.loading import RunOptions, load_model, load_tokenizer, operation_modules
 from surgery.verification.behaviour import ablation_checks, identity_checks, plain_logits, presentation_checks
 from surgery.verification.checks import Check, Verification
 from surgery.verification.files import file_checks
 from surgery.verification.fresh import FreshRequest, fresh_checks
+from surgery.verification.presentations import PRESENTATIONS
 from surgery.verification.truncated import truncate
 from surgery.version import __version__
 
@@ -178,25 +180,20 @@ def _running_checks(
     checks += fresh_checks(request, plain_logits(model, tokens[:, :FRESH_TOKENS]), reference_tokens)
     say("comparing with the source", 0, 1)
     checks += identity_checks(model, tokens, source_logits, plan, trained_weights(folder))
-    count = 0
-
-    def presentation(name: str) -> None:
-        nonlocal count
-        say(f"n: {name}", count, 18)
-        count += 1
-
     device_tokens = tokens.to(model.device)
     with torch.no_grad():
-        checks += presentation_checks(model, device_tokens[:, :PRESENTATION_TOKENS], presentation)
-        layers_done = 0
-
-        def ablated(name: str) -> None:
-            nonlocal layers_done
-            say(f"ablation: {name}", layers_done, len(request.new_tensors) or 1)
-            layers_done += 1
-
-        checks += ablation_checks(model, device_tokens[:, :ABLATION_TOKENS], plan, ablated)
+        # Each presentation is run twice: with the operation off, and on.
+        each = _counting(say, "n", 2 * len(PRESENTATIONS))
+        checks += presentation_checks(model, device_tokens[:, :PRESENTATION_TOKENS], each)
+        each = _counting(say, "ablation", len(operation_modules(model)))
+        checks += ablation_checks(model, device_tokens[:, :ABLATION_TOKENS], plan, each)
     return checks
+
+
+def _counting(say: Progress, label: str, total: int) -> Callable[[str], None]:
+    """Progress over named things, of which the caller tells only the names."""
+    numbers = itertools.count()
+    return lambda name: say(f"{label}: {name}", next(numbers), total)
 
 
 def _tokens(folder: Path, has_tokenizer: bool, length: int, vocabulary: int) -> torch.Tensor:
@@ -220,10 +217,7 @@ def _append_record(path: Path, verification: Verification) -> None:
 
 
 def _update_card(folder: Path, plan: dict[str, Any], verification: Verification) -> None:
-    trained = []
-    if (folder / HISTORY_NAME).is_file():
-        for entry in load_json(folder / HISTORY_NAME).get("entries", []):
-            trained.append(f"{entry.get('trained')}: {entry.get('tokens')} tokens")
+    trained = [f"{entry.get('trained')}: {entry.get('tokens')} tokens" for entry in read_history(folder)]
     environment_line = ", ".join(f"{name} {value}" for name, value in verification.environment.items())
     write_card(
         folder / CARD_NAME,

@@ -31,6 +31,22 @@ def write_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+class CrashError(Exception):
+    """Raised in the middle of a training by :func:`crash`."""
+
+
+def crash(recipe: Any, *, step: int | None = None, event: str = "step") -> None:
+    """Train until an event (of one step, where it is given), and crash there."""
+    from surgery.recovery import finetune
+
+    def raising(told: dict[str, Any]) -> None:
+        if told["event"] == event and (step is None or told["step"] == step):
+            raise CrashError
+
+    with pytest.raises(CrashError):
+        finetune(recipe, on_progress=raising)
+
+
 def convert_by_hand(
     source: Path,
     out: Path,

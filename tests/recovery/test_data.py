@@ -14,7 +14,7 @@ from surgery.errors import UsageError
 from surgery.recovery import finetune, read_recipe
 from surgery.recovery.dataset import read_data
 from tests.data.test_chat import CHATML
-from tests.recovery.conftest import WORDS, Converted, MakeRecipe
+from tests.recovery.conftest import WORDS, Converted, MakeRecipe, crash
 
 
 @pytest.fixture
@@ -70,15 +70,7 @@ def test_a_streamed_run_resumes_exactly(make_recipe: MakeRecipe, files: Path, tm
     plain = finetune({**recipe, "output": str(tmp_path / "plain")})
     assert plain.steps == 6
 
-    class CrashError(Exception):
-        pass
-
-    def crash(event: dict[str, Any]) -> None:
-        if event["event"] == "step" and event["step"] == at:
-            raise CrashError
-
-    with pytest.raises(CrashError):
-        finetune(recipe, on_progress=crash)
+    crash(recipe, step=at)
     finetune(recipe, resume=True)
 
     def rows(name: str) -> list[dict[str, Any]]:
@@ -93,15 +85,7 @@ def test_a_streamed_run_resumes_exactly(make_recipe: MakeRecipe, files: Path, tm
 def test_a_changed_file_is_not_resumed(make_recipe: MakeRecipe, files: Path) -> None:
     recipe = make_recipe(data={**_sources(files), "streaming": True}, checkpoints={"every": 1})
 
-    class CrashError(Exception):
-        pass
-
-    def crash(event: dict[str, Any]) -> None:
-        if event["event"] == "step" and event["step"] == 2:
-            raise CrashError
-
-    with pytest.raises(CrashError):
-        finetune(recipe, on_progress=crash)
+    crash(recipe, step=2)
     with (files / "a.jsonl").open("a") as file:
         file.write('{"text": "one more"}\n')
     with pytest.raises(UsageError, match="another data"):

@@ -18,7 +18,7 @@ import pytest
 from surgery.errors import CheckpointError, UsageError
 from surgery.recovery import TrainingStoppedError, finetune
 from surgery.recovery.state import MARKER, TrainingFolder
-from tests.recovery.conftest import Converted, MakeRecipe
+from tests.recovery.conftest import Converted, MakeRecipe, crash
 
 SHARD = "surgery-ssmax.safetensors"
 TRAINED = "trained-model.safetensors"
@@ -66,18 +66,9 @@ def _same(one: Path, other: Path) -> None:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
-class _CrashError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("at", [1, 5])
 def test_resume_after_a_crash_is_exact(make_long: MakeLong, undisturbed: Path, tmp_path: Path, at: int) -> None:
-    def crash(event: dict[str, Any]) -> None:
-        if event["event"] == "step" and event["step"] == at:
-            raise _CrashError
-
-    with pytest.raises(_CrashError):
-        finetune(make_long(), on_progress=crash)
+    crash(make_long(), step=at)
     assert not (tmp_path / "out").exists()
     assert finetune(make_long(), resume=True).resumed_from == {1: None, 5: 4}[at]
     _same(undisturbed, tmp_path / "out")
@@ -131,12 +122,7 @@ def test_resume_refuses_what_would_not_be_the_same_run(make_recipe: MakeRecipe, 
     with pytest.raises(UsageError, match="no interrupted run"):
         finetune(recipe, resume=True)
 
-    def crash(event: dict[str, Any]) -> None:
-        if event["event"] == "step" and event["step"] == 3:
-            raise _CrashError
-
-    with pytest.raises(_CrashError):
-        finetune(recipe, on_progress=crash)
+    crash(recipe, step=3)
     training = tmp_path / "out.training"
     assert sorted(path.name for path in training.glob("checkpoint-*")) == ["checkpoint-2"], "keep: 1"
     with pytest.raises(UsageError, match="earlier run"):
@@ -158,12 +144,7 @@ def test_resume_refuses_what_would_not_be_the_same_run(make_recipe: MakeRecipe, 
 def test_only_the_writing_is_left(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe()
 
-    def crash(event: dict[str, Any]) -> None:
-        if event["event"] == "writing":
-            raise _CrashError
-
-    with pytest.raises(_CrashError):
-        finetune(recipe, on_progress=crash)
+    crash(recipe, event="writing")
     result = finetune(recipe, resume=True)
     assert result.resumed_from == result.steps == 4
     finetune(make_recipe(output=str(tmp_path / "plain")))

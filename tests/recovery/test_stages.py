@@ -15,7 +15,7 @@ from surgery.loading import RunOptions, load_model
 from surgery.recovery import finetune, read_recipe
 from surgery.recovery.objectives import Teacher, match_sum, objective_sum, original
 from surgery.recovery.preparing import Layout, choose_trained, operation_parameters, prepare_model
-from tests.recovery.conftest import Converted, MakeRecipe
+from tests.recovery.conftest import Converted, MakeRecipe, crash
 from tests.recovery.test_training import _draw, _rows
 
 
@@ -47,15 +47,7 @@ def test_resume_across_stages_is_exact(
     plain = finetune({**recipe, "output": str(tmp_path / "plain")})
     assert [stage.steps for stage in plain.plan.stages][:2] == [3, 3] and plain.steps == plain.plan.steps >= 7
 
-    class CrashError(Exception):
-        pass
-
-    def crash(event: dict[str, Any]) -> None:
-        if event["event"] == "step" and event["step"] == at:
-            raise CrashError
-
-    with pytest.raises(CrashError):
-        finetune(recipe, on_progress=crash)
+    crash(recipe, step=at)
     resumed = finetune(recipe, resume=True)
     assert resumed.resumed_from == {1: None, 3: 2, 4: 3, 6: 5, 7: 6}[at]
     assert _log(tmp_path / "out") == _log(tmp_path / "plain")
@@ -203,15 +195,7 @@ def test_the_scale_learned_in_a_stage_stays_in_the_next(
         stages=[{"train": {"what": "scale", "layers": "0"}}, {"train": {"what": "scale", "layers": "1-2"}}],
     )
 
-    class CrashError(Exception):
-        pass
-
-    def crash(event: dict[str, Any]) -> None:
-        if event["event"] == "step" and event["step"] == 4:
-            raise CrashError
-
-    with pytest.raises(CrashError):
-        finetune(recipe, on_progress=crash)
+    crash(recipe, step=4)
     finetune(recipe, resume=True)
     finetune({**recipe, "output": str(tmp_path / "plain")})
     shard = load_file(tmp_path / "out" / "surgery-ssmax.safetensors")
