@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,9 +22,15 @@ _OPTIONS = "Operation"
 @app.command()
 def convert(
     model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
-    to: Annotated[str, typer.Option("--to", help="Operation: ssmax.")],
+    to: Annotated[
+        list[str],
+        typer.Option(
+            "--to", help="Operation: ssmax. Give it again for several in one plan; each option goes to those it fits."
+        ),
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Output folder [default: beside the model, -ssmax added].")
+        Path | None,
+        typer.Option("--output", "-o", help="Output folder [default: beside the model, operations added]."),
     ] = None,
     revision: console.RevisionOption = None,
     form: Annotated[
@@ -39,11 +46,20 @@ def convert(
         typer.Option("--reference-length", "-N", help="N [default: the trained length].", rich_help_panel=_OPTIONS),
     ] = None,
     layers: Annotated[
-        str | None,
-        typer.Option(help="full [default], sliding, all, or numbers: 0-3,7.", rich_help_panel=_OPTIONS),
+        list[str] | None,
+        typer.Option(
+            help="full [default], sliding, all, or numbers: 0-3,7. For one of several operations: ssmax=all "
+            "(repeatable).",
+            rich_help_panel=_OPTIONS,
+        ),
     ] = None,
     heads: Annotated[
-        str | None, typer.Option(help="Query heads in these layers: 0-3,7 [default: all].", rich_help_panel=_OPTIONS)
+        list[str] | None,
+        typer.Option(
+            help="Query heads in these layers: 0-3,7 [default: all]. For one of several operations: ssmax=0-3 "
+            "(repeatable).",
+            rich_help_panel=_OPTIONS,
+        ),
     ] = None,
     start: Annotated[
         list[str] | None,
@@ -71,16 +87,14 @@ def convert(
     console.setup(verbose=verbose, quiet=quiet)
     if link and copy:
         raise UsageError("--link and --copy exclude each other")
-    given: dict[str, Any] = {
-        "name": to,
+    options = {
         "form": form,
         "reference_length": reference_length,
+        "start": _assignments(start),
         "layers": layers,
         "heads": heads,
-        "start": _assignments(start),
     }
-    operation = {name: value for name, value in given.items() if value is not None}
-    prepared = make_plan(model, [operation], revision=revision)
+    prepared = make_plan(model, operations_from_flags(to, options), revision=revision)
     target = output or default_output(prepared)
     if dry_run:
         if as_json:
@@ -110,6 +124,58 @@ def convert(
         console.out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def operations_from_flags(names: Sequence[str], given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each chosen operation with the options that its schema has.
+
+    Args:
+        names: of the operations, in order.
+        given: options by name, None for those that were not given. A list holds texts of which each may be meant for
+            one operation: ``ssmax=0-3``.
+
+    Raises:
+        UsageError: an operation is unknown, or an option fits none that was chosen.
+    """
+    from surgery.operations import OPERATIONS
+
+    unknown = [name for name in names if name not in OPERATIONS]
+    if unknown:
+        raise UsageError(f"unknown operation {unknown[0]!r}", hint=f"Known: {', '.join(OPERATIONS)}.")
+    chosen: dict[str, dict[str, Any]] = {name: {"name": name} for name in names}
+    if len(chosen) < len(names):
+        raise UsageError(f"the operation {max(names, key=names.count)!r} is given twice")
+    for option, value in given.items():
+        if value is None:
+            continue
+        flag = "--" + option.replace("_", "-")
+        fitting = [name for name in chosen if option in OPERATIONS[name].options.model_fields]
+        if not fitting:
+            owners = [name for name, one in OPERATIONS.items() if option in one.options.model_fields]
+            raise UsageError(
+                f"{flag} is no option of {' or '.join(chosen)}", hint=f"It belongs to --to {', --to '.join(owners)}."
+            )
+        for target, text in _addressed(flag, value, fitting) if isinstance(value, list) else [(None, value)]:
+            for name in fitting if target is None else [target]:
+                chosen[name][option] = text
+    return list(chosen.values())
+
+
+def _addressed(flag: str, texts: list[str], fitting: Sequence[str]) -> list[tuple[str | None, str]]:
+    """``ssmax=0-3`` as (ssmax, 0-3); what is for all of them (None) comes first, so that the exceptions stand."""
+    found: list[tuple[str | None, str]] = []
+    for text in texts:
+        name, equals, value = text.rpartition("=")
+        if equals and name not in fitting:
+            raise UsageError(
+                f"{flag} {text!r}: {name!r} is not among the chosen operations that have this option",
+                hint=f"For example: {flag} {fitting[0]}={value}",
+            )
+        found.append((name if equals else None, value))
+    targets = [target for target, _ in found]
+    if len(set(targets)) < len(targets):
+        raise UsageError(f"{flag} is given twice for the same operation: {', '.join(texts)}")
+    return sorted(found, key=lambda item: item[0] is not None)
+
+
 def _assignments(pairs: list[str] | None) -> dict[str, float] | None:
     if not pairs:
         return None
@@ -129,7 +195,7 @@ def _print_plan(plan: Plan, target: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from surgery.conversion.card import summarize_numbers
+    from surgery.conversion.card import describe, summarize_numbers
 
     table = Table(title="Plan", title_justify="left", show_header=False)
     rows = [
@@ -137,19 +203,20 @@ def _print_plan(plan: Plan, target: Path) -> None:
         ("output", f"{target} ({plan.model_type})"),
     ]
     for options, identity in zip(plan.operations, plan.identity, strict=True):
-        values = ", ".join(f"{name} = {value:.6g}" for name, value in options["start"].items()) or "no parameters"
-        heads = "all" if options["heads"] is None else summarize_numbers(options["heads"])
+        heads = options.get("heads")
         rows += [
-            (str(options["name"]), f"form {options['form']}, N = {options['reference_length']}, start {values}"),
-            ("layers", f"{summarize_numbers(options['layers'])}; heads {heads}"),
+            (str(options["name"]), describe(options)),
+            ("layers", summarize_numbers(options["layers"]) + (f"; heads {summarize_numbers(heads)}" if heads else "")),
             ("starts as", f"the source itself, {identity}" if identity else "a changed model"),
         ]
+    changes = plan.config.items()
     shapes = {tensor.shape for tensor in plan.tensors}
     parameters = plan.bytes["new_tensors"] // 4
     rows += [
         ("new tensors", f"{len(plan.tensors)} of shape {', '.join(map(str, sorted(shapes)))}: {parameters} numbers")
         if plan.tensors
         else ("new tensors", "none"),
+        ("config.json", ", ".join(name if value is not None else f"{name} removed" for name, value in changes)),
         ("unchanged", f"{len(plan.shards)} shard(s), {plan.bytes['source_tensors'] / 1e6:,.1f} MB of tensors"),
         ("skipped", _skipped(plan)),
         ("hash", plan.hash[:16]),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -56,12 +57,17 @@ def _summary(inspection: Inspection) -> Table:
         "trained length": f"{anatomy.trained_length}",
         "rope": rope + (f", theta {theta:g}" if isinstance(theta, int | float) else ""),
         "embeddings": "tied" if anatomy.tied_embeddings else "untied",
-        "operated": ", ".join(f"{entry['name']} ({entry.get('form')})" for entry in anatomy.operations) or "no",
+        "operated": ", ".join(_operated(entry) for entry in anatomy.operations) or "no",
     }
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in rows.items():
         table.add_row(Text(name, style="dim"), Text(console.printable(value)))
     return table
+
+
+def _operated(options: Mapping[str, Any]) -> str:
+    kind = options.get("form") or options.get("type")
+    return f"{options.get('name')} ({kind})" if kind else str(options.get("name"))
 
 
 def _layer_table(inspection: Inspection) -> Table:

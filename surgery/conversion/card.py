@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from pydantic import ValidationError
 
-from surgery.operations.ssmax.options import FORMS
+from surgery.errors import CheckpointError
+from surgery.operations import OPERATIONS
 
 _SAFE_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 
@@ -39,19 +41,18 @@ def write_card(
     operations = [
         {
             "name": options["name"],
-            "form": options["form"],
-            "equation": FORMS[options["form"]].equation,
+            "description": describe(options),
             "layers": summarize_numbers(options["layers"]),
-            "heads": "all" if options["heads"] is None else summarize_numbers(options["heads"]),
-            "reference_length": options["reference_length"],
-            "start": ", ".join(f"{name} = {value:.6g}" for name, value in options["start"].items()) or "none",
+            "heads": "all" if options.get("heads") is None else summarize_numbers(options["heads"]),
             "identity": identity or "no",
+            "explanation": OPERATIONS[options["name"]].explanation,
         }
         for options, identity in zip(plan["operations"], plan["identity"], strict=True)
     ]
     title = "-".join([str(plan["source"]["name"]).rsplit("/", 1)[-1], *(entry["name"] for entry in operations)])
     text = template.render(
         plan=plan,
+        has_code=has_code(plan),
         title=escape_markdown(title),
         operations=operations,
         front_matter=_front_matter(plan, source_card),
@@ -59,6 +60,27 @@ def write_card(
         trained=list(trained),
     )
     path.write_text(text, encoding="utf-8")
+
+
+def has_code(plan: Mapping[str, Any]) -> bool:
+    """Whether modelling code travels in the checkpoint, rather than that the family's own class performs it all."""
+    return not all(OPERATIONS[str(options["name"])].in_config_alone for options in plan["operations"])
+
+
+def describe(options: Mapping[str, Any]) -> str:
+    """The resolved options of one operation in one line.
+
+    Raises:
+        CheckpointError: they come from a file, and are no options of an operation.
+    """
+    operation = OPERATIONS.get(str(options.get("name")))
+    try:
+        if operation is not None:
+            return operation.describe(operation.options.model_validate(dict(options)))
+        fault = "the operation is not known"
+    except ValidationError as error:
+        fault = str(error.errors()[0]["msg"])
+    raise CheckpointError(f"the plan's options of {options.get('name')!r} are not valid: {fault}")
 
 
 def escape_markdown(value: object) -> str:
@@ -85,9 +107,10 @@ def _front_matter(plan: Mapping[str, Any], source_card: Path | None) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     values: dict[str, Any] = _inherited(source_card)
+    names = [str(options["name"]) for options in plan["operations"]]
     if plan["source"]["hub_id"]:
         values["base_model"] = plan["source"]["hub_id"]
-    values |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["model-surgery", "ssmax"]}
+    values |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["model-surgery", *names]}
     stream = io.StringIO()
     yaml.dump(values, stream)
     return stream.getvalue().strip()

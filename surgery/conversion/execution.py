@@ -158,7 +158,8 @@ def _write(
         weight_map |= dict.fromkeys(sorted(new), NEW_SHARD)
     write_index(staged / INDEX_NAME, weight_map, plan.bytes["source_tensors"] + plan.bytes["new_tensors"])
     _step(on_step, "wrote tensors")
-    (staged / MODELING_NAME).write_bytes(modeling_code())
+    if plan.has_code:
+        (staged / MODELING_NAME).write_bytes(modeling_code())
     write_json(staged / CONFIG_NAME, converted_config(prepared))
     content = plan.to_dict()
     write_json(staged / PLAN_NAME, content)

@@ -6,7 +6,7 @@ The same source and options give the same plan, to the byte: it holds no time an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Plan:
         attention: path of a layer's attention module below the base model, with ``{layer}``.
         operations: resolved options of every operation, in the order in which they are applied.
         identity: for each operation, where the output starts as exactly the source, or None.
+        config: value of each key of the family's own config.json that the operations change; None removes a key.
         tensors: the new tensors.
         shards: name of each source shard in the output.
         kept_files: files copied byte for byte under their own name.
@@ -64,6 +65,12 @@ class Plan:
     skipped_layers: Mapping[str, str]
     bytes: Mapping[str, int]
     warnings: tuple[str, ...]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_code(self) -> bool:
+        """Whether modelling code travels in the output; otherwise the family's own class performs all of it."""
+        return self.model_type.startswith(MODEL_TYPE_PREFIX)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with the hash of everything else under ``hash``."""
@@ -113,12 +120,20 @@ def make_plan(
     identity: list[str | None] = []
     warnings: list[str] = []
     skipped: dict[str, str] = {}
+    changes: dict[str, Any] = {}
+    has_code = False
     for given in operations:
         options = parse_operation(given)
         operation = OPERATIONS[options.name]
         if any(other.name == options.name for other in resolved):
             raise UsageError(f"the operation {options.name!r} is given twice")
         options = operation.resolve(options, anatomy)
+        has_code = has_code or not operation.in_config_alone
+        own_changes = operation.config_changes(options, anatomy)
+        if both := sorted(own_changes.keys() & changes.keys()):
+            others = ", ".join(other.name for other in resolved)
+            raise PlanRefusedError(f"{options.name} and {others} both change {both[0]} of config.json")
+        changes |= own_changes
         resolved.append(options)
         tensors += operation.tensors(options, anatomy)
         identity.append(operation.identity(options))
@@ -129,6 +144,7 @@ def make_plan(
     if not resolved:
         raise UsageError("no operation was given", hint=f"Choose one of: {', '.join(OPERATIONS)}.")
     warnings += _source_warnings(checkpoint)
+    family = anatomy.family
     new_bytes = sum(4 * size for tensor in tensors for size in tensor.shape)
     plan = Plan(
         format_version=FORMAT_VERSION,
@@ -137,12 +153,12 @@ def make_plan(
             "name": source.name,
             "hub_id": source.hub_id,
             "commit": source.commit,
-            "model_type": anatomy.family.model_type,
-            "architecture": anatomy.family.architecture,
+            "model_type": family.model_type,
+            "architecture": family.architecture,
         },
-        model_type=MODEL_TYPE_PREFIX + anatomy.family.model_type,
-        architecture=f"Surgery{anatomy.family.architecture}",
-        attention=anatomy.family.attention,
+        model_type=MODEL_TYPE_PREFIX + family.model_type if has_code else family.model_type,
+        architecture=f"Surgery{family.architecture}" if has_code else family.architecture,
+        attention=family.attention,
         operations=tuple(options.resolved() for options in resolved),
         identity=tuple(identity),
         tensors=tuple(tensors),
@@ -151,6 +167,7 @@ def make_plan(
         skipped_layers=skipped,
         bytes={"source_tensors": checkpoint.total_bytes, "new_tensors": new_bytes, "placed": checkpoint.disk_bytes},
         warnings=tuple(warnings),
+        config=changes,
     )
     return PreparedPlan(plan, source, checkpoint, anatomy)
 
@@ -241,17 +258,14 @@ def _kept_auto_map(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def converted_config(prepared: PreparedPlan) -> dict[str, Any]:
-    """config.json of the output, from the source's and the plan."""
+    """config.json of the output, from the source's and the plan.
+
+    Where no code travels the source's type, architectures and code of its own stay, and nothing is locked: a stock
+    class is the right one.
+    """
     from surgery.anatomy.locks import lock
 
     plan = prepared.plan
-    family = prepared.anatomy.family
-    module = MODELING_NAME.removesuffix(".py")
-    auto_map = {
-        "AutoConfig": f"{module}.Surgery{family.config_class}",
-        "AutoModel": f"{module}.Surgery{family.base_model}",
-        "AutoModelForCausalLM": f"{module}.{plan.architecture}",
-    }
     block = {
         "format_version": plan.format_version,
         "tool_version": plan.tool_version,
@@ -260,12 +274,21 @@ def converted_config(prepared: PreparedPlan) -> dict[str, Any]:
         "attention": plan.attention,
         "operations": [dict(options) for options in plan.operations],
     }
-    config = {
-        **prepared.checkpoint.config,
+    config = {**prepared.checkpoint.config, **plan.config, "surgery": block}
+    config = {name: value for name, value in config.items() if not (value is None and name in plan.config)}
+    if not plan.has_code:
+        return config
+    family = prepared.anatomy.family
+    module = MODELING_NAME.removesuffix(".py")
+    config |= {
         "model_type": plan.model_type,
         "architectures": [plan.architecture],
-        "auto_map": {**_kept_auto_map(prepared.checkpoint), **auto_map},
-        "surgery": block,
+        "auto_map": {
+            **_kept_auto_map(prepared.checkpoint),
+            "AutoConfig": f"{module}.Surgery{family.config_class}",
+            "AutoModel": f"{module}.Surgery{family.base_model}",
+            "AutoModelForCausalLM": f"{module}.{plan.architecture}",
+        },
     }
     return lock(config)
 

@@ -6,9 +6,9 @@ imports torch. An operation is registered by adding it to :data:`OPERATIONS`.
 
 from types import MappingProxyType
 
-from surgery.operations.base import Operation, OperationOptions, PlannedTensor, parse_layers
+from surgery.operations.base import HeadOptions, Operation, OperationOptions, PlannedTensor, parse_layers
 from surgery.operations.ssmax import SSMax
 
 OPERATIONS: MappingProxyType[str, Operation] = MappingProxyType({operation.name: operation for operation in (SSMax(),)})
 
-__all__ = ["OPERATIONS", "Operation", "OperationOptions", "PlannedTensor", "parse_layers"]
+__all__ = ["OPERATIONS", "HeadOptions", "Operation", "OperationOptions", "PlannedTensor", "parse_layers"]

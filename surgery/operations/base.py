@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -45,28 +45,26 @@ def parse_layers(text: str) -> tuple[int, ...]:
 
 
 class OperationOptions(BaseModel):
-    """What every operation can be told: on which layers, on which heads.
+    """What every operation can be told: on which layers.
 
     Attributes:
         name: the operation.
         layers: ``full`` (every full-attention layer), ``sliding``, ``all``, or numbers such as ``0-3,7``.
-        heads: query heads in each of these layers; all of them where absent.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     layers: LayerChoice | tuple[Number, ...] = "full"
-    heads: tuple[Number, ...] | None = None
 
-    @field_validator("layers", "heads", mode="before")
+    @field_validator("layers", "heads", mode="before", check_fields=False)
     @classmethod
     def _numbers(cls, value: Any) -> Any:
         if isinstance(value, str) and value not in ("full", "sliding", "all"):
             return parse_layers(value)
         return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
-    @field_validator("layers", "heads")
+    @field_validator("layers", "heads", check_fields=False)
     @classmethod
     def _in_order(cls, value: Any) -> Any:
         return tuple(sorted(set(value))) if isinstance(value, tuple) else value
@@ -76,6 +74,16 @@ class OperationOptions(BaseModel):
         return self.model_dump(mode="json")
 
 
+class HeadOptions(OperationOptions):
+    """Options of an operation on single heads.
+
+    Attributes:
+        heads: query heads in each of the layers; all of them where absent.
+    """
+
+    heads: tuple[Number, ...] | None = None
+
+
 class Operation(ABC):
     """One thing that can be done to attention.
 
@@ -83,11 +91,19 @@ class Operation(ABC):
         name: as in ``--to NAME`` and in config.json.
         summary: one line for listings.
         options: the schema.
+        explanation: what a reader of the card should know of it, in Markdown.
+        in_config_alone: whether the family's own class performs it as config.json says, so that no code has to travel.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     options: ClassVar[type[OperationOptions]]
+    explanation: ClassVar[str]
+    in_config_alone: ClassVar[bool] = False
+
+    def obstacle(self, anatomy: Anatomy) -> str | None:
+        """Why the operation is not applied to this model as it is, or None. For ``inspect``; ``resolve`` refuses."""
+        return None
 
     def refusal(self, layer: AttentionLayer) -> str | None:
         """Why the operation can never be applied to this layer, or None."""
@@ -125,7 +141,7 @@ class Operation(ABC):
             )
         return chosen
 
-    def check_heads(self, options: OperationOptions, anatomy: Anatomy) -> None:
+    def check_heads(self, options: HeadOptions, anatomy: Anatomy) -> None:
         """Raises PlanRefusedError if a head is named that does not exist."""
         wrong = [head for head in options.heads or () if head >= anatomy.heads]
         if wrong:
@@ -148,6 +164,14 @@ class Operation(ABC):
     @abstractmethod
     def identity(self, options: Any) -> str | None:
         """In which range the model starts as exactly the old one (``everywhere``, ``n <= 8192``), or None."""
+
+    @abstractmethod
+    def describe(self, options: Any) -> str:
+        """Resolved options in one line, for plans and cards; layers, heads and identity are shown beside it."""
+
+    def config_changes(self, options: Any, anatomy: Anatomy) -> Mapping[str, Any]:
+        """New value of each key of the family's own config.json that resolved options change; None removes a key."""
+        return {}
 
     def warnings(self, options: Any, anatomy: Anatomy) -> tuple[str, ...]:
         """What a user should know before this is done."""

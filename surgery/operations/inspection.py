@@ -63,6 +63,7 @@ def inspect(model: str | Path, *, revision: str | None = None) -> Inspection:
     source = resolve(model, revision)
     anatomy = read_anatomy(open_checkpoint(source))
     applies = {
-        name: tuple(operation.skipping(layer) for layer in anatomy.layers) for name, operation in OPERATIONS.items()
+        name: tuple(operation.obstacle(anatomy) or operation.skipping(layer) for layer in anatomy.layers)
+        for name, operation in OPERATIONS.items()
     }
     return Inspection(source.name, source.commit, anatomy, applies)

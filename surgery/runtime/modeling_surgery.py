@@ -174,6 +174,9 @@ class SSMax(nn.Module):
 
 OPERATIONS: dict[str, type[SSMax]] = {"ssmax": SSMax}
 
+# Operations that the family's own class performs as config.json says; they have no module.
+IN_CONFIG_ALONE = ("rope",)
+
 
 # --------------------------------------------------------------------------------------------- attention modules
 
@@ -250,6 +253,8 @@ def _install(base_model: nn.Module, config: PreTrainedConfig) -> None:
     """Put the operations of ``config.surgery`` on the attention modules of a base model."""
     block: dict[str, Any] = config.surgery
     for options in block["operations"]:
+        if options["name"] in IN_CONFIG_ALONE:
+            continue
         operation = OPERATIONS.get(options["name"])
         if operation is None:
             raise ValueError(

@@ -21,6 +21,11 @@ class SSMax(Operation):
     name = "ssmax"
     summary = "a learned scale per head times ln n, so that attention does not fade with length"
     options = SSMaxOptions
+    explanation = (
+        "n is the number of keys that a query may attend to. softmax(m(n) z) is SSMax "
+        "([arXiv 2501.19399](https://arxiv.org/abs/2501.19399)); it is applied as `query * m(n)` before whatever "
+        "attention backend is configured."
+    )
 
     def skipping(self, layer: AttentionLayer) -> str | None:
         """Sliding layers: n saturates at the window, so a multiplier that grows with n has nothing to do."""
@@ -68,6 +73,12 @@ class SSMax(Operation):
         if start.get("scale") == 0.0 and start.get("bias", 1.0) == 1.0 and options.form != "paper":
             return "everywhere"
         return None
+
+    def describe(self, options: SSMaxOptions) -> str:
+        """Form, equation, N and start values."""
+        start = ", ".join(f"{name} = {value:.6g}" for name, value in (options.start or {}).items())
+        equation = FORMS[options.form].equation
+        return f"form {options.form}, m(n) = {equation}, N = {options.reference_length}, start {start or 'none'}"
 
     def warnings(self, options: SSMaxOptions, anatomy: Anatomy) -> tuple[str, ...]:
         """Where the operation has less effect, or more, than a user may expect."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from surgery.operations.base import OperationOptions
+from surgery.operations.base import HeadOptions
 
 FormName = Literal["anchored", "paper", "bias", "logn"]
 # What float32 holds, since that is how it is stored.
@@ -36,7 +36,7 @@ FORMS: MappingProxyType[FormName, Form] = MappingProxyType(
 )
 
 
-class SSMaxOptions(OperationOptions):
+class SSMaxOptions(HeadOptions):
     """SSMax on the chosen layers and heads.
 
     Attributes:
