@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from surgery.loading import operation_modules
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    Model: TypeAlias = PreTrainedModel | "Multipliers"
 
 # The offsets that make equality non-trivial: at its start value a multiplier may be 1 everywhere.
 RANDOM_SPREAD = 0.08
@@ -41,13 +44,48 @@ def randomized(model: torch.nn.Module, spread: float = RANDOM_SPREAD, seed: int 
                 parameter.copy_(value)
 
 
+class Multipliers:
+    """A model seen through what SSMax multiplies its queries by: called as the model, it answers with the multipliers.
+
+    The multipliers are made of n and the scales alone, so no rounding of the other layers reaches them: an n that is
+    counted otherwise shows as what it is, however small its effect on the logits.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._modules: list[Any] = [
+            module for path, module in operation_modules(model).items() if path.endswith(".ssmax")
+        ]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, **kwargs: Any) -> SimpleNamespace:
+        """The model's call; ``logits`` holds the multipliers, ``(batch, queries, operated layers * heads)``."""
+        import torch
+
+        found: dict[torch.nn.Module, torch.Tensor] = {}
+        hooks = [module.register_forward_hook(lambda m, _, out: found.update({m: out})) for module in self._modules]
+        try:
+            answer = self._model(**kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        batch, queries = kwargs["input_ids"].shape
+        # A module that was not asked multiplied nothing.
+        nothing = torch.ones(1, 1, queries, 1, device=self._model.device)
+        rows = [found.get(module, nothing.expand(1, module.num_heads, -1, -1)) for module in self._modules]
+        rows = [row.squeeze(-1).transpose(1, 2).expand(batch, -1, -1) for row in rows]
+        return SimpleNamespace(logits=torch.cat(rows, dim=-1), past_key_values=answer.past_key_values)
+
+
 def presentation_differences(
-    model: PreTrainedModel, tokens: torch.Tensor, on_progress: Callable[[str], None] | None = None
+    model: Model, tokens: torch.Tensor, on_progress: Callable[[str], None] | None = None
 ) -> dict[str, float]:
     """Greatest logit difference of each presentation from the plain one.
 
     Args:
-        model: in evaluation mode, float32.
+        model: in evaluation mode, float32; or its :class:`Multipliers`, whose differences are then given.
         tokens: ``(1, length)``, at least 16 tokens.
         on_progress: told the name of each presentation before it runs.
 
@@ -68,7 +106,7 @@ def presentation_differences(
     return results
 
 
-def _logits(model: PreTrainedModel, tokens: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+def _logits(model: Model, tokens: torch.Tensor, **kwargs: Any) -> torch.Tensor:
     return model(input_ids=tokens, use_cache=False, **kwargs).logits.float()
 
 
@@ -76,12 +114,12 @@ def _greatest(a: torch.Tensor, b: torch.Tensor) -> float:
     return (a - b).abs().max().item()
 
 
-def _padding(model: PreTrainedModel) -> int:
+def _padding(model: Model) -> int:
     padding = getattr(model.config.get_text_config(), "pad_token_id", None)
     return padding if isinstance(padding, int) else 0
 
 
-def _with_cache(model: PreTrainedModel, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
+def _with_cache(model: Model, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
     """Prefill, then the last tokens one at a time."""
     import torch
 
@@ -95,20 +133,20 @@ def _with_cache(model: PreTrainedModel, tokens: torch.Tensor, cache: Any) -> tor
     return torch.cat(pieces, dim=1)
 
 
-def _token_by_token(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) -> float:
+def _token_by_token(model: Model, tokens: torch.Tensor, plain: torch.Tensor) -> float:
     from transformers import DynamicCache
 
     return _greatest(_with_cache(model, tokens, DynamicCache(config=model.config)), plain)
 
 
-def _static_cache(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) -> float:
+def _static_cache(model: Model, tokens: torch.Tensor, plain: torch.Tensor) -> float:
     from transformers import StaticCache
 
     cache = StaticCache(config=model.config, max_cache_len=tokens.shape[1] + 8)
     return _greatest(_with_cache(model, tokens, cache), plain)
 
 
-def _padded(model: PreTrainedModel, tokens: torch.Tensor, left: int, right: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _padded(model: Model, tokens: torch.Tensor, left: int, right: int) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
     row = torch.nn.functional.pad(tokens, (left, right), value=_padding(model))
@@ -116,18 +154,18 @@ def _padded(model: PreTrainedModel, tokens: torch.Tensor, left: int, right: int)
     return row, mask
 
 
-def _left_padded(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) -> float:
+def _left_padded(model: Model, tokens: torch.Tensor, plain: torch.Tensor) -> float:
     row, mask = _padded(model, tokens, 7, 0)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     return _greatest(_logits(model, row, attention_mask=mask, position_ids=positions)[:, 7:], plain)
 
 
-def _left_padded_plainly(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) -> float:
+def _left_padded_plainly(model: Model, tokens: torch.Tensor, plain: torch.Tensor) -> float:
     row, mask = _padded(model, tokens, 7, 0)
     return _greatest(_logits(model, row, attention_mask=mask)[:, 7:], plain)
 
 
-def _left_padded_cached(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) -> float:
+def _left_padded_cached(model: Model, tokens: torch.Tensor, plain: torch.Tensor) -> float:
     """What ``generate`` does with a padded prompt: prefill, then one token with the longer mask."""
     row, mask = _padded(model, tokens, 7, 0)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -142,12 +180,12 @@ def _left_padded_cached(model: PreTrainedModel, tokens: torch.Tensor, plain: tor
     return _greatest(last.logits.float(), plain[:, -1:])
 
 
-def _right_padded(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) -> float:
+def _right_padded(model: Model, tokens: torch.Tensor, plain: torch.Tensor) -> float:
     row, mask = _padded(model, tokens, 0, 7)
     return _greatest(_logits(model, row, attention_mask=mask)[:, :-7], plain)
 
 
-def _packed(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) -> float:
+def _packed(model: Model, tokens: torch.Tensor, plain: torch.Tensor) -> float:
     """Two documents in one row, with position_ids that restart, against the second one alone."""
     import torch
 
@@ -158,7 +196,7 @@ def _packed(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) -
     return _greatest(_logits(model, row, position_ids=positions)[:, first.shape[1] :], plain)
 
 
-def _batch(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) -> float:
+def _batch(model: Model, tokens: torch.Tensor, plain: torch.Tensor) -> float:
     """Two rows of unequal length in one batch; each keeps its own count."""
     import torch
 
@@ -172,7 +210,7 @@ def _batch(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) ->
     return max(_greatest(out[:1], plain), _greatest(out[1:, -short.shape[1] :], plain[:, : short.shape[1]]))
 
 
-def _other_backend(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Tensor) -> float | None:
+def _other_backend(model: Model, tokens: torch.Tensor, plain: torch.Tensor) -> float | None:
     before = model.config._attn_implementation
     other = "eager" if before == "sdpa" else "sdpa"
     if other == "sdpa" and not model._supports_sdpa:
@@ -184,7 +222,7 @@ def _other_backend(model: PreTrainedModel, tokens: torch.Tensor, plain: torch.Te
         model.set_attn_implementation(before)
 
 
-PRESENTATIONS: dict[str, Callable[[PreTrainedModel, torch.Tensor, torch.Tensor], float | None]] = {
+PRESENTATIONS: dict[str, Callable[[Model, torch.Tensor, torch.Tensor], float | None]] = {
     "token by token": _token_by_token,
     "static cache": _static_cache,
     "left-padded": _left_padded,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import surgery.runtime.modeling_surgery as modeling
 from surgery.anatomy.locks import unlock
@@ -16,7 +17,7 @@ from surgery.checkpoint import Checkpoint, load_json, open_checkpoint, sha256_js
 from surgery.conversion import PLAN_NAME
 from surgery.conversion.plan import HISTORY_NAME, NEW_SHARD
 from surgery.errors import CheckpointError
-from surgery.loading import load_model, load_tokenizer
+from surgery.loading import RunOptions, load_model, load_tokenizer, operation_modules
 from surgery.verification import verify
 from surgery.verification.behaviour import plain_logits
 from surgery.verification.checks import bounded
@@ -48,6 +49,10 @@ def poke(checkpoint: Checkpoint, tensor: str, data: bytes, offset: int = 0) -> N
     begin += sum(i.nbytes for i in before if i.begin < info.begin) + offset
     raw[begin : begin + len(data)] = data
     (checkpoint.folder / info.shard).write_bytes(raw)
+
+
+def any_on(model: torch.nn.Module) -> bool:
+    return any(module.enabled for module in operation_modules(model).values())
 
 
 def test_a_flipped_bit_in_a_source_tensor(make_pair: Any, failures: Any) -> None:
@@ -200,7 +205,41 @@ def test_a_wrong_count_of_keys(
     out = make_pair()
     monkeypatch.setattr(modeling, "count_visible_keys", broken)
     found = failures(out)
-    assert expected <= found <= N
+    assert expected | {"n: multipliers"} <= found <= N
+
+
+def test_an_n_whose_effect_drowns_in_rounding(make_pair: Any, failures: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of 0.0002 keys moves no logit by as much as the bound; the multipliers show it."""
+
+    def slightly(*arguments: Any, **given: Any) -> Any:
+        return COUNT(*arguments, **given) + 0.0002 * (given.get("attention_mask") is not None)
+
+    out = make_pair()
+    monkeypatch.setattr(modeling, "count_visible_keys", slightly)
+    assert failures(out) == {"n: multipliers"}
+
+
+def test_rounding_is_measured_where_a_presentation_differs_more_than_the_source(
+    make_pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A difference is forgiven up to twice the rounding of the model itself, and no further."""
+    from surgery.verification import behaviour
+
+    model = load_model(make_pair(form="paper"), RunOptions(dtype="float32"))
+    tokens = torch.arange(3, 35)[None]
+    rounding = behaviour.rounding_error(model, tokens)
+    assert 0.0 < rounding < 1e-4
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    monkeypatch.setattr(behaviour, "rounding_error", lambda *_: 5e-4)
+    monkeypatch.setattr(behaviour, "multiplier_checks", lambda *_: [])
+    for difference, status in ((9e-5, "passed"), (9e-4, "passed"), (1.1e-3, "failed")):
+        found = {"packed": difference}
+        monkeypatch.setattr(
+            behaviour, "presentation_differences", lambda *_, found=found: found if any_on(model) else {"packed": 0.0}
+        )
+        (check,) = behaviour.presentation_checks(model, tokens)
+        assert check.status == status
+        assert ("rounding alone" in check.detail) == (difference > 1e-4)
 
 
 def test_a_multiplier_that_one_backend_loses(make_pair: Any, failures: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,12 +252,12 @@ def test_a_multiplier_that_one_backend_loses(make_pair: Any, failures: Any, monk
         return operated(backend, module, *arguments, **given)
 
     monkeypatch.setattr(modeling, "_operated", loses)
-    assert failures(make_pair()) == {"n: sdpa = eager"}
+    assert failures(make_pair()) == {"n: sdpa = eager", "n: multipliers"}
 
 
 def test_a_scale_that_has_no_effect(make_pair: Any, failures: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = modeling.SSMax.forward
-    monkeypatch.setattr(modeling.SSMax, "forward", lambda self, n, window=None: forward(self, n, window).new_ones(1))
+    monkeypatch.setattr(modeling.SSMax, "forward", lambda *given: forward(*given) * 0 + 1)
     assert failures(make_pair()) == {"ablation"}
 
 

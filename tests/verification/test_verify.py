@@ -37,6 +37,7 @@ OTHERS = {"loads", "operation off = source", "starts as the source", "ablation"}
 N = {
     f"n: {name}"
     for name in (
+        "multipliers",
         "token by token",
         "static cache",
         "left-padded",
