@@ -12,20 +12,15 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from surgery.errors import SurgeryError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 # Typer carries its own click in new versions and uses the installed one in old ones; its errors have this base.
 _ParserError: Any = typer.BadParameter.__mro__[2]
@@ -82,6 +77,16 @@ def emit(kind: str, payload: dict[str, Any]) -> None:
 @contextmanager
 def progress(*, force_off: bool = False) -> Iterator[Progress]:
     """A progress bar on stderr with a remaining time; silent when stderr is no terminal or with ``-q``."""
+    # Here and not above: --help and plans draw no bar.
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     disabled = force_off or _settings["quiet"] or not err.is_terminal
     with Progress(
         TextColumn("{task.description}"),

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +17,8 @@ from surgery.commands.app import app
 from surgery.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from surgery.evaluation.results import Estimate
     from surgery.recovery import FinetunePlan, FinetuneResult, Setting
     from surgery.recovery.comparison import Comparison
