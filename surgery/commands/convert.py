@@ -25,7 +25,8 @@ def convert(
     to: Annotated[
         list[str],
         typer.Option(
-            "--to", help="Operation: ssmax. Give it again for several in one plan; each option goes to those it fits."
+            "--to",
+            help="Operation: ssmax, screening. Give it again for several; each option goes to those it fits.",
         ),
     ],
     output: Annotated[
@@ -65,6 +66,20 @@ def convert(
         list[str] | None,
         typer.Option(help="Start value of a parameter: scale=0.1 (repeatable).", rich_help_panel=_OPTIONS),
     ] = None,
+    opened: Annotated[
+        bool | None,
+        typer.Option(
+            "--open",
+            help="Screening that accepts everything, to be trained from there.",
+            rich_help_panel=_OPTIONS,
+        ),
+    ] = None,
+    sinks: Annotated[
+        int | None,
+        typer.Option(
+            help="First tokens of a document that screening always keeps [default: 4].", rich_help_panel=_OPTIONS
+        ),
+    ] = None,
     link: Annotated[
         bool, typer.Option("--link", help="Hard-link unchanged shards.", rich_help_panel="Writing")
     ] = False,
@@ -93,6 +108,8 @@ def convert(
         "start": _assignments(start),
         "layers": layers,
         "heads": heads,
+        "open": opened,
+        "sinks": sinks,
     }
     prepared = make_plan(model, operations_from_flags(to, options), revision=revision)
     target = output or default_output(prepared)

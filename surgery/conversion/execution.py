@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -189,11 +190,10 @@ def _place(source: Path, target: Path, mode: PlaceMode, report: Callable[[int], 
     return place_file(source, target, mode, report)
 
 
-def _filled(shape: tuple[int, ...], value: float) -> NewTensor:
-    count = 1
-    for size in shape:
-        count *= size
-    return NewTensor("F32", shape, struct.pack("<f", value) * count)
+def _filled(shape: tuple[int, ...], start: float | tuple[float, ...]) -> NewTensor:
+    count = math.prod(shape)
+    values = start if isinstance(start, tuple) else (start,) * count
+    return NewTensor("F32", shape, struct.pack(f"<{count}f", *values))
 
 
 def _step(on_step: Callable[[str], None] | None, name: str) -> None:

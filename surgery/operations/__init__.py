@@ -7,8 +7,11 @@ imports torch. An operation is registered by adding it to :data:`OPERATIONS`.
 from types import MappingProxyType
 
 from surgery.operations.base import HeadOptions, Operation, OperationOptions, PlannedTensor, parse_layers
+from surgery.operations.screening import Screening
 from surgery.operations.ssmax import SSMax
 
-OPERATIONS: MappingProxyType[str, Operation] = MappingProxyType({operation.name: operation for operation in (SSMax(),)})
+OPERATIONS: MappingProxyType[str, Operation] = MappingProxyType(
+    {operation.name: operation for operation in (SSMax(), Screening())}
+)
 
 __all__ = ["OPERATIONS", "HeadOptions", "Operation", "OperationOptions", "PlannedTensor", "parse_layers"]

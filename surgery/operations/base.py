@@ -19,11 +19,14 @@ Number = Annotated[int, Field(ge=0, le=_HIGHEST)]
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor that the operation adds: name, shape, and the value that it is filled with. Stored as float32."""
+    """A tensor that the operation adds: name, shape, and what it is filled with: one value, or one for each element.
+
+    Stored as float32.
+    """
 
     name: str
     shape: tuple[int, ...]
-    start: float
+    start: float | tuple[float, ...]
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

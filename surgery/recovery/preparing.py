@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Operations whose parameters are learned, as they are named on the attention module.
-OPERATION_NAMES = ("ssmax",)
+OPERATION_NAMES = ("ssmax", "screening")
 _OPERATION = re.compile(rf"(?:^|\.)(?:{'|'.join(OPERATION_NAMES)})\.")
 _LORA = re.compile(r"\.lora_")
 _ORIGINAL = ".original_module."

@@ -24,7 +24,7 @@ import json
 import math
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -88,7 +88,47 @@ def count_visible_keys(
 # ----------------------------------------------------------------------------------------------------- operations
 
 
-class SSMax(nn.Module):
+def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+class Operation(nn.Module):
+    """Parameters per query head of one attention layer, one vector over the chosen heads each.
+
+    They are float32 whatever the model's dtype: an optimizer step cannot move a bfloat16 value of 0.15. Switched off
+    by ``enabled``, the layer is as it was.
+    """
+
+    def __init__(self, options: dict[str, Any], num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.start: dict[str, float] = options.get("start") or {}
+        self.heads: list[int] | None = options.get("heads")
+        self.enabled = True
+
+    def _add_parameters(self, *names: str) -> None:
+        for name in names:
+            size = self.num_heads if self.heads is None else len(self.heads)
+            setattr(self, name, nn.Parameter(torch.empty(size, dtype=torch.float32)))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set every parameter to its start value from config.json."""
+        for name, parameter in self.named_parameters(recurse=False):
+            parameter.fill_(self.start[name])
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Operation:
+        """Follow moves between devices but no casts: ``model.to(torch.bfloat16)`` leaves the parameters float32."""
+
+        def keep_dtype(tensor: torch.Tensor) -> torch.Tensor:
+            applied = fn(tensor)
+            return applied if applied.dtype == tensor.dtype else tensor.to(applied.device)
+
+        return super()._apply(keep_dtype, recurse)
+
+
+class SSMax(Operation):
     """Query multiplier m(n) per head: softmax((m_h(n) z)) in place of softmax(z).
 
     ======== ============================= =========================
@@ -101,40 +141,19 @@ class SSMax(nn.Module):
     ======== ============================= =========================
 
     N is the reference length. Heads that were not chosen have no parameter and a multiplier of exactly 1.
-    Parameters are float32 whatever the model's dtype: an optimizer step cannot move a bfloat16 value of 0.15.
     """
 
+    scale: nn.Parameter
+    bias: nn.Parameter
+
     def __init__(self, options: dict[str, Any], num_heads: int) -> None:
-        super().__init__()
+        super().__init__(options, num_heads)
         self.form: str = options["form"]
-        self.num_heads = num_heads
         self.log_reference = math.log(options["reference_length"])
-        self.start: dict[str, float] = options.get("start", {})
-        self.heads: list[int] | None = options.get("heads")
-        self.enabled = True
-        size = num_heads if self.heads is None else len(self.heads)
         if self.form not in ("paper", "bias", "anchored", "logn"):
             raise ValueError(f"ssmax: unknown form {self.form!r}")
-        if self.form != "logn":
-            self.scale = nn.Parameter(torch.empty(size, dtype=torch.float32))
-        if self.form == "bias":
-            self.bias = nn.Parameter(torch.empty(size, dtype=torch.float32))
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Set every parameter to its start value from config.json."""
-        for name, parameter in self.named_parameters(recurse=False):
-            parameter.fill_(self.start[name])
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> SSMax:
-        """Follow moves between devices but no casts: ``model.to(torch.bfloat16)`` leaves the parameters float32."""
-
-        def keep_dtype(tensor: torch.Tensor) -> torch.Tensor:
-            applied = fn(tensor)
-            return applied if applied.dtype == tensor.dtype else tensor.to(applied.device)
-
-        return super()._apply(keep_dtype, recurse)
+        names = {"logn": (), "bias": ("scale", "bias")}
+        self._add_parameters(*names.get(self.form, ("scale",)))
 
     def forward(self, visible_keys: torch.Tensor, window: int | None = None) -> torch.Tensor:
         """Multiplier of the query.
@@ -172,7 +191,273 @@ class SSMax(nn.Module):
         return f"form={self.form}, heads={self.num_heads if self.heads is None else self.heads}"
 
 
-OPERATIONS: dict[str, type[SSMax]] = {"ssmax": SSMax}
+class Observation(NamedTuple):
+    """What an observer of :class:`Screening` is shown: a block of queries, before anything is rejected.
+
+    Attributes:
+        weights: softmax weights, ``(batch, heads, queries, keys)``.
+        relevance: rho, of the same shape.
+        distance: allowed keys between key and query, ``(batch or 1, 1, queries, keys)``.
+        allowed: which keys the query may attend to at all, of the same shape as ``distance``.
+        sinks: the first keys of the document, which are always kept; of the same shape.
+        acceptance: alpha and window as the module has them now, ``(batch, heads, queries, keys)``.
+        value: values of each key-value head.
+        start: number of the block's first query in this call.
+    """
+
+    weights: torch.Tensor
+    relevance: torch.Tensor
+    distance: torch.Tensor
+    allowed: torch.Tensor
+    sinks: torch.Tensor
+    acceptance: torch.Tensor
+    value: torch.Tensor
+    start: int
+
+
+class Screening(Operation):
+    """Rejects keys: per query head an absolute threshold on the relevance, and a window on the distance.
+
+    The relevance of key j to query i is rho = cos(q_i, k_j), after norms and RoPE, before SSMax's multiplier. What is
+    accepted of a key is ::
+
+        alpha = clamp((rho - t) / tau, 0, 1)^2   for the keys at a distance below w, else 0
+
+    (the trim-and-square of arXiv 2604.01178), and 1 for the first ``sinks`` keys of the document. The weights are
+    softmax(z) times alpha, renormalised over what survives; if nothing does, the head gives zero.
+
+    Learned per head, float32: ``threshold`` t, ``softness`` tau (0 or less is hard: all or nothing), and
+    ``log2_window``, whose power of two, rounded, is w. From ``full_window`` on, a window bounds nothing.
+    A head with t < -1 - tau and a full window is open: it accepts everything.
+
+    Where alpha saturates its gradient is zero, and an edge in integers has none. A surrogate takes its place: t and
+    tau get the gradient of sigmoid((rho - t - tau/2) / (max(tau, 0.1)/4)) where alpha is 0 or 1, and the window that
+    of sigmoid(4 (log2 w - log2(distance + 1))).
+    """
+
+    HARD = 1e-3  # below it a softness counts as none
+    threshold: nn.Parameter
+    softness: nn.Parameter
+    log2_window: nn.Parameter
+
+    def __init__(self, options: dict[str, Any], num_heads: int) -> None:
+        super().__init__(options, num_heads)
+        if options["form"] != "gated":
+            raise ValueError(f"screening: unknown form {options['form']!r}")
+        self.sinks: int = options["sinks"]
+        self.full_window: int = options["full_window"]
+        self.observer: Callable[[Screening, Observation], None] | None = None
+        self.path = "not run"  # which code ran last: open, reference, or the name of a backend
+        self._open: tuple[Any, bool] = (None, False)
+        self._add_parameters("threshold", "softness", "log2_window")
+
+    def is_open(self) -> bool:
+        """Whether every head accepts every key. Looked up again only after a parameter has changed."""
+        parameters = (self.threshold, self.softness, self.log2_window)
+        # Tensors made under torch.inference_mode count no versions; they are looked at each time.
+        counted = not any(parameter.is_inference() for parameter in parameters)
+        state = tuple((id(parameter), parameter._version) for parameter in parameters) if counted else None
+        if state is None or self._open[0] != state:
+            full = self.windows() >= self.full_window
+            self._open = (state, bool((full & (self.threshold < -1 - self.softness.clamp(min=0))).all()))
+        return self._open[1]
+
+    def windows(self) -> torch.Tensor:
+        """w per chosen head, in keys: whole numbers, float32."""
+        return self.log2_window.detach().exp2().round().clamp(min=1)
+
+    def relevance(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """rho ``(batch, heads, queries, keys)``, float32 or more, of each query head against the keys of its group."""
+        batch, heads, length, size = query.shape
+        query = nn.functional.normalize(_at_least_float32(query), dim=-1).reshape(batch, key.shape[1], -1, size)
+        key = nn.functional.normalize(_at_least_float32(key), dim=-1)
+        return (query @ key.transpose(-1, -2)).view(batch, heads, length, -1)
+
+    def acceptance(self, relevance: torch.Tensor, distance: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
+        """alpha within the window ``(batch, heads, queries, keys)``, with the surrogate gradients of the class."""
+        if self.heads is not None:
+            chosen = torch.tensor(self.heads, device=relevance.device)
+            part = self._accept(relevance.index_select(1, chosen), distance, sinks)
+            return torch.ones_like(relevance).index_copy(1, chosen, part)
+        return self._accept(relevance, distance, sinks)
+
+    def _accept(self, relevance: torch.Tensor, distance: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
+        threshold, softness, log2_window = (
+            parameter.float().view(-1, 1, 1) for parameter in (self.threshold, self.softness, self.log2_window)
+        )
+        softness = softness.clamp(min=0)
+        above = relevance - threshold
+        ramp = (above / softness.clamp(min=self.HARD)).clamp(0, 1)
+        alpha = torch.where(softness < self.HARD, (above > 0).to(ramp.dtype), ramp * ramp)
+        windows = self.windows().view(-1, 1, 1)
+        inside = (distance < windows) | (windows >= self.full_window)
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters()):
+            width = softness.detach().clamp(min=0.1) / 4
+            surrogate = torch.sigmoid((relevance.detach() - threshold - softness / 2) / width)
+            saturated = (softness < self.HARD) | (ramp == 0) | (ramp == 1)
+            alpha = torch.where(saturated, alpha.detach() + (surrogate - surrogate.detach()), alpha)
+            edge = torch.sigmoid(4 * (log2_window - (distance.clamp(min=0) + 1).to(alpha.dtype).log2()))
+            alpha = alpha * (inside.to(alpha.dtype) + (edge - edge.detach()))
+        else:
+            alpha = alpha * inside
+        return alpha.masked_fill(sinks, 1.0)
+
+    def extra_repr(self) -> str:
+        """What print(model) shows."""
+        return f"form=gated, sinks={self.sinks}, heads={self.num_heads if self.heads is None else self.heads}"
+
+
+OPERATIONS: dict[str, type[Operation]] = {"ssmax": SSMax, "screening": Screening}
+
+
+# ------------------------------------------------------------------------------------------- screened attention
+
+# Elements of one (batch, heads, queries, keys) block: 32 MiB in float32. Queries are taken in blocks of so many.
+BLOCK_ELEMENTS = 2**23
+
+
+def _locate_keys(
+    attention_mask: Any, visible_keys: torch.Tensor, rows: slice, keys: int, queries: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where the keys of a block of queries are, however the sequence is presented.
+
+    The distance of a key is the number of allowed keys after it, up to the query; its place in the document follows
+    from n, the number of keys that the query may attend to. So padding, packing and caches of every kind agree.
+
+    Args:
+        attention_mask: ``(batch or 1, 1, queries, keys)``, boolean or added to the scores, or None: plain causal.
+        visible_keys: n of every query, ``(batch or 1, queries)``.
+        rows: the queries of the block.
+        keys, queries: how many there are in all.
+
+    Returns:
+        distance, allowed, and the place in the document from 0, each ``(batch or 1, 1, rows, keys)``.
+    """
+    if attention_mask is None:
+        # One query follows all keys of its cache. Several begin at the first key, as in sdpa's is_causal.
+        first = keys - 1 if queries == 1 else 0
+        position = torch.arange(rows.start, rows.stop, device=visible_keys.device) + first
+        distance = (position[:, None] - torch.arange(keys, device=visible_keys.device))[None, None]
+        allowed = distance >= 0
+    else:
+        mask = attention_mask[:, :, rows, :keys]
+        allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        running = allowed.cumsum(-1, dtype=torch.int32)
+        distance = running[..., -1:] - running
+    place = visible_keys[:, None, rows, None].to(distance.dtype) - 1 - distance
+    return distance, allowed, place
+
+
+def _screened(
+    name: str,
+    backend: Callable[..., Any],
+    eager: Callable[..., Any] | None,
+    module: nn.Module,
+    query: torch.Tensor,
+    unscaled_query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    visible_keys: torch.Tensor,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention over the keys that :class:`Screening` accepts, in blocks of queries so that memory is bounded.
+
+    Two ways give the same. The reference takes the family's own softmax weights, multiplies them by alpha and
+    renormalises; it runs for the backend "eager", for an observer, and where t, tau or w are to get gradients. The
+    other gives ln alpha to the backend as an additive mask.
+
+    Args:
+        name: of the backend that is configured.
+        backend, eager: that backend, and the family's own dense attention.
+        unscaled_query: the query before SSMax's multiplier, from which the relevance follows.
+        visible_keys: n of each query, ``(batch or 1, queries)``.
+        kwargs: as the family's attention gives them to the backend.
+
+    Returns:
+        ``(batch, queries, heads, head_dim)``, and the weights if the reference ran.
+    """
+    screening: Any = module.screening
+    learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in screening.parameters())
+    reference = backend is eager or learns or screening.observer is not None
+    screening.path = "reference" if reference else name
+    if reference and eager is None:
+        raise ValueError(f"{type(module).__name__} names no dense attention of its own, which screening needs here.")
+    if not reference and name != "sdpa":
+        raise ValueError(
+            f"screening needs a mask per head that is added to the scores, which the attention implementation {name!r} "
+            'is not known to take. Load the model with attn_implementation="sdpa" or "eager".'
+        )
+    if attention_mask is not None and (not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 4):
+        raise ValueError(
+            f"screening needs a 4-D attention mask or none, not {type(attention_mask).__name__}; load the model with "
+            'attn_implementation="sdpa" or "eager".'
+        )
+    batch, heads, queries, _ = query.shape
+    if attention_mask is None and queries > 1:
+        key, value = key[:, :, :queries], value[:, :, :queries]  # what follows in a static cache is not there yet
+    keys = key.shape[2]
+    size = max(1, BLOCK_ELEMENTS // (batch * heads * keys))
+    outputs, weights = [], []
+    for start in range(0, queries, size):
+        rows = slice(start, min(start + size, queries))
+        distance, allowed, place = _locate_keys(attention_mask, visible_keys, rows, keys, queries)
+        relevance = screening.relevance(unscaled_query[:, :, rows], key)
+        sinks = (place >= 0) & (place < screening.sinks)
+        accepted = screening.acceptance(relevance, distance, sinks) * allowed
+        bias = torch.zeros((), dtype=query.dtype, device=query.device)
+        if attention_mask is not None and attention_mask.dtype != torch.bool:
+            bias = attention_mask[:, :, rows, :keys]
+        if reference:
+            bias = bias.masked_fill(~allowed, torch.finfo(query.dtype).min)
+            arguments = {**kwargs, "dropout": 0.0}
+            assert eager is not None
+            _, probabilities = eager(module, query[:, :, rows], key, value, bias, **arguments)
+            if screening.observer is not None:
+                seen = Observation(probabilities, relevance, distance, allowed, sinks, accepted, value, start)
+                screening.observer(screening, seen)
+            block = _renormalised(probabilities, accepted, hasattr(module, "sinks"))
+            block = nn.functional.dropout(block.to(value.dtype), kwargs.get("dropout", 0.0), module.training)
+            weights.append(block)
+            groups = heads // value.shape[1]
+            outputs.append((block @ value.repeat_interleave(groups, 1)).transpose(1, 2))
+        else:
+            rejected = accepted == 0
+            bias = bias + accepted.masked_fill(rejected, 1.0).log()
+            survives = ~rejected.all(-1, keepdim=True)
+            # A row of -inf alone would give NaN. What it gives instead is multiplied by zero.
+            bias = bias.masked_fill(rejected & survives, -torch.inf).to(query.dtype)
+            output, _ = backend(module, query[:, :, rows], key, value, bias, **kwargs)
+            outputs.append(output * survives.transpose(1, 2))
+    return torch.cat(outputs, 1).contiguous(), torch.cat(weights, 2) if weights else None
+
+
+def _renormalised(weights: torch.Tensor, accepted: torch.Tensor, has_sink: bool) -> torch.Tensor:
+    """Weights times what is accepted, over what is left of their sum; zero where nothing is left.
+
+    The sum is 1 - sum w (1 - alpha): exactly 1 where everything is accepted, and right also for a family with a
+    learned sink, whose weights add up to less than one. Where little is left it is taken over the survivors instead,
+    which is exact there.
+    """
+    weights = _at_least_float32(weights)
+    if accepted.requires_grad:
+        # A rejected key far heavier than all survivors would pull at its threshold without bound: it is held to one.
+        with torch.no_grad():
+            share = _left(weights, accepted, has_sink) / weights.clamp(min=1e-30)
+            share = torch.where(accepted == 0, share.clamp(max=1), torch.ones_like(share))
+        accepted = accepted.detach() + share * (accepted - accepted.detach())
+    return weights * accepted / _left(weights, accepted, has_sink)
+
+
+def _left(weights: torch.Tensor, accepted: torch.Tensor, has_sink: bool) -> torch.Tensor:
+    """The divisor of :func:`_renormalised`; one where it would be zero."""
+    left = 1 - (weights * (1 - accepted)).sum(-1, keepdim=True)
+    survivors = (weights * accepted).sum(-1, keepdim=True)
+    if has_sink:
+        survivors = survivors + 1 - weights.sum(-1, keepdim=True)
+    divisor = torch.where(left > 0.5, left, survivors)
+    return torch.where(survivors > 0, divisor, torch.ones_like(divisor))
+
 
 # Operations that the family's own class performs as config.json says; they have no module.
 IN_CONFIG_ALONE = ("rope",)
@@ -182,7 +467,9 @@ IN_CONFIG_ALONE = ("rope",)
 
 
 def _operated(
+    name: str,
     backend: Callable[..., Any],
+    eager: Callable[..., Any] | None,
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -190,17 +477,28 @@ def _operated(
     attention_mask: Any,
     **kwargs: Any,
 ) -> Any:
-    """Multiply the query ``(batch, heads, queries, head_dim)`` by m(n), then call the backend."""
+    """Multiply the query ``(batch, heads, queries, head_dim)`` by m(n), screen the keys, and call the backend."""
     visible_keys = kwargs.pop(VISIBLE_KEYS, None)
-    ssmax: Any = module.ssmax
-    if ssmax.enabled:
-        if visible_keys is None:
-            raise RuntimeError(
-                f"{type(module).__name__} was called without the number of visible keys: call it through its model, "
-                f"or pass {VISIBLE_KEYS}=count_visible_keys(...)."
-            )
+    ssmax: Any = getattr(module, "ssmax", None)
+    screening: Any = getattr(module, "screening", None)
+    scales = ssmax is not None and ssmax.enabled
+    screens = screening is not None and screening.enabled
+    if visible_keys is None and (scales or screens):
+        raise RuntimeError(
+            f"{type(module).__name__} was called without the number of visible keys: call it through its model, "
+            f"or pass {VISIBLE_KEYS}=count_visible_keys(...)."
+        )
+    unscaled_query = query
+    if scales:
         multiplier = ssmax(visible_keys.to(query.device), kwargs.get("sliding_window"))
         query = (query * multiplier).to(query.dtype)
+    if screens:
+        learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in screening.parameters())
+        if learns or screening.observer is not None or not screening.is_open():
+            n = visible_keys.to(query.device)
+            tensors = (query, unscaled_query, key, value, attention_mask, n)
+            return _screened(name, backend, eager, module, *tensors, **kwargs)
+        screening.path = "open"
     return backend(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -211,10 +509,10 @@ class _OperatedBackends:
         self._backends = backends
 
     def get_interface(self, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
-        return functools.partial(_operated, self._backends.get_interface(name, default))
+        return functools.partial(_operated, name, self._backends.get_interface(name, default), default)
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
-        return functools.partial(_operated, self._backends[name])
+        return functools.partial(_operated, name, self._backends[name], None)
 
 
 @functools.cache
@@ -235,7 +533,12 @@ def _attention_class(stock: type[nn.Module]) -> type[nn.Module]:
     rebound.__annotations__ = forward.__annotations__
     rebound.__doc__ = forward.__doc__
     rebound.__module__ = __name__
-    namespace = {"forward": rebound, "__reduce__": _reduce_attention, "__module__": __name__}
+    namespace = {
+        "forward": rebound,
+        "__reduce__": _reduce_attention,
+        "__module__": __name__,
+        "_operated_attention": True,
+    }
     return type(PREFIX + stock.__name__, (stock,), namespace)
 
 
@@ -266,7 +569,8 @@ def _install(base_model: nn.Module, config: PreTrainedConfig) -> None:
             if hasattr(attention, options["name"]):
                 continue
             setattr(attention, options["name"], operation(options, config.num_attention_heads))
-            attention.__class__ = _attention_class(type(attention))  # type: ignore[arg-type]
+            if not hasattr(type(attention), "_operated_attention"):
+                attention.__class__ = _attention_class(type(attention))  # type: ignore[arg-type]
 
 
 # ----------------------------------------------------------------------------------------------- the model classes

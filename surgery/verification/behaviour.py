@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from surgery.loading import operation_modules, operations_off
@@ -32,7 +32,7 @@ def at_start(model: PreTrainedModel, plan: Mapping[str, Any]) -> bool:
     """Whether every parameter of the operations still has the value that the conversion gave it."""
     parameters = dict(model.named_parameters())
     return all(
-        bool((parameters[entry["name"]] == entry["start"]).all())
+        bool((parameters[entry["name"]] == parameters[entry["name"]].new_tensor(entry["start"])).all())
         for entry in plan["tensors"]
         if entry["name"] in parameters
     )
@@ -131,35 +131,50 @@ def rounding_error(model: PreTrainedModel, tokens: torch.Tensor) -> float:
 def ablation_checks(
     model: PreTrainedModel, tokens: torch.Tensor, plan: Mapping[str, Any], on_progress: Callable[[str], None] | None
 ) -> list[Check]:
-    """Changing any one layer's scales changes the logits; without learned scales, on differs from off beyond N."""
-    import torch
-
+    """Changing any one layer's parameters changes the logits; without any, on differs from off beyond N."""
     name = "ablation"
-    modules: dict[str, Any] = operation_modules(model)
+    learned = {path: module for path, module in operation_modules(model).items() if list(module.parameters())}
+    checks = []
+    if any(options.get("form") == "logn" for options in plan["operations"]):
+        checks.append(_beyond_reference(model, tokens, plan))
     if not plan["tensors"]:
-        return [_beyond_reference(model, tokens, plan)]
+        return checks
     before = plain_logits(model, tokens)
     least, dead = float("inf"), []
-    for path, module in modules.items():
+    for path, module in learned.items():
         if on_progress is not None:
             on_progress(path)
-        with torch.no_grad():
-            module.scale += 0.1
-            moved = (plain_logits(model, tokens) - before).abs().max().item()
-            module.scale -= 0.1
+        moved = max((plain_logits(model, tokens) - before).abs().max().item() for _ in _changed(module))
         least = min(least, moved)
         if not moved > 0.0:
             dead.append(path)
-    if dead or not modules:
-        return [Check(name, "failed", f"the scales of {len(dead)} layers change nothing, first {dead[:1]}", least)]
-    return [Check(name, "passed", f"each of {len(modules)} layers changes the logits, the least by {least:.3g}", least)]
+    if dead or not learned:
+        return [*checks, Check(name, "failed", f"{len(dead)} layers change nothing, first {dead[:1]}", least)]
+    detail = f"each of {len(learned)} layers changes the logits, the least by {least:.3g}"
+    return [*checks, Check(name, "passed", detail, least)]
+
+
+def _changed(module: Any) -> Iterator[None]:
+    """One layer's operation with another parameter, for as long as each step of the iteration lasts.
+
+    A threshold is set so high that what can be rejected is, and so low that nothing is: one of the two is a change.
+    """
+    import torch
+
+    parameter = module.scale if hasattr(module, "scale") else module.threshold
+    before = parameter.detach().clone()
+    for value in (before + 0.1,) if hasattr(module, "scale") else (0.95, -3.0):
+        with torch.no_grad():
+            parameter.copy_(torch.as_tensor(value).expand_as(parameter))
+            yield
+            parameter.copy_(before)
 
 
 def _beyond_reference(model: PreTrainedModel, tokens: torch.Tensor, plan: Mapping[str, Any]) -> Check:
     """``logn`` has no parameter to change. n follows the positions, so a short text at far positions is enough."""
     import torch
 
-    reference = max(options["reference_length"] for options in plan["operations"])
+    reference = max(int(options.get("reference_length", 0)) for options in plan["operations"])
     positions = (torch.arange(tokens.shape[1]) + reference + 1)[None].to(model.device)
     with torch.no_grad():
         on = model(input_ids=tokens, position_ids=positions, use_cache=False).logits

@@ -21,26 +21,36 @@ if TYPE_CHECKING:
 
 # The offsets that make equality non-trivial: at its start value a multiplier may be 1 everywhere.
 RANDOM_SPREAD = 0.08
+# Screening that starts open is still open a little further on, so its parameters are drawn from ranges that bite.
+RANDOM_RANGES = {"threshold": (-0.3, 0.3), "softness": (0.05, 0.3), "log2_window": (2.0, 6.0)}
 DECODED_TOKENS = 8
 
 
 @contextmanager
 def randomized(model: torch.nn.Module, spread: float = RANDOM_SPREAD, seed: int = 0) -> Iterator[None]:
-    """Every operation parameter moved by its own random amount, uniform within ``spread``; put back afterwards."""
+    """Every operation parameter moved by its own random amount, uniform within ``spread``; put back afterwards.
+
+    Those in :data:`RANDOM_RANGES` are drawn anew from there.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    parameters = [p for module in operation_modules(model).values() for p in module.parameters(recurse=False)]
-    before = [parameter.detach().clone() for parameter in parameters]
+    modules = operation_modules(model).values()
+    parameters = [named for module in modules for named in module.named_parameters(recurse=False)]
+    before = [parameter.detach().clone() for _, parameter in parameters]
     try:
         with torch.no_grad():
-            for parameter in parameters:
+            for name, parameter in parameters:
                 noise = torch.rand(parameter.shape, generator=generator).to(parameter)
-                parameter.add_((2 * noise - 1) * spread)
+                if name in RANDOM_RANGES:
+                    low, high = RANDOM_RANGES[name]
+                    parameter.copy_(low + (high - low) * noise)
+                else:
+                    parameter.add_((2 * noise - 1) * spread)
         yield
     finally:
         with torch.no_grad():
-            for parameter, value in zip(parameters, before, strict=True):
+            for (_, parameter), value in zip(parameters, before, strict=True):
                 parameter.copy_(value)
 
 

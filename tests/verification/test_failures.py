@@ -245,11 +245,11 @@ def test_rounding_is_measured_where_a_presentation_differs_more_than_the_source(
 def test_a_multiplier_that_one_backend_loses(make_pair: Any, failures: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     operated = modeling._operated
 
-    def loses(backend: Any, module: Any, *arguments: Any, **given: Any) -> Any:
-        if module.config._attn_implementation == "eager":
+    def loses(name: str, backend: Any, eager: Any, module: Any, *arguments: Any, **given: Any) -> Any:
+        if name == "eager":
             given.pop(modeling.VISIBLE_KEYS)
             return backend(module, *arguments, **given)
-        return operated(backend, module, *arguments, **given)
+        return operated(name, backend, eager, module, *arguments, **given)
 
     monkeypatch.setattr(modeling, "_operated", loses)
     assert failures(make_pair()) == {"n: sdpa = eager", "n: multipliers"}
