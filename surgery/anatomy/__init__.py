@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 from surgery.anatomy.families import FAMILIES, REFUSED, Family, find_family
 
 if TYPE_CHECKING:
-    from surgery.anatomy.reading import Anatomy, AttentionLayer, read_anatomy
+    from surgery.anatomy.reading import Anatomy, AttentionLayer, Rope, read_anatomy
 
-__all__ = ["FAMILIES", "REFUSED", "Anatomy", "AttentionLayer", "Family", "find_family", "read_anatomy"]
+__all__ = ["FAMILIES", "REFUSED", "Anatomy", "AttentionLayer", "Family", "Rope", "find_family", "read_anatomy"]
 
 
 def __getattr__(name: str) -> Any:

@@ -30,6 +30,8 @@ class Family:
         full_every_key: config key that overrides ``full_every``.
         sliding_from_key: where ``layer_types`` is absent, config key of the first layer that slides.
         sdpa: whether transformers allows the sdpa backend.
+        rope: one set of rotary parameters for all layers, or one for each kind of layer, or no rotary positions.
+        rope_types: kinds of RoPE that transformers' class of the family runs.
         defaults: config values that the family assumes where config.json is silent.
     """
 
@@ -49,6 +51,8 @@ class Family:
     full_every_key: str | None = None
     sliding_from_key: str | None = None
     sdpa: bool = True
+    rope: Literal["shared", "by_layer_type", "none"] = "shared"
+    rope_types: tuple[str, ...] = ("default", "linear", "yarn")
     defaults: MappingProxyType[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
@@ -119,7 +123,9 @@ FAMILIES: MappingProxyType[str, Family] = MappingProxyType(
                 sliding="layer_types",
                 full_every=6,
                 full_every_key="sliding_window_pattern",
+                rope="by_layer_type",
                 defaults={
+                    "rope_theta": 1_000_000.0,
                     "max_position_embeddings": 131072,
                     "num_key_value_heads": 4,
                     "head_dim": 256,
@@ -134,6 +140,8 @@ FAMILIES: MappingProxyType[str, Family] = MappingProxyType(
                 query_rows="all",
                 window="sliding_window",
                 sliding="every",
+                # Its config class takes yarn for longrope and refuses the rest.
+                rope_types=("default",),
                 defaults={"max_position_embeddings": 4096},
             ),
             _row("olmo2", "Olmo2", defaults={"max_position_embeddings": 2048}),
@@ -145,9 +153,13 @@ FAMILIES: MappingProxyType[str, Family] = MappingProxyType(
                 attention="layers.{layer}.attention",
                 query="query_key_value",
                 query_rows="all",
-                defaults={"max_position_embeddings": 2048},
+                defaults={"max_position_embeddings": 2048, "rotary_pct": 0.25},
             ),
-            _row("cohere", "Cohere", defaults={"max_position_embeddings": 8192, "tie_word_embeddings": True}),
+            _row(
+                "cohere",
+                "Cohere",
+                defaults={"max_position_embeddings": 8192, "rope_theta": 500_000.0, "tie_word_embeddings": True},
+            ),
         )
     }
 )

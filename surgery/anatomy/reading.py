@@ -9,12 +9,19 @@ from typing import Any, Literal
 
 from surgery.anatomy.families import Family, find_family
 from surgery.anatomy.locks import unlock
+from surgery.anatomy.rope import Rope, read_ropes, trained_length
 from surgery.checkpoint import Checkpoint
 from surgery.errors import CheckpointError, PlanRefusedError
 
 MODEL_TYPE_PREFIX = "surgery_"
 
 Kind = Literal["full", "sliding", "linear", "latent", "chunked"]
+_LABELS: dict[Kind, str] = {
+    "full": "full_attention",
+    "sliding": "sliding_attention",
+    "linear": "linear_attention",
+    "chunked": "chunked_attention",
+}
 
 
 @dataclass(frozen=True)
@@ -49,13 +56,16 @@ class Anatomy:
     """A model's attention and what surrounds it, from headers and config.json alone.
 
     ``config`` is the family's own config: for a checkpoint that was operated on, without what the tool added.
+    ``positions`` is how many the config allows, ``trained_length`` how many the source was trained with: less after a
+    ``rope`` operation.
     """
 
     family: Family
     config: Mapping[str, Any]
     layers: tuple[AttentionLayer, ...]
+    positions: int
     trained_length: int
-    rope: Mapping[str, Any]
+    ropes: tuple[Rope, ...]
     tied_embeddings: bool
     dtypes: Mapping[str, int]
     parameters: int
@@ -94,6 +104,7 @@ def read_anatomy(checkpoint: Checkpoint) -> Anatomy:
     head_dim = reader.integer("head_dim", reader.integer("hidden_size") // heads)
     if heads % kv_heads:
         raise CheckpointError(f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads")
+    positions = reader.integer("max_position_embeddings")
     window, softcap = reader.window(), reader.softcap()
     layers = []
     for index, kind in enumerate(kinds):
@@ -116,8 +127,9 @@ def read_anatomy(checkpoint: Checkpoint) -> Anatomy:
         family=family,
         config=config,
         layers=tuple(layers),
-        trained_length=reader.integer("max_position_embeddings"),
-        rope=_rope(config),
+        positions=positions,
+        trained_length=trained_length(operations, positions),
+        ropes=read_ropes(family, config, [_LABELS[label] for label in reader.labels(count)], head_dim),
         tied_embeddings=bool(reader.value("tie_word_embeddings") or False),
         dtypes=Counter(tensor.dtype for tensor in checkpoint.tensors.values()),
         parameters=checkpoint.total_parameters,
@@ -180,15 +192,16 @@ class _Reader:
             return ["full"] * count
         if self.family.sliding == "every":
             return ["sliding"] * count
+        return self.labels(count)
+
+    def labels(self, count: int) -> list[Kind]:
+        """The kind of each layer as the config names it, whether or not there is a window that makes a difference."""
+        if self.family.sliding != "layer_types":
+            return ["full"] * count
         listed = self.config.get("layer_types")
         if listed is None:
             return [self._default_kind(index) for index in range(count)]
-        names: dict[str, Kind] = {
-            "full_attention": "full",
-            "sliding_attention": "sliding",
-            "linear_attention": "linear",
-            "chunked_attention": "chunked",
-        }
+        names: dict[str, Kind] = {label: kind for kind, label in _LABELS.items()}
         if not isinstance(listed, list) or len(listed) != count or not all(name in list(names) for name in listed):
             raise CheckpointError(
                 f"config.json: layer_types must list {count} layers, each one of {', '.join(names)}, not {listed!r}"
@@ -207,20 +220,6 @@ class _Reader:
                 f"config.json: {family.full_every_key} must be a positive whole number, not {every!r}"
             )
         return "sliding" if (index + 1) % every else "full"
-
-
-def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """RoPE's parameters in one form, whichever of transformers' spellings the file uses."""
-    parameters = config.get("rope_parameters")
-    if isinstance(parameters, Mapping):
-        return dict(parameters)
-    rope = {
-        name: config[key]
-        for name, key in (("rope_theta", "rope_theta"), ("rotary_base", "rotary_emb_base"), ("partial", "rotary_pct"))
-        if key in config
-    }
-    scaling = config.get("rope_scaling")
-    return {**rope, **(scaling if isinstance(scaling, Mapping) else {"rope_type": "default"})}
 
 
 def _query_norm(checkpoint: Checkpoint, module: str, heads: int, head_dim: int) -> Literal["head", "all"] | None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from surgery.conversion.plan import Plan
 
 _OPTIONS = "Operation"
+_SSMAX = "Operation ssmax"
+_ROPE = "Operation rope"
 
 
 @app.command()
@@ -26,7 +28,7 @@ def convert(
         list[str],
         typer.Option(
             "--to",
-            help="Operation: ssmax, screening. Give it again for several; each option goes to those it fits.",
+            help="Operation: ssmax, screening, rope. Give it again for several; each option goes to those it fits.",
         ),
     ],
     output: Annotated[
@@ -39,12 +41,12 @@ def convert(
         typer.Option(
             help="anchored: 1 + s (ln n - ln N), starts as the old model [default]; paper: s ln n; "
             "bias: s ln n + b; logn: max(1, ln n / ln N), nothing to learn.",
-            rich_help_panel=_OPTIONS,
+            rich_help_panel=_SSMAX,
         ),
     ] = None,
     reference_length: Annotated[
         int | None,
-        typer.Option("--reference-length", "-N", help="N [default: the trained length].", rich_help_panel=_OPTIONS),
+        typer.Option("--reference-length", "-N", help="N [default: the trained length].", rich_help_panel=_SSMAX),
     ] = None,
     layers: Annotated[
         list[str] | None,
@@ -64,7 +66,40 @@ def convert(
     ] = None,
     start: Annotated[
         list[str] | None,
-        typer.Option(help="Start value of a parameter: scale=0.1 (repeatable).", rich_help_panel=_OPTIONS),
+        typer.Option(help="Start value of a parameter: scale=0.1 (repeatable).", rich_help_panel=_SSMAX),
+    ] = None,
+    factor: Annotated[
+        float | None,
+        typer.Option(help="How many times as long the texts may be [default: 2].", rich_help_panel=_ROPE),
+    ] = None,
+    type_: Annotated[
+        str | None,
+        typer.Option(
+            "--type",
+            help="yarn [default]; ntk: a theta to match; linear: interpolated positions; theta: as --theta says.",
+            rich_help_panel=_ROPE,
+        ),
+    ] = None,
+    theta: Annotated[float | None, typer.Option(help="The new theta, of type theta.", rich_help_panel=_ROPE)] = None,
+    theta_factor: Annotated[float | None, typer.Option(help="Or theta times this.", rich_help_panel=_ROPE)] = None,
+    attention_factor: Annotated[
+        float | None,
+        typer.Option(help="Of yarn: times queries and keys [default: 0.1 ln factor + 1].", rich_help_panel=_ROPE),
+    ] = None,
+    beta_fast: Annotated[
+        float | None,
+        typer.Option(help="Of yarn: kept from so many turns on [default: 32].", rich_help_panel=_ROPE),
+    ] = None,
+    beta_slow: Annotated[
+        float | None,
+        typer.Option(help="Of yarn: interpolated up to so many turns [default: 1].", rich_help_panel=_ROPE),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="In place of a scaling that the model has.", rich_help_panel=_ROPE)
+    ] = False,
+    original_length: Annotated[
+        int | None,
+        typer.Option(help="With --replace: length before it [default: as config.json says].", rich_help_panel=_ROPE),
     ] = None,
     opened: Annotated[
         bool | None,
@@ -106,6 +141,15 @@ def convert(
         "form": form,
         "reference_length": reference_length,
         "start": _assignments(start),
+        "factor": factor,
+        "type": type_,
+        "theta": theta,
+        "theta_factor": theta_factor,
+        "attention_factor": attention_factor,
+        "beta_fast": beta_fast,
+        "beta_slow": beta_slow,
+        "replace": replace or None,
+        "original_length": original_length,
         "layers": layers,
         "heads": heads,
         "open": opened,

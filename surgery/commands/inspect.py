@@ -14,7 +14,7 @@ from surgery.commands.app import app
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from surgery.anatomy import AttentionLayer
+    from surgery.anatomy import AttentionLayer, Rope
     from surgery.operations.inspection import Inspection
 
 
@@ -45,8 +45,9 @@ def _summary(inspection: Inspection) -> Table:
 
     anatomy = inspection.anatomy
     first = anatomy.layers[0]
-    theta = anatomy.rope.get("rope_theta")
-    rope = str(anatomy.rope.get("rope_type") or anatomy.rope.get("type") or "default")
+    length = f"{anatomy.trained_length}"
+    if anatomy.positions != anatomy.trained_length:
+        length += f", extended to {anatomy.positions} positions"
     rows = {
         "model": inspection.name + (f" @ {inspection.commit[:12]}" if inspection.commit else ""),
         "family": anatomy.family.model_type,
@@ -54,8 +55,8 @@ def _summary(inspection: Inspection) -> Table:
         "dtypes": ", ".join(f"{dtype} x {count}" for dtype, count in anatomy.dtypes.items()),
         "layers": f"{len(anatomy.layers)}",
         "heads": f"{first.heads} query, {first.kv_heads} key-value, size {first.head_dim}",
-        "trained length": f"{anatomy.trained_length}",
-        "rope": rope + (f", theta {theta:g}" if isinstance(theta, int | float) else ""),
+        "trained length": length,
+        "rope": "; ".join(map(_rope, anatomy.ropes)) or "no rotary positions",
         "embeddings": "tied" if anatomy.tied_embeddings else "untied",
         "operated": ", ".join(_operated(entry) for entry in anatomy.operations) or "no",
     }
@@ -63,6 +64,16 @@ def _summary(inspection: Inspection) -> Table:
     for name, value in rows.items():
         table.add_row(Text(name, style="dim"), Text(console.printable(value)))
     return table
+
+
+def _rope(rope: Rope) -> str:
+    factor = rope.parameters.get("factor")
+    return (
+        (f"{rope.label}: " if rope.label else "")
+        + rope.type
+        + (f" x {factor:g}" if isinstance(factor, int | float) else "")
+        + f", theta {rope.theta:g}"
+    )
 
 
 def _operated(options: Mapping[str, Any]) -> str:

@@ -140,7 +140,7 @@ def make_plan(
         warnings += operation.warnings(options, anatomy)
         for layer in anatomy.layers:
             if layer.index not in options.layers:
-                skipped[f"{options.name}:{layer.index}"] = operation.skipping(layer) or "not chosen"
+                skipped[f"{options.name}:{layer.index}"] = operation.obstacle(layer, anatomy) or "not chosen"
     if not resolved:
         raise UsageError("no operation was given", hint=f"Choose one of: {', '.join(OPERATIONS)}.")
     warnings += _source_warnings(checkpoint)

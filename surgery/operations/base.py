@@ -104,10 +104,6 @@ class Operation(ABC):
     explanation: ClassVar[str]
     in_config_alone: ClassVar[bool] = False
 
-    def obstacle(self, anatomy: Anatomy) -> str | None:
-        """Why the operation is not applied to this model as it is, or None. For ``inspect``; ``resolve`` refuses."""
-        return None
-
     def refusal(self, layer: AttentionLayer) -> str | None:
         """Why the operation can never be applied to this layer, or None."""
         if layer.kind in ("linear", "latent"):
@@ -117,6 +113,10 @@ class Operation(ABC):
     def skipping(self, layer: AttentionLayer) -> str | None:
         """Why the operation is not applied to this layer unless it is asked for, or None."""
         return self.refusal(layer)
+
+    def obstacle(self, layer: AttentionLayer, anatomy: Anatomy) -> str | None:
+        """As :meth:`skipping`, with the whole model in view."""
+        return self.skipping(layer)
 
     def choose_layers(self, options: OperationOptions, anatomy: Anatomy) -> tuple[int, ...]:
         """Numbers of the layers that ``options.layers`` names.

@@ -41,7 +41,8 @@ class Inspection:
             "family": anatomy.family.model_type,
             "operations_done": [dict(options) for options in anatomy.operations],
             "trained_length": anatomy.trained_length,
-            "rope": dict(anatomy.rope),
+            "positions": anatomy.positions,
+            "rope": {rope.label or "all": dict(rope.parameters) for rope in anatomy.ropes},
             "tied_embeddings": anatomy.tied_embeddings,
             "dtypes": dict(anatomy.dtypes),
             "parameters": anatomy.parameters,
@@ -63,7 +64,7 @@ def inspect(model: str | Path, *, revision: str | None = None) -> Inspection:
     source = resolve(model, revision)
     anatomy = read_anatomy(open_checkpoint(source))
     applies = {
-        name: tuple(operation.obstacle(anatomy) or operation.skipping(layer) for layer in anatomy.layers)
+        name: tuple(operation.obstacle(layer, anatomy) for layer in anatomy.layers)
         for name, operation in OPERATIONS.items()
     }
     return Inspection(source.name, source.commit, anatomy, applies)

@@ -1,0 +1,65 @@
+"""The frequencies of RoPE, from their definitions, in double precision; independent of the code that runs them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def plain(theta: float, dim: int) -> list[float]:
+    """theta^(-2i/d) for i = 0..d/2 - 1, in radians per position (Su et al., arXiv 2104.09864, equation 15)."""
+    return [theta ** (-2.0 * pair / dim) for pair in range((dim + 1) // 2)]
+
+
+def frequencies(parameters: Mapping[str, Any], dim: int) -> tuple[list[float], float]:
+    """Frequencies and attention factor that rope parameters stand for.
+
+    YaRN (Peng et al., arXiv 2309.00071, section 3): a pair that turns r times over the trained length L keeps its
+    frequency for r above beta_fast, has it divided by the factor for r below beta_slow, and in between a mixture that
+    is linear in the number of the pair. The number at which a pair turns r times is d ln(L / 2 pi r) / 2 ln theta;
+    as in the authors' code it is rounded outwards at both ends.
+
+    Args:
+        parameters: as in transformers' ``rope_parameters``, complete.
+        dim: rotated dimensions d of a head.
+
+    Returns:
+        A frequency for each pair of dimensions; what cosine and sine are multiplied by.
+
+    Raises:
+        ValueError: a type that is not written by the operation.
+    """
+    theta = float(parameters["rope_theta"])
+    kind = parameters["rope_type"]
+    base = plain(theta, dim)
+    if kind == "default":
+        return base, 1.0
+    factor = float(parameters["factor"])
+    if kind == "linear":
+        return [frequency / factor for frequency in base], 1.0
+    if kind != "yarn":
+        raise ValueError(f"frequencies of rope type {kind!r} are not known here")
+    length = float(parameters["original_max_position_embeddings"])
+
+    def turning(times: float) -> float:
+        return dim * math.log(length / (2 * math.pi * times)) / (2 * math.log(theta))
+
+    low = max(math.floor(turning(float(parameters["beta_fast"]))), 0)
+    high = min(math.ceil(turning(float(parameters["beta_slow"]))), dim - 1)
+    width = high - low if high != low else 0.001
+    mixed = []
+    for pair, frequency in enumerate(base):
+        interpolated = min(max((pair - low) / width, 0.0), 1.0)
+        mixed.append(frequency * (1 - interpolated) + frequency / factor * interpolated)
+    return mixed, float(parameters["attention_factor"])
+
+
+def yarn_attention_factor(factor: float) -> float:
+    """sqrt(1/t) = 0.1 ln(factor) + 1 (arXiv 2309.00071, equation 22): queries and keys are each multiplied by it."""
+    return 0.1 * math.log(factor) + 1.0
+
+
+def ntk_theta(theta: float, factor: float, dim: int) -> float:
+    """theta * factor^(d / (d - 2)): the slowest frequency, i = d/2 - 1, comes out divided by exactly the factor."""
+    return theta * factor ** (dim / (dim - 2))

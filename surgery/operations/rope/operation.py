@@ -1,0 +1,216 @@
+"""The hooks of the RoPE change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from surgery.anatomy import Anatomy, AttentionLayer, Rope
+from surgery.anatomy.rope import LOCAL_THETA_KEY, THETA_KEYS
+from surgery.errors import PlanRefusedError, UsageError
+from surgery.operations.base import Operation, PlannedTensor
+from surgery.operations.rope.frequencies import ntk_theta, yarn_attention_factor
+from surgery.operations.rope.options import TYPES, RopeOptions
+
+_ORIGINAL = "original_max_position_embeddings"
+# transformers takes them over into rope_parameters, or lets them win over it; a change must not leave them behind.
+_OLD_KEYS = ("rope_scaling", LOCAL_THETA_KEY, *THETA_KEYS, "rotary_pct")
+
+
+class RopeChange(Operation):
+    """Other frequencies, and more positions."""
+
+    name = "rope"
+    summary = "rotary positions for longer texts (YaRN, NTK, linear, another theta); config.json alone"
+    options = RopeOptions
+    explanation = (
+        "Frequencies of the rotary positions are changed and max_position_embeddings grows by the factor. The model "
+        "was not trained at these positions: measure it there, and expect a short training to help."
+    )
+    in_config_alone = True
+
+    def obstacle(self, layer: AttentionLayer, anatomy: Anatomy) -> str | None:
+        """A model without RoPE, one that is scaled already, and layers with a RoPE of their own for what is near."""
+        rope = next((rope for rope in anatomy.ropes if layer.index in rope.layers), None)
+        if rope is None:
+            return "the family has no rotary positions"
+        if any(done.get("name") == self.name for done in anatomy.operations):
+            return "it was changed already"
+        if rope.label == "sliding_attention":
+            return f"its own RoPE, theta {rope.theta:g}, for what is near"
+        if rope.type != "default":
+            return f"scaled already ({rope.type})"
+        return self.refusal(layer)
+
+    def resolve(self, options: RopeOptions, anatomy: Anatomy) -> RopeOptions:
+        """Check that this model can be changed so; fill in layers, numbers and what was there before."""
+        if options.before is not None:
+            raise UsageError("rope: before is filled in by the plan; leave it out")
+        if not anatomy.ropes:
+            raise PlanRefusedError(f"the family {anatomy.family.model_type!r} has no rotary positions to change")
+        target = TYPES[options.type][0]
+        if target not in anatomy.family.rope_types:
+            usable = [name for name, (kind, _) in TYPES.items() if kind in anatomy.family.rope_types]
+            raise PlanRefusedError(
+                f"transformers' class of {anatomy.family.model_type!r} does not run RoPE of type {target!r}",
+                hint=f"Use --type {' or --type '.join(usable)}.",
+            )
+        chosen = self._chosen(options, anatomy)
+        length = self._original_length(options, chosen, anatomy)
+        if (length * options.factor) % 1:
+            raise PlanRefusedError(
+                f"{length} positions times {options.factor:g} is no whole number of positions",
+                hint=f"For example: --factor {round(length * options.factor) / length!r}.",
+            )
+        if options.type == "ntk" and any(rope.dim <= 2 for rope in chosen):
+            raise PlanRefusedError("NTK needs more than one pair of rotated dimensions", hint="Use --type linear.")
+        before = {
+            "max_position_embeddings": anatomy.positions,
+            "rope_parameters": _as_written({rope.label: dict(rope.parameters) for rope in anatomy.ropes}),
+        }
+        yarn = options.type == "yarn"
+        return options.model_copy(
+            update={
+                "layers": tuple(sorted(layer for rope in chosen for layer in rope.layers)),
+                "original_length": length,
+                "attention_factor": (options.attention_factor or yarn_attention_factor(options.factor))
+                if yarn
+                else None,
+                "beta_fast": (options.beta_fast or 32.0) if yarn else None,
+                "beta_slow": (options.beta_slow or 1.0) if yarn else None,
+                "before": before,
+            }
+        )
+
+    def tensors(self, options: RopeOptions, anatomy: Anatomy) -> tuple[PlannedTensor, ...]:
+        """None."""
+        return ()
+
+    def identity(self, options: RopeOptions) -> str | None:
+        """Nowhere beyond the first position."""
+        return None
+
+    def describe(self, options: RopeOptions) -> str:
+        """Type, factor, and what the type was given."""
+        before = (options.before or {}).get("max_position_embeddings")
+        after = round((options.original_length or 0) * options.factor)
+        numbers = {
+            "theta": options.theta,
+            "theta times": options.theta_factor,
+            "attention factor": options.attention_factor,
+            "beta fast": options.beta_fast,
+            "beta slow": options.beta_slow,
+        }
+        given = "".join(f", {name} {value:.6g}" for name, value in numbers.items() if value is not None)
+        return f"{options.type}, positions {before} to {after} (x {options.factor:g}){given}"
+
+    def config_changes(self, options: RopeOptions, anatomy: Anatomy) -> Mapping[str, Any]:
+        """transformers 5's ``rope_parameters``, whichever keys the source used; those it used go."""
+        assert options.original_length is not None
+        parameters = {
+            rope.label: self.parameters(options, rope) if set(rope.layers) <= set(options.layers) else rope.parameters
+            for rope in anatomy.ropes
+        }
+        removed = [key for key in _OLD_KEYS if key in anatomy.config]
+        # A family's own field of this name would win over the number in rope_parameters; only Phi-3 has one.
+        if options.type == "yarn" and _ORIGINAL in anatomy.config:
+            removed.append(_ORIGINAL)
+        return {
+            "max_position_embeddings": round(options.original_length * options.factor),
+            "rope_parameters": _as_written(parameters),
+            **dict.fromkeys(removed),
+        }
+
+    def parameters(self, options: RopeOptions, rope: Rope) -> dict[str, Any]:
+        """What resolved options make of one RoPE, as ``rope_parameters`` spells it."""
+        theta = rope.theta
+        if options.type == "theta":
+            theta = options.theta or theta * (options.theta_factor or 1.0)
+        elif options.type == "ntk":
+            theta = ntk_theta(theta, options.factor, rope.dim)
+        found: dict[str, Any] = {"rope_type": TYPES[options.type][0], "rope_theta": theta}
+        if "partial_rotary_factor" in rope.parameters:
+            found["partial_rotary_factor"] = rope.parameters["partial_rotary_factor"]
+        if options.type in ("linear", "yarn"):
+            found["factor"] = options.factor
+        if options.type == "yarn":
+            found |= {
+                _ORIGINAL: options.original_length,
+                "attention_factor": options.attention_factor,
+                "beta_fast": options.beta_fast,
+                "beta_slow": options.beta_slow,
+            }
+        return found
+
+    def warnings(self, options: RopeOptions, anatomy: Anatomy) -> tuple[str, ...]:
+        """Where the change reaches further than a user may expect, or less far than before."""
+        found = ["the converted model differs from the source at every length, also within the trained one"]
+        sliding = [layer for layer in anatomy.layers if layer.kind == "sliding" and layer.index in options.layers]
+        if sliding and len(anatomy.ropes) == 1:
+            found.append(f"{len(sliding)} sliding layers share this RoPE, so it changes for them too")
+        positions = round((options.original_length or 0) * options.factor)
+        if positions < anatomy.positions:
+            found.append(f"the source has {anatomy.positions} positions, the converted model {positions}")
+        replaced = sorted({rope.type for rope in anatomy.ropes if rope.type != "default"})
+        if options.replace and replaced:
+            found.append(f"the source's own scaling ({', '.join(replaced)}) is replaced, which it was trained with")
+        return tuple(found)
+
+    def _chosen(self, options: RopeOptions, anatomy: Anatomy) -> list[Rope]:
+        """The RoPEs of the chosen layers. Layers that share one change together or not at all."""
+        shared = anatomy.ropes[0].label is None
+        if options.layers == "all" or (options.layers == "full" and shared):
+            chosen = list(anatomy.ropes)
+            if options.layers == "full" and all(layer.kind == "sliding" for layer in anatomy.layers):
+                window = anatomy.layers[0].window
+                raise PlanRefusedError(
+                    f"nothing to convert: every layer slides and sees no farther than {window} keys",
+                    hint="To change RoPE all the same: --layers all.",
+                )
+        elif isinstance(options.layers, tuple):
+            wanted = set(options.layers)
+            chosen = [rope for rope in anatomy.ropes if set(rope.layers) <= wanted]
+            if wanted != {layer for rope in chosen for layer in rope.layers}:
+                who = "all layers share one RoPE" if shared else "layers of one kind share their RoPE"
+                raise PlanRefusedError(
+                    f"{who}; it cannot change on some of them",
+                    hint="Use --layers all." if shared else "Use --layers full, --layers sliding or --layers all.",
+                )
+        else:
+            chosen = [rope for rope in anatomy.ropes if rope.label == f"{options.layers}_attention"]
+        if not chosen:
+            raise PlanRefusedError(
+                f"nothing to convert: no layer is chosen by --layers {options.layers}"
+                + (", since all layers share one RoPE" if shared else ""),
+                hint="Use --layers all.",
+            )
+        return chosen
+
+    def _original_length(self, options: RopeOptions, chosen: list[Rope], anatomy: Anatomy) -> int:
+        """The length from which the factor counts: the trained one, or that before a scaling that is replaced."""
+        scaled = next((rope for rope in chosen if rope.type != "default"), None)
+        if scaled is None:
+            if options.replace:
+                raise UsageError("--replace: the source has no scaling that could be replaced", hint="Leave it out.")
+            return anatomy.positions
+        if not options.replace:
+            raise PlanRefusedError(
+                f"the source's positions are scaled already ({scaled.type}), and two scalings do not add up",
+                hint="--replace puts the new one in its place; the factor then counts from the length before it.",
+            )
+        if options.original_length is not None:
+            return options.original_length
+        stated = scaled.parameters.get(_ORIGINAL) or anatomy.config.get(_ORIGINAL)
+        if not isinstance(stated, int) or isinstance(stated, bool) or stated < 2:
+            raise PlanRefusedError(
+                f"config.json does not say how long the texts were before its scaling ({scaled.type})",
+                hint="Say it: --original-length 8192, or whatever it was.",
+            )
+        return stated
+
+
+def _as_written(parameters: Mapping[str | None, Mapping[str, Any]]) -> dict[str, Any]:
+    """By layer type, or alone where all layers share it."""
+    if None in parameters:
+        return dict(parameters[None])
+    return {str(label): dict(value) for label, value in parameters.items()}
