@@ -56,6 +56,7 @@ class Anatomy:
     """A model's attention and what surrounds it, from headers and config.json alone.
 
     ``config`` is the family's own config: for a checkpoint that was operated on, without what the tool added.
+    ``operations`` are those that made it of its source, ``source_operations`` those that its source had before.
     ``positions`` is how many the config allows, ``trained_length`` how many the source was trained with: less after a
     ``rope`` operation.
     """
@@ -72,6 +73,7 @@ class Anatomy:
     bytes: int
     shards: int
     operations: tuple[Mapping[str, Any], ...]
+    source_operations: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def heads(self) -> int:
@@ -90,7 +92,9 @@ def read_anatomy(checkpoint: Checkpoint) -> Anatomy:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise CheckpointError("config.json: model_type is missing", hint="Is this a Hugging Face model folder?")
-    operations = _operations(config.pop("surgery", None))
+    block = config.pop("surgery", None)
+    operations = _operations(block)
+    earlier = _operations(block.get("base"), what="surgery.base") if operations else ()
     if operations:
         model_type = model_type.removeprefix(MODEL_TYPE_PREFIX)
     family = find_family(model_type)
@@ -128,7 +132,7 @@ def read_anatomy(checkpoint: Checkpoint) -> Anatomy:
         config=config,
         layers=tuple(layers),
         positions=positions,
-        trained_length=trained_length(operations, positions),
+        trained_length=trained_length((*earlier, *operations), positions),
         ropes=read_ropes(family, config, [_LABELS[label] for label in reader.labels(count)], head_dim),
         tied_embeddings=bool(reader.value("tie_word_embeddings") or False),
         dtypes=Counter(tensor.dtype for tensor in checkpoint.tensors.values()),
@@ -136,16 +140,17 @@ def read_anatomy(checkpoint: Checkpoint) -> Anatomy:
         bytes=checkpoint.total_bytes,
         shards=len(checkpoint.shards),
         operations=operations,
+        source_operations=earlier,
     )
 
 
-def _operations(block: Any) -> tuple[Mapping[str, Any], ...]:
-    """What the block ``surgery`` of a config says was done; nothing where there is none."""
+def _operations(block: Any, what: str = "surgery") -> tuple[Mapping[str, Any], ...]:
+    """What the block ``surgery`` of a config, or ``base`` in it, says was done; nothing where there is none."""
     if block is None:
         return ()
     operations = block.get("operations", []) if isinstance(block, Mapping) else None
     if not isinstance(operations, list) or not all(isinstance(options, Mapping) for options in operations):
-        raise CheckpointError("config.json: surgery must be an object with a list of operations")
+        raise CheckpointError(f"config.json: {what} must be an object with a list of operations")
     return tuple(operations)
 
 

@@ -58,7 +58,7 @@ def _summary(inspection: Inspection) -> Table:
         "trained length": length,
         "rope": "; ".join(map(_rope, anatomy.ropes)) or "no rotary positions",
         "embeddings": "tied" if anatomy.tied_embeddings else "untied",
-        "operated": ", ".join(_operated(entry) for entry in anatomy.operations) or "no",
+        "operated": ", ".join(map(_operated, (*anatomy.source_operations, *anatomy.operations))) or "no",
     }
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in rows.items():
@@ -101,7 +101,7 @@ def _layer_table(inspection: Inspection) -> Table:
 
 
 def _row(inspection: Inspection, layer: AttentionLayer) -> tuple[str, ...]:
-    applies = (reasons[layer.index] or "applies" for reasons in inspection.applies.values())
+    applies = (console.printable(reasons[layer.index] or "applies") for reasons in inspection.applies.values())
     return (
         layer.kind,
         str(layer.window or "-"),
@@ -112,9 +112,8 @@ def _row(inspection: Inspection, layer: AttentionLayer) -> tuple[str, ...]:
 
 
 def _advice(inspection: Inspection, model: str) -> list[str]:
-    if inspection.anatomy.operations:
-        return [f"Next: surgery verify {model}"]
-    return [
+    found = [f"Next: surgery verify {model}"] if inspection.anatomy.operations else []
+    return found + [
         f"Next: surgery convert --to {name} {model}"
         for name, reasons in inspection.applies.items()
         if any(reason is None for reason in reasons)

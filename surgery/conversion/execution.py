@@ -183,6 +183,8 @@ def _keep_source_record(prepared: PreparedPlan, staged: Path) -> None:
     for name in (CONFIG_NAME, INDEX_NAME, CARD_NAME):
         if (prepared.checkpoint.folder / name).is_file():
             place_file(prepared.checkpoint.folder / name, record / name, "copy")
+    for name in prepared.plan.source_record:
+        _place(prepared.checkpoint.folder / name, record / name, "copy", lambda _: None)
 
 
 def _place(source: Path, target: Path, mode: PlaceMode, report: Callable[[int], None]) -> str:

@@ -15,6 +15,7 @@ from surgery.anatomy.reading import MODEL_TYPE_PREFIX
 from surgery.checkpoint import Checkpoint, Source, open_checkpoint, quote, resolve, sha256_json
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.operations import OPERATIONS, OperationOptions, PlannedTensor
+from surgery.operations.inspection import converted_already
 from surgery.version import __version__
 
 FORMAT_VERSION = 1
@@ -37,7 +38,7 @@ class Plan:
     Attributes:
         format_version: of the converted checkpoint.
         tool_version: of this package.
-        source: name, hub id, commit, model type and architecture of the source.
+        source: name, hub id, commit, model type and architecture of the source; and the operations that it had already.
         model_type, architecture: of the output.
         attention: path of a layer's attention module below the base model, with ``{layer}``.
         operations: resolved options of every operation, in the order in which they are applied.
@@ -46,6 +47,7 @@ class Plan:
         tensors: the new tensors.
         shards: name of each source shard in the output.
         kept_files: files copied byte for byte under their own name.
+        source_record: the record of the source's own conversion, kept below this one's.
         skipped_layers: reason for each layer on which no operation is performed.
         bytes: of the source's tensors, of the new tensors, and of everything that is placed.
         warnings: what a user should know before this is done.
@@ -53,7 +55,7 @@ class Plan:
 
     format_version: int
     tool_version: str
-    source: Mapping[str, str | None]
+    source: Mapping[str, Any]
     model_type: str
     architecture: str
     attention: str
@@ -66,6 +68,7 @@ class Plan:
     bytes: Mapping[str, int]
     warnings: tuple[str, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
+    source_record: tuple[str, ...] = ()
 
     @property
     def has_code(self) -> bool:
@@ -115,6 +118,7 @@ def make_plan(
     checkpoint = open_checkpoint(source)
     anatomy = read_anatomy(checkpoint)
     _check_source(checkpoint, anatomy)
+    before = (*anatomy.source_operations, *anatomy.operations)
     resolved: list[OperationOptions] = []
     tensors: list[PlannedTensor] = []
     identity: list[str | None] = []
@@ -127,6 +131,11 @@ def make_plan(
         operation = OPERATIONS[options.name]
         if any(other.name == options.name for other in resolved):
             raise UsageError(f"the operation {options.name!r} is given twice")
+        if any(other.get("name") == options.name for other in before):
+            raise PlanRefusedError(
+                f"{options.name} was performed on this checkpoint already",
+                hint="`surgery revert` gives the source back; convert that.",
+            )
         options = operation.resolve(options, anatomy)
         has_code = has_code or not operation.in_config_alone
         own_changes = operation.config_changes(options, anatomy)
@@ -155,6 +164,7 @@ def make_plan(
             "commit": source.commit,
             "model_type": family.model_type,
             "architecture": family.architecture,
+            "operations": [dict(options) for options in before],
         },
         model_type=MODEL_TYPE_PREFIX + family.model_type if has_code else family.model_type,
         architecture=f"Surgery{family.architecture}" if has_code else family.architecture,
@@ -163,11 +173,12 @@ def make_plan(
         identity=tuple(identity),
         tensors=tuple(tensors),
         shards={shard: SHARD_PREFIX + shard for shard in checkpoint.shards},
-        kept_files=tuple(name for name in checkpoint.other_files if name != CARD_NAME),
+        kept_files=tuple(name for name in checkpoint.other_files if name != CARD_NAME and not _in_record(name)),
         skipped_layers=skipped,
         bytes={"source_tensors": checkpoint.total_bytes, "new_tensors": new_bytes, "placed": checkpoint.disk_bytes},
         warnings=tuple(warnings),
         config=changes,
+        source_record=tuple(filter(_in_record, checkpoint.other_files)),
     )
     return PreparedPlan(plan, source, checkpoint, anatomy)
 
@@ -210,19 +221,22 @@ def _problem(problem: dict[str, Any]) -> str:
     return f"{option} {given!r}: {message}" + (f"; did you mean {nearest[0]!r}?" if nearest else "")
 
 
+def _in_record(name: str) -> bool:
+    return name.startswith(f"{RECORD_FOLDER}/")
+
+
 def _check_source(checkpoint: Checkpoint, anatomy: Anatomy) -> None:
-    if anatomy.operations:
-        names = ", ".join(str(options.get("name")) for options in anatomy.operations)
+    if reason := converted_already(anatomy):
         raise PlanRefusedError(
-            f"this checkpoint was converted already ({names})",
-            hint="`surgery revert` gives the source back; convert that.",
+            f"this checkpoint was {reason}", hint="`surgery revert` gives the source back; convert that."
         )
+    done = bool(anatomy.operations)
     taken = [
         name
         for name in (*checkpoint.other_files, *checkpoint.shards)
         if name in (MODELING_NAME, NEW_SHARD)
-        or name.startswith(f"{RECORD_FOLDER}/")
-        or (name.startswith(SHARD_PREFIX) and name.endswith(".safetensors"))
+        or (not done and _in_record(name))
+        or (not done and name.startswith(SHARD_PREFIX) and name.endswith(".safetensors"))
     ]
     if taken:
         raise PlanRefusedError(f"the source holds {taken[0]!r}, a name that a converted checkpoint uses itself")

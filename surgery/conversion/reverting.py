@@ -109,7 +109,7 @@ def _restored_files(folder: Path, plan: dict[str, Any]) -> dict[str, str]:
     record = f"{RECORD_FOLDER}/source"
     files = {name: shard for shard, name in plan["shards"].items()}
     files |= {name: name for name in plan["kept_files"]}
-    files |= {f"{record}/{name}": name for name in (CONFIG_NAME, INDEX_NAME, CARD_NAME)}
+    files |= {f"{record}/{name}": name for name in (CONFIG_NAME, INDEX_NAME, CARD_NAME, *plan.get("source_record", ()))}
     for name in [*files, *files.values()]:
         safe_relative(name)
     trained = trained_weights(folder)

@@ -75,6 +75,6 @@ def _source_ropes(model: torch.nn.Module) -> list[tuple[torch.nn.Module, torch.n
         original.max_position_embeddings = options["before"]["max_position_embeddings"]
         original.rope_parameters = copy.deepcopy(options["before"]["rope_parameters"])
         device = next(buffer.device for buffer in module.buffers())
-        old = type(module)(original).to(device)  # type: ignore[arg-type]
+        old = type(module)(original).to(device)
         found.append((model.get_submodule(name.rpartition(".")[0]), module, old.train(module.training)))
     return found

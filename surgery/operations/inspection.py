@@ -39,7 +39,7 @@ class Inspection:
             "name": self.name,
             "commit": self.commit,
             "family": anatomy.family.model_type,
-            "operations_done": [dict(options) for options in anatomy.operations],
+            "operations_done": [dict(options) for options in (*anatomy.source_operations, *anatomy.operations)],
             "trained_length": anatomy.trained_length,
             "positions": anatomy.positions,
             "rope": {rope.label or "all": dict(rope.parameters) for rope in anatomy.ropes},
@@ -63,8 +63,20 @@ def inspect(model: str | Path, *, revision: str | None = None) -> Inspection:
     """
     source = resolve(model, revision)
     anatomy = read_anatomy(open_checkpoint(source))
+    done = converted_already(anatomy)
     applies = {
-        name: tuple(operation.obstacle(layer, anatomy) for layer in anatomy.layers)
+        name: tuple(done or operation.obstacle(layer, anatomy) for layer in anatomy.layers)
         for name, operation in OPERATIONS.items()
     }
     return Inspection(source.name, source.commit, anatomy, applies)
+
+
+def converted_already(anatomy: Anatomy) -> str | None:
+    """Why nothing more is done to this checkpoint, or None.
+
+    A source is plain, or was converted in its config alone: then it still is a plain model of its family.
+    """
+    done = [str(options.get("name")) for options in anatomy.operations]
+    if all(name in OPERATIONS and OPERATIONS[name].in_config_alone for name in done):
+        return None
+    return f"converted already ({', '.join(done)})"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy
 
 from surgery.checkpoint import Checkpoint, same_tensor_bytes, sha256_json, tensor_bytes
+from surgery.conversion.card import has_code
 from surgery.conversion.reverting import trained_weights
 from surgery.verification.checks import Check
 
@@ -32,7 +33,7 @@ def file_checks(
     return [
         _plan_check(checkpoint, plan),
         _new_tensors(checkpoint, plan),
-        _modeling_file(checkpoint, modeling_code),
+        _modeling_file(checkpoint, plan, modeling_code),
         _source_tensors(checkpoint, plan, source, on_bytes),
         _kept_files(checkpoint, plan, source),
     ]
@@ -69,13 +70,18 @@ def _new_tensors(checkpoint: Checkpoint, plan: Mapping[str, Any]) -> Check:
     if stray:
         return Check(name, "failed", f"{stray[0]} was not planned")
     if not planned:
-        return Check(name, "passed", "the form has no parameters")
+        return Check(name, "passed", "there are none")
     return Check(name, "passed", f"{len(planned)} tensors, {sum(math.prod(s) for s in planned.values())} numbers")
 
 
-def _modeling_file(checkpoint: Checkpoint, code: bytes) -> Check:
+def _modeling_file(checkpoint: Checkpoint, plan: Mapping[str, Any], code: bytes) -> Check:
     name = "modelling file is this version's"
     path = checkpoint.folder / "modeling_surgery.py"
+    if not has_code(plan):
+        config = checkpoint.config
+        own = config.get("model_type") == plan["source"]["model_type"] and not path.is_file()
+        detail = "none travels: the family's own class is the right one"
+        return Check(name, "passed", detail) if own else Check(name, "failed", "there is one, or a type that needs one")
     if not path.is_file():
         return Check(name, "failed", "modeling_surgery.py is missing")
     if path.read_bytes() != code:

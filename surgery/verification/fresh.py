@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery.errors import VerificationError
-from surgery.verification.checks import Check, bounded
+from surgery.verification.checks import Check, Status, bounded
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,10 @@ TIMEOUT_SECONDS = 3600
 
 @dataclass(frozen=True)
 class FreshRequest:
-    """What to load and to compute: all of it plain data, since it crosses a process."""
+    """What to load and to compute: all of it plain data, since it crosses a process.
+
+    ``own_code``: the checkpoint brings the modelling file, and stock classes must refuse it.
+    """
 
     folder: Path
     stock_class: str
@@ -33,6 +36,7 @@ class FreshRequest:
     text: str
     new_tensors: list[str]
     has_tokenizer: bool
+    own_code: bool = True
 
 
 def ask(requests: Sequence[FreshRequest]) -> list[tuple[dict[str, Any], Any]]:
@@ -126,13 +130,23 @@ def judge(
         checks.append(Check(name, "failed" if wrong else "passed", "; ".join(wrong[:5]) or detail))
         difference = (torch.from_numpy(logits) - here.cpu()).abs().max().item()
         checks.append(bounded("same logits without surgery", difference, 0.0))
-    loaded = [way for way, said in answer["refusals"].items() if said is None]
-    refused = f"{request.stock_class}: {len(answer['refusals'])} ways refused"
-    silently = f"{request.stock_class} loads it silently with {', '.join(loaded)}"
-    checks.append(Check("stock classes refuse it", "failed" if loaded else "passed", silently if loaded else refused))
+    if not request.own_code:
+        if "load" in answer:
+            own = answer["load"]["class"]
+            status: Status = "passed" if own == request.stock_class else "failed"
+            checks.append(Check("stock class runs it", status, f"{own}, as transformers has it"))
+    else:
+        checks.append(_refusal_check(request, answer))
     if request.has_tokenizer:
         checks.append(_tokenizer_check(answer["tokenizer"], reference_tokens))
     return checks
+
+
+def _refusal_check(request: FreshRequest, answer: dict[str, Any]) -> Check:
+    loaded = [way for way, said in answer["refusals"].items() if said is None]
+    refused = f"{request.stock_class}: {len(answer['refusals'])} ways refused"
+    silently = f"{request.stock_class} loads it silently with {', '.join(loaded)}"
+    return Check("stock classes refuse it", "failed" if loaded else "passed", silently if loaded else refused)
 
 
 def _tokenizer_check(answers: dict[str, Any], reference: list[int] | None) -> Check:
@@ -142,6 +156,6 @@ def _tokenizer_check(answers: dict[str, Any], reference: list[int] | None) -> Ch
         return Check(name, "failed", "; ".join(f"{way}: {said}" for way, said in broken.items()))
     if reference is not None and any(said != reference for said in answers.values()):
         return Check(name, "failed", "it makes other tokens of a text than the source's tokenizer")
-    if answers["trusted"] != answers["plain"]:
+    if answers.get("trusted", answers["plain"]) != answers["plain"]:
         return Check(name, "failed", "with and without trust_remote_code it makes different tokens of a text")
     return Check(name, "passed", f"{len(answers['plain'])} tokens, as the source's" if reference else "loads")

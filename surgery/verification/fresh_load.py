@@ -33,7 +33,8 @@ def _load(request: dict[str, Any]) -> dict[str, Any]:
     info: Any
     model, info = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
         request["folder"],
-        trust_remote_code=True,
+        # Without the modelling file any code in there is a stranger's.
+        trust_remote_code=request["own_code"],
         local_files_only=True,
         dtype=torch.float32,
         attn_implementation=request["attn_implementation"],
@@ -79,7 +80,7 @@ def _tokenizer(request: dict[str, Any]) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     answers: dict[str, Any] = {}
-    for trust in (True, None):
+    for trust in (True, None) if request["own_code"] else (None,):
         arguments = {} if trust is None else {"trust_remote_code": True}
         try:
             tokenizer = AutoTokenizer.from_pretrained(request["folder"], local_files_only=True, **arguments)
@@ -107,7 +108,8 @@ def _answer(request: dict[str, Any]) -> None:
         answer["load"] = _load(request)
     except Exception as error:  # the caller turns it into a failed check
         answer["error"] = f"{type(error).__name__}: {error}"[:2000]
-    answer["refusals"] = _refusals(request)
+    if request["own_code"]:
+        answer["refusals"] = _refusals(request)
     if request["has_tokenizer"]:
         answer["tokenizer"] = _tokenizer(request)
     with open(request["answer"], "w", encoding="utf-8") as file:  # noqa: PTH123

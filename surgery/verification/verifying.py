@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgery.anatomy import read_anatomy
 from surgery.checkpoint import Checkpoint, load_json, open_checkpoint, resolve, write_json
-from surgery.conversion.card import write_card
+from surgery.conversion.card import has_code, write_card
 from surgery.conversion.execution import modeling_code
 from surgery.conversion.plan import CARD_NAME, RECORD_FOLDER, VERIFICATION_NAME
 from surgery.conversion.reverting import read_history, read_plan, trained_weights
@@ -22,6 +22,7 @@ from surgery.verification.checks import Check, Verification
 from surgery.verification.files import file_checks
 from surgery.verification.fresh import FreshRequest, fresh_checks
 from surgery.verification.presentations import PRESENTATIONS
+from surgery.verification.rope import rope_checks
 from surgery.verification.truncated import truncate
 from surgery.version import __version__
 
@@ -175,11 +176,13 @@ def _running_checks(
         text=TEXT,
         new_tensors=[entry["name"] for entry in plan["tensors"] if entry["name"] in kept],
         has_tokenizer=has_tokenizer,
+        own_code=has_code(plan),
     )
     say("loading in a fresh process", 0, 1)
     checks += fresh_checks(request, plain_logits(model, tokens[:, :FRESH_TOKENS]), reference_tokens)
     say("comparing with the source", 0, 1)
     checks += identity_checks(model, tokens, source_logits, plan, trained_weights(folder))
+    checks += rope_checks(model, tokens[:, :FRESH_TOKENS], plan, read_anatomy(checkpoint))
     device_tokens = tokens.to(model.device)
     with torch.no_grad():
         # Each presentation is run twice: with the operation off, and on.
