@@ -66,7 +66,7 @@ def convert(
     ] = None,
     start: Annotated[
         list[str] | None,
-        typer.Option(help="Start value of a parameter: scale=0.1 (repeatable).", rich_help_panel=_SSMAX),
+        typer.Option(help="Start value of a parameter: scale=0.1 (repeatable).", rich_help_panel=_OPTIONS),
     ] = None,
     factor: Annotated[
         float | None,
