@@ -23,9 +23,9 @@ _NameArgument = Annotated[str, typer.Argument(help="As `surgery recipes list` gi
 @recipes.command("list")
 def list_recipes(json_: console.JsonOption = False) -> None:
     """Name the recipes that ship with surgery."""
-    from surgery.recovery.shipped import shipped_recipes
+    from surgery.schemas.shipped import shipped_files
 
-    found = shipped_recipes()
+    found = shipped_files("recipes")
     if json_:
         console.emit("recipes", {"recipes": [{"name": recipe.name, "summary": recipe.summary} for recipe in found]})
         return
@@ -38,9 +38,9 @@ def list_recipes(json_: console.JsonOption = False) -> None:
 @recipes.command()
 def show(name: _NameArgument) -> None:
     """Print a recipe."""
-    from surgery.recovery.shipped import shipped_recipe
+    from surgery.schemas.shipped import shipped_file
 
-    sys.stdout.write(shipped_recipe(name).text)
+    sys.stdout.write(shipped_file("recipes", name).text)
 
 
 @recipes.command()
@@ -49,9 +49,9 @@ def copy(
     path: Annotated[Path | None, typer.Argument(help="Where to; by default NAME.yaml here.")] = None,
 ) -> None:
     """Copy a recipe, to make it your own."""
-    from surgery.recovery.shipped import shipped_recipe
+    from surgery.schemas.shipped import shipped_file
 
-    recipe = shipped_recipe(name)
+    recipe = shipped_file("recipes", name)
     target = path or Path(f"{recipe.name}.yaml")
     if target.is_dir():
         target = target / f"{recipe.name}.yaml"

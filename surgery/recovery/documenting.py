@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from surgery.recovery.recipe import Recipe, json_schema
-from surgery.recovery.unions import TAGS, models_in
+from surgery.schemas.unions import TAGS, models_in
 
 
 def reference() -> str:

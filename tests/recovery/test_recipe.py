@@ -19,7 +19,7 @@ from surgery.recovery import (
     read_recipe,
 )
 from surgery.recovery.documenting import reference
-from surgery.recovery.shipped import shipped_recipe, shipped_recipes
+from surgery.schemas.shipped import shipped_file, shipped_files
 
 ROOT = Path(__file__).parents[2]
 MARKER = "<!-- from here on: surgery recipes reference -->"
@@ -210,10 +210,10 @@ def test_layers() -> None:
     assert layers([2, 2, 0]) == [0, 2]
 
 
-@pytest.mark.parametrize("name", [recipe.name for recipe in shipped_recipes()])
+@pytest.mark.parametrize("name", [recipe.name for recipe in shipped_files("recipes")])
 def test_dumped_recipes_read_back_the_same(name: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(shipped_recipe(name).text)
+    path.write_text(shipped_file("recipes", name).text)
     recipe = read_recipe(path)
     path.write_text(dump_recipe(recipe))
     again = read_recipe(path)
@@ -221,7 +221,7 @@ def test_dumped_recipes_read_back_the_same(name: str, tmp_path: Path) -> None:
 
 
 def test_shipped_recipes() -> None:
-    names = {recipe.name for recipe in shipped_recipes()}
+    names = {recipe.name for recipe in shipped_files("recipes")}
     assert {
         "ssmax-scale",
         "ssmax-lora",
@@ -230,11 +230,11 @@ def test_shipped_recipes() -> None:
         "distill",
         "tiny",
     } <= names
-    for recipe in shipped_recipes():
+    for recipe in shipped_files("recipes"):
         header = recipe.text.split("\n\n")[0]
         assert "# Cost:" in header and recipe.summary.endswith(".")
     with pytest.raises(UsageError, match="did you mean 'ssmax-scale'"):
-        shipped_recipe("ssmax-scal")
+        shipped_file("recipes", "ssmax-scal")
 
 
 def test_json_schema_names_every_key() -> None:
@@ -254,7 +254,7 @@ def test_the_reference_in_the_docs_is_current() -> None:
     """After a change: put the output of `surgery recipes reference` below the marker of docs/recipes.md."""
     text = (ROOT / "docs" / "recipes.md").read_text()
     assert text.partition(MARKER)[2].strip() == reference().strip()
-    for recipe in shipped_recipes():
+    for recipe in shipped_files("recipes"):
         assert f"`{recipe.name}`" in text.partition(MARKER)[0], "when to use it"
 
 

@@ -18,7 +18,7 @@ from surgery.errors import PlanRefusedError
 from surgery.loading import RunOptions, load_model
 from surgery.recovery import finetune, read_recipe
 from surgery.recovery.objectives import next_token_sum, token_logits
-from surgery.recovery.shipped import shipped_recipes
+from surgery.schemas.shipped import shipped_files
 from tests.recovery.conftest import Converted, MakeRecipe
 
 SHARD = "surgery-ssmax.safetensors"
@@ -201,7 +201,7 @@ def test_loads_offline_without_surgery(make_recipe: MakeRecipe, tmp_path: Path) 
     assert float(done.stdout) == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize("recipe", shipped_recipes(), ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", shipped_files("recipes"), ids=lambda recipe: recipe.name)
 def test_shipped_recipes_run(recipe: Any, converted: Converted, texts: Path, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.text)

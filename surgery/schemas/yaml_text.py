@@ -1,0 +1,130 @@
+"""Plain values from a YAML file, with the line of each key, within bounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from surgery.errors import UsageError
+from surgery.schemas.problems import Problem, Schema
+
+MAX_BYTES = 256 * 1024
+_MOST_NODES = 5000
+_DEEPEST = 12
+SCALARS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str"))
+_TIMESTAMP = "tag:yaml.org,2002:timestamp"
+_ALLOWED = SCALARS | {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq", _TIMESTAMP}
+_MERGE = "tag:yaml.org,2002:merge"
+
+Keys = tuple[str | int, ...]
+
+
+def dotted(path: Keys) -> str:
+    """``data.sources.0``."""
+    return ".".join(str(part) for part in path)
+
+
+def read_text(path: Path, schema: Schema) -> str:
+    """The text of a file of that kind.
+
+    Raises:
+        UsageError: it is missing, too large, or not UTF-8.
+    """
+    try:
+        if not path.is_file():
+            raise UsageError(
+                f"There is no {schema.noun} file {str(path)!r}.",
+                hint=schema.finding,
+            )
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UsageError(f"{path} is larger than {MAX_BYTES:,} bytes, which no {schema.noun} is.")
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start}).") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def load_yaml(text: str, name: str, lines: dict[Keys, int], problems: list[Problem], schema: Schema) -> dict[str, Any]:
+    """Plain values from YAML.
+
+    Args:
+        text: of the file.
+        name: of the file, for errors.
+        lines: gets the line of each key.
+        problems: gets what is wrong but does not stop the reading: duplicate keys and the like.
+        schema: the kind of file.
+
+    Raises:
+        SchemaError: it is not YAML, or holds too much.
+    """
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        root = yaml.compose(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        message = error.problem or error.context or "not YAML"
+        raise schema.error(name, [Problem("", mark.line + 1 if mark else None, f"not YAML: {message}")]) from error
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise schema.error(name, [Problem("", None, f"not YAML: {str(error).splitlines()[0]}")]) from error
+    if not isinstance(root, MappingNode):
+        raise schema.error(name, [Problem("", 1, f"must hold keys and values, such as `{schema.example}`")])
+    return _Plain(yaml, lines, problems, schema).mapping(root, ())
+
+
+class _Plain:
+    """Turns YAML nodes into plain values, within bounds: an alias of an alias of an alias can grow without end."""
+
+    def __init__(self, yaml: YAML, lines: dict[Keys, int], problems: list[Problem], schema: Schema) -> None:
+        self._yaml, self._lines, self._problems, self._schema = yaml, lines, problems, schema
+        self._nodes = 0
+
+    def mapping(self, node: MappingNode, path: Keys) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, ScalarNode) or str(key_node.tag) == _MERGE:
+                self._note(path, line, "keys must be plain words")
+                continue
+            key = key_node.value
+            where = (*path, key)
+            if key in result:
+                self._note(where, line, f"given twice, first on line {self._lines[where]}")
+                continue
+            self._lines[where] = line
+            result[key] = self.value(value_node, where)
+        return result
+
+    def value(self, node: Node, path: Keys) -> Any:
+        self._nodes += 1
+        line = node.start_mark.line + 1
+        if self._nodes > _MOST_NODES or len(path) > _DEEPEST:
+            problem = Problem(dotted(path), line, "too many or too deeply nested values")
+            raise self._schema.error(f"The {self._schema.noun}", [problem])
+        if str(node.tag) not in _ALLOWED:
+            self._note(
+                path, line, f"the tag {str(node.tag).rpartition(',2002:')[2]!r} is not allowed in a {self._schema.noun}"
+            )
+            return None
+        if isinstance(node, MappingNode):
+            return self.mapping(node, path)
+        if isinstance(node, SequenceNode):
+            for position, child in enumerate(node.value):
+                self._lines[(*path, position)] = child.start_mark.line + 1
+            return [self.value(child, (*path, position)) for position, child in enumerate(node.value)]
+        if str(node.tag) == _TIMESTAMP:  # no schema has dates, but a text may look like one
+            return node.value
+        try:
+            return self._yaml.constructor.construct_object(node)
+        except (YAMLError, ValueError) as error:
+            self._note(path, line, f"cannot be read: {str(error).splitlines()[0]}")
+            return None
+
+    def _note(self, path: Keys, line: int, message: str) -> None:
+        self._problems.append(Problem(dotted(path), line, message))
