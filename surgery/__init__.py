@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from surgery.evaluation import evaluate
     from surgery.loading import RunOptions
     from surgery.operations.inspection import inspect
-    from surgery.recovery import finetune
+    from surgery.recovery import finetune, merge
     from surgery.verification import verify
 
 # Loaded on first use, so that `import surgery` stays light.
@@ -31,6 +31,7 @@ _HOMES = {
     "finetune": "surgery.recovery",
     "inspect": "surgery.operations.inspection",
     "make_plan": "surgery.conversion",
+    "merge": "surgery.recovery",
     "revert": "surgery.conversion",
     "verify": "surgery.verification",
 }
@@ -43,6 +44,7 @@ __all__ = [
     "finetune",
     "inspect",
     "make_plan",
+    "merge",
     "register",
     "revert",
     "verify",

@@ -57,13 +57,10 @@ def no_weights(folder: Path, files: Iterable[str]) -> CheckpointError:
 
 def adapter_folder(folder: Path) -> CheckpointError:
     """The error for a folder that holds a PEFT adapter, which is no model by itself."""
-    line = (
-        "from peft import AutoPeftModelForCausalLM as M; "
-        f"M.from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained({f'{folder.name}-merged'!r})"
-    )
+    line = shlex.join(["surgery", "merge", str(folder), "-o", f"{folder.name}-merged"])
     return CheckpointError(
         "The folder holds an adapter (adapter_config.json), not a whole model.",
-        hint="Give the base model, or merge the adapter into it first:\n  " + _python(line),
+        hint="Give the base model, or merge the adapter into it first (--base where it is not found):\n  " + line,
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from surgery.checkpoint import Checkpoint, Source
 from surgery.recovery.dataset import TrainingData
 from surgery.recovery.errors import DivergedError, TrainingStoppedError
+from surgery.recovery.operating import converted_source
 from surgery.recovery.planning import FinetunePlan, count_steps, effective_precision, needs_second_copy
 from surgery.recovery.preparing import (
     Layout,
@@ -25,6 +26,7 @@ from surgery.recovery.state import Progress, TrainingFolder, progress_of, stream
 if TYPE_CHECKING:
     from torch import nn
 
+    from surgery.conversion.plan import PreparedPlan
     from surgery.recovery.comparison import Losses
     from surgery.recovery.objectives import Teacher
     from surgery.recovery.trainer import RecoveryTrainer, StopCallback
@@ -47,6 +49,15 @@ class Setup:
     attn_implementation: str | None
     again: str
     on_progress: OnProgress | None
+    conversion: PreparedPlan | None = None
+
+    def converted(self, folder: Path) -> Setup:
+        """With the converted checkpoint in ``folder`` in place of the planned one, where the recipe converts."""
+        if self.conversion is None:
+            return self
+        conversion = self.conversion
+        source, checkpoint = on_first(lambda: converted_source(conversion, folder))
+        return replace(self, source=source, checkpoint=checkpoint)
 
     def stage_recipes(self) -> list[Recipe]:
         """The recipe of each stage, its precision resolved; one precision for the whole run."""
@@ -147,13 +158,11 @@ class Attempt:
         """A second copy of the original, where the weights themselves are trained."""
         if not needs_second_copy(self.stages):
             return None
-        from surgery.loading import operation_modules
+        from surgery.loading import switch_off
         from surgery.recovery.objectives import Teacher
 
         model = self._load().requires_grad_(False)
-        modules: list[Any] = list(operation_modules(model).values())
-        for module in modules:
-            module.enabled = False
+        switch_off(model)
         self._tell({"event": "teacher", "second_copy": True, "parameters": self.setup.plan.parameters_total})
         said = self.setup.plan.teacher
         if not any("teacher" in row for row in self.folder.rows()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
@@ -44,7 +45,7 @@ def _member(member: type[BaseModel], schema: dict[str, Any], heading: str | None
         yield ""
         yield heading
     yield ""
-    yield inspect.cleandoc(member.__doc__ or "").replace("``", "`")
+    yield inspect.cleandoc(member.__doc__ or "").partition("\n\nAttributes:")[0].replace("``", "`")
     rows = list(_rows(member, schema["$defs"][member.__name__], schema))
     if rows:
         yield ""
@@ -64,8 +65,18 @@ def _rows(model: type[BaseModel], own: dict[str, Any], schema: dict[str, Any]) -
         if key in TAGS and "const" in own["properties"][key]:
             continue
         value = _kind(own["properties"][key], schema).replace("|", "\\|")
-        meaning = _sentence(field.description or "").replace("|", "\\|")
+        meaning = _sentence(field.description or _attribute(model, key)).replace("|", "\\|")
         yield f"| `{key}` | {value} | {_default(field, short=True)} | {meaning} |"
+
+
+def _attribute(model: type[BaseModel], key: str) -> str:
+    """What the docstring of a model, or of one that it derives from, says of an attribute."""
+    for own in model.__mro__:
+        _, _, attributes = inspect.cleandoc(own.__doc__ or "").partition("Attributes:\n")
+        found = re.search(rf"^    {key}: (.+(?:\n     +.+)*)", attributes, re.MULTILINE)
+        if found:
+            return re.sub(r"\s+", " ", found[1]).replace("``", "`")
+    return ""
 
 
 def _kind(own: dict[str, Any], schema: dict[str, Any]) -> str:

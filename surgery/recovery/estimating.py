@@ -53,6 +53,7 @@ def estimate(setup: Setup) -> Estimate:
     from surgery.recovery.trainer import StopCallback
 
     with tempfile.TemporaryDirectory() as place:
+        setup = setup.converted(Path(place) / "converted")
         attempt = Attempt(setup, "operated", TrainingFolder(Path(place) / "trial"), StopCallback())
         numbers = attempt.prepare()
         seconds: list[float] = []

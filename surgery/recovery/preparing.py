@@ -43,7 +43,7 @@ class Layout:
         if not isinstance(block, Mapping) or not block.get("operations"):
             raise PlanRefusedError(
                 "The model was not converted: its config.json has no operations.",
-                hint="Convert it first: surgery convert --to ssmax MODEL.",
+                hint="Convert it first: surgery convert --to ssmax MODEL. Or name operations in the recipe.",
             )
         self.attention = str(block.get("attention", "layers.{layer}.self_attn"))
         before, _, after = self.attention.partition("{layer}")
@@ -51,6 +51,16 @@ class Layout:
         self._attention = re.compile(rf"(?:^|\.){re.escape(before)}(\d+){re.escape(after)}\.(.+)")
         self.operations: list[Mapping[str, Any]] = list(block["operations"])
         self.count = int(config.get("num_hidden_layers") or 0)
+
+    @staticmethod
+    def described(options: Mapping[str, Any]) -> list[str]:
+        """Name and kind of an operation."""
+        return [str(options[key]) for key in ("name", "form", "type") if options.get(key) is not None]
+
+    @property
+    def rope(self) -> Mapping[str, Any] | None:
+        """The options of a RoPE change, None where there was none."""
+        return next((options for options in self.operations if options.get("name") == "rope"), None)
 
     def layer(self, name: str) -> int | None:
         """The layer of a tensor, None outside the layers."""
@@ -89,7 +99,7 @@ def trained_names(recipe: Recipe, layout: Layout, names: Iterable[str], variant:
     if variant == "untouched":
         scales = []
     elif recipe.train.what == "scale" and not scales:
-        forms = sorted({str(operation.get("form")) for operation in layout.operations})
+        done = sorted({" ".join(map(str, layout.described(options))) for options in layout.operations})
         if any(is_operation(name) for name in names):
             raise PlanRefusedError(
                 f"There is nothing to train: no layer among train.layers {recipe.train.layers!r} has parameters of "
@@ -97,8 +107,8 @@ def trained_names(recipe: Recipe, layout: Layout, names: Iterable[str], variant:
                 hint="`surgery inspect` shows the layers that have them.",
             )
         raise PlanRefusedError(
-            f"There is nothing to train: the form {', '.join(forms)} has no parameters.",
-            hint="Train scale+lora or full, or convert with --form anchored.",
+            f"There is nothing to train: {' and '.join(done)} added no parameters.",
+            hint="Set train.what to scale+lora or full, or convert with --to ssmax --form anchored.",
         )
     if recipe.train.what != "full":
         return scales

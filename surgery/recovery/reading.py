@@ -73,6 +73,7 @@ def dump_recipe(recipe: Recipe) -> str:
     yaml.default_flow_style = False
     stream = io.StringIO()
     content = recipe.model_dump(exclude_none=True)
+    content["operations"] = [options.model_dump(mode="json", exclude_none=True) for options in recipe.operations]
     for section, key in recipe.idle_keys():
         del content[section][key]
     if recipe.stages:

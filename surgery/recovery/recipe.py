@@ -24,6 +24,11 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from surgery.data import AnySource, LongDocuments, Source, TextSource
+from surgery.operations.rope import RopeOptions
+from surgery.operations.screening import ScreeningOptions
+from surgery.operations.ssmax import SSMaxOptions
+
+AnyOperation = Annotated[SSMaxOptions | ScreeningOptions | RopeOptions, Field(discriminator="name")]
 
 ControlName = Literal["untouched", "temperature"]
 _RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
@@ -269,7 +274,14 @@ class Stage(_Section):
 class Recipe(_Section):
     """A recovery run, whole."""
 
-    model: str = Field(min_length=1, description="Folder or hub id of a converted checkpoint.")
+    model: str = Field(
+        min_length=1, description="Folder or hub id of a converted checkpoint; or of a source, with operations."
+    )
+    operations: list[AnyOperation] = Field(
+        default=[],
+        description="What to perform on the model first, in order, as `surgery convert` would. The run trains the "
+        "result.",
+    )
     output: str = Field(min_length=1, description="Folder for the trained checkpoint.")
     data: Data
     train: Annotated[TrainScale | TrainLora | TrainFull, Field(discriminator="what")] = TrainScale()
@@ -316,6 +328,11 @@ class Recipe(_Section):
             raise ValueError("control does nothing when data.held_out is 0: there is nothing to compare on")
         if self.optimizer.warmup >= 1 and self.optimizer.warmup != int(self.optimizer.warmup):
             raise ValueError(f"optimizer.warmup {self.optimizer.warmup:g} is neither a number of steps nor below 1")
+        if self.operations and isinstance(self.train, TrainLora) and not self.train.merge:
+            raise ValueError(
+                "train.merge: false leaves an adapter that needs its base, which operations make for this run alone; "
+                "convert the model first, and give the converted one"
+            )
         self._check_stages()
         return self
 

@@ -13,13 +13,14 @@ from surgery.errors import UsageError
 from surgery.recovery.attempt import Setup
 from surgery.recovery.dataset import Encode, EncodeChat, read_data
 from surgery.recovery.estimating import estimate
+from surgery.recovery.operating import plan_operations, planned_checkpoint
 from surgery.recovery.planning import make_plan
 from surgery.recovery.preparing import Layout, trained_names
 from surgery.recovery.processes import is_first
 from surgery.recovery.reading import read_recipe
 from surgery.recovery.recipe import Recipe
 from surgery.recovery.session import FinetuneResult, Session
-from surgery.recovery.variants import check_control
+from surgery.recovery.variants import check_control, check_objective
 
 OnProgress = Callable[[dict[str, Any]], None]
 PLACEHOLDER = "path/to/"
@@ -66,11 +67,13 @@ def finetune(
     valid = read_recipe(recipe, overrides)
     _check_placeholders(valid)
     source = resolve(valid.model)
-    checkpoint = open_checkpoint(source)
+    conversion = plan_operations(valid)
+    checkpoint = open_checkpoint(source) if conversion is None else planned_checkpoint(conversion)
     layout = Layout(checkpoint.config)
     # Before the text is read, which takes longer.
     for stage in valid.stage_recipes():
         trained_names(stage, layout, checkpoint.tensors)
+        check_objective(stage, layout)
     for control in valid.controls:
         check_control(control, layout)
     output = check_output(Path(valid.output), force=force, source=source.folder)
@@ -94,6 +97,7 @@ def finetune(
         attn_implementation=attn_implementation,
         again=_command(recipe, overrides),
         on_progress=on_progress,
+        conversion=conversion,
     )
     if dry_run:
         return FinetuneResult(replace(plan, estimate=estimate(setup)))

@@ -71,6 +71,7 @@ class Session:
         for stage in setup.stage_recipes():
             training_arguments(stage, self.folder.path, 1, setup.device)
         start = on_first(lambda: self.folder.begin(setup.recipe, self._identity(), resume=resume, force=force))
+        self.setup = setup = setup.converted(self.folder.path / "converted")
         # Now, since the checkpoint may be rotated away.
         resumed_from = progress_of(start).step if start is not None else None
         stop = StopCallback()

@@ -1,8 +1,8 @@
 """The model that is trained, and the controls: the same run without the operation, or with constants in its place.
 
-``untouched`` switches the operation off for good, so the same tokens train the model as it was. ``temperature`` puts
-one constant per head where the operation had one number that length multiplies: m(n) = b, which is the form ``bias``
-with s = 0. Both happen to the model in memory; no file is written.
+``untouched`` switches the operations off for good, a change of RoPE among them, so the same tokens train the model as
+it was. ``temperature`` puts one constant per head where the operation had one number that length multiplies: m(n) = b,
+which is the form ``bias`` with s = 0; a change of RoPE stays. All of it happens in memory; no file is written.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgery.errors import PlanRefusedError
 from surgery.recovery.preparing import Layout, Variant
+from surgery.recovery.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +25,8 @@ def check_control(variant: Variant, layout: Layout) -> None:
     """
     if variant != "temperature":
         return
-    for operation in layout.operations:
+    # RoPE stays as the run has it, so that the constant is compared with the numbers alone.
+    for operation in [one for one in layout.operations if one.get("name") != "rope"] or layout.operations:
         if operation.get("name") != "ssmax" or operation.get("form") == "logn":
             kind = operation.get("form") or operation.get("name")
             raise PlanRefusedError(
@@ -33,22 +35,43 @@ def check_control(variant: Variant, layout: Layout) -> None:
             )
 
 
+def check_objective(stage: Recipe, layout: Layout) -> None:
+    """Refuse to learn from the original what it cannot teach.
+
+    Raises:
+        PlanRefusedError: RoPE was changed, and layers are to be matched or texts are longer than the original knows.
+    """
+    rope, objective = layout.rope, stage.objective.name
+    if rope is None or objective == "next_token":
+        return
+    if objective == "match":
+        raise PlanRefusedError(
+            "objective: match gives each layer what reaches it in the original, its rotary positions included; "
+            "they were changed (rope), so every layer would be matched on positions that are not its own.",
+            hint="Set objective.name to distill or next_token.",
+        )
+    known = rope["before"]["max_position_embeddings"]
+    if stage.data.sequence_length > known:
+        raise PlanRefusedError(
+            f"The original knows {known} positions; on sequences of {stage.data.sequence_length} tokens it would "
+            "teach what it gets wrong.",
+            hint=f"Distill on sequences up to {known}, in a stage of its own, and set objective.name to next_token "
+            "for longer ones.",
+        )
+
+
 def become(model: nn.Module, variant: Variant, layout: Layout) -> None:
     """Make a freshly loaded model the variant, in place."""
     if variant == "operated":
         return
-    for name, module in _operations(model):
-        if variant == "untouched":
-            module.enabled = False
-        else:
-            parent, _, place = name.rpartition(".")
-            setattr(model.get_submodule(parent), place, _constant(module, _options(layout, name)))
+    from surgery.loading import operation_modules, switch_off
 
-
-def _operations(model: nn.Module) -> list[tuple[str, Any]]:
-    from surgery.loading import operation_modules
-
-    return list(operation_modules(model).items())
+    if variant == "untouched":
+        switch_off(model)
+        return
+    for name, module in operation_modules(model).items():
+        parent, _, place = name.rpartition(".")
+        setattr(model.get_submodule(parent), place, _constant(module, _options(layout, name)))
 
 
 def _options(layout: Layout, name: str) -> dict[str, Any]:

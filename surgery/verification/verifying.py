@@ -220,7 +220,7 @@ def _append_record(path: Path, verification: Verification) -> None:
 
 
 def _update_card(folder: Path, plan: dict[str, Any], verification: Verification) -> None:
-    trained = [f"{entry.get('trained')}: {entry.get('tokens')} tokens" for entry in read_history(folder)]
+    trained = [_trained_line(entry) for entry in read_history(folder)]
     environment_line = ", ".join(f"{name} {value}" for name, value in verification.environment.items())
     write_card(
         folder / CARD_NAME,
@@ -229,3 +229,9 @@ def _update_card(folder: Path, plan: dict[str, Any], verification: Verification)
         verification={**verification.to_dict(), "environment": environment_line},
         trained=trained,
     )
+
+
+def _trained_line(entry: dict[str, Any]) -> str:
+    """One training for the card; a merge of an adapter has no count of tokens."""
+    what, tokens = str(entry.get("trained")), entry.get("tokens")
+    return f"{what}, by {entry.get('step')}" if tokens is None else f"{what}: {tokens} tokens"

@@ -80,7 +80,7 @@ def test_no_config(tmp_path: Path) -> None:
 def test_adapter(tmp_path: Path) -> None:
     folder = single(tmp_path / "m")
     (folder / "config.json").rename(folder / "adapter_config.json")
-    assert "merge_and_unload" in refused(folder, "adapter")
+    assert "surgery merge " in refused(folder, "adapter")
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ zzz: 1
     assert "belongs under `optimizer`" in messages["lr"]
     assert "exactly one" in messages["budget"]
     assert "'fp32'" in messages["precision"] and "float32" in messages["precision"]
-    assert "valid here: model, output" in messages["zzz"]
+    assert "valid here: model, operations, output" in messages["zzz"]
     assert "`sequences`" in messages["batch.sequence"]
 
 
@@ -228,6 +228,7 @@ def test_shipped_recipes() -> None:
         "ssmax-full-cpt",
         "ssmax-from-paper-start",
         "distill",
+        "extend-context",
         "tiny",
     } <= names
     for recipe in shipped_files("recipes"):

@@ -205,11 +205,12 @@ def test_loads_offline_without_surgery(make_recipe: MakeRecipe, tmp_path: Path) 
 def test_shipped_recipes_run(recipe: Any, converted: Converted, texts: Path, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.text)
-    stages = len(read_recipe(path).stages)
+    read = read_recipe(path)
+    stages, model = len(read.stages), converted(form="paper")
     result = finetune(
         path,
         overrides=[
-            f"model={converted(form='paper')}",
+            f"model={model.parent / 'source' if read.operations else model}",
             f"output={tmp_path / 'out'}",
             f"data.text={texts}",
             "data.sequence_length=32",

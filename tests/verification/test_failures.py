@@ -156,10 +156,12 @@ def test_another_file_that_changed_or_is_gone(make_pair: Any, failures: Any) -> 
 def test_weights_that_were_trained_are_skipped_not_failed(make_pair: Any, source: Path, failures: Any) -> None:
     out = make_pair()
     poke(open_checkpoint(out), "model.layers.1.mlp.up_proj.weight", b"\x01", offset=2)
-    (out / HISTORY_NAME).write_text(json.dumps({"entries": [{"trained": "full", "tokens": 5}]}))
+    merge = {"step": "merge", "trained": "scale+lora"}
+    (out / HISTORY_NAME).write_text(json.dumps({"entries": [{"trained": "full", "tokens": 5}, merge]}))
     assert failures(out) == set()
     card = (out / "README.md").read_text()
     assert "What was trained" in card and "full: 5 tokens" in card
+    assert "- scale+lora, by merge" in card and "None" not in card
 
 
 def test_what_the_source_config_says_counts(make_pair: Any, failures: Any) -> None:
