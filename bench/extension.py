@@ -24,6 +24,7 @@ from bench.harness import arguments, report
 from surgery.anatomy import read_anatomy
 from surgery.checkpoint import open_checkpoint
 from surgery.data import read_documents
+from surgery.data.texts import match_files
 from surgery.evaluation.losses import token_losses
 from surgery.evaluation.passages import Passage, cut_passages, fingerprint
 from surgery.evaluation.statistics import Sample
@@ -102,6 +103,10 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
+    both = {file for text in options.text for file in match_files(text)}
+    both &= {file for text in options.train_text for file in match_files(text)}
+    if both:
+        parser.error(f"{min(both)} is in --text and in --train-text")
     known = read_anatomy(open_checkpoint(options.model)).trained_length
     sequences = passages(options.model, options.text, 2 * known, options.documents)
     rope = {"name": "rope", "type": options.type, "factor": 2}
@@ -117,23 +122,19 @@ def main() -> None:
         measured["before"][name] = losses(folder, f"{name}-before", sequences, options.work, run)
         trained = train(folder, options.work / f"{name}-trained", options, options.train_length or known * 3 // 2)
         measured["after"][name] = losses(trained, f"{name}-after", sequences, options.work, run)
-    # A prediction that sees n tokens is the one at position n + 1.
+    # Tokens seen: a prediction that sees n is the one at position n + 1.
     edges = [known // 8, known, known * 3 // 2, 2 * known - 1]
     rows = []
     for state, models in measured.items():
-        for name, own in models.items():
-            sample = Sample(own, models[UNTOUCHED])
-            row: dict[str, Any] = {"model": name, "training": state}
-            for first, last in pairwise(edges):
-                bucket = sample.bucket(first + 1, last, 0.0)
+        for first, last in pairwise(edges):
+            for name, own in models.items():
+                bucket = Sample(own, models[UNTOUCHED]).bucket(first + 1, last, 0.0)
                 assert bucket is not None and bucket.difference is not None
-                row[f"{first + 1}-{last}"] = bucket.loss.value
-                if name != UNTOUCHED:
-                    row[f"{first + 1}-{last} minus {UNTOUCHED}"] = bucket.difference.value
-                    row[f"{first + 1}-{last} interval"] = [bucket.difference.low, bucket.difference.high]
-            rows.append(row)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    report("extension", [{key: row.get(key, "") for key in columns} for row in rows], options.out)
+                row = {"training": state, "tokens seen": f"{first + 1}-{last}", "model": name}
+                apart = bucket.difference
+                rows.append(row | {"loss": bucket.loss.value, f"minus {UNTOUCHED}": apart.value})
+                rows[-1] |= {"low": apart.low, "high": apart.high}
+    report("extension", rows, options.out)
 
 
 if __name__ == "__main__":

@@ -394,7 +394,7 @@ def test_data_options(make_recipe: MakeRecipe, texts: Path, tmp_path: Path) -> N
 
 
 def test_nothing_to_train(make_recipe: MakeRecipe, converted: Converted, tmp_path: Path) -> None:
-    with pytest.raises(PlanRefusedError, match="logn has no parameters") as caught:
+    with pytest.raises(PlanRefusedError, match="ssmax logn added no parameters") as caught:
         finetune(make_recipe(converted(form="logn")), dry_run=True)
     assert caught.value.exit_code == 3
     with pytest.raises(PlanRefusedError, match=r"no layer among train\.layers '0'"):
