@@ -7,7 +7,9 @@ that a key which would do nothing is refused rather than ignored.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -24,11 +26,13 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from surgery.data import AnySource, LongDocuments, Source, TextSource
-from surgery.operations.rope import RopeOptions
-from surgery.operations.screening import ScreeningOptions
-from surgery.operations.ssmax import SSMaxOptions
+from surgery.operations import OPERATIONS, OperationOptions
 
-AnyOperation = Annotated[SSMaxOptions | ScreeningOptions | RopeOptions, Field(discriminator="name")]
+if TYPE_CHECKING:
+    AnyOperation: TypeAlias = OperationOptions
+else:
+    _OPTIONS = reduce(or_, (operation.options for operation in OPERATIONS.values()))
+    AnyOperation = Annotated[_OPTIONS, Field(discriminator="name")]
 
 ControlName = Literal["untouched", "temperature"]
 _RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")

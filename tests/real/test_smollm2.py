@@ -28,6 +28,20 @@ def test_identity_at_every_position_to_4096(form: str, tmp_path: Path) -> None:
     assert "4096 tokens" in checks["starts as the source"].detail
 
 
+@pytest.mark.parametrize("kind", ["yarn", "ntk", "linear"])
+def test_another_rope_alone_and_with_ssmax(kind: str, tmp_path: Path) -> None:
+    assert MODEL is not None
+    rope = {"name": "rope", "type": kind, "factor": 2}
+    alone = surgery.convert(MODEL, [rope], output=tmp_path / "alone", mode="link").output
+    both = surgery.convert(MODEL, [rope, {"name": "ssmax"}], output=tmp_path / "both", mode="link").output
+    for out in (alone, both):
+        result = surgery.verify(out, against=MODEL, length=256)
+        assert result.failed == ()
+        checks = {check.name: check for check in result.checks}
+        assert checks["operation off = source"].value == 0.0 and checks["RoPE as planned"].status == "passed"
+    assert checks["starts as the source, RoPE apart"].value == 0.0
+
+
 def test_paper_form_starts_worse_and_a_short_training_recovers_some(tmp_path: Path) -> None:
     assert MODEL is not None
     from pydoc_data.topics import topics
