@@ -30,6 +30,10 @@ class CheckpointError(SurgeryError):
     exit_code = 2
 
 
+class OutputBusyError(CheckpointError):
+    """Another run is working on the same output (exit code 2)."""
+
+
 class PlanRefusedError(SurgeryError):
     """The operation cannot be applied to this model, or there is nothing to do (exit code 3)."""
 

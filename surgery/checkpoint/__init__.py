@@ -13,7 +13,7 @@ from surgery.checkpoint.names import quote, safe_relative
 from surgery.checkpoint.output import check_output
 from surgery.checkpoint.placing import place_file
 from surgery.checkpoint.source import Source, resolve
-from surgery.checkpoint.staging import StagedFolder
+from surgery.checkpoint.staging import StagedFolder, tidy
 from surgery.checkpoint.strict_json import dump_json, load_json
 from surgery.checkpoint.writing import NewTensor, write_index, write_json, write_safetensors
 
@@ -47,6 +47,7 @@ __all__ = [
     "sha256_json",
     "tensor_bits",
     "tensor_bytes",
+    "tidy",
     "write_index",
     "write_json",
     "write_safetensors",

@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from surgery.errors import CheckpointError
+from surgery.errors import CheckpointError, OutputBusyError
 
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 _TRIES = 20
@@ -29,7 +29,8 @@ class FileLock:
         """Take the lock without waiting.
 
         Raises:
-            CheckpointError: another run holds it, or the lock file cannot be made.
+            OutputBusyError: another run holds it.
+            CheckpointError: the lock file cannot be made.
         """
         for _ in range(_TRIES):
             try:
@@ -85,7 +86,7 @@ class FileLock:
         try:
             descriptor = os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError as error:
-            raise CheckpointError(
+            raise OutputBusyError(
                 f"Another run is working on {self._what}, or one was killed.",
                 hint=f"This file system has no locks. If no run is going, delete {marker.name} beside it.",
             ) from error
@@ -93,8 +94,8 @@ class FileLock:
             raise CheckpointError(f"{marker.name} cannot be made: {error.strerror}.") from error
         self._path, self._descriptor = marker, descriptor
 
-    def _busy(self) -> CheckpointError:
-        return CheckpointError(
+    def _busy(self) -> OutputBusyError:
+        return OutputBusyError(
             f"Another run is working on {self._what}.", hint="Wait for it to end, or choose another output."
         )
 

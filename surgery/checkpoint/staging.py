@@ -44,7 +44,7 @@ class StagedFolder:
         self.out = check_output(out, force=force, source=source)
         self._run = new_run()
         self.path = sibling(self.out, "partial", self._run)
-        self._lock = FileLock(self.out.with_name(f".{self.out.name}.lock"), self.out.name)
+        self._lock = _lock_of(self.out)
         self._made_parents: list[Path] = []
         self._committed = False
 
@@ -53,7 +53,8 @@ class StagedFolder:
 
         Raises:
             UsageError: repairing brought back an output that is not empty, without `force`.
-            CheckpointError: another run holds the lock, or nothing can be written beside the output.
+            OutputBusyError: another run holds the lock.
+            CheckpointError: nothing can be written beside the output.
         """
         try:
             self._make_parents()
@@ -140,3 +141,23 @@ class StagedFolder:
     def _step(self, name: str) -> None:
         if self._on_step is not None:
             self._on_step(name)
+
+
+def tidy(out: Path) -> None:
+    """Undo or finish what killed runs left around `out`, and touch nothing else.
+
+    Raises:
+        OutputBusyError: another run is working on it.
+        CheckpointError: as `repair`.
+    """
+    out = out.expanduser().resolve()
+    lock = _lock_of(out)
+    lock.acquire()
+    try:
+        repair(out)
+    finally:
+        lock.release()
+
+
+def _lock_of(out: Path) -> FileLock:
+    return FileLock(out.with_name(f".{out.name}.lock"), out.name)

@@ -21,6 +21,9 @@ def verify(
     model: Annotated[Path, typer.Argument(help="Converted checkpoint.")],
     against: Annotated[str | None, typer.Option(help="The source: folder or hub id.")] = None,
     revision: console.RevisionOption = None,
+    files_only: Annotated[
+        bool, typer.Option("--files-only", help="Check every byte on the disk, run no model; needs no torch.")
+    ] = False,
     layers: Annotated[
         int | None, typer.Option(min=1, help="Run the first so many layers only (a big model on a small machine).")
     ] = None,
@@ -33,7 +36,8 @@ def verify(
 ) -> None:
     """Check files, loading, logits and the meaning of n. Exit code 4 if anything fails. Computes in float32."""
     console.setup(verbose=verbose, quiet=quiet)
-    console.silence_transformers()
+    if not files_only:
+        console.silence_transformers()
     from surgery.loading import RunOptions
     from surgery.verification import verify as verify_checkpoint
 
@@ -47,6 +51,7 @@ def verify(
             model,
             against=against,
             revision=revision,
+            files_only=files_only,
             layers=layers,
             length=length,
             run=RunOptions(device=device, attn_implementation=attn_implementation),

@@ -114,8 +114,15 @@ def execute(
     force: bool = False,
     on_bytes: Progress | None = None,
     on_step: Callable[[str], None] | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> ConversionResult:
     """Carry out exactly the plan.
+
+    Args:
+        prepared: the plan.
+        output, mode, force, on_bytes: as :func:`convert`.
+        on_step: told the name of each step once it is done.
+        check: called with the complete folder before it takes its name; if it raises, nothing is left.
 
     Raises:
         UsageError: the output exists and ``force`` is not given, or lies inside the source.
@@ -126,6 +133,8 @@ def execute(
         with StagedFolder(output, force=force, source=prepared.checkpoint.folder, on_step=on_step) as staged:
             require_space(staged.path, needed_bytes(prepared, mode))
             placed = _write(prepared, staged.path, mode, on_bytes, on_step)
+            if check is not None:
+                check(staged.path)
             staged.commit()
     except OSError as error:
         raise CheckpointError(f"{output.name} cannot be written: {error.strerror or error}.") from error

@@ -4,7 +4,12 @@ The schema is what the user writes in flags, in a recipe and in config.json: one
 imports torch. An operation is registered by adding it to :data:`OPERATIONS`.
 """
 
+from functools import reduce
+from operator import or_
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+from pydantic import Field
 
 from surgery.operations.base import HeadOptions, Operation, OperationOptions, PlannedTensor, parse_layers
 from surgery.operations.rope import RopeChange
@@ -15,4 +20,19 @@ OPERATIONS: MappingProxyType[str, Operation] = MappingProxyType(
     {operation.name: operation for operation in (SSMax(), Screening(), RopeChange())}
 )
 
-__all__ = ["OPERATIONS", "HeadOptions", "Operation", "OperationOptions", "PlannedTensor", "parse_layers"]
+# What stands in a list of operations, in a recipe or a manifest.
+if TYPE_CHECKING:
+    AnyOperation: TypeAlias = OperationOptions
+else:
+    _OPTIONS = reduce(or_, (operation.options for operation in OPERATIONS.values()))
+    AnyOperation = Annotated[_OPTIONS, Field(discriminator="name")]
+
+__all__ = [
+    "OPERATIONS",
+    "AnyOperation",
+    "HeadOptions",
+    "Operation",
+    "OperationOptions",
+    "PlannedTensor",
+    "parse_layers",
+]

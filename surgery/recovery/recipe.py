@@ -7,9 +7,7 @@ that a key which would do nothing is refused rather than ignored.
 from __future__ import annotations
 
 import re
-from functools import reduce
-from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -26,13 +24,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from surgery.data import AnySource, LongDocuments, Source, TextSource
-from surgery.operations import OPERATIONS, OperationOptions
-
-if TYPE_CHECKING:
-    AnyOperation: TypeAlias = OperationOptions
-else:
-    _OPTIONS = reduce(or_, (operation.options for operation in OPERATIONS.values()))
-    AnyOperation = Annotated[_OPTIONS, Field(discriminator="name")]
+from surgery.operations import AnyOperation
 
 ControlName = Literal["untouched", "temperature"]
 _RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")

@@ -50,11 +50,13 @@ def verify(
     *,
     against: str | Path | None = None,
     revision: str | None = None,
+    files_only: bool = False,
     layers: int | None = None,
     length: int = 512,
     run: RunOptions | None = None,
     on_progress: Progress | None = None,
     record: bool = True,
+    name: str | None = None,
 ) -> Verification:
     """Verify a converted checkpoint.
 
@@ -62,11 +64,13 @@ def verify(
         model: the converted folder.
         against: the source, folder or hub id; without it the checks that compare are skipped.
         revision: of a hub source.
+        files_only: check what lies on the disk, every byte of it, and run no model; needs no torch.
         layers: check the first so many layers only, so that a big model fits a small machine.
         length: tokens for the comparison with the source.
         run: device and attention backend. Checks compute in float32 whatever the dtype of the checkpoint.
         on_progress: called with what is being done, and how much of it.
         record: write ``surgery/verify.json`` and the card's table.
+        name: of the checkpoint, where it does not lie in the folder of its name yet.
 
     Raises:
         PlanRefusedError: the folder was not converted by this tool.
@@ -77,21 +81,27 @@ def verify(
     plan = read_plan(folder, check_hash=False)  # a plan that was changed is a check that fails
     if length < 16:
         raise UsageError(f"the length must be at least 16 tokens, not {length}")
+    if files_only and layers is not None:
+        raise UsageError(f"files_only runs no model, so layers={layers} does nothing")
     checkpoint = open_checkpoint(folder)
     source = open_checkpoint(resolve(against, revision)) if against is not None else None
     say = on_progress or (lambda *_: None)
     checks = file_checks(
         checkpoint, plan, source, modeling_code(), lambda done, total: say("comparing tensors", done, total)
     )
-    with ExitStack() as stack:
-        if layers is not None:
-            checkpoint, source = _truncated(stack, checkpoint, source, plan, layers)
-        checks += _running_checks(checkpoint, source, plan, folder, length, run or RunOptions(), say)
+    if files_only:
+        ran_with = {"surgery": __version__, "checked": "files alone"}
+    else:
+        with ExitStack() as stack:
+            if layers is not None:
+                checkpoint, source = _truncated(stack, checkpoint, source, plan, layers)
+            checks += _running_checks(checkpoint, source, plan, folder, length, run or RunOptions(), say)
+        ran_with = environment() | ({"layers": f"first {layers}"} if layers is not None else {})
     verification = Verification(
-        model=folder.name,
+        model=name or folder.name,
         against=str(against) if against is not None and not Path(against).is_absolute() else _name(against),
         plan_hash=str(plan.get("hash")),
-        environment=environment() | ({"layers": f"first {layers}"} if layers is not None else {}),
+        environment=ran_with,
         checks=tuple(checks),
     )
     if record:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from surgery.checkpoint import StagedFolder, check_output, open_checkpoint
+from surgery.checkpoint import StagedFolder, check_output, open_checkpoint, tidy
 from surgery.checkpoint import locking as locking_module
 from surgery.errors import CheckpointError, UsageError
 
@@ -326,6 +326,19 @@ def test_only_own_leftovers_are_removed(tmp_path: Path) -> None:
     fill(tmp_path / "out.partial-cccccccccccc", NEW)
     stage(tmp_path / "out", NEW)
     assert names(tmp_path) == sorted([*kept, "out", "out.partial-aaaaaaaaaaaa", "out.partial-bbbbbbbbbbbb"])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 here")
+@pytest.mark.parametrize("step", ["writing", "moved", "renamed"])
+def test_tidying_repairs_and_writes_nothing_else(step: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    fill(out, OLD)
+    killed(out, step, force=True)
+    tidy(out)
+    assert content(out) == (NEW if step == "renamed" else OLD) and names(tmp_path) == ["out"]
+    before = listing(tmp_path)
+    tidy(out)
+    assert listing(tmp_path) == before
 
 
 # Locks

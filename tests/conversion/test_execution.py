@@ -184,3 +184,19 @@ def test_progress_counts_every_byte_once(make_kind: MakeKind, tmp_path: Path) ->
 def test_the_default_output_lies_beside_the_source(make_kind: MakeKind, tmp_path: Path) -> None:
     source = Path(shutil.copytree(make_kind("single"), tmp_path / "model"))
     assert convert(f"{source}/").output.resolve() == tmp_path / "model-ssmax"
+
+
+def test_a_last_check_sees_the_whole_folder_and_can_refuse_it(source: Path, tmp_path: Path) -> None:
+    seen: list[Any] = []
+    out = tmp_path / "out"
+
+    def refuse(folder: Path) -> None:
+        assert not out.exists()
+        seen.append(tree(folder))
+        raise CheckpointError("not good enough")
+
+    with pytest.raises(CheckpointError, match="not good enough"):
+        execute(make_plan(source, SSMAX), out, check=refuse)
+    assert list(tmp_path.iterdir()) == []
+    execute(make_plan(source, SSMAX), out, check=lambda folder: None)
+    assert seen == [tree(out)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,3 +161,27 @@ def test_families_without_a_tokenizer(make_source: Any, family: str, tmp_path: P
     for layers in (None, 2):
         result = verify(out, against=source, layers=layers, record=False)
         assert result.failed == (), result.failed
+
+
+def test_files_alone_run_no_model(make_pair: Callable[..., Path], source: Path) -> None:
+    """The checks of the disk, in a process that never loads torch; the record says what they were."""
+    out = make_pair()
+    code = (
+        "import sys; from surgery.verification import verify; "
+        "result = verify(sys.argv[1], against=sys.argv[2], files_only=True, name='other'); "
+        "assert not result.failed and 'torch' not in sys.modules, result"
+    )
+    subprocess.run([sys.executable, "-c", code, str(out), str(source)], check=True)
+    recorded = load_json(out / "surgery" / "verify.json")["runs"][-1]
+    assert {check["name"] for check in recorded["checks"]} == FILES and recorded["passed"]
+    assert recorded["model"] == "other" and recorded["environment"]["checked"] == "files alone"
+    shard = next(out.glob("source-*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.unlink()
+    shard.write_bytes(content)
+    assert [check.name for check in verify(out, against=source, files_only=True).failed] == [
+        "source tensors byte for byte"
+    ]
+    with pytest.raises(UsageError, match="does nothing"):
+        verify(out, files_only=True, layers=1)
