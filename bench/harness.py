@@ -41,14 +41,9 @@ def ratio(seconds: dict[str, list[float]], way: str, against: str) -> float:
 
 def environment() -> dict[str, Any]:
     """Versions and the size of the machine."""
-    from importlib.metadata import version
+    from surgery.loading import environment as versions
 
-    return {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        **{name: version(name) for name in ("torch", "transformers", "model-surgery")},
-    }
+    return {"machine": platform.machine(), "cores": os.cpu_count(), **versions()}
 
 
 def report(name: str, rows: list[dict[str, Any]], out: Path | None) -> None:

@@ -10,14 +10,15 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from surgery.errors import SurgeryError
+from surgery.errors import SurgeryError, UsageError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -43,6 +44,10 @@ BatchSizeOption = Annotated[int, typer.Option(min=1, help="Sequences per forward
 AttentionOption = Annotated[
     str | None,
     typer.Option("--attn-implementation", help="sdpa, eager, flash_attention_2 ...", rich_help_panel="Running"),
+]
+
+EventsOption = Annotated[
+    Path | None, typer.Option("--events", help="Write each event to this file, one JSON line each.")
 ]
 
 _settings = {"verbose": False, "quiet": False}
@@ -100,6 +105,34 @@ def progress(*, force_off: bool = False) -> Iterator[Progress]:
         disable=disabled,
     ) as bar:
         yield bar
+
+
+@contextmanager
+def event_writer(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that appends each event to a file as a line of JSON; one that does nothing without a file."""
+    if path is None:
+        yield lambda event: None
+        return
+    try:
+        file = path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--events {path}: cannot be written: {error.strerror}.") from error
+    with file:
+
+        def write(event: Mapping[str, Any]) -> None:
+            file.write(json.dumps(event) + "\n")
+            file.flush()
+
+        yield write
+
+
+def show_report(document: Mapping[str, Any], folder: Path) -> None:
+    """A result on the terminal, and where its report lies."""
+    from surgery import reporting
+
+    out.print(reporting.terminal_summary(document))
+    out.print()
+    out.print(f"report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
 
 
 def printable(text: object) -> str:

@@ -1,4 +1,4 @@
-"""``surgery evaluate``: what the surgery did to the loss, position by position."""
+"""``surgery evaluate``: what the surgery did, measured part by part of a suite."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,18 +18,28 @@ from surgery.errors import UsageError
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
+    model: Annotated[list[str] | None, typer.Argument(help="Model folders or hub ids.")] = None,
     against: Annotated[str | None, typer.Option(help="Base to compare with: folder or hub id.")] = None,
+    suite: Annotated[str, typer.Option(help="What to measure: a suite that ships, or a YAML file.")] = "quick",
+    list_suites: Annotated[bool, typer.Option("--list-suites", help="Name the suites that ship.")] = False,
     text: Annotated[
         list[str] | None, typer.Option("--text", help="Text file, folder or quoted glob to measure on (repeatable).")
     ] = None,
-    length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 4096,
-    documents: Annotated[
-        int | None, typer.Option(help="Measure at most so many sequences, from as many texts as possible.")
+    length: Annotated[
+        int | None, typer.Option(help="Tokens per sequence, in place of the suite's.", show_default=False)
     ] = None,
+    documents: Annotated[
+        int | None,
+        typer.Option(help="Measure at most so many sequences, from as many texts as possible.", show_default=False),
+    ] = None,
+    revision: console.RevisionOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the report [default: ./<model>-evaluation].")
     ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of finished parts, which are not run again [default: OUTPUT/results].")
+    ] = None,
+    events: console.EventsOption = None,
     device: console.DeviceOption = "auto",
     dtype: console.DtypeOption = "auto",
     batch_size: console.BatchSizeOption = 1,
@@ -39,57 +48,78 @@ def evaluate(
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
 ) -> None:
-    """Measure loss and perplexity by position, compare with the base, and write a report with pictures."""
+    """Measure a suite on one or more models, compare with the base, and write a report with pictures."""
     console.setup(verbose=verbose, quiet=quiet)
-    if not text:
-        raise UsageError(
-            "no text was given to measure on",
-            hint="Give --text with files, folders or globs of plain text that the model was not trained on: "
-            '--text "docs/**/*.md"',
-        )
-    from surgery import evaluation, reporting
-    from surgery.checkpoint import dump_json, resolve
+    if list_suites:
+        _list_suites(as_json=as_json)
+        return
+    if not model:
+        raise UsageError("no model was given", hint="surgery evaluate MODEL --against BASE --text 'docs/**/*.md'")
+    from surgery import evaluation
+    from surgery.commands.report import write_files
+    from surgery.evaluation.suite import read_suite
 
-    source = resolve(model)
-    folder = output or Path(f"{source.name.rsplit('/', 1)[-1]}-evaluation")
+    folder = output or Path(f"{Path(model[0]).name or 'model'}-evaluation")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output {folder}: there is a file of this name.", hint="Give a folder.")
     run = _run_options(device=device, dtype=dtype, batch_size=batch_size, attn_implementation=attn_implementation)
+    chosen = read_suite(suite)  # before transformers is imported: a wrong suite is said at once
     console.silence_transformers()
-    with _progress() as on_progress:
-        result = evaluation.evaluate(
-            model,
-            against=against,
-            text=text,
-            length=length,
-            documents=documents,
-            run=run,
-            on_progress=on_progress,
-        ).to_dict()
+    finished = results or folder / "results"
+    with console.event_writer(events) as write_event, _progress() as on_event:
 
-    provenance = {
-        "command": _command_line(model, text, against=against, length=length, documents=documents, dtype=dtype),
-        "measured": time.strftime("%Y-%m-%d"),
-        "version of": _versions(),
+        def tell(event: dict[str, Any]) -> None:
+            write_event(event)
+            on_event(event)
+
+        try:
+            result = evaluation.evaluate(
+                model,
+                against=against,
+                text=text or (),
+                suite=chosen,
+                length=length,
+                documents=documents,
+                revision=revision,
+                results=finished,
+                run=run,
+                on_event=tell,
+            )
+        except KeyboardInterrupt:
+            console.err.print(f"What is finished is in {finished}; the same command goes on from there.", markup=False)
+            raise
+    given = {"against": against, "suite": suite, "length": length, "documents": documents, "dtype": dtype}
+    document = {
+        **result.to_dict(),
+        "provenance": {"command": _command_line(model, text or [], **given), "measured": time.strftime("%Y-%m-%d")},
     }
-    document = {"schema": console.SCHEMA_VERSION, "kind": "evaluation", **result, "provenance": provenance}
-    data = reporting.replace_file(folder / "evaluation.json", dump_json(document).encode())
-    history = evaluation.training_history(source.folder)
-    files = reporting.write_report(result, folder, history=history, provenance=provenance)
-    written = [path.as_posix() for path in (data, files.html, *files.pngs)]
+    written = write_files(document, folder)
     if as_json:
-        console.emit("evaluation", {**result, "provenance": provenance, "files": written})
+        console.emit("evaluation", {**document, "files": written})
         return
-    console.out.print(reporting.terminal_table(result))
-    console.out.print()
-    console.out.print(f"report: {files.html}", markup=False, highlight=False, soft_wrap=True)
+    console.show_report(document, folder)
 
 
-def _command_line(model: str, text: list[str], **given: object) -> str:
+def _command_line(models: list[str], text: list[str], **given: object) -> str:
     """The command that measures the same again."""
     options = [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
     texts = [part for name in text for part in ("--text", name)]
-    return shlex.join(["surgery", "evaluate", model, *options, *texts])
+    return shlex.join(["surgery", "evaluate", *models, *options, *texts])
+
+
+def _list_suites(*, as_json: bool) -> None:
+    from rich.table import Table
+
+    from surgery.schemas.shipped import shipped_files
+
+    found = shipped_files("suites")
+    if as_json:
+        console.emit("suites", {"suites": [{"name": suite.name, "summary": suite.summary} for suite in found]})
+        return
+    table = Table(show_header=False, box=None)
+    for suite in found:
+        table.add_row(suite.name, suite.summary)
+    console.out.print(table)
 
 
 def _run_options(**given: Any) -> Any:
@@ -106,26 +136,24 @@ def _run_options(**given: Any) -> Any:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int, str], None]]:
+def _progress() -> Iterator[Callable[[dict[str, Any]], None]]:
     with console.progress() as bar:
         task = bar.add_task("reading texts", total=None, rate="")
         began: list[float] = []
 
-        def on_progress(done: int, total: int, label: str) -> None:
-            if not began:
+        def on_event(event: dict[str, Any]) -> None:
+            kind = event["event"]
+            if kind == "fingerprint":
+                bar.update(task, description=f"hashing {event['model']}", completed=event["done"], total=event["total"])
+            elif kind == "plan":
+                bar.reset(task, total=event["total"], description="measuring", rate="")
                 began.append(time.monotonic())
-            elapsed = time.monotonic() - began[0]
-            rate = f"{done / elapsed:,.0f} tokens/s" if done and elapsed else ""
-            bar.update(task, completed=done, total=total, description=label, rate=rate)
+            elif kind == "loading":
+                bar.update(task, description=f"loading {event['model']}")
+            elif kind == "tokens":
+                elapsed = time.monotonic() - began[0]
+                rate = f"{event['done'] / elapsed:,.0f} tokens/s" if elapsed else ""
+                label = f"{event['kind']} of {event['model']}"
+                bar.update(task, completed=event["done"], total=event["total"], description=label, rate=rate)
 
-        yield on_progress
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("model-surgery", "torch", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+        yield on_event

@@ -42,7 +42,7 @@ def finetune(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Start over; replace an output that is not empty.")] = False,
     json_: console.JsonOption = False,
-    events: Annotated[Path | None, typer.Option(help="Write each event to this file, one JSON line each.")] = None,
+    events: console.EventsOption = None,
     device: console.DeviceOption = "auto",
     dtype: Annotated[
         str, typer.Option(help="Overrides the recipe's precision.", rich_help_panel="Running", show_default=False)
@@ -116,14 +116,7 @@ def _listening(events: Path | None, *, quiet: bool) -> Iterator[_Handler]:
     """One handler for the bar and for the file of events."""
     with ExitStack() as stack:
         handlers: list[_Handler] = []
-        if events is not None:
-            file = stack.enter_context(events.open("a", encoding="utf-8"))
-
-            def to_file(event: dict[str, Any]) -> None:
-                file.write(json.dumps(event) + "\n")
-                file.flush()
-
-            handlers.append(to_file)
+        handlers.append(stack.enter_context(console.event_writer(events)))
         if not quiet:
             handlers.append(_Bar(stack.enter_context(console.progress())))
 

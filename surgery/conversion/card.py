@@ -13,6 +13,7 @@ import jinja2
 from pydantic import ValidationError
 
 from surgery.errors import CheckpointError
+from surgery.markdown import escape_markdown
 from surgery.operations import OPERATIONS
 
 _SAFE_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
@@ -81,12 +82,6 @@ def describe(options: Mapping[str, Any]) -> str:
     except ValidationError as error:
         fault = str(error.errors()[0]["msg"])
     raise CheckpointError(f"the plan's options of {options.get('name')!r} are not valid: {fault}")
-
-
-def escape_markdown(value: object) -> str:
-    """Text from a file as inert Markdown in one table cell: no links, no HTML, no line breaks."""
-    text = re.sub(r"\s+", " ", str(value))
-    return re.sub(r"([\\`*\[\]<>|#])", r"\\\1", text)
 
 
 def summarize_numbers(numbers: Sequence[int]) -> str:

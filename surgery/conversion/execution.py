@@ -20,12 +20,12 @@ from surgery.checkpoint import (
     write_json,
     write_safetensors,
 )
+from surgery.checkpoint.record import PLAN_NAME
 from surgery.conversion.card import write_card
 from surgery.conversion.plan import (
     CARD_NAME,
     MODELING_NAME,
     NEW_SHARD,
-    PLAN_NAME,
     RECORD_FOLDER,
     Plan,
     PreparedPlan,

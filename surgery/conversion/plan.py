@@ -13,16 +13,13 @@ from typing import Any
 from surgery.anatomy import Anatomy, read_anatomy
 from surgery.anatomy.reading import MODEL_TYPE_PREFIX
 from surgery.checkpoint import Checkpoint, Source, open_checkpoint, quote, resolve, sha256_json
+from surgery.checkpoint.record import RECORD_FOLDER
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.operations import OPERATIONS, OperationOptions, PlannedTensor
 from surgery.operations.inspection import converted_already
 from surgery.version import __version__
 
 FORMAT_VERSION = 1
-RECORD_FOLDER = "surgery"
-PLAN_NAME = f"{RECORD_FOLDER}/plan.json"
-HISTORY_NAME = f"{RECORD_FOLDER}/history.json"
-VERIFICATION_NAME = f"{RECORD_FOLDER}/verify.json"
 MODELING_NAME = "modeling_surgery.py"
 NEW_SHARD = "surgery-operations.safetensors"
 CARD_NAME = "README.md"

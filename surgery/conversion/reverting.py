@@ -19,8 +19,9 @@ from surgery.checkpoint import (
     safe_relative,
     sha256_json,
 )
+from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME, RECORD_FOLDER
 from surgery.conversion.execution import PlaceMode, Progress, adding_up
-from surgery.conversion.plan import CARD_NAME, FORMAT_VERSION, HISTORY_NAME, PLAN_NAME, RECORD_FOLDER, Plan
+from surgery.conversion.plan import CARD_NAME, FORMAT_VERSION, Plan
 from surgery.errors import CheckpointError, PlanRefusedError
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from surgery.checkpoint import safe_relative
+from surgery.checkpoint.record import HISTORY_NAME, RECORD_FOLDER
 from surgery.errors import CheckpointError
 
-_RECORD = "surgery"
 _LARGEST_LOG = 256 * 1024 * 1024
 
 
@@ -19,7 +19,7 @@ def training_history(folder: Path) -> list[dict[str, Any]]:
     A history that is missing or cannot be read gives no runs: curves are an extra, and no reason to lose a measurement.
     """
     try:
-        history = json.loads((folder / _RECORD / "history.json").read_text(encoding="utf-8"))
+        history = json.loads((folder / HISTORY_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     entries = history.get("entries") if isinstance(history, dict) else history
@@ -27,11 +27,15 @@ def training_history(folder: Path) -> list[dict[str, Any]]:
     for entry in entries if isinstance(entries, list) else []:
         if not isinstance(entry, dict) or "log" not in entry:
             continue
-        rows = _read_rows(folder / _RECORD, entry["log"])
+        rows = _read_rows(folder / RECORD_FOLDER, entry["log"])
         if rows:
             label = next((str(entry[key]) for key in ("label", "step", "trained") if key in entry), "training")
             runs.append({"label": label, "rows": rows})
     return runs
+
+
+def _no_number(name: str) -> None:
+    """NaN and infinities of a run that went wrong: a gap in the curve, which JSON can hold."""
 
 
 def _read_rows(folder: Path, name: object) -> list[dict[str, Any]]:
@@ -39,7 +43,11 @@ def _read_rows(folder: Path, name: object) -> list[dict[str, Any]]:
         path = folder / safe_relative(name)
         if not path.is_file() or path.stat().st_size > _LARGEST_LOG:
             return []
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [
+            json.loads(line, parse_constant=_no_number)
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
     except (OSError, ValueError, CheckpointError):
         return []
     return [row for row in rows if isinstance(row, dict)]

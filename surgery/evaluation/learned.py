@@ -17,31 +17,37 @@ SHORT_CONTEXTS = (1, 16, 256)
 
 
 def learned_numbers(model: Any, length: int) -> tuple[LearnedNumbers, ...]:
-    """Scale, bias and multiplier of each SSMax operation in ``model.config.surgery``; none for a plain model.
+    """The numbers of each operation in ``model.config.surgery`` that has any form of them; none for a plain model.
 
     Args:
         model: a loaded causal language model.
         length: up to which n heads are searched for a negative multiplier.
     """
     block = getattr(model.config, "surgery", None) or {}
-    return tuple(
-        _ssmax(model, block["attention"], options, length)
-        for options in block.get("operations", ())
-        if options["name"] == "ssmax"
-    )
+    readers = {"ssmax": _ssmax, "screening": _screening}
+    found = []
+    for options in block.get("operations", ()):
+        if options["name"] in readers:
+            layers = tuple(options["layers"])
+            places = [f"{block['attention'].format(layer=layer)}.{options['name']}" for layer in layers]
+            modules = [model.base_model.get_submodule(place) for place in places]
+            chosen = options.get("heads")
+            heads = tuple(chosen) if chosen is not None else tuple(range(modules[0].num_heads))
+            found.append(readers[options["name"]](modules, options, layers, heads, length))
+    return tuple(found)
 
 
-def _ssmax(model: Any, attention: str, options: dict[str, Any], length: int) -> LearnedNumbers:
-    layers = tuple(options["layers"])
-    modules = [model.base_model.get_submodule(f"{attention.format(layer=layer)}.ssmax") for layer in layers]
-    chosen = options.get("heads")
-    heads = tuple(chosen) if chosen is not None else tuple(range(modules[0].num_heads))
-    found = {name: _matrix(modules, name) for name in ("scale", "bias")}
+def _ssmax(
+    modules: list[Any], options: dict[str, Any], layers: tuple[int, ...], heads: tuple[int, ...], length: int
+) -> LearnedNumbers:
+    found = {name: values for name in ("scale", "bias") if (values := _matrix(modules, name)).size}
     start = {name: float(value) for name, value in (options.get("start") or {}).items()}
-    moved = [np.abs(found[name] - start[name]) for name in start if name in found and found[name].size]
-    distances = np.concatenate([part.ravel() for part in moved]) if moved else np.zeros(1)
+    moved = [np.abs(found[name] - start[name]).ravel() for name in start if name in found]
+    distances = np.concatenate(moved) if moved else None
     reference = int(options["reference_length"])
-    evaluate = _multiplier(options["form"], found["scale"], found["bias"], reference, (len(layers), len(heads)))
+    nothing = np.zeros((0, 0))
+    scale, bias = found.get("scale", nothing), found.get("bias", nothing)
+    evaluate = _multiplier(options["form"], scale, bias, reference, (len(layers), len(heads)))
     contexts = sorted({*SHORT_CONTEXTS, reference, 2 * reference})
     return LearnedNumbers(
         name="ssmax",
@@ -50,12 +56,36 @@ def _ssmax(model: Any, attention: str, options: dict[str, Any], length: int) -> 
         layers=layers,
         heads=heads,
         start=start,
-        scale=_rows(found["scale"]),
-        bias=_rows(found["bias"]),
-        moved_mean=float(distances.mean()),
-        moved_most=float(distances.max()),
+        values={name: _rows(values) for name, values in found.items()},
+        moved_mean=float(distances.mean()) if distances is not None else None,
+        moved_most=float(distances.max()) if distances is not None else None,
         multipliers=tuple(_at(n, evaluate(math.log(n))) for n in contexts),
-        negative_heads=_negative(evaluate, layers, heads, length) if found["scale"].size else (),
+        negative_heads=_negative(evaluate, layers, heads, length) if scale.size else (),
+    )
+
+
+def _screening(
+    modules: list[Any], options: dict[str, Any], layers: tuple[int, ...], heads: tuple[int, ...], length: int
+) -> LearnedNumbers:
+    """Threshold, softness and log2 of the window. Where a calibration chose them, no single start tells anything."""
+    calibrated = options.get("calibration") is not None
+    start = {} if calibrated else {name: float(value) for name, value in (options.get("start") or {}).items()}
+    names = [name for name, _ in modules[0].named_parameters(recurse=False)]
+    found = {name: _matrix(modules, name) for name in names}
+    moved = [np.abs(found[name] - start[name]).ravel() for name in names if name in start]
+    distances = np.concatenate(moved) if moved else None
+    return LearnedNumbers(
+        name="screening",
+        form=options["form"],
+        reference_length=None,
+        layers=layers,
+        heads=heads,
+        start=start,
+        values={name: _rows(values) for name, values in found.items()},
+        moved_mean=float(distances.mean()) if distances is not None else None,
+        moved_most=float(distances.max()) if distances is not None else None,
+        multipliers=(),
+        negative_heads=(),
     )
 
 

@@ -21,10 +21,14 @@ SHORTEST = 64
 
 @dataclass(frozen=True)
 class Passage:
-    """One sequence to measure: the special tokens that the tokenizer puts first, then tokens of one document."""
+    """One sequence to measure: the special tokens that the tokenizer puts first, then tokens of one document.
+
+    The first ``skip`` predictions are context only.
+    """
 
     document: str
     tokens: tuple[int, ...]
+    skip: int = 0
 
 
 def shortest_for(length: int) -> int:
@@ -63,11 +67,7 @@ def cut_passages(
 
     taken = _round_robin(pieces, limit)
     if not taken:
-        raise UsageError(
-            f"the longest of the {len(documents)} texts has {max(counts)} tokens; "
-            f"a sequence needs at least {shortest} with the special tokens.",
-            hint="Give longer texts; files are not joined, since a loss across their border would mean nothing.",
-        )
+        raise _too_short(documents, counts, shortest)
     passages = [Passage(documents[index].name, pieces[index][number]) for index, number in taken]
     uses = []
     for index, count in enumerate(counts):
@@ -88,6 +88,67 @@ def cut_passages(
     )
 
 
+def cut_windows(
+    documents: Sequence[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    stride: int,
+    tokens: int,
+    limit: int | None = None,
+) -> tuple[list[Passage], DataUse]:
+    """Windows of ``length`` tokens that move over each document by ``stride``; each predicts what is new in it.
+
+    Args:
+        documents: the texts; those that do not fill a window give one shorter window.
+        tokenizer: cuts the texts into tokens.
+        length: tokens of a window, special tokens included.
+        stride: tokens by which it moves on.
+        tokens: most tokens of one text.
+        limit: at most so many texts.
+
+    Raises:
+        UsageError: no document is long enough.
+    """
+    prefix = special_prefix(tokenizer)
+    shortest, room = shortest_for(length), length - len(prefix)
+    if stride >= room:
+        raise UsageError(
+            f"a window of {length} tokens, {len(prefix)} of them special, cannot move by {stride} without leaving "
+            "tokens out",
+            hint="Give a smaller stride.",
+        )
+    passages: list[Passage] = []
+    uses: list[TextUse] = []
+    for document in documents:
+        ids = _tokenize(tokenizer, document.text)
+        used = ids[:tokens] if len(prefix) + len(ids) >= shortest else []
+        before, own = 0, 0
+        while before < len(used):
+            end = min(room, len(used)) if before == 0 else min(before + stride, len(used))
+            start = max(0, end - room)
+            skip = max(0, len(prefix) + before - start - 1)
+            passages.append(Passage(document.name, prefix + tuple(used[start:end]), skip))
+            before, own = end, own + 1
+        uses.append(TextUse(document.name, len(ids), own, len(ids) - len(used)))
+        if limit is not None and sum(1 for use in uses if use.sequences) >= limit:
+            break
+    if not passages:
+        raise _too_short(documents, [use.tokens for use in uses], shortest)
+    return passages, DataUse(
+        length=length,
+        longest=max(len(passage.tokens) for passage in passages),
+        shortest=shortest,
+        sequences=len(passages),
+        predictions=sum(len(passage.tokens) - 1 - passage.skip for passage in passages),
+        left_out=sum(use.left_out for use in uses),
+        unread=len(documents) - len(uses),
+        prefix=prefix,
+        fingerprint=fingerprint(passages),
+        texts=tuple(uses),
+    )
+
+
 def special_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The special tokens that this tokenizer puts before a text by default (often a beginning-of-sequence token)."""
     with_special = list(tokenizer("a", add_special_tokens=True)["input_ids"])
@@ -99,12 +160,21 @@ def special_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def fingerprint(passages: Iterable[Passage]) -> str:
-    """sha256 of the token ids, sequence by sequence."""
+    """sha256 of the token ids, sequence by sequence, and of how many predictions are context only."""
     digest = hashlib.sha256()
     for passage in passages:
         digest.update(len(passage.tokens).to_bytes(8, "little"))
+        digest.update(passage.skip.to_bytes(8, "little"))
         digest.update(np.asarray(passage.tokens, dtype="<i8").tobytes())
     return digest.hexdigest()
+
+
+def _too_short(documents: Sequence[Document], counts: Sequence[int], shortest: int) -> UsageError:
+    return UsageError(
+        f"the longest of the {len(documents)} texts has {max(counts)} tokens; "
+        f"a sequence needs at least {shortest} with the special tokens.",
+        hint="Give longer texts; files are not joined, since a loss across their border would mean nothing.",
+    )
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

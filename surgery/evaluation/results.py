@@ -6,13 +6,13 @@ import json
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from surgery.errors import UsageError
 
-RESULT_SCHEMA = 1
+RESULT_SCHEMA = 2
 
 Word = Literal["kept", "lost", "gained", "no difference", "undecided"]
 
@@ -35,6 +35,7 @@ class Bucket:
         last: most tokens that a prediction in this bucket sees.
         tokens: predictions measured.
         sequences: sequences that reach into the bucket.
+        documents: documents that they come from.
         loss: of the model.
         perplexity: exp of the model's mean loss.
         base_loss: of the base, on the same tokens.
@@ -47,6 +48,7 @@ class Bucket:
     last: int
     tokens: int
     sequences: int
+    documents: int
     loss: Estimate
     perplexity: float
     base_loss: Estimate | None = None
@@ -77,15 +79,25 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The answer to "what did it do": kept, lost, gained, no difference or undecided, and a sentence with numbers.
+class Finding:
+    """What one section says of a model against its base: a word, and a sentence with the numbers."""
 
-    ``margin`` is the change, in nats per token, that still counts as kept.
-    """
-
+    measure: str
     word: Word
     sentence: str
-    margin: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer to "what did it do" to one model, over all sections.
+
+    ``word`` is lost where anything was lost and nothing gained, gained where the reverse holds, mixed where both are;
+    else kept, undecided, or no difference if every number is the same.
+    """
+
+    model: int
+    word: Literal["kept", "lost", "gained", "mixed", "no difference", "undecided"]
+    findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True)
@@ -150,31 +162,37 @@ class NegativeHead:
 
 @dataclass(frozen=True)
 class LearnedNumbers:
-    """The learned numbers of one SSMax operation.
+    """The numbers of one operation, as they are in the weights.
 
-    ``scale`` and ``bias`` are ``[layer][head]``, in the order of ``layers`` and ``heads``; empty if the form has none.
-    ``moved_mean`` and ``moved_most`` are absolute distances from the start value, over all scales and biases.
+    Attributes:
+        name, form: of the operation.
+        reference_length: N of SSMax; None for others.
+        layers, heads: those that were chosen.
+        start: the value at which each parameter began in every head; none where a calibration gave them.
+        values: ``[layer][head]`` of each parameter, in the order of ``layers`` and ``heads``; empty if there are none.
+        moved_mean, moved_most: absolute distances from the start over all parameters that have one; None without any.
+        multipliers, negative_heads: of SSMax.
     """
 
     name: str
     form: str
-    reference_length: int
+    reference_length: int | None
     layers: tuple[int, ...]
     heads: tuple[int, ...]
     start: dict[str, float]
-    scale: tuple[tuple[float, ...], ...]
-    bias: tuple[tuple[float, ...], ...]
-    moved_mean: float
-    moved_most: float
+    values: dict[str, tuple[tuple[float, ...], ...]]
+    moved_mean: float | None
+    moved_most: float | None
     multipliers: tuple[Multiplier, ...]
     negative_heads: tuple[NegativeHead, ...]
 
 
 @dataclass(frozen=True)
 class ModelUse:
-    """One model as it was measured. ``tokens_per_second`` is information: forward passes and losses, first included."""
+    """One model as it was measured."""
 
     name: str
+    fingerprint: str
     commit: str | None
     model_type: str
     parameters: int
@@ -182,26 +200,186 @@ class ModelUse:
     dtype: str
     device: str
     attn_implementation: str
-    tokens_per_second: float
-    seconds: float
     plan: str | None
     operations: tuple[str, ...]
     learned: tuple[LearnedNumbers, ...]
 
 
 @dataclass(frozen=True)
-class EvaluationResult:
-    """Loss by position of a model, beside its base where one was given, with what it took to measure it."""
+class LossResult:
+    """Loss by position of one model; what concerns its base is in the buckets. ``model`` counts from 0."""
 
-    model: ModelUse
-    against: ModelUse | None
-    data: DataUse
+    model: int
     overall: Bucket
     buckets: tuple[Bucket, ...]
     curve: tuple[CurvePoint, ...]
+    finding: Finding | None
+
+
+@dataclass(frozen=True)
+class LossSection:
+    """Loss by position (``loss``), or over whole documents by a window that slides (``sliding``)."""
+
+    kind: Literal["loss", "sliding"]
+    title: str
+    options: dict[str, Any]
+    data: DataUse
+    margin: float
+    results: tuple[LossResult, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Retrieval over some prompts: at one length, or over all (``length`` None).
+
+    Attributes:
+        length: tokens of prompt and answer.
+        prompts: how many.
+        exact: share of prompts with the whole answer right.
+        right: share of the answers' tokens that are right; what the verdict is about.
+        loss: of the right answer, nats per token.
+        base_exact, base_right, base_loss: of the base.
+        difference: of ``right``, model minus base, paired prompt by prompt; below zero the model is worse.
+        verdict: what the difference and its interval say.
+    """
+
+    length: int | None
+    prompts: int
+    exact: Estimate
+    right: Estimate
+    loss: Estimate
+    base_exact: Estimate | None = None
+    base_right: Estimate | None = None
+    base_loss: Estimate | None = None
+    difference: Estimate | None = None
+    verdict: Word | None = None
+
+
+Grid = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class RetrievalResult:
+    """Retrieval of one model. Grids are ``[length][depth]``, means over the prompts of a cell."""
+
+    model: int
+    overall: Score
+    by_length: tuple[Score, ...]
+    exact: Grid
+    right: Grid
+    loss: Grid
+    base_exact: Grid | None
+    base_right: Grid | None
+    base_loss: Grid | None
+    finding: Finding | None
+
+
+@dataclass(frozen=True)
+class RetrievalSection:
+    """One task of retrieval."""
+
+    kind: Literal["retrieval"]
+    title: str
+    options: dict[str, Any]
+    lengths: tuple[int, ...]
+    depths: tuple[float, ...]
+    prompts: int
+    margin: float
+    results: tuple[RetrievalResult, ...]
+
+
+@dataclass(frozen=True)
+class AttentionAt:
+    """Means over all layers and heads for n from ``first`` to ``last``; ``low`` and ``high`` are tenths of heads."""
+
+    first: int
+    last: int
+    greatest: float
+    greatest_low: float
+    greatest_high: float
+    entropy: float
+    first_mass: float
+
+
+# [layer][head][range of n]; None where a layer has no query with such an n.
+ByHead = tuple[tuple[tuple[float | None, ...], ...], ...]
+
+
+@dataclass(frozen=True)
+class AttentionResult:
+    """Attention weights of one model; ``model`` is the number of models where it is the base.
+
+    Attributes:
+        model: which one.
+        layers: by number.
+        greatest, entropy, first_mass: means by layer, head and range.
+        by_n: means over layers and heads.
+        rejected_keys, rejected_blocks: share of keys, and of whole blocks, that screening rejects, ``[layer][head]``;
+            a layer that does not screen has None, and without any it is None altogether.
+    """
+
+    model: int
+    layers: tuple[int, ...]
+    greatest: ByHead
+    entropy: ByHead
+    first_mass: ByHead
+    by_n: tuple[AttentionAt, ...]
+    rejected_keys: tuple[tuple[float, ...] | None, ...] | None
+    rejected_blocks: tuple[tuple[float, ...] | None, ...] | None
+
+
+@dataclass(frozen=True)
+class AttentionSection:
+    """How attention spreads; ``ranges`` are [first, last] of n."""
+
+    kind: Literal["attention"]
+    title: str
+    options: dict[str, Any]
+    data: DataUse
+    ranges: tuple[tuple[int, int], ...]
+    results: tuple[AttentionResult, ...]
+
+
+Section = Annotated[LossSection | RetrievalSection | AttentionSection, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What a suite measured of some models, beside their base where one was given.
+
+    Attributes:
+        suite: its name.
+        models: those that were evaluated.
+        against: their base.
+        verdicts: one for each model; none without a base.
+        sections: what was measured, in the order of the suite.
+        interval: how the intervals were made.
+        environment: versions of what measured.
+        warnings: what a reader must know.
+        trainings: training runs that each model went through, by its fingerprint, each
+            ``{"label": str, "rows": [{"step", "loss", ...}]}``.
+    """
+
+    suite: str
+    models: tuple[ModelUse, ...]
+    against: ModelUse | None
+    verdicts: tuple[Verdict, ...]
+    sections: tuple[Section, ...]
     interval: Interval
-    verdict: Verdict | None
+    environment: dict[str, str]
     warnings: tuple[str, ...]
+    trainings: dict[str, list[dict[str, Any]]]
+
+    def section(self, kind: str) -> Any:
+        """The first section of a kind.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for section in self.sections:
+            if section.kind == kind:
+                return section
+        raise KeyError(kind)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data: dicts, lists, strings and finite numbers, with the schema version."""
@@ -209,7 +387,7 @@ class EvaluationResult:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> EvaluationResult:
-        """The inverse of :meth:`to_dict`; other keys (``schema``, ``kind``) are ignored.
+        """The inverse of :meth:`to_dict`; other keys (``schema``, ``kind``, ``provenance``) are ignored.
 
         Raises:
             UsageError: the data are no evaluation result, or one of a newer schema.

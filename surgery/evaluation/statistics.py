@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgery.errors import UsageError
-from surgery.evaluation.results import Bucket, CurvePoint, Estimate, Interval, Verdict, Word, perplexity
+from surgery.evaluation.results import Bucket, CurvePoint, Estimate, Finding, Interval, Verdict, Word, perplexity
 
 Losses = Sequence[NDArray[np.float64]]
 
-INTERVAL = Interval(method="percentile bootstrap over sequences", level=0.95, samples=2000, seed=0)
+INTERVAL = Interval(method="percentile bootstrap over documents", level=0.95, samples=2000, seed=0)
 # Half a percent of perplexity: less than what one kind of text differs from another, more than float noise.
 MARGIN = 0.005
+SCORE_MARGIN = 0.01
 POINTS_PER_OCTAVE = 8
 FEWEST_IN_POINT = 100
 
@@ -41,20 +42,62 @@ def check_edges(edges: Sequence[int], length: int) -> tuple[int, ...]:
     return (*(edge for edge in edges if edge < length - 1), length - 1)
 
 
+class Resampling:
+    """Means with intervals that resample whole groups, since what belongs to one document is not independent.
+
+    Args:
+        groups: the group of each item; items of one group are drawn together.
+        interval: level, number of resamples and seed.
+    """
+
+    def __init__(self, groups: Sequence[Hashable], interval: Interval = INTERVAL) -> None:
+        self.interval = interval
+        places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+        self._groups = np.array([places[group] for group in groups])
+        self.size = len(places)
+        draws = np.random.default_rng(interval.seed).multinomial(
+            self.size, [1 / self.size] * self.size, size=interval.samples
+        )
+        self._weights = draws.astype(np.float64)  # (samples, groups): how often each group was drawn
+
+    def by_group(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sums over the items of each group."""
+        return np.bincount(self._groups, weights=values, minlength=self.size).astype(np.float64)
+
+    def mean(self, sums: NDArray[np.float64], counts: NDArray[np.float64]) -> Estimate:
+        """Sum over sum of counts, each given item by item; no interval where fewer than two groups count."""
+        value = float(sums.sum() / counts.sum())
+        sums, counts = self.by_group(sums), self.by_group(counts)
+        if (counts > 0).sum() < 2:
+            return Estimate(value, None, None)
+        weighted = self._weights @ counts
+        drawn = weighted > 0
+        means = (self._weights @ sums)[drawn] / weighted[drawn]
+        tail = (1 - self.interval.level) / 2
+        low, high = np.quantile(means, [tail, 1 - tail])
+        # Rounding may put the mean of equal numbers a hair outside their interval.
+        return Estimate(value, min(float(low), value), max(float(high), value))
+
+
 class Sample:
     """Losses of one model, and of its base on the same tokens, summed per sequence and bucket.
 
     Args:
         losses: one array per sequence; entry i is the loss of the prediction that sees i + 1 tokens.
         base: the same for the base, or None.
+        documents: the document of each sequence; by default each is of its own.
         interval: level, number of resamples and seed.
     """
 
-    def __init__(self, losses: Losses, base: Losses | None, interval: Interval = INTERVAL) -> None:
-        self.losses, self.base, self.interval = losses, base, interval
-        count = len(losses)
-        draws = np.random.default_rng(interval.seed).multinomial(count, [1 / count] * count, size=interval.samples)
-        self._weights = draws.astype(np.float64)  # (samples, sequences): how often each sequence was drawn
+    def __init__(
+        self,
+        losses: Losses,
+        base: Losses | None,
+        documents: Sequence[Hashable] | None = None,
+        interval: Interval = INTERVAL,
+    ) -> None:
+        self.losses, self.base = losses, base
+        self._resampling = Resampling(range(len(losses)) if documents is None else documents, interval)
 
     def bucket(self, first: int, last: int, margin: float) -> Bucket | None:
         """The bucket of predictions that see ``first`` to ``last`` tokens, or None where no sequence reaches."""
@@ -68,6 +111,7 @@ class Sample:
             last=first - 1 + int(counts.max()),
             tokens=int(counts.sum()),
             sequences=int((counts > 0).sum()),
+            documents=int((self._resampling.by_group(counts) > 0).sum()),
             loss=loss,
             perplexity=perplexity(loss.value),
         )
@@ -101,42 +145,39 @@ class Sample:
         return tuple(points)
 
     def _estimate(self, parts: Losses, counts: NDArray[np.float64]) -> Estimate:
-        """Mean over all tokens; the interval resamples whole sequences, since tokens of one are not independent."""
-        sums = np.array([part.sum() for part in parts])
-        value = float(sums.sum() / counts.sum())
-        if (counts > 0).sum() < 2:
-            return Estimate(value, None, None)
-        weighted = self._weights @ counts
-        drawn = weighted > 0
-        means = (self._weights @ sums)[drawn] / weighted[drawn]
-        tail = (1 - self.interval.level) / 2
-        low, high = np.quantile(means, [tail, 1 - tail])
-        # Rounding may put the mean of equal numbers a hair outside their interval.
-        return Estimate(value, min(float(low), value), max(float(high), value))
+        return self._resampling.mean(np.array([part.sum() for part in parts]), counts)
 
 
-def judge(difference: Estimate, margin: float) -> Word:
+def judge(difference: Estimate, margin: float, *, more_is_better: bool = False) -> Word:
     """Lost or gained where the interval excludes zero, kept where it lies within the margin, else undecided."""
     if difference.low is None or difference.high is None:
         return "undecided"
     if -margin <= difference.low and difference.high <= margin:
         return "kept"
     if difference.low > 0:
-        return "lost"
-    return "gained" if difference.high < 0 else "undecided"
+        return "gained" if more_is_better else "lost"
+    if difference.high < 0:
+        return "lost" if more_is_better else "gained"
+    return "undecided"
 
 
-def conclude(overall: Bucket, buckets: Sequence[Bucket], margin: float, interval: Interval = INTERVAL) -> Verdict:
-    """The verdict over all tokens, and where single buckets say otherwise."""
-    assert overall.difference is not None and overall.verdict is not None
-    difference = overall.difference
-    if overall.verdict == "no difference":
-        return Verdict("no difference", "Every token has exactly the same loss in both models.", margin)
-    sentence = f"The loss changed by {difference.value:+.4f} nats per token"
+def change_in_words(difference: Estimate, interval: Interval = INTERVAL) -> str:
+    """``+0.0012 (95% interval +0.0003 to +0.0020)``."""
+    sentence = f"{difference.value:+.4f}"
     if difference.low is None or difference.high is None:
-        sentence += "; one sequence gives no interval, so this decides nothing."
-        return Verdict(overall.verdict, sentence, margin)
-    sentence += f" ({interval.level:.0%} interval {difference.low:+.4f} to {difference.high:+.4f})"
+        return sentence
+    return f"{sentence} ({interval.level:.0%} interval {difference.low:+.4f} to {difference.high:+.4f})"
+
+
+def conclude(measure: str, overall: Bucket, buckets: Sequence[Bucket], margin: float) -> Finding:
+    """What the loss says over all tokens, and where single buckets say otherwise."""
+    assert overall.difference is not None and overall.verdict is not None
+    if overall.verdict == "no difference":
+        return Finding(measure, "no difference", "Every token has exactly the same loss in both models.")
+    sentence = f"The loss changed by {change_in_words(overall.difference)} nats per token"
+    if overall.difference.low is None:
+        sentence += "; one document gives no interval, so this decides nothing."
+        return Finding(measure, overall.verdict, sentence)
     sentence += {
         "kept": f", within the ±{margin:g} that count as kept.",
         "lost": ": the model predicts worse than its base.",
@@ -147,4 +188,15 @@ def conclude(overall: Bucket, buckets: Sequence[Bucket], margin: float, interval
         ranges = [f"{bucket.first} to {bucket.last}" for bucket in buckets if bucket.verdict == word]
         if ranges and word != overall.verdict:
             sentence += f" It {word} where {', '.join(ranges)} tokens are seen."
-    return Verdict(overall.verdict, sentence, margin)
+    return Finding(measure, overall.verdict, sentence)
+
+
+def combine(model: int, findings: Sequence[Finding]) -> Verdict:
+    """One word over all findings."""
+    words = {finding.word for finding in findings}
+    if {"lost", "gained"} <= words:
+        return Verdict(model, "mixed", tuple(findings))
+    for word in ("lost", "gained", "undecided", "kept"):
+        if word in words:
+            return Verdict(model, word, tuple(findings))
+    return Verdict(model, "no difference" if words else "undecided", tuple(findings))

@@ -25,7 +25,7 @@ from surgery.checkpoint import (
     write_index,
     write_safetensors,
 )
-from surgery.conversion.plan import HISTORY_NAME
+from surgery.checkpoint.record import HISTORY_NAME
 from surgery.errors import CheckpointError
 from surgery.recovery.preparing import is_operation
 

@@ -1,4 +1,4 @@
-"""One self-contained page, and the pictures beside it."""
+"""One self-contained page, the same as Markdown for a card, and the pictures beside them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,24 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from surgery.markdown import escape_markdown
 from surgery.reporting import wording
 from surgery.reporting.drawings import Drawings, draw_all
 
 Plain = Mapping[str, Any]
+Histories = Sequence[Sequence[Plain]]
+
+_FILTERS = (
+    "typographic",
+    "number",
+    "signed",
+    "perplexity",
+    "count",
+    "counted",
+    "interval",
+    "negative_heads",
+    "percent",
+)
 
 
 @dataclass(frozen=True)
@@ -21,11 +35,12 @@ class ReportFiles:
     """What was written."""
 
     html: Path
-    pngs: tuple[Path, ...]
+    markdown: Path
+    pictures: tuple[Path, ...]
 
 
-def write_report(result: Plain, out: Path, *, history: Sequence[Plain] | None = None, provenance: Plain) -> ReportFiles:
-    """Write ``report.html`` and the PNG files into a folder, which is made if it is not there.
+def write_report(result: Plain, out: Path, *, histories: Histories | None = None, provenance: Plain) -> ReportFiles:
+    """Write ``report.html``, ``report.md`` and the pictures into a folder, which is made if it is not there.
 
     Files of the same names are replaced, each at once. The page loads nothing: its pictures are within it, it has no
     script, and all text of the result is escaped.
@@ -33,44 +48,65 @@ def write_report(result: Plain, out: Path, *, history: Sequence[Plain] | None = 
     Args:
         result: what ``EvaluationResult.to_dict()`` gives.
         out: the folder.
-        history: training runs, each ``{"label": str, "rows": [{"step", "loss", "learning_rate", ...}]}``.
+        histories: training runs of each model, each ``{"label": str, "rows": [{"step", "loss", ...}]}``.
         provenance: names and values to print at the end: the command, versions, hashes; nested mappings are flattened.
     """
-    runs = [run for run in history or () if run.get("rows")]
+    given = histories if histories is not None else [[] for _ in result["models"]]
+    runs = [[run for run in own if run.get("rows")] for own in given]
     drawings = draw_all(result, runs)
-    pngs = [replace_file(out / f"{drawing.stem}.png", drawing.png) for drawing in drawings]
-    page = render_page(result, drawings, history=runs, provenance=provenance)
-    return ReportFiles(replace_file(out / "report.html", page.encode("utf-8")), tuple(pngs))
+    pictures = []
+    for drawing in drawings:
+        pictures.append(replace_file(out / f"{drawing.stem}.png", drawing.png))
+        pictures.append(replace_file(out / f"{drawing.stem}.svg", drawing.light_svg))
+    page = render_page(result, drawings, provenance=provenance)
+    markdown = render_markdown(result, drawings, provenance=provenance)
+    return ReportFiles(
+        replace_file(out / "report.html", page.encode("utf-8")),
+        replace_file(out / "report.md", markdown.encode("utf-8")),
+        tuple(pictures),
+    )
 
 
-def render_page(result: Plain, drawings: Drawings, *, history: Sequence[Plain], provenance: Plain) -> str:
+def render_page(result: Plain, drawings: Drawings, *, provenance: Plain) -> str:
     """The page as text."""
+    return _render("page.html.j2", result, escaped=True, drawings=drawings, provenance=provenance)
+
+
+def render_markdown(result: Plain, drawings: Drawings | None, *, provenance: Plain) -> str:
+    """Markdown with the verdict and the tables; pictures where there are drawings, as files beside it."""
+    return _render("report.md.j2", result, escaped=False, drawings=drawings, provenance=provenance)
+
+
+def _render(template: str, result: Plain, *, escaped: bool, drawings: Drawings | None, provenance: Plain) -> str:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=escaped,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    names = ("typographic", "number", "signed", "perplexity", "count", "counted", "interval", "negative_heads")
-    environment.filters.update({name: getattr(wording, name) for name in names})
+    environment.filters.update({name: getattr(wording, name) for name in _FILTERS} | {"md": escape_markdown})
     environment.globals["span"] = wording.span
-    return environment.get_template("page.html.j2").render(
+    return environment.get_template(template).render(
         result=result,
         drawings=drawings,
-        history=history,
         headlines=wording.HEADLINES,
-        facts=_flattened({**provenance, **_facts(result)}),
+        level=f"{result['interval']['level']:.0%}",
+        facts=flattened({**provenance, **_facts(result)}),
     )
 
 
 def _facts(result: Plain) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    for role, use in (("model", result["model"]), ("base", result["against"])):
-        if use is None:
-            continue
+    facts: dict[str, Any] = {"versions": result["environment"]}
+    uses = list(result["models"])
+    roles = ["model"] if len(uses) == 1 else [f"model {number + 1}" for number in range(len(uses))]
+    if result["against"] is not None:
+        uses, roles = [*uses, result["against"]], [*roles, "base"]
+    for role, use in zip(roles, uses, strict=True):
         facts[role] = {
             "name": use["name"],
+            "files (sha256)": use["fingerprint"],
             "commit": use["commit"],
             "type": use["model_type"],
             "parameters": wording.count(use["parameters"]),
@@ -78,16 +114,20 @@ def _facts(result: Plain) -> dict[str, Any]:
             "plan": use["plan"],
             "run as": f"{use['dtype']}, {use['attn_implementation']}, {use['device']}",
         }
-    facts["tokens measured (sha256)"] = result["data"]["fingerprint"]
+    for section in result["sections"]:
+        data = section.get("data")
+        if data is not None:
+            facts[f"tokens of {section['kind']} (sha256)"] = data["fingerprint"]
     return facts
 
 
-def _flattened(facts: Plain, above: str = "") -> list[tuple[str, str]]:
+def flattened(facts: Plain, above: str = "") -> list[tuple[str, str]]:
+    """Names and values in one list, without those that are empty."""
     rows: list[tuple[str, str]] = []
     for name, value in facts.items():
         label = f"{above} {name}".strip()
         if isinstance(value, Mapping):
-            rows += _flattened(value, label)
+            rows += flattened(value, label)
         elif value not in (None, ""):
             rows.append((label, str(value)))
     return rows

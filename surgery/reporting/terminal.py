@@ -1,8 +1,8 @@
-"""The result as a table for the terminal."""
+"""The result as a summary for the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -17,70 +17,140 @@ from surgery.reporting.wording import (
     counted,
     interval,
     number,
+    percent,
     perplexity,
     signed,
     span,
     typographic,
 )
 
-_STYLES = {"kept": "green", "gained": "bold blue", "lost": "bold red", "no difference": "green", "undecided": "yellow"}
+Plain = Mapping[str, Any]
+
+_STYLES = {
+    "kept": "green",
+    "gained": "bold blue",
+    "lost": "bold red",
+    "mixed": "bold magenta",
+    "no difference": "green",
+    "undecided": "yellow",
+}
 
 
-def terminal_table(result: Mapping[str, Any]) -> RenderableType:
-    """Verdict, loss by position and what was learned, for ``rich``; all text is literal, never markup."""
+def terminal_summary(result: Plain) -> RenderableType:
+    """Verdicts, one table for each section and what was learned, for ``rich``; all text is literal, never markup."""
     parts: list[RenderableType] = []
-    verdict = result["verdict"]
-    if verdict is not None:
-        line = Text(HEADLINES[verdict["word"]], style=_STYLES[verdict["word"]])
-        parts += [line.append(". ").append(typographic(verdict["sentence"]), style="not bold default"), Text()]
-    parts += [_losses(result), _below(result)]
+    for verdict in result["verdicts"]:
+        headline = Text(HEADLINES[verdict["word"]], style=_STYLES[verdict["word"]])
+        if len(result["models"]) > 1:
+            headline.append(f"  {clipped(result['models'][verdict['model']]['name'])}", style="not bold default")
+        parts.append(headline)
+        for finding in verdict["findings"]:
+            line = Text("  ").append(finding["word"], style=_STYLES[finding["word"]])
+            parts.append(line.append(f"  {finding['measure']}. {typographic(finding['sentence'])}"))
+        parts.append(Text())
+    tables = {"loss": _losses, "sliding": _losses, "retrieval": _retrieval, "attention": _attention}
+    for section in result["sections"]:
+        parts += [tables[section["kind"]](result, section), Text()]
+    parts.append(_below(result))
     parts += [Text(f"note: {warning}", style="yellow") for warning in result["warnings"]]
     return Group(*parts)
 
 
-def _losses(result: Mapping[str, Any]) -> Table:
+def _table(title: str, heads: Sequence[str], *, word: bool = False) -> Table:
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="dim")
+    for head in heads:
+        table.add_column(Text(head), justify="right", no_wrap=True)
+    if word:
+        table.add_column("", no_wrap=True)
+    return table
+
+
+def _title(result: Plain, section: Plain, own: Plain) -> str:
+    """The section, and the model where there are several."""
+    name = clipped(result["models"][own["model"]]["name"])
+    return section["title"] + (f": {name}" if len(result["models"]) > 1 else "")
+
+
+def _losses(result: Plain, section: Plain) -> RenderableType:
     paired = result["against"] is not None
     level = f"{result['interval']['level']:.0%} interval"
     # With these columns the table fits 80 characters.
     heads = ["loss", "base", "perplexity", "change", level] if paired else ["predictions", "loss", level, "perplexity"]
-    table = Table(title=Text("Loss by position"), title_justify="left", box=None, pad_edge=False, header_style="dim")
-    for head in ["tokens seen", *heads]:
-        table.add_column(head, justify="right", no_wrap=True)
-    if paired:
-        table.add_column("", no_wrap=True)
-    for bucket in [*result["buckets"], result["overall"]]:
-        last = bucket is result["overall"]
-        cells = [Text("all" if last else span(bucket["first"], bucket["last"]))]
-        if paired:
-            values = [number(bucket["loss"]["value"]), number(bucket["base_loss"]["value"])]
-            values += [perplexity(bucket["perplexity"]), signed(bucket["difference"]["value"])]
-            cells += [Text(value) for value in (*values, interval(bucket["difference"]))]
-            cells.append(Text(bucket["verdict"], style=_STYLES[bucket["verdict"]]))
-        else:
-            bounds = f"{number(bucket['loss']['low'])} to {number(bucket['loss']['high'])}"
-            values = [count(bucket["tokens"]), number(bucket["loss"]["value"]), bounds]
-            cells += [Text(value) for value in (*values, perplexity(bucket["perplexity"]))]
-        table.add_row(*cells, style="bold" if last else "")
-    return table
+    tables = []
+    for own in section["results"]:
+        table = _table(_title(result, section, own), ["tokens seen", *heads], word=paired)
+        for bucket in [*own["buckets"], own["overall"]]:
+            last = bucket is own["overall"]
+            cells = [Text("all" if last else span(bucket["first"], bucket["last"]))]
+            if paired:
+                values = [number(bucket["loss"]["value"]), number(bucket["base_loss"]["value"])]
+                values += [perplexity(bucket["perplexity"]), signed(bucket["difference"]["value"])]
+                cells += [Text(value) for value in (*values, interval(bucket["difference"]))]
+                cells.append(Text(bucket["verdict"], style=_STYLES[bucket["verdict"]]))
+            else:
+                bounds = f"{number(bucket['loss']['low'])} to {number(bucket['loss']['high'])}"
+                values = [count(bucket["tokens"]), number(bucket["loss"]["value"]), bounds]
+                cells += [Text(value) for value in (*values, perplexity(bucket["perplexity"]))]
+            table.add_row(*cells, style="bold" if last else "")
+        tables.append(table)
+    return Group(*tables)
 
 
-def _below(result: Mapping[str, Any]) -> Text:
+def _retrieval(result: Plain, section: Plain) -> RenderableType:
+    paired = result["against"] is not None
+    heads = ["tokens", "prompts", "right", *(["base"] if paired else []), "whole answers", "loss"]
+    heads += ["change", f"{result['interval']['level']:.0%} interval"] if paired else []
+    tables = []
+    for own in section["results"]:
+        table = _table(_title(result, section, own), heads, word=paired)
+        for score in [*own["by_length"], own["overall"]]:
+            last = score["length"] is None
+            values = ["all" if last else count(score["length"]), count(score["prompts"])]
+            values += [percent(score["right"]["value"])]
+            values += [percent(score["base_right"]["value"])] if paired else []
+            values += [percent(score["exact"]["value"]), number(score["loss"]["value"], 3)]
+            values += [signed(score["difference"]["value"]), interval(score["difference"])] if paired else []
+            cells = [Text(value) for value in values]
+            cells += [Text(score["verdict"], style=_STYLES[score["verdict"]])] if paired else []
+            table.add_row(*cells, style="bold" if last else "")
+        tables.append(table)
+    return Group(*tables)
+
+
+def _attention(result: Plain, section: Plain) -> RenderableType:
+    table = _table(section["title"], ["n", *(["greatest", "entropy"] * len(section["results"]))])
+    names = [
+        result["against"]["name"] if own["model"] == len(result["models"]) else result["models"][own["model"]]["name"]
+        for own in section["results"]
+    ]
+    powers = [row for row, (first, last) in enumerate(section["ranges"]) if (last & (last - 1)) == 0 or row == 0]
+    for row in dict.fromkeys([*powers, len(section["ranges"]) - 1]):
+        cells = [span(*section["ranges"][row])]
+        for own in section["results"]:
+            cells += [number(own["by_n"][row]["greatest"], 3), number(own["by_n"][row]["entropy"], 2)]
+        table.add_row(*map(Text, cells))
+    return Group(table, Text("each: " + ", then ".join(clipped(name) for name in names), style="dim"))
+
+
+def _below(result: Plain) -> Text:
     text = Text()
-    data = result["data"]
-    text.append(
-        f"\n{counted(data['predictions'], 'prediction')} in {counted(data['sequences'], 'sequence')} of up to "
-        f"{count(data['longest'])} tokens; {counted(data['left_out'], 'token')} left out.\n",
-        style="dim",
-    )
-    for use in (result["model"], result["against"]):
-        if use is not None:
-            text.append(f"{clipped(use['name'])}: {count(use['tokens_per_second'])} tokens/s\n", style="dim")
-        for learned in use["learned"] if use is not None else ():
+    for section in result["sections"]:
+        if section["kind"] == "loss":
+            data = section["data"]
             text.append(
-                f"{learned['name']} {learned['form']}: {len(learned['layers'])} layers {TIMES} "
-                f"{len(learned['heads'])} heads, moved by {number(learned['moved_mean'])} on average, "
-                f"{number(learned['moved_most'])} at most"
+                f"{counted(data['predictions'], 'prediction')} in {counted(data['sequences'], 'sequence')} of up to "
+                f"{count(data['longest'])} tokens; {counted(data['left_out'], 'token')} left out.\n",
+                style="dim",
             )
+    for use in result["models"]:
+        for learned in use["learned"]:
+            text.append(f"{clipped(use['name'])}: ")
+            text.append(f"{learned['name']} {learned['form']}: {len(learned['layers'])} layers {TIMES} ")
+            text.append(f"{len(learned['heads'])} heads")
+            if learned["moved_most"] is not None:
+                text.append(
+                    f", moved by {number(learned['moved_mean'])} on average, {number(learned['moved_most'])} at most"
+                )
             negative = len(learned["negative_heads"])
             text.append(f"; {counted(negative, 'head')} with a negative multiplier somewhere\n" if negative else "\n")
     text.rstrip()

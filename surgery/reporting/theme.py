@@ -32,10 +32,20 @@ class Theme:
     low: str
     middle: str
     high: str
+    series: tuple[str, ...]
+    full: str
 
     def diverging(self) -> LinearSegmentedColormap:
         """Blue below the start value, orange above it, the page's own tone at it."""
         return LinearSegmentedColormap.from_list(f"surgery-{self.name}", [self.low, self.middle, self.high])
+
+    def sequential(self) -> LinearSegmentedColormap:
+        """From the page's own tone to full blue: 0 to 1."""
+        return LinearSegmentedColormap.from_list(f"surgery-{self.name}-0-1", [self.middle, self.model, self.full])
+
+    def over(self, light: bool) -> str:
+        """Text on a coloured cell: light or dark."""
+        return "#ffffff" if light else "#10141a"
 
 
 LIGHT = Theme(
@@ -52,6 +62,8 @@ LIGHT = Theme(
     low="#05508c",
     middle="#f4f4f2",
     high="#b34700",
+    series=("#0072b2", "#00785a", "#a0447c", "#4d4d4d"),
+    full="#003a5c",
 )
 DARK = Theme(
     name="dark",
@@ -67,6 +79,8 @@ DARK = Theme(
     low="#6cc4ff",
     middle="#22272d",
     high="#ffa64d",
+    series=("#5cb8f0", "#3fcf9f", "#e39ac6", "#c8c8c8"),
+    full="#bfe3fb",
 )
 
 

@@ -12,6 +12,7 @@ HEADLINES = {
     "kept": "Kept",
     "lost": "Lost",
     "gained": "Gained",
+    "mixed": "Lost and gained",
     "no difference": "No difference",
     "undecided": "Undecided",
 }
@@ -32,6 +33,11 @@ def signed(value: float | None, digits: int = 4) -> str:
     if value is None:
         return DASH
     return "0" if value == 0 else f"{value:+.{digits}f}".replace("-", MINUS)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """``62.5%``; a dash for None."""
+    return DASH if value is None else f"{value:.{digits}%}"
 
 
 def perplexity(value: float | None) -> str:

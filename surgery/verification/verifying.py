@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from surgery.anatomy import read_anatomy
 from surgery.checkpoint import Checkpoint, load_json, open_checkpoint, resolve, write_json
+from surgery.checkpoint.record import RECORD_FOLDER, VERIFICATION_NAME
 from surgery.conversion.card import has_code, write_card
 from surgery.conversion.execution import modeling_code
-from surgery.conversion.plan import CARD_NAME, RECORD_FOLDER, VERIFICATION_NAME
+from surgery.conversion.plan import CARD_NAME
 from surgery.conversion.reverting import read_history, read_plan, trained_weights
 from surgery.errors import CheckpointError, UsageError
-from surgery.loading import RunOptions, load_model, load_tokenizer, operation_modules
+from surgery.loading import RunOptions, environment, load_model, load_tokenizer, operation_modules
 from surgery.verification.behaviour import ablation_checks, identity_checks, plain_logits, presentation_checks
 from surgery.verification.checks import Check, Verification
 from surgery.verification.files import file_checks
@@ -24,7 +25,6 @@ from surgery.verification.fresh import FreshRequest, fresh_checks
 from surgery.verification.presentations import PRESENTATIONS
 from surgery.verification.rope import rope_checks
 from surgery.verification.truncated import truncate
-from surgery.version import __version__
 
 if TYPE_CHECKING:
     import torch
@@ -108,21 +108,6 @@ def verify(
         _append_record(folder / VERIFICATION_NAME, verification)
         _update_card(folder, plan, verification)
     return verification
-
-
-def environment() -> dict[str, str]:
-    """Versions of what the checks ran with."""
-    import platform
-
-    import torch
-    import transformers
-
-    return {
-        "surgery": __version__,
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def _name(path: str | Path | None) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from surgery.anatomy import REFUSED
-from surgery.conversion.plan import HISTORY_NAME
+from surgery.checkpoint.record import HISTORY_NAME
 from tests.anatomy.builders import bare_source
 from tests.checkpoint.builders import listing
 from tests.commands.conftest import program

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from surgery.checkpoint import NewTensor, sha256_json, write_safetensors
+from surgery.checkpoint.record import HISTORY_NAME
 from surgery.conversion import PLAN_NAME, convert, revert
-from surgery.conversion.plan import HISTORY_NAME, NEW_SHARD
+from surgery.conversion.plan import NEW_SHARD
 from surgery.errors import CheckpointError, PlanRefusedError, SurgeryError, UsageError
 from tests.checkpoint.builders import listing
 from tests.conversion.conftest import MakeKind, tree

@@ -25,23 +25,30 @@ def _run(*arguments: object) -> int:
 
 
 def test_a_report_beside_us(trained: Path, operated: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(operated, "--against", trained, "--text", texts, "--length", 32, "--device", "cpu") == 0
+    assert (
+        _run(operated, "--against", trained, "--text", texts, "--length", 32, "--suite", "loss", "--device", "cpu") == 0
+    )
     printed = capsys.readouterr().out
     assert "No difference" in printed and "report: tiny-ssmax-evaluation/report.html" in printed
     folder = Path("tiny-ssmax-evaluation")
     data = json.loads((folder / "evaluation.json").read_text())
-    assert data["kind"] == "evaluation" and EvaluationResult.from_dict(data).verdict is not None
+    assert data["kind"] == "evaluation" and EvaluationResult.from_dict(data).verdicts[0].word == "no difference"
     page = (folder / "report.html").read_text()
     assert "--length 32" in page and "0123abcd" in page
     assert (folder / "paired-difference.png").exists() and not (folder / "training.png").exists()
-    assert _run(operated, "--text", texts, "--length", 32, "--device", "cpu") == 0  # again, into the same folder
+    assert "Evaluation" in (folder / "report.md").read_text()
+    assert (
+        _run(operated, "--text", texts, "--length", 32, "--suite", "loss", "--device", "cpu") == 0
+    )  # again, into the same folder
 
 
 def test_json_is_one_document(trained: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(trained, "--text", texts, "--length", 32, "--documents", 2, "-o", "here", "--json") == 0
+    assert (
+        _run(trained, "--text", texts, "--suite", "loss", "--length", 32, "--documents", 2, "-o", "here", "--json") == 0
+    )
     captured = capsys.readouterr()
     data = json.loads(captured.out)
-    assert data["schema"] == 1 and data["kind"] == "evaluation" and data["data"]["sequences"] == 2
+    assert data["schema"] == 1 and data["kind"] == "evaluation" and data["sections"][0]["data"]["sequences"] == 2
     assert "here/report.html" in data["files"] and all(Path(name).is_file() for name in data["files"])
 
 
@@ -53,7 +60,7 @@ def test_training_curves_come_from_the_checkpoint(trained: Path, copy_of, texts:
     )
     rows = [{"step": step, "loss": 3.0 - step, "learning_rates": {"scale": 0.1}} for step in (1, 2)]
     (folder / "surgery" / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert _run(folder, "--text", texts, "--length", 32, "-o", "here", "-q") == 0
+    assert _run(folder, "--text", texts, "--suite", "loss", "--length", 32, "-o", "here", "-q") == 0
     assert Path("here/training.png").is_file()
 
 
@@ -67,6 +74,49 @@ def test_wrong_usage(trained: Path, texts: Path, capsys: pytest.CaptureFixture[s
     assert _run("./nowhere", "--text", texts) == 2
     assert _run(trained, "--text", texts, "--length", 1) == 2
     assert [path.name for path in Path.cwd().iterdir()] == ["taken"]
+
+
+def test_a_second_run_measures_nothing_and_the_report_is_the_same(
+    trained: Path, shuffled: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--against", trained, "--text", texts, "--length", 32, "--suite", "loss", "-o", "here", "--device", "cpu")
+    assert _run(shuffled, *given) == 0
+    assert _run(shuffled, *given, "--events", "events.jsonl") == 0
+    events = [json.loads(line) for line in Path("events.jsonl").read_text().splitlines()]
+    assert [event["reused"] for event in events if event["event"] == "part"] == [True, True]
+    assert not [event for event in events if event["event"] in ("loading", "tokens")]
+    capsys.readouterr()
+    assert console.run(app, ["report", "here", "-o", "again"]) == 0
+    assert "Lost" in capsys.readouterr().out
+    own, again = (json.loads((Path(name) / "evaluation.json").read_text()) for name in ("here", "again"))
+    assert {**own, "provenance": None} == {**again, "provenance": None}
+    assert again["provenance"]["reported"] == "surgery report here"
+
+
+def test_reports_of_several_runs(
+    trained: Path, shuffled: Path, operated: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--text", texts, "--length", 32, "--suite", "loss", "--device", "cpu", "-q")
+    for model, folder in ((shuffled, "one"), (operated, "two"), (trained, "three")):
+        assert _run(model, *given, "-o", folder) == 0
+    assert console.run(app, ["report", "one", "two", "three", "--against", "tiny-base", "--json"]) == 0
+    found = json.loads(Path("report/evaluation.json").read_text())
+    assert [use["name"] for use in found["models"]] == ["tiny-shuffled", "tiny-ssmax"]
+    assert {finding["word"] for verdict in found["verdicts"] for finding in verdict["findings"]} == {
+        "lost",
+        "no difference",
+    }
+    assert console.run(app, ["report", "one", "--against", "nobody"]) == 2
+    assert console.run(app, ["report", "nowhere"]) == 2
+    Path("empty").mkdir()
+    assert console.run(app, ["report", "empty"]) == 2
+    assert "no finished measurements" in capsys.readouterr().err
+
+
+def test_suites_that_ship(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("--list-suites", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["suites"]
+    assert [suite["name"] for suite in found] == ["full", "long", "loss", "quick", "retrieval"]
 
 
 def test_help_stays_light() -> None:

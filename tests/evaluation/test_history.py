@@ -35,3 +35,9 @@ def test_a_broken_history_gives_no_runs(tmp_path: Path, history: Any) -> None:
 
 def test_no_history(tmp_path: Path) -> None:
     assert training_history(tmp_path) == []
+
+
+def test_what_is_no_number_becomes_a_gap(tmp_path: Path) -> None:
+    _write(tmp_path, [{"log": "log.jsonl"}])
+    (tmp_path / "surgery" / "log.jsonl").write_text('{"step": 1, "loss": NaN}\n')
+    assert training_history(tmp_path) == [{"label": "training", "rows": [{"step": 1, "loss": None}]}]

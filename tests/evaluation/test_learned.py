@@ -79,7 +79,7 @@ def test_how_far_the_numbers_moved() -> None:
     (found,) = learned_numbers(_model("paper", SCALES), LENGTH)
     moved = [abs(value - 0.1) for row in SCALES for value in row]
     assert found.moved_mean == pytest.approx(sum(moved) / 8, abs=1e-7) and found.moved_most == pytest.approx(0.5)
-    assert found.scale[1] == pytest.approx(SCALES[1]) and found.layers == (1, 3)
+    assert found.values["scale"][1] == pytest.approx(SCALES[1]) and found.layers == (1, 3)
 
 
 def test_chosen_heads_keep_their_numbers() -> None:
@@ -89,5 +89,5 @@ def test_chosen_heads_keep_their_numbers() -> None:
 
 def test_nothing_learned() -> None:
     (found,) = learned_numbers(_model("logn", []), LENGTH)
-    assert found.scale == () and found.moved_most == 0 and found.negative_heads == ()
+    assert found.values == {} and found.moved_most is None and found.negative_heads == ()
     assert learned_numbers(SimpleNamespace(config=SimpleNamespace()), LENGTH) == ()

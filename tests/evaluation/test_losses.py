@@ -29,6 +29,16 @@ def test_chunks_equal_the_whole(model_type: str) -> None:
     torch.testing.assert_close(_whole(model, input_ids), whole, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_a_cache_between_chunks_changes_nothing(model_type: str) -> None:
+    model = tiny_model(model_type)
+    input_ids = torch.randint(3, VOCABULARY, (2, 37), generator=torch.Generator().manual_seed(1))
+    done: list[int] = []
+    chunked = token_losses(model, input_ids, chunk=8, rows=3, on_tokens=done.append)
+    torch.testing.assert_close(chunked, _whole(model, input_ids), atol=1e-5, rtol=0)
+    assert done == [16, 16, 16, 16, 10]
+
+
 def test_the_final_soft_cap_is_applied() -> None:
     input_ids = torch.randint(3, VOCABULARY, (1, 37), generator=torch.Generator().manual_seed(1))
     capped = tiny_model("gemma2", final_logit_softcapping=1.0)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgery.errors import UsageError
-from surgery.evaluation.results import Estimate
-from surgery.evaluation.statistics import Sample, check_edges, conclude, default_edges, judge
+from surgery.evaluation.results import Estimate, Finding
+from surgery.evaluation.statistics import Sample, check_edges, combine, conclude, default_edges, judge
 
 MARGIN = 0.005
 
@@ -78,7 +78,7 @@ def test_equal_losses_differ_by_exactly_nothing() -> None:
     sample = Sample(losses, [loss.copy() for loss in losses])
     overall = sample.bucket(1, 99, MARGIN)
     assert overall.difference == Estimate(0.0, 0.0, 0.0) and overall.verdict == "no difference"
-    verdict = conclude(overall, [overall], MARGIN)
+    verdict = conclude("loss", overall, [overall], MARGIN)
     assert verdict.word == "no difference" and "exactly the same" in verdict.sentence
 
 
@@ -92,7 +92,7 @@ def test_one_sequence_decides_nothing() -> None:
     base = _losses(1, 50)
     overall = Sample([base[0] + 1.0], base).bucket(1, 49, MARGIN)
     assert overall.difference.low is None and overall.verdict == "undecided"
-    assert "one sequence gives no interval" in conclude(overall, [overall], MARGIN).sentence
+    assert "one document gives no interval" in conclude("loss", overall, [overall], MARGIN).sentence
 
 
 @pytest.mark.parametrize(
@@ -129,5 +129,44 @@ def test_a_bucket_that_lost_is_named_though_the_whole_was_kept() -> None:
     model = [np.concatenate([loss[:190], loss[190:] + 0.02]) for loss in base]
     sample = Sample(model, base)
     buckets = [sample.bucket(1, 190, MARGIN), sample.bucket(191, 199, MARGIN)]
-    verdict = conclude(sample.bucket(1, 199, MARGIN), buckets, MARGIN)
+    verdict = conclude("loss", sample.bucket(1, 199, MARGIN), buckets, MARGIN)
     assert verdict.word == "kept" and "It lost where 191 to 199 tokens are seen." in verdict.sentence
+
+
+def test_sequences_of_one_document_are_drawn_together() -> None:
+    """Cutting documents into more pieces tells nothing new, so it must not make the interval narrower."""
+    shifts = np.random.default_rng(3).normal(0.1, 0.05, size=8)
+    base = [np.ones(40) for _ in shifts]
+    model = [one + shift for one, shift in zip(base, shifts, strict=True)]
+    whole = Sample(model, base).bucket(1, 40, MARGIN)
+    pieces = [part for loss in model for part in np.split(loss, 4)]
+    same = [part for loss in base for part in np.split(loss, 4)]
+    documents = [document for document in range(8) for _ in range(4)]
+    grouped = Sample(pieces, same, documents).bucket(1, 10, MARGIN)
+    alone = Sample(pieces, same).bucket(1, 10, MARGIN)
+    assert grouped.difference.low == pytest.approx(whole.difference.low, abs=1e-12)
+    assert grouped.documents == 8 and grouped.sequences == 32
+    assert alone.difference.high - alone.difference.low < 0.7 * (grouped.difference.high - grouped.difference.low)
+    one = Sample(pieces[:4], same[:4], documents[:4]).bucket(1, 10, MARGIN)
+    assert one.difference.low is None and one.verdict == "undecided"
+
+
+def test_more_can_be_better() -> None:
+    assert judge(Estimate(-0.2, -0.3, -0.1), MARGIN, more_is_better=True) == "lost"
+    assert judge(Estimate(0.2, 0.1, 0.3), MARGIN, more_is_better=True) == "gained"
+
+
+@pytest.mark.parametrize(
+    ("words", "word"),
+    [
+        (["no difference", "no difference"], "no difference"),
+        (["kept", "no difference"], "kept"),
+        (["kept", "undecided"], "undecided"),
+        (["kept", "lost", "undecided"], "lost"),
+        (["gained", "kept"], "gained"),
+        (["gained", "lost"], "mixed"),
+        ([], "undecided"),
+    ],
+)
+def test_one_word_over_all_findings(words: list[str], word: str) -> None:
+    assert combine(0, [Finding("x", one, "") for one in words]).word == word

@@ -38,6 +38,7 @@ def test_the_package_is_the_wheels(python: Path, tmp_path: Path) -> None:
 def test_recipes_inspect_and_convert(python: Path, tmp_path: Path, make_source: Any) -> None:
     recipes = run(python, tmp_path, "-m", "surgery", "recipes", "list")
     assert "ssmax-scale" in recipes and "ssmax-lora" in recipes
+    assert "retrieval" in run(python, tmp_path, "-m", "surgery", "evaluate", "--list-suites")
     model = str(make_source("llama"))
     assert "llama" in run(python, tmp_path, "-m", "surgery", "inspect", model)
     run(python, tmp_path, "-m", "surgery", "convert", "--to", "ssmax", model, "-o", "out")

@@ -64,8 +64,9 @@ def test_paper_form_starts_worse_and_a_short_training_recovers_some(tmp_path: Pa
     surgery.finetune(recipe)
     losses = {}
     for name, model in {"paper": out, "trained": tmp_path / "trained"}.items():
-        result = surgery.evaluate(model, against=MODEL, text=[tmp_path / "measuring"], length=1024, documents=3)
-        losses[name] = result.to_dict()["overall"]["difference"]["value"]
+        measuring = [tmp_path / "measuring"]
+        result = surgery.evaluate(model, against=MODEL, text=measuring, suite="loss", length=1024, documents=3)
+        losses[name] = result.section("loss").results[0].overall.difference.value
     assert losses["paper"] > 0.05
     assert losses["trained"] < 0.9 * losses["paper"]
     assert surgery.verify(tmp_path / "trained", against=MODEL).failed == ()

@@ -20,6 +20,7 @@ def _bucket(first: int, last: int, change: float, verdict: str, spread: float | 
         "last": last,
         "tokens": 8 * (last - first + 1),
         "sequences": 8,
+        "documents": 8,
         "loss": _estimate(2.5 + change, 0.1),
         "perplexity": 12.25,
         "base_loss": _estimate(2.5, 0.1),
@@ -39,8 +40,7 @@ def model(name: str, *, learned: bool) -> dict[str, Any]:
         "layers": list(range(layers)),
         "heads": list(range(heads)),
         "start": {"scale": 0.0},
-        "scale": scale,
-        "bias": [],
+        "values": {"scale": scale},
         "moved_mean": 0.04,
         "moved_most": 0.1,
         "multipliers": [
@@ -57,6 +57,7 @@ def model(name: str, *, learned: bool) -> dict[str, Any]:
     }
     return {
         "name": name,
+        "fingerprint": ("a" if learned else "b") * 64,
         "commit": None,
         "model_type": "surgery_llama" if learned else "llama",
         "parameters": 134515278,
@@ -64,8 +65,6 @@ def model(name: str, *, learned: bool) -> dict[str, Any]:
         "dtype": "float32",
         "device": "cpu",
         "attn_implementation": "sdpa",
-        "tokens_per_second": 412.0,
-        "seconds": 10.0,
         "plan": "0123abcd" if learned else None,
         "operations": ["ssmax anchored"] if learned else [],
         "learned": [numbers] if learned else [],
@@ -73,9 +72,14 @@ def model(name: str, *, learned: bool) -> dict[str, Any]:
 
 
 def result(
-    name: str = "small-ssmax", base: str | None = "small", change: float = 0.02, word: str = "lost"
+    name: str = "small-ssmax",
+    base: str | None = "small",
+    change: float = 0.02,
+    word: str = "lost",
+    *,
+    everything: bool = False,
 ) -> dict[str, Any]:
-    """A result of the shape that ``EvaluationResult.to_dict()`` gives."""
+    """A result of the shape that ``EvaluationResult.to_dict()`` gives: loss by position, or ``everything``."""
     spread = None if word == "undecided" else 0.001
     edges = [(1, 64), (65, 128), (129, 1023)]
     buckets = [_bucket(first, last, change, word, spread) for first, last in edges]
@@ -89,44 +93,135 @@ def result(
             part.update(base_loss=None, base_perplexity=None, difference=None, verdict=None)
         for point in curve:
             point["base_loss"] = None
+    use = {
+        "length": 1024,
+        "longest": 1024,
+        "shortest": 64,
+        "sequences": 8,
+        "predictions": 8184,
+        "left_out": 17,
+        "unread": 0,
+        "prefix": [],
+        "fingerprint": "f" * 64,
+        "texts": [{"name": "texts/one.txt", "tokens": 9000, "sequences": 8, "left_out": 17}],
+    }
+    finding = {"measure": "Loss by position", "word": word, "sentence": f"The loss changed by {change:+.4f}."}
+    loss = {
+        "kind": "loss",
+        "title": "Loss by position, to 1024 tokens",
+        "options": {"kind": "loss", "length": 1024},
+        "data": use,
+        "margin": 0.005,
+        "results": [{"model": 0, "overall": overall, "buckets": buckets, "curve": curve, "finding": base and finding}],
+    }
     data = {
-        "result_schema": 1,
-        "model": model(name, learned=True),
+        "result_schema": 2,
+        "suite": "quick",
+        "models": [model(name, learned=True)],
         "against": None if base is None else model(base, learned=False),
-        "data": {
-            "length": 1024,
-            "longest": 1024,
-            "shortest": 64,
-            "sequences": 8,
-            "predictions": 8184,
-            "left_out": 17,
-            "unread": 0,
-            "prefix": [],
-            "fingerprint": "f" * 64,
-            "texts": [{"name": "texts/one.txt", "tokens": 9000, "sequences": 8, "left_out": 17}],
-        },
-        "overall": overall,
-        "buckets": buckets,
-        "curve": curve,
-        "interval": {"method": "percentile bootstrap over sequences", "level": 0.95, "samples": 2000, "seed": 0},
-        "verdict": None
-        if base is None
-        else {"word": word, "sentence": f"The loss changed by {change:+.4f}.", "margin": 0.005},
+        "verdicts": [] if base is None else [{"model": 0, "word": word, "findings": [finding]}],
+        "sections": [loss, *([retrieval(base is not None, word), attention(base is not None, use)] * everything)],
+        "interval": {"method": "percentile bootstrap over documents", "level": 0.95, "samples": 2000, "seed": 0},
+        "environment": {"torch": "2.13.0", "surgery": "0.1.0"},
         "warnings": ["Measure more text."],
+        "trainings": {},
     }
     return json.loads(json.dumps(data, allow_nan=False))
 
 
-HISTORY = [
-    {
-        "label": "scale",
-        "rows": [
-            *(
-                {"step": step, "tokens": step * 768, "loss": 3 - step / 40, "learning_rates": {"scale": 0.01}}
-                for step in range(1, 31)
-            ),
-            {"step": 15, "held_out_loss": 2.7},
-            {"step": 16, "loss": float("nan")},
+def _score(length: int | None, right: float, paired: bool, word: str) -> dict[str, Any]:
+    return {
+        "length": length,
+        "prompts": 8,
+        "exact": _estimate(right / 2, 0.1),
+        "right": _estimate(right, 0.1),
+        "loss": _estimate(1 - right, 0.1),
+        "base_exact": _estimate(0.3, 0.1) if paired else None,
+        "base_right": _estimate(0.6, 0.1) if paired else None,
+        "base_loss": _estimate(0.4, 0.1) if paired else None,
+        "difference": _estimate(right - 0.6, 0.05) if paired else None,
+        "verdict": word if paired else None,
+    }
+
+
+def retrieval(paired: bool, word: str) -> dict[str, Any]:
+    right = [[0.9, 0.5], [0.4, 0.1]]
+    return {
+        "kind": "retrieval",
+        "title": "ABCDigits",
+        "options": {"kind": "retrieval", "task": "abcdigits", "samples": 4},
+        "lengths": [512, 1024],
+        "depths": [0.0, 1.0],
+        "prompts": 16,
+        "margin": 0.01,
+        "results": [
+            {
+                "model": 0,
+                "overall": _score(None, 0.475, paired, word),
+                "by_length": [_score(512, 0.7, paired, word), _score(1024, 0.25, paired, word)],
+                "exact": [[1.0, 0.25], [0.0, 0.0]],
+                "right": right,
+                "loss": [[0.1, 0.5], [0.6, 0.9]],
+                "base_exact": [[1.0, 0.5], [0.5, 0.0]] if paired else None,
+                "base_right": [[0.95, 0.6], [0.5, 0.3]] if paired else None,
+                "base_loss": [[0.1, 0.4], [0.5, 0.8]] if paired else None,
+                "finding": None,
+            }
         ],
     }
+
+
+def attention(paired: bool, use: dict[str, Any]) -> dict[str, Any]:
+    ranges = [[1, 1], [2, 2], [3, 4], [5, 8], [9, 1024]]
+
+    def own(number: int, screened: bool) -> dict[str, Any]:
+        by_n = [
+            {
+                "first": first,
+                "last": last,
+                "greatest": 1 / last**0.5,
+                "greatest_low": 0.5 / last**0.5,
+                "greatest_high": 1.0,
+                "entropy": 0.5 * last**0.25,
+                "first_mass": 0.4,
+            }
+            for first, last in ranges
+        ]
+        heads = [[[1 / last**0.5 for _, last in ranges] for _ in range(4)] for _ in range(6)]
+        shares = [None, *([[0.1 * head for head in range(4)]] * 5)] if screened else None
+        return {
+            "model": number,
+            "layers": list(range(6)),
+            "greatest": heads,
+            "entropy": heads,
+            "first_mass": heads,
+            "by_n": by_n,
+            "rejected_keys": shares,
+            "rejected_blocks": shares,
+        }
+
+    return {
+        "kind": "attention",
+        "title": "Attention weights by n",
+        "options": {"kind": "attention", "first_tokens": 4, "block": 64},
+        "data": use,
+        "ranges": ranges,
+        "results": [own(0, screened=True), *([own(1, screened=False)] if paired else [])],
+    }
+
+
+HISTORIES = [
+    [
+        {
+            "label": "scale",
+            "rows": [
+                *(
+                    {"step": step, "tokens": step * 768, "loss": 3 - step / 40, "learning_rates": {"scale": 0.01}}
+                    for step in range(1, 31)
+                ),
+                {"step": 15, "held_out_loss": 2.7},
+                {"step": 16, "loss": float("nan")},
+            ],
+        }
+    ]
 ]

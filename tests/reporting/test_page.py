@@ -12,8 +12,8 @@ import pytest
 
 from surgery.reporting import replace_file, write_report
 from surgery.reporting.drawings import Drawings, draw_all
-from surgery.reporting.report import render_page
-from tests.reporting.data import HISTORY, result
+from surgery.reporting.report import render_markdown, render_page
+from tests.reporting.data import HISTORIES, result
 
 HOSTILE = '<script>alert("1")</script>$\\frac{$&\' x'
 VOID = {"meta", "source", "img", "br", "link"}
@@ -61,7 +61,7 @@ def _write(folder: Path, data: dict[str, Any], **options: Any) -> tuple[str, Pag
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Page]:
     folder = tmp_path_factory.mktemp("report")
-    return (folder, *_write(folder, result(), history=HISTORY))
+    return (folder, *_write(folder, result(everything=True), histories=HISTORIES))
 
 
 @pytest.fixture(scope="module")
@@ -72,16 +72,23 @@ def drawings() -> Drawings:
 def test_it_writes_the_page_and_every_picture(full: tuple[Path, str, Page]) -> None:
     folder, _, page = full
     names = sorted(path.name for path in folder.iterdir())
-    assert names == [
-        "loss-by-position.png",
-        "paired-difference.png",
-        "report.html",
-        "ssmax-multiplier.png",
-        "ssmax-scale.png",
-        "training.png",
+    stems = [
+        "attention-by-n",
+        "attention-maps",
+        "loss-by-position",
+        "paired-difference",
+        "rejected",
+        "retrieval-abcdigits",
+        "ssmax-multiplier",
+        "ssmax-scale",
+        "training",
     ]
+    assert names == sorted(
+        ["report.html", "report.md", *(f"{stem}.png" for stem in stems), *(f"{stem}.svg" for stem in stems)]
+    )
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in names if name.endswith("png"))
-    assert len(page.all("img")) == len(page.all("source")) == 5
+    assert all(b"<svg" in (folder / name).read_bytes()[:1000] for name in names if name.endswith("svg"))
+    assert len(page.all("img")) == len(page.all("source")) == len(stems)
 
 
 def test_nothing_is_loaded_from_anywhere(full: tuple[Path, str, Page]) -> None:
@@ -110,18 +117,18 @@ def test_it_can_be_read_without_seeing(full: tuple[Path, str, Page]) -> None:
 
 def test_the_verdict_comes_first(full: tuple[Path, str, Page]) -> None:
     words = full[2].words
-    assert words.index("Lost") < words.index("Loss by position How well")
-    assert "+0.0200" in words and "12.18 → 12.25" in words
+    assert words.index("Lost") < words.index("Loss by position, to 1024 tokens How well")
+    assert "+0.0200" in words and "12.18" in words and "12.25" in words
     assert "surgery evaluate small-ssmax" in words and "2.13.0" in words and "0123abcd" in words
     assert "layer 5, head 0 (n from 1 to 12)" in words and "±0.005" in words
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
     data = result(name=HOSTILE, base=HOSTILE)
-    data["data"]["texts"][0]["name"] = HOSTILE
+    data["sections"][0]["data"]["texts"][0]["name"] = HOSTILE
     data["warnings"] = [HOSTILE]
-    history = [{**HISTORY[0], "label": HOSTILE}]
-    text, page = _write(tmp_path, data, history=history, provenance={HOSTILE: HOSTILE, "command": HOSTILE})
+    histories = [[{**HISTORIES[0][0], "label": HOSTILE}]]
+    text, page = _write(tmp_path, data, histories=histories, provenance={HOSTILE: HOSTILE, "command": HOSTILE})
     assert "<script" not in text and not page.all("script")
     assert page.words.count(HOSTILE) >= 8  # heading, base, warning, text, caption, facts
     assert all(set(attributes) <= {"src", "alt"} for attributes in page.all("img"))
@@ -130,6 +137,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "headline", "change"),
     [
+        ("mixed", "Lost and gained", 0.0),
         ("kept", "Kept", 0.001),
         ("gained", "Gained", -0.03),
         ("no difference", "No difference", 0.0),
@@ -137,24 +145,27 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     ],
 )
 def test_every_verdict_has_its_page(drawings: Drawings, word: str, headline: str, change: float) -> None:
-    text = render_page(result(word=word, change=change), drawings, history=[], provenance={})
+    text = render_page(result(word=word, change=change), drawings, provenance={})
     page = Page(text)
     assert headline in page.words and f'class="verdict tone-{word.replace(" ", "-")}"' in text
     tones = set(re.findall(r"\.tone-([a-z-]+)", text))
-    assert tones == {"kept", "no-difference", "lost", "gained", "undecided"}
+    assert tones == {"kept", "no-difference", "lost", "gained", "undecided", "mixed"}
 
 
 def test_without_a_base_there_is_no_verdict(tmp_path: Path) -> None:
     _, page = _write(tmp_path, result(base=None))
-    assert "Difference to the base" not in page.words and "Lost" not in page.words
+    assert "difference to the base" not in page.words and "Lost" not in page.words
     assert not (tmp_path / "paired-difference.png").exists()
 
 
 def test_operations_with_a_bias_and_without_learned_numbers(tmp_path: Path) -> None:
     data = result()
-    (first,) = data["model"]["learned"]
-    first |= {"bias": [[1.0] * 4] * 6, "start": {"scale": 0.0, "bias": 1.0}}
-    data["model"]["learned"].append({**first, "form": "logn", "scale": [], "bias": [], "negative_heads": []})
+    (first,) = data["models"][0]["learned"]
+    first["values"]["bias"] = [[1.0] * 4] * 6
+    first["start"]["bias"] = 1.0
+    data["models"][0]["learned"].append(
+        {**first, "form": "logn", "values": {}, "start": {}, "moved_most": None, "negative_heads": []}
+    )
     _, page = _write(tmp_path, data)
     assert "no learned numbers" in page.words and not (tmp_path / "ssmax-scale-2.png").exists()
     assert (tmp_path / "ssmax-scale.png").exists() and (tmp_path / "ssmax-multiplier-2.png").exists()
@@ -162,7 +173,7 @@ def test_operations_with_a_bias_and_without_learned_numbers(tmp_path: Path) -> N
 
 def test_the_same_data_give_the_same_bytes(full: tuple[Path, str, Page], tmp_path: Path) -> None:
     folder, text, _ = full
-    again, _ = _write(tmp_path, result(), history=HISTORY)
+    again, _ = _write(tmp_path, result(everything=True), histories=HISTORIES)
     assert again == text
     for path in folder.glob("*.png"):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
@@ -175,6 +186,37 @@ def test_a_second_file_replaces_the_first(tmp_path: Path) -> None:
 
 
 def test_histories_without_a_loss_draw_nothing(tmp_path: Path) -> None:
-    history = [{"label": "empty", "rows": []}, {"rows": [{"step": 1, "odd": 2}, {"step": 2, "loss": float("nan")}]}]
-    _write(tmp_path, result(base=None), history=history)
+    runs = [{"label": "empty", "rows": []}, {"rows": [{"step": 1, "odd": 2}, {"step": 2, "loss": float("nan")}]}]
+    _write(tmp_path, result(base=None), histories=[runs])
     assert not (tmp_path / "training.png").exists()
+
+
+def test_several_models_side_by_side(tmp_path: Path) -> None:
+    data = result()
+    other = {**data["models"][0], "name": "another", "fingerprint": "c" * 64}
+    data["models"].append(other)
+    data["verdicts"].append({**data["verdicts"][0], "model": 1, "word": "gained"})
+    (loss,) = data["sections"]
+    loss["results"].append({**loss["results"][0], "model": 1})
+    _, page = _write(tmp_path, data)
+    assert "small-ssmax, another" in page.words and page.words.index("Lost") < page.words.index("Gained")
+    assert (tmp_path / "paired-difference-2.png").exists()
+    alt = page.all("img")[0]["alt"] or ""
+    assert "small-ssmax: 2.5200" in alt and "another: 2.5200" in alt and "small: 2.5000" in alt
+
+
+def test_the_markdown_is_for_a_card(full: tuple[Path, str, Page]) -> None:
+    text = (full[0] / "report.md").read_text(encoding="utf-8")
+    assert "**Lost.**" in text and "](loss-by-position.png)" in text and "| all | 2.5200 | 2.5000 |" in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert tables and not [line for line in tables if not line.endswith("|")]
+    for before, after in zip(text.splitlines(), text.splitlines()[1:], strict=False):
+        if after.startswith("|---"):  # a table needs its rule right below its head, with as many columns
+            assert before.startswith("|") and before.count("|") == after.count("|")
+
+
+def test_markdown_of_hostile_names_is_inert() -> None:
+    data = result(name="[x](http://evil)|<b>", base=HOSTILE)
+    text = render_markdown(data, None, provenance={})
+    own = re.sub(r"</?(details|summary)>", "", text)
+    assert r"\<script\>" in own and not re.search(r"(?<!\\)[<\[]", own)

@@ -8,23 +8,27 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from surgery.reporting import terminal_table
+from surgery.reporting import terminal_summary
 from surgery.reporting.wording import negative_heads, number, perplexity, signed, span, typographic
 from tests.reporting.data import result
 
 
 def _print(data: dict[str, Any], width: int = 80) -> str:
     buffer = StringIO()
-    Console(file=buffer, width=width).print(terminal_table(data))
+    Console(file=buffer, width=width).print(terminal_summary(data))
     return buffer.getvalue()
 
 
 def test_it_fits_eighty_columns() -> None:
     printed = _print(result())
-    assert printed.startswith("Lost. The loss changed by +0.0200.")
-    rows = [line for line in printed.splitlines() if line.strip().startswith(("1–64", "all"))]  # noqa: RUF001
+    assert printed.startswith("Lost\n  lost  Loss by position. The loss changed by +0.0200.")
+    rows = [line for line in printed.splitlines() if line.strip().startswith(("1–64", "all  2.52"))]  # noqa: RUF001
     assert len(rows) == 2 and all("+0.0190 to +0.0210  lost" in row for row in rows)
-    assert "…" not in printed and "1 head with a negative multiplier" in printed
+    assert (
+        "…" not in printed
+        and max(map(len, printed.splitlines())) <= 80
+        and "1 head with a negative multiplier" in printed
+    )
 
 
 def test_without_a_base() -> None:
@@ -36,7 +40,7 @@ def test_markup_in_names_is_text() -> None:
     data = result(name="[red]x[/]")
     data["warnings"] = ["[bold]odd[/bold] [/]"]
     printed = _print(data)
-    assert "[red]x[/]: 412 tokens/s" in printed and "[bold]odd[/bold] [/]" in printed
+    assert "[red]x[/]: ssmax" in printed and "[bold]odd[/bold] [/]" in printed
 
 
 def test_numbers() -> None:

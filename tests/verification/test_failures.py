@@ -14,8 +14,9 @@ import torch
 import surgery.runtime.modeling_surgery as modeling
 from surgery.anatomy.locks import unlock
 from surgery.checkpoint import Checkpoint, load_json, open_checkpoint, sha256_json
+from surgery.checkpoint.record import HISTORY_NAME
 from surgery.conversion import PLAN_NAME
-from surgery.conversion.plan import HISTORY_NAME, NEW_SHARD
+from surgery.conversion.plan import NEW_SHARD
 from surgery.errors import CheckpointError
 from surgery.loading import RunOptions, load_model, load_tokenizer, operation_modules
 from surgery.verification import verify

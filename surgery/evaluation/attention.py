@@ -1,0 +1,293 @@
+"""Statistics of attention weights, streamed: never more than a block of rows of a (queries, keys) matrix is held.
+
+For query i with n keys to attend to and weights p: the greatest weight max p, the entropy -sum p ln p in nats, and the
+mass on the first tokens. softmax(z) = p is computed again here, in float32, from the very queries and keys that the
+model gives to its backend (so after norms, rotary positions and SSMax's multiplier); the model's output is the
+backend's own. Where keys are screened, the weights are those that survive, and what is rejected is counted as well.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from surgery.errors import SurgeryError
+from surgery.loading import operation_modules
+
+# Elements of a (heads, rows, keys) block: 16 MiB in float32, of which there are a handful at a time.
+ELEMENTS_AT_ONCE = 2**22
+STATISTICS = ("greatest", "entropy", "first")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``edges``: the last n of each range, rising; ``first_tokens``; ``block``: side of a block of queries and keys."""
+
+    edges: tuple[int, ...]
+    first_tokens: int = 4
+    block: int = 64
+
+
+def range_edges(length: int) -> tuple[int, ...]:
+    """Last n of each range: two to an octave, up to ``length``."""
+    edges = {round(2 ** (step / 2)) for step in range(2 * 40)}
+    return (*(edge for edge in sorted(edges) if edge < length), length)
+
+
+@dataclass
+class _Layer:
+    """Sums over the rows of one attention module, ``(heads, ranges)``."""
+
+    settings: Settings
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    counts: torch.Tensor | None = None
+    rows: int = 0
+    rejected: torch.Tensor | None = None
+    blocks: torch.Tensor | None = None
+    tile: tuple[int, torch.Tensor, torch.Tensor] | None = None
+
+    def add(self, weights: torch.Tensor, visible: torch.Tensor, first_key: int) -> None:
+        """One block of rows.
+
+        Args:
+            weights: ``(heads, rows, keys)``, zero where nothing may be attended to.
+            visible: n of each row.
+            first_key: place in the document of the first key.
+        """
+        edges = torch.tensor(self.settings.edges, device=weights.device)
+        which = torch.bucketize(visible, edges)
+        first = max(0, self.settings.first_tokens - first_key)
+        found = {
+            "greatest": weights.amax(-1),
+            "entropy": torch.special.entr(weights).sum(-1),
+            "first": weights[..., :first].sum(-1),
+        }
+        for name, values in found.items():
+            if name not in self.sums:
+                self.sums[name] = torch.zeros(weights.shape[0], len(edges), dtype=torch.float64, device=weights.device)
+            self.sums[name].index_add_(1, which, values.double())
+        if self.counts is None:
+            self.counts = torch.zeros(len(edges), dtype=torch.float64, device=weights.device)
+        self.counts.index_add_(0, which, torch.ones_like(which, dtype=torch.float64))
+        self.rows += len(visible)
+
+    def add_rejected(self, kept: torch.Tensor, allowed: torch.Tensor, start: int) -> None:
+        """What screening rejects in a block of rows.
+
+        Args:
+            kept: ``(heads, rows, keys)``, which keys survive.
+            allowed: ``(rows, keys)``, which may be attended to at all.
+            start: place in the document of the first row.
+        """
+        heads = kept.shape[0]
+        if self.rejected is None:
+            self.rejected = torch.zeros(heads + 1, dtype=torch.float64, device=kept.device)
+            self.blocks = torch.zeros(heads + 1, dtype=torch.float64, device=kept.device)
+        self.rejected[:heads] += (allowed & ~kept).sum((1, 2)).double()
+        self.rejected[heads] += allowed.sum().double()
+        side = self.settings.block
+        row = 0
+        while row < len(allowed):
+            number = (start + row) // side
+            stop = min(len(allowed), (number + 1) * side - start)
+            self._tile(number, _by_block(kept[:, row:stop], side), _by_block(allowed[None, row:stop], side)[0])
+            row = stop
+
+    def _tile(self, number: int, kept: torch.Tensor, allowed: torch.Tensor) -> None:
+        """Rows of the same blocks of queries belong together, however they come in."""
+        if self.tile is not None and self.tile[0] == number:
+            _, before_kept, before_allowed = self.tile
+            wider = allowed.shape[-1] - before_allowed.shape[-1]
+            kept = kept | torch.nn.functional.pad(before_kept, (0, wider))
+            allowed = allowed | torch.nn.functional.pad(before_allowed, (0, wider))
+        else:
+            self.close()
+        self.tile = (number, kept, allowed)
+
+    def close(self) -> None:
+        """Count the blocks of the last rows."""
+        if self.tile is not None:
+            _, kept, allowed = self.tile
+            assert self.blocks is not None
+            self.blocks[:-1] += (allowed & ~kept).sum(-1).double()
+            self.blocks[-1] += allowed.sum().double()
+            self.tile = None
+
+
+def _by_block(pairs: torch.Tensor, side: int) -> torch.Tensor:
+    """``(heads, rows, keys)`` to ``(heads, blocks of keys)``: whether any pair of the block is true."""
+    columns = pairs.any(1)
+    padded = torch.nn.functional.pad(columns, (0, -columns.shape[-1] % side))
+    return padded.view(columns.shape[0], -1, side).any(-1)
+
+
+class Watch:
+    """Collects the statistics of every attention module while a model runs one unpadded sequence."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._layers: dict[int, _Layer] = {}
+
+    def result(self) -> dict[str, Any]:
+        """Means by layer, head and range of n, as nested lists; ``rejected_*`` by layer and head, None if unscreened.
+
+        Keys: ``layers``, ``ranges`` ([first, last] of n), ``rows`` (queries in each range, of the first layer),
+        ``greatest``, ``entropy``, ``first``, ``rejected_keys``, ``rejected_blocks``.
+        """
+        if not self._layers:
+            raise SurgeryError(
+                "The attention of this model could not be watched: it does not look its backend up by name.",
+                hint="Leave the attention part out of the suite.",
+            )
+        layers = sorted(self._layers)
+        for layer in layers:
+            self._layers[layer].close()
+        counts = self._layers[layers[0]].counts
+        assert counts is not None
+        present = [place for place, count in enumerate(counts.tolist()) if count > 0]
+        starts = (1, *(edge + 1 for edge in self.settings.edges))
+        return {
+            "layers": layers,
+            "ranges": [[starts[place], self.settings.edges[place]] for place in present],
+            "rows": [int(counts[place]) for place in present],
+            **{name: [self._means(layer, name, present) for layer in layers] for name in STATISTICS},
+            "rejected_keys": [_shares(self._layers[layer].rejected) for layer in layers],
+            "rejected_blocks": [_shares(self._layers[layer].blocks) for layer in layers],
+        }
+
+    def _means(self, layer: int, name: str, present: Sequence[int]) -> list[list[float | None]]:
+        found = self._layers[layer]
+        assert found.counts is not None
+        counts = found.counts.tolist()
+        return [
+            [round(row[place] / counts[place], 7) if counts[place] else None for place in present]
+            for row in found.sums[name].tolist()
+        ]
+
+    def _layer(self, module: Any) -> _Layer:
+        number = getattr(module, "layer_idx", None)
+        return self._layers.setdefault(len(self._layers) if number is None else int(number), _Layer(self.settings))
+
+    def attention(
+        self, module: Any, query: torch.Tensor, key: torch.Tensor, mask: Any, keywords: dict[str, Any]
+    ) -> None:
+        """One call of a backend: queries ``(1, heads, rows, head_dim)``, keys ``(1, groups, keys, head_dim)``."""
+        layer = self._layer(module)
+        heads, rows = query.shape[1:3]
+        keys = key.shape[2]
+        if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 4):
+            raise SurgeryError(
+                f"The attention cannot be watched with a mask of the kind {type(mask).__name__}.",
+                hint="Give --attn-implementation sdpa or eager.",
+            )
+        if keywords.get("position_bias") is not None:
+            raise SurgeryError("The attention of a model with a position bias cannot be watched.")
+        before = layer.rows
+        size = max(1, ELEMENTS_AT_ONCE // (heads * keys))
+        for start in range(0, rows, size):
+            block = slice(start, min(start + size, rows))
+            if mask is None:
+                places = torch.arange(block.start, block.stop, device=query.device) + keys - rows
+                allowed = torch.arange(keys, device=query.device) <= places[:, None]
+            else:
+                part = mask[0, 0, block, :keys]
+                allowed = part if part.dtype == torch.bool else part > torch.finfo(part.dtype).min / 2
+            weights = _weights(query[0, :, block], key[0], allowed, module, keywords)
+            layer.add(weights, allowed.sum(-1), before + rows - keys)
+
+    def screened(self, module: Any, seen: Any) -> None:
+        """One block that screening shows: weights before it rejects, and what it accepts."""
+        layer = self._layer(module)
+        allowed = seen.allowed[0, 0].expand(seen.weights.shape[2], -1)
+        kept = seen.acceptance[0] * allowed
+        weights = seen.weights[0].float()
+        survivors = weights * kept
+        # What is missing to one went to a sink that the family has learned; it stays.
+        left = survivors.sum(-1, keepdim=True) + (1 - weights.sum(-1, keepdim=True)).clamp(min=0)
+        survivors = survivors / left.clamp(min=1e-30)
+        before = layer.rows
+        first_key = before + weights.shape[1] - int(allowed[-1].nonzero()[-1]) - 1
+        layer.add_rejected(kept > 0, allowed, before)
+        layer.add(survivors, allowed.sum(-1), first_key)
+
+
+def _weights(
+    query: torch.Tensor, key: torch.Tensor, allowed: torch.Tensor, module: Any, keywords: dict[str, Any]
+) -> torch.Tensor:
+    """softmax of the scores in float32, ``(heads, rows, keys)``; zero where not allowed."""
+    heads, rows, size = query.shape
+    scaling = keywords.get("scaling")
+    scaling = size**-0.5 if scaling is None else scaling
+    grouped = query.float().reshape(key.shape[0], -1, size)
+    scores = (grouped @ key.float().transpose(-1, -2)).view(heads, rows, -1) * scaling
+    softcap = keywords.get("softcap")
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~allowed, -torch.inf)
+    normaliser = scores.logsumexp(-1, keepdim=True)
+    sink = keywords.get("s_aux")
+    if sink is not None:  # a learned score that no key has
+        normaliser = torch.logaddexp(normaliser, sink.float().view(heads, 1, 1))
+    return (scores - normaliser).exp()
+
+
+def _shares(counts: torch.Tensor | None) -> list[float] | None:
+    """Each head's count over that of all, which is the last."""
+    if counts is None:
+        return None
+    *own, every = counts.tolist()
+    return [round(count / every, 7) for count in own]
+
+
+@contextmanager
+def watched(model: Any, settings: Settings) -> Iterator[Watch]:
+    """Watch every attention module of a model: run one sequence inside, unpadded, in order, in one or more chunks."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    watch = Watch(settings)
+    name = model.config.get_text_config()._attn_implementation
+    before = ALL_ATTENTION_FUNCTIONS._local_mapping.get(name)
+
+    def backend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **keywords: Any) -> Any:
+        watch.attention(module, query, key, attention_mask, keywords)
+        own = before or ALL_ATTENTION_FUNCTIONS._global_mapping.get(name) or _eager(module)
+        return own(module, query, key, value, attention_mask, **keywords)
+
+    screens: list[tuple[Any, Any]] = [
+        (model.get_submodule(place.rpartition(".")[0]), screen)
+        for place, screen in operation_modules(model).items()
+        if hasattr(screen, "observer") and screen.enabled
+    ]
+    ALL_ATTENTION_FUNCTIONS[name] = backend
+    for module, screen in screens:
+        screen.observer = _observer(watch, module)
+    try:
+        yield watch
+    finally:
+        for _, screen in screens:
+            screen.observer = None
+        if before is None:
+            del ALL_ATTENTION_FUNCTIONS[name]
+        else:
+            ALL_ATTENTION_FUNCTIONS[name] = before
+
+
+def _observer(watch: Watch, module: Any) -> Callable[[Any, Any], None]:
+    return lambda _, seen: watch.screened(module, seen)
+
+
+def _eager(module: Any) -> Callable[..., Any]:
+    """The dense attention of the module's family, which has no entry among the backends."""
+    for kind in type(module).__mro__:
+        found = getattr(sys.modules.get(kind.__module__), "eager_attention_forward", None)
+        if found is not None:
+            return found
+    raise SurgeryError(
+        f"The attention of {type(module).__name__} cannot be watched with this backend.",
+        hint="Give --attn-implementation sdpa.",
+    )

@@ -1,0 +1,66 @@
+"""Long sequences through a model in chunks, so that memory stays bounded."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from surgery.errors import SurgeryError
+
+
+@torch.no_grad()
+def prefill(
+    model: Any, input_ids: torch.Tensor, chunk: int, on_tokens: Callable[[int], None] | None = None
+) -> tuple[Any, torch.Tensor]:
+    """Fill a cache with a prompt, ``chunk`` tokens at a time.
+
+    Args:
+        model: a causal language model of transformers.
+        input_ids: ``(batch, length)``, without padding.
+        chunk: tokens per forward pass.
+        on_tokens: told of tokens as they are done, over the whole batch.
+
+    Returns:
+        the cache, and the logits after the last token, ``(batch, vocabulary)``, float32.
+    """
+    cache = new_cache(model)
+    batch, length = input_ids.shape
+    for start in range(0, length, chunk):
+        part = input_ids[:, start : start + chunk]
+        output = model(input_ids=part, past_key_values=cache, use_cache=True, **last_only(model))
+        if on_tokens is not None:
+            on_tokens(batch * part.shape[1])
+    return cache, output.logits[:, -1].float()
+
+
+def new_cache(model: Any) -> Any:
+    """An empty cache of the kind that the model's layers need."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config.get_text_config())
+
+
+def last_only(model: Any) -> dict[str, int]:
+    """The keyword that spares the logits of all positions but the last, for models that know it."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+
+
+@contextmanager
+def said_plainly(name: str, batch: int, length: int) -> Iterator[None]:
+    """Errors of a forward pass over ``length`` tokens as what they mean."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise SurgeryError(
+            f"{name}: {batch} sequences of {length} tokens do not fit in the device's memory.",
+            hint="Give a smaller --batch-size or --length, a smaller chunk in the suite, or --dtype bfloat16.",
+        ) from error
+    except IndexError as error:
+        raise SurgeryError(
+            f"{name}: the model cannot run {length} tokens: {error}",
+            hint="Its table of positions or of embeddings ends before; give a smaller --length.",
+        ) from error

@@ -1,0 +1,281 @@
+"""``evaluate``: what did the surgery do? Every part of a suite on every model, one model in memory at a time."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgery.checkpoint import Source, load_json, resolve
+from surgery.data import Document, read_documents
+from surgery.errors import CheckpointError, UsageError
+from surgery.evaluation.assembling import assemble
+from surgery.evaluation.causality import check_causal
+from surgery.evaluation.describing import describe
+from surgery.evaluation.fingerprints import fingerprint_bytes, model_fingerprint
+from surgery.evaluation.history import training_history
+from surgery.evaluation.measures import MEASURES, Measure, Plan, Subject, Unit
+from surgery.evaluation.results import EvaluationResult
+from surgery.evaluation.store import PartFile
+from surgery.evaluation.suite import DEFAULT, Suite, read_suite
+from surgery.loading import RunOptions, environment, load_model, load_tokenizer, pick_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Called with an event: a plain dictionary with ``event``, which is fingerprint, plan, loading, unit, part or done.
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+def evaluate(
+    model: str | Path | Sequence[str | Path],
+    *,
+    against: str | Path | None = None,
+    text: str | Path | Sequence[str | Path] = (),
+    suite: str | Path | Suite | dict[str, Any] = DEFAULT,
+    length: int | None = None,
+    documents: int | None = None,
+    revision: str | None = None,
+    results: str | Path | None = None,
+    run: RunOptions | None = None,
+    on_event: OnEvent | None = None,
+) -> EvaluationResult:
+    """Measure what a suite says, and the paired differences to a base.
+
+    All models see the same tokens. What is finished in the results folder is not measured again, and an interrupted
+    run goes on after the last sequence or prompt that was done.
+
+    Args:
+        model: one or more folders or hub ids; converted or not.
+        against: the base to compare with, a folder or hub id.
+        text: files, folders and globs of UTF-8 text. Documents are never joined.
+        suite: a suite that ships, a YAML file, or a suite in Python.
+        length: tokens per sequence, in place of the suite's, in every part that reads texts.
+        documents: at most this many sequences, from as many texts as possible, in place of the suite's.
+        revision: branch, tag or commit of a hub model.
+        results: folder of finished parts; without one nothing is kept.
+        run: device, dtype, batch size and attention backend; the same for all models.
+        on_event: called with what is being done.
+
+    Raises:
+        UsageError: no text, texts too short, a wrong suite, or models whose tokenizers cut the texts differently.
+        CheckpointError: a model or tokenizer cannot be loaded, or the model is not causal.
+        SurgeryError: a loss is not finite, or memory runs out.
+    """
+    run = run or RunOptions()
+    for option, value, least in (("length", length, 2), ("documents", documents, 1)):
+        if value is not None and value < least:
+            raise UsageError(f"--{option} {value}: must be at least {least}.")
+    chosen = read_suite(suite).changed(length=length, documents=documents)
+    names = [model] if isinstance(model, str | Path) else list(model)
+    if not names:
+        raise UsageError("no model was given")
+    texts = _texts(chosen, [text] if isinstance(text, str | Path) else list(text))
+    sources = [resolve(name, revision) for name in names]
+    base = resolve(against) if against is not None else None
+    with ExitStack() as stack:
+        place = Path(results) if results is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        return _Run(chosen, run, texts, place, on_event or (lambda event: None)).all(sources, base)
+
+
+def _texts(suite: Suite, given: Sequence[str | Path]) -> list[Document]:
+    patterns = given or suite.text
+    if not suite.reads_text:
+        if given:
+            raise UsageError(f"--text does nothing: no part of the suite {suite.name} reads texts.")
+        return []
+    if not patterns:
+        raise UsageError(
+            "no text was given to measure on",
+            hint="Give --text with files, folders or globs of plain text that the model was not trained on: "
+            '--text "docs/**/*.md". The suite `retrieval` needs none.',
+        )
+    return read_documents(patterns)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A model with the plans of all parts for it."""
+
+    source: Source
+    fingerprint: str
+    tokenizer: PreTrainedTokenizerBase
+    plans: tuple[Plan, ...]
+
+
+class _Run:
+    def __init__(self, suite: Suite, run: RunOptions, texts: list[Document], place: Path, tell: OnEvent) -> None:
+        self.suite, self.run, self.texts, self.place, self.tell = suite, run, texts, place, tell
+        self.measures: list[Measure] = [MEASURES[part.kind](part) for part in suite.parts]
+        self.device = pick_device(run.device)
+        self.total, self.done = 0, 0
+
+    def all(self, sources: list[Source], base: Source | None) -> EvaluationResult:
+        """Every part of every model, then one result."""
+        entries = [self._entry(source) for source in [*sources, *([base] if base is not None else [])]]
+        # A model may be given twice, or be its own base: one measurement serves both.
+        distinct = list({entry.fingerprint: entry for entry in reversed(entries)}.values())[::-1]
+        self._check_same_tokens(entries)
+        self.total = sum(
+            unit.tokens
+            for entry in distinct
+            for number in range(len(self.measures))
+            if not self._file(entry, number).path.is_file()
+            for unit in entry.plans[number].units
+        )
+        self.tell({"event": "plan", "parts": len(self.measures) * len(distinct), "total": self.total})
+        measured = {entry.fingerprint: self._model(entry) for entry in distinct}
+        by_part = [measured[entry.fingerprint][number] for number in range(len(self.measures)) for entry in distinct]
+        self.tell({"event": "done", "total": self.total})
+        trainings = {entry.fingerprint: runs for entry in distinct if (runs := training_history(entry.source.folder))}
+        return assemble(by_part, against=entries[-1].fingerprint if base is not None else None, trainings=trainings)
+
+    def _entry(self, source: Source) -> _Entry:
+        total, done = fingerprint_bytes(source), 0
+
+        def on_bytes(count: int) -> None:
+            nonlocal done
+            done += count
+            self.tell({"event": "fingerprint", "model": source.name, "done": done, "total": total})
+
+        fingerprint = model_fingerprint(source, on_bytes)
+        tokenizer = load_tokenizer(source.folder, trust_remote_code=self.run.trust_remote_code)
+        vocabulary = _vocabulary(source)
+        plans = tuple(measure.plan(tokenizer, vocabulary, self.texts) for measure in self.measures)
+        return _Entry(source, fingerprint, tokenizer, plans)
+
+    def _check_same_tokens(self, entries: list[_Entry]) -> None:
+        """A loss per token means the same only on the same tokens."""
+        first = entries[0]
+        for entry in entries[1:]:
+            for own, other in zip(first.plans, entry.plans, strict=True):
+                if own.data["fingerprint"] != other.data["fingerprint"]:
+                    raise UsageError(
+                        f"the tokenizers of {first.source.name} and {entry.source.name} cut these texts into different "
+                        "tokens, so their losses per token cannot be compared.",
+                        hint="Compare with the model that this one was made from.",
+                    )
+
+    def _file(self, entry: _Entry, number: int) -> PartFile:
+        part, measure = self.suite.parts[number], self.measures[number]
+        return PartFile(
+            self.place,
+            {
+                "name": entry.source.name,
+                "suite": self.suite.name,
+                "model": entry.fingerprint,
+                "kind": part.kind,
+                "version": measure.version,
+                "part": part.model_dump(mode="json"),
+                "data": entry.plans[number].data["fingerprint"],
+                "dtype": self.run.dtype,
+                "device": self.device.type,
+                "attn_implementation": self.run.attn_implementation,
+                "batch_size": self.run.batch_size,
+            },
+        )
+
+    def _model(self, entry: _Entry) -> list[dict[str, Any]]:
+        """All parts of one model, which is loaded only if one is missing."""
+        found: dict[int, dict[str, Any]] = {}
+        for number, part in enumerate(self.suite.parts):
+            finished = self._file(entry, number).finished()
+            if finished is not None:
+                renamed = {**finished["model"], "name": entry.source.name}
+                found[number] = {**finished, "model": renamed, **self._margins()}
+                self.tell(
+                    {"event": "part", "model": entry.source.name, "kind": part.kind, "seconds": 0.0, "reused": True}
+                )
+        missing = [number for number in range(len(self.measures)) if number not in found]
+        if missing:
+            self.tell({"event": "loading", "model": entry.source.name})
+            subject = Subject(entry.source.name, load_model(entry.source.folder, self.run), entry.tokenizer)
+            check_causal(subject.model, entry.source.name)
+            for number in missing:
+                found[number] = self._part(entry, number, subject)
+            del subject
+            _free_memory()
+        return [found[number] for number in range(len(self.measures))]
+
+    def _part(self, entry: _Entry, number: int, subject: Subject) -> dict[str, Any]:
+        measure, part, plan = self.measures[number], self.suite.parts[number], entry.plans[number]
+        file = self._file(entry, number)
+        began = time.perf_counter()
+        values = file.start()
+        try:
+            for batch in _batches([unit for unit in plan.units if unit.key not in values], self.run.batch_size):
+                on_tokens = self._counting(entry.source.name, part.kind)
+                for unit, found in zip(batch, measure.run(subject, batch, on_tokens), strict=True):
+                    file.add(unit.key, found)
+                    values[unit.key] = found
+                    self.tell({"event": "unit", "model": entry.source.name, "kind": part.kind, "unit": unit.key})
+            seconds = time.perf_counter() - began
+            use = describe(subject.model, entry.source, entry.fingerprint, self._longest())
+            finished = file.finish(
+                {
+                    "suite": self.suite.name,
+                    **self._margins(),
+                    "part": part.model_dump(mode="json"),
+                    "model": asdict(use),
+                    "run": self.run.model_dump(mode="json"),
+                    "data": plan.data,
+                    "environment": environment(),
+                    "seconds": seconds,
+                    "units": [values[unit.key] for unit in plan.units],
+                }
+            )
+        finally:
+            file.leave()
+        self.tell({"event": "part", "model": entry.source.name, "kind": part.kind, "seconds": seconds, "reused": False})
+        return finished
+
+    def _margins(self) -> dict[str, float]:
+        """What counts as kept: the reader's choice, which changes no number that was measured."""
+        return {"margin": self.suite.margin, "score_margin": self.suite.score_margin}
+
+    def _longest(self) -> int:
+        return max(
+            length
+            for part in self.suite.parts
+            for length in (getattr(part, "length", 2), *getattr(part, "lengths", ()))
+        )
+
+    def _counting(self, name: str, kind: str) -> Callable[[int], None]:
+        def on_tokens(count: int) -> None:
+            self.done += count
+            self.tell({"event": "tokens", "model": name, "kind": kind, "done": self.done, "total": self.total})
+
+        return on_tokens
+
+
+def _vocabulary(source: Source) -> int:
+    config = load_json(source.folder / "config.json")
+    found = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    if not isinstance(found, int):
+        raise CheckpointError(f"{source.name}: config.json has no vocab_size, so it is no language model's.")
+    return found
+
+
+def _batches(units: Sequence[Unit], size: int) -> list[list[Unit]]:
+    """Neighbours of one group together: without padding there is nothing to mask and nothing to get wrong."""
+    batches: list[list[Unit]] = []
+    for unit in units:
+        last = batches[-1] if batches else []
+        if last and len(last) < size and last[0].group == unit.group:
+            last.append(unit)
+        else:
+            batches.append([unit])
+    return batches
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

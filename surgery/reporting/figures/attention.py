@@ -1,0 +1,108 @@
+"""How attention spreads: the greatest weight by n, the entropy by n, and both by layer and head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from surgery.reporting.figures.axes import line_of, middle, numbered, tokens_axis
+from surgery.reporting.theme import Theme, grid, new_figure
+from surgery.reporting.wording import span
+
+Plain = Mapping[str, Any]
+
+
+def attention_by_n(result: Plain, section: Plain, theme: Theme) -> Figure:
+    """Greatest weight and entropy of the average head against n; the shade holds four fifths of the heads."""
+    figure = new_figure(height=3.6)
+    left, right = figure.subplots(1, 2)
+    for axes in (left, right):
+        grid(axes, theme)
+    own_first = sorted(section["results"], key=lambda own: -own["model"])
+    for own in own_first:
+        line = line_of(result, own["model"], theme)
+        points = own["by_n"]
+        where = [middle(point) for point in points]
+        left.fill_between(
+            where,
+            [point["greatest_low"] for point in points],
+            [point["greatest_high"] for point in points],
+            color=line.colour,
+            alpha=0.12,
+            linewidth=0,
+        )
+        for axes, key in ((left, "greatest"), (right, "entropy")):
+            axes.plot(
+                where,
+                [point[key] for point in points],
+                color=line.colour,
+                linestyle=line.dashes,
+                marker=line.marker,
+                markersize=3.5,
+                markerfacecolor="none" if line.dashes == "--" else line.colour,
+                linewidth=1.6,
+                label=line.name,
+            )
+    last = section["ranges"][-1][1]
+    whole = np.geomspace(1, last, 60)
+    right.plot(whole, np.log(whole), color=theme.quiet, linewidth=0.9, linestyle=":", label="even attention, ln n")
+    left.set_ylim(bottom=0)
+    right.set_ylim(bottom=0)
+    left.set_ylabel("greatest weight")
+    right.set_ylabel("entropy (nats)")
+    for axes in (left, right):
+        tokens_axis(axes, last)
+        axes.set_xlabel("n, keys that the query may attend to")
+    left.legend()
+    right.legend()
+    return figure
+
+
+def attention_maps(result: Plain, section: Plain, theme: Theme) -> Figure:
+    """Greatest weight by layer and head at the longest range of n, one map for each model, the base first."""
+    own_first = sorted(section["results"], key=lambda own: -own["model"])
+    heads = max(len(own["greatest"][0]) for own in own_first)
+    figure = new_figure(height=(0.9 + min(4.0, 0.2 * max(4, heads))) * len(own_first))
+    panels = figure.subplots(len(own_first), squeeze=False)[:, 0]
+    for axes, own in zip(panels, own_first, strict=True):
+        values = np.array([[head[-1] for head in layer] for layer in own["greatest"]], dtype=float)
+        image = _map(axes, own["layers"], values, theme)
+        name = line_of(result, own["model"], theme).name
+        axes.set_title(f"{name}: greatest weight, n = {span(*section['ranges'][-1])}")
+    _bar(figure, image, panels)
+    return figure
+
+
+def rejected_maps(section: Plain, own: Plain, theme: Theme) -> Figure:
+    """Share of keys and of whole blocks that screening rejects, by layer and head."""
+    kinds = [("rejected_keys", "share of keys rejected"), ("rejected_blocks", "share of blocks rejected")]
+    heads = len(own["greatest"][0])
+    figure = new_figure(height=2 * (0.9 + min(4.0, 0.2 * max(4, heads))))
+    panels = figure.subplots(2, squeeze=False)[:, 0]
+    for axes, (key, title) in zip(panels, kinds, strict=True):
+        values = np.array([[0.0] * heads if layer is None else layer for layer in own[key]])
+        image = _map(axes, own["layers"], values, theme)
+        side = section["options"]["block"]
+        axes.set_title(f"{title} of {side} by {side}" if key == "rejected_blocks" else title)
+    _bar(figure, image, panels)
+    return figure
+
+
+def _map(axes: Any, layers: Any, values: Any, theme: Theme) -> Any:
+    image = axes.imshow(values.T, aspect="auto", interpolation="nearest", cmap=theme.sequential(), vmin=0, vmax=1)
+    numbered(axes, "x", layers, 30)
+    numbered(axes, "y", range(values.shape[1]), 12)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("layer")
+    axes.set_ylabel("head")
+    return image
+
+
+def _bar(figure: Figure, image: Any, panels: Any) -> None:
+    bar = figure.colorbar(image, ax=list(panels), pad=0.015, fraction=0.04)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0)
