@@ -25,6 +25,7 @@ from surgery.verification.fresh import FreshRequest, fresh_checks
 from surgery.verification.presentations import PRESENTATIONS
 from surgery.verification.rope import rope_checks
 from surgery.verification.truncated import truncate
+from surgery.version import __version__
 
 if TYPE_CHECKING:
     import torch
