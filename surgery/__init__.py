@@ -16,6 +16,7 @@ from surgery.anatomy.registration import register
 from surgery.version import __version__
 
 if TYPE_CHECKING:
+    from surgery.calibration import calibrate
     from surgery.conversion import convert, make_plan, revert
     from surgery.evaluation import evaluate
     from surgery.loading import RunOptions
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 # Loaded on first use, so that `import surgery` stays light.
 _HOMES = {
     "RunOptions": "surgery.loading",
+    "calibrate": "surgery.calibration",
     "convert": "surgery.conversion",
     "evaluate": "surgery.evaluation",
     "finetune": "surgery.recovery",
@@ -39,6 +41,7 @@ _HOMES = {
 __all__ = [
     "RunOptions",
     "__version__",
+    "calibrate",
     "convert",
     "evaluate",
     "finetune",

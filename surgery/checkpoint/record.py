@@ -3,4 +3,5 @@
 RECORD_FOLDER = "surgery"
 PLAN_NAME = f"{RECORD_FOLDER}/plan.json"
 HISTORY_NAME = f"{RECORD_FOLDER}/history.json"
+CALIBRATION_NAME = f"{RECORD_FOLDER}/calibration.json"
 VERIFICATION_NAME = f"{RECORD_FOLDER}/verify.json"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _OPTIONS = "Operation"
 _SSMAX = "Operation ssmax"
 _ROPE = "Operation rope"
+_SCREENING = "Operation screening"
 
 
 @app.command()
@@ -101,20 +102,57 @@ def convert(
         int | None,
         typer.Option(help="With --replace: length before it [default: as config.json says].", rich_help_panel=_ROPE),
     ] = None,
-    opened: Annotated[
-        bool | None,
+    calibrate: Annotated[
+        list[str] | None,
         typer.Option(
-            "--open",
-            help="Screening that accepts everything, to be trained from there.",
-            rich_help_panel=_OPTIONS,
+            help="Text file, folder or quoted glob to choose thresholds and windows on (repeatable). Runs the model.",
+            rich_help_panel=_SCREENING,
         ),
     ] = None,
+    max_loss_increase: Annotated[
+        float | None,
+        typer.Option(
+            help="The loss of no held-out passage may rise by more, in nats per token [default: 0.005].",
+            rich_help_panel=_SCREENING,
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            help="Choose by mass instead: no head loses a greater share of its softmax mass.",
+            rich_help_panel=_SCREENING,
+        ),
+    ] = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option(help="Tokens per calibration passage [default: 1024,4096].", rich_help_panel=_SCREENING),
+    ] = None,
+    passages: Annotated[
+        str | None,
+        typer.Option(
+            help="Passages to observe and to hold out, of the shortest length [default: 8,4].",
+            rich_help_panel=_SCREENING,
+        ),
+    ] = None,
+    softness: Annotated[
+        float | None,
+        typer.Option(help="Width of the ramp below each threshold; 0 is hard.", rich_help_panel=_SCREENING),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Take the values of an earlier calibration.json instead.", rich_help_panel=_SCREENING),
+    ] = None,
+    opened: Annotated[
+        bool,
+        typer.Option("--open", help="Start with everything accepted, to train from there.", rich_help_panel=_SCREENING),
+    ] = False,
     sinks: Annotated[
         int | None,
-        typer.Option(
-            help="First tokens of a document that screening always keeps [default: 4].", rich_help_panel=_OPTIONS
-        ),
+        typer.Option(help="First tokens of a document that are always kept [default: 4].", rich_help_panel=_SCREENING),
     ] = None,
+    device: console.DeviceOption = "auto",
+    dtype: console.DtypeOption = "auto",
+    attn_implementation: console.AttentionOption = None,
     link: Annotated[
         bool, typer.Option("--link", help="Hard-link unchanged shards.", rich_help_panel="Writing")
     ] = False,
@@ -130,8 +168,9 @@ def convert(
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
 ) -> None:
-    """Convert a checkpoint. Reads headers, not weights; the source is never changed."""
-    from surgery.conversion import execute, make_plan
+    """Convert a checkpoint. Reads headers, not weights, unless it calibrates; the source is never changed."""
+    from surgery.commands.calibrating import Asked, numbers, plan_with_calibration, print_calibration
+    from surgery.conversion import execute
     from surgery.conversion.execution import default_output
 
     console.setup(verbose=verbose, quiet=quiet)
@@ -152,10 +191,22 @@ def convert(
         "original_length": original_length,
         "layers": layers,
         "heads": heads,
-        "open": opened,
+        "open": opened or None,
         "sinks": sinks,
     }
-    prepared = make_plan(model, operations_from_flags(to, options), revision=revision)
+    asked = Asked(
+        text=calibrate,
+        file=calibration,
+        settings={
+            "max_loss_increase": max_loss_increase,
+            "budget": budget,
+            "lengths": numbers("--lengths", lengths),
+            "passages": numbers("--passages", passages),
+            "softness": softness,
+        },
+        run={"device": device, "dtype": dtype, "attn_implementation": attn_implementation},
+    )
+    prepared = plan_with_calibration(model, operations_from_flags(to, options), asked, revision, dry_run=dry_run)
     target = output or default_output(prepared)
     if dry_run:
         if as_json:
@@ -176,6 +227,8 @@ def convert(
         return
     if not quiet:
         _print_plan(prepared.plan, target)
+        if prepared.calibration is not None:
+            print_calibration(prepared.calibration)
     how = ", ".join(sorted(set(result.placed.values())))
     names = {name: console.printable(shlex.quote(str(path))) for name, path in (("out", target), ("source", model))}
     for line in (

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from surgery.checkpoint import (
     CONFIG_NAME,
@@ -20,7 +20,7 @@ from surgery.checkpoint import (
     write_json,
     write_safetensors,
 )
-from surgery.checkpoint.record import PLAN_NAME
+from surgery.checkpoint.record import CALIBRATION_NAME, PLAN_NAME
 from surgery.conversion.card import write_card
 from surgery.conversion.plan import (
     CARD_NAME,
@@ -33,8 +33,12 @@ from surgery.conversion.plan import (
     make_plan,
     needed_bytes,
 )
-from surgery.errors import CheckpointError
+from surgery.errors import CheckpointError, PlanRefusedError
 from surgery.operations import OperationOptions
+from surgery.operations.screening import PENDING
+
+if TYPE_CHECKING:
+    from surgery.calibration.results import Calibration
 
 PlaceMode = Literal["auto", "copy", "link"]
 Progress = Callable[[int, int], None]
@@ -84,6 +88,7 @@ def convert(
     mode: PlaceMode = "auto",
     force: bool = False,
     on_bytes: Progress | None = None,
+    calibration: Calibration | None = None,
     **options: Any,
 ) -> ConversionResult:
     """Convert a checkpoint: plan, then execute.
@@ -96,13 +101,14 @@ def convert(
         mode: how unchanged shards are placed: reflink if the file system can, else copied; or hard links.
         force: replace an output that is there already.
         on_bytes: called with bytes done and bytes in all.
+        calibration: of :func:`surgery.calibrate`, for ``screening``.
         options: options of a single operation (``form="paper"``, ``layers="0-3"``, ...).
 
     Raises:
         SurgeryError: see :func:`make_plan`; also an output that exists, or too little disk space.
     """
     operations = [{"name": to, **options}] if isinstance(to, str) else list(to)
-    prepared = make_plan(model, operations, revision=revision)
+    prepared = make_plan(model, operations, revision=revision, calibration=calibration)
     return execute(prepared, Path(output) if output is not None else None, mode=mode, force=force, on_bytes=on_bytes)
 
 
@@ -125,10 +131,13 @@ def execute(
         check: called with the complete folder before it takes its name; if it raises, nothing is left.
 
     Raises:
+        PlanRefusedError: the plan waits for a calibration.
         UsageError: the output exists and ``force`` is not given, or lies inside the source.
         CheckpointError: too little disk space, the disk does not take it, or the files cannot be linked.
     """
     output = output or default_output(prepared)
+    if any(options.get("calibration") == PENDING for options in prepared.plan.operations):
+        raise PlanRefusedError("the plan shows shapes only: its thresholds and windows wait for a calibration")
     try:
         with StagedFolder(output, force=force, source=prepared.checkpoint.folder, on_step=on_step) as staged:
             require_space(staged.path, needed_bytes(prepared, mode))
@@ -173,6 +182,8 @@ def _write(
     write_json(staged / CONFIG_NAME, converted_config(prepared))
     content = plan.to_dict()
     write_json(staged / PLAN_NAME, content)
+    if prepared.calibration is not None:
+        write_json(staged / CALIBRATION_NAME, prepared.calibration.to_dict())
     write_card(staged / CARD_NAME, content, source_card=source / CARD_NAME)
     _step(on_step, "wrote config")
     return placed

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgery.anatomy import Anatomy, read_anatomy
 from surgery.anatomy.reading import MODEL_TYPE_PREFIX
@@ -18,6 +18,11 @@ from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.operations import OPERATIONS, OperationOptions, PlannedTensor
 from surgery.operations.inspection import converted_already
 from surgery.version import __version__
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+    from surgery.calibration.results import Calibration
 
 FORMAT_VERSION = 1
 MODELING_NAME = "modeling_surgery.py"
@@ -91,6 +96,7 @@ class PreparedPlan:
     source: Source
     checkpoint: Checkpoint
     anatomy: Anatomy
+    calibration: Calibration | None = None
 
 
 def make_plan(
@@ -98,6 +104,7 @@ def make_plan(
     operations: Sequence[Mapping[str, Any] | OperationOptions],
     *,
     revision: str | None = None,
+    calibration: Calibration | None = None,
 ) -> PreparedPlan:
     """Plan a conversion from headers and config.json; no weight is read and nothing is written.
 
@@ -105,6 +112,7 @@ def make_plan(
         model: folder or hub id.
         operations: options of each operation, in order; each names itself under ``name``.
         revision: branch, tag or commit of a hub model.
+        calibration: where the thresholds and windows of ``screening`` come from.
 
     Raises:
         CheckpointError: the source is missing, broken or hostile.
@@ -123,7 +131,7 @@ def make_plan(
     skipped: dict[str, str] = {}
     changes: dict[str, Any] = {}
     has_code = False
-    for given in operations:
+    for given in operations if calibration is None else _calibrated(operations, calibration):
         options = parse_operation(given)
         operation = OPERATIONS[options.name]
         if any(other.name == options.name for other in resolved):
@@ -177,7 +185,34 @@ def make_plan(
         config=changes,
         source_record=tuple(filter(_in_record, checkpoint.other_files)),
     )
-    return PreparedPlan(plan, source, checkpoint, anatomy)
+    return PreparedPlan(plan, source, checkpoint, anatomy, calibration)
+
+
+def _calibrated(
+    operations: Sequence[Mapping[str, Any] | OperationOptions], calibration: Calibration
+) -> list[Mapping[str, Any] | OperationOptions]:
+    """The operations with the values of a calibration.
+
+    Raises:
+        UsageError: screening is not among them, or is told something else than was calibrated.
+    """
+    own = calibration.options()
+    found: list[Mapping[str, Any] | OperationOptions] = []
+    for given in operations:
+        options = dict(given) if isinstance(given, Mapping) else given.model_dump(exclude_unset=True)
+        if options.get("name") != own["name"]:
+            found.append(given)
+            continue
+        for name, value in options.items():
+            if name == "layers" and value in ("full", "sliding", "all"):
+                continue  # resolved in the calibration
+            wanted = parse_operation({"name": own["name"], "open": True, name: value})
+            if name not in own or getattr(wanted, name) != parse_operation(own).model_dump()[name]:
+                raise UsageError(f"{name} {value!r} is not what was calibrated", hint="Calibrate again with it.")
+        found.append(own)
+    if own not in found:
+        raise UsageError("a calibration was given, but screening is not among the operations")
+    return found
 
 
 def parse_operation(given: Mapping[str, Any] | OperationOptions) -> OperationOptions:
@@ -196,8 +231,12 @@ def parse_operation(given: Mapping[str, Any] | OperationOptions) -> OperationOpt
     try:
         return OPERATIONS[name].options.model_validate(dict(given))
     except ValidationError as error:
-        problems = "; ".join(_problem(dict(problem)) for problem in error.errors())
-        raise UsageError(f"{name}: {problems}") from error
+        raise UsageError(f"{name}: {problems(error)}") from error
+
+
+def problems(error: ValidationError) -> str:
+    """All faults that pydantic found, in our words."""
+    return "; ".join(_problem(dict(problem)) for problem in error.errors())
 
 
 def _problem(problem: dict[str, Any]) -> str:

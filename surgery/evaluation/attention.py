@@ -254,7 +254,8 @@ def watched(model: Any, settings: Settings) -> Iterator[Watch]:
     before = ALL_ATTENTION_FUNCTIONS._local_mapping.get(name)
 
     def backend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **keywords: Any) -> Any:
-        watch.attention(module, query, key, attention_mask, keywords)
+        if getattr(getattr(module, "screening", None), "observer", None) is None:
+            watch.attention(module, query, key, attention_mask, keywords)
         own = before or ALL_ATTENTION_FUNCTIONS._global_mapping.get(name) or _eager(module)
         return own(module, query, key, value, attention_mask, **keywords)
 
@@ -277,8 +278,8 @@ def watched(model: Any, settings: Settings) -> Iterator[Watch]:
             ALL_ATTENTION_FUNCTIONS[name] = before
 
 
-def _observer(watch: Watch, module: Any) -> Callable[[Any, Any], None]:
-    return lambda _, seen: watch.screened(module, seen)
+def _observer(watch: Watch, module: Any) -> Callable[[Any], None]:
+    return lambda seen: watch.screened(module, seen)
 
 
 def _eager(module: Any) -> Callable[..., Any]:

@@ -52,7 +52,7 @@ def token_losses(
         hidden = output["last_hidden_state"]
         for start in range(begin, min(end, length - 1), rows):
             stop = min(start + rows, end, length - 1)
-            with _base_model_gives(model, _with_hidden(output, hidden[:, start - begin : stop - begin])):
+            with base_model_gives(model, with_hidden(output, hidden[:, start - begin : stop - begin])):
                 logits = model(input_ids=input_ids[:, start:stop], use_cache=False).logits
             targets = input_ids[:, start + 1 : stop + 1].to(logits.device)
             found = cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
@@ -75,14 +75,16 @@ def _base_output(model: Any, input_ids: torch.Tensor, cache: Any) -> Any:
     return seen[-1]
 
 
-def _with_hidden(output: Any, hidden: torch.Tensor) -> Any:
+def with_hidden(output: Any, hidden: torch.Tensor) -> Any:
+    """A base model's output with other hidden states."""
     changed = copy.copy(output)
     changed["last_hidden_state"] = hidden
     return changed
 
 
 @contextmanager
-def _base_model_gives(model: Any, output: Any) -> Iterator[None]:
+def base_model_gives(model: Any, output: Any) -> Iterator[None]:
+    """The model's own head on an output of its base model that is at hand, which does not run."""
     base = model.base_model
     before = base.__dict__.get("forward")  # accelerate puts its own there
     base.forward = lambda *arguments, **keywords: output

@@ -23,7 +23,7 @@ import inspect
 import json
 import math
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -195,16 +195,17 @@ class Observation(NamedTuple):
     """What an observer of :class:`Screening` is shown: a block of queries, before anything is rejected.
 
     Attributes:
+        rows: numbers of the block's queries in this call.
         weights: softmax weights, ``(batch, heads, queries, keys)``.
         relevance: rho, of the same shape.
         distance: allowed keys between key and query, ``(batch or 1, 1, queries, keys)``.
         allowed: which keys the query may attend to at all, of the same shape as ``distance``.
         sinks: the first keys of the document, which are always kept; of the same shape.
         acceptance: alpha and window as the module has them now, ``(batch, heads, queries, keys)``.
-        value: values of each key-value head.
-        start: number of the block's first query in this call.
+        value: of each key, ``(batch, key-value heads, keys, head_dim)``.
     """
 
+    rows: torch.Tensor
     weights: torch.Tensor
     relevance: torch.Tensor
     distance: torch.Tensor
@@ -212,7 +213,6 @@ class Observation(NamedTuple):
     sinks: torch.Tensor
     acceptance: torch.Tensor
     value: torch.Tensor
-    start: int
 
 
 class Screening(Operation):
@@ -235,7 +235,8 @@ class Screening(Operation):
     of sigmoid(4 (log2 w - log2(distance + 1))).
     """
 
-    HARD = 1e-3  # below it a softness counts as none
+    HARD = 1e-7  # the softness that stands for none: one step of float32
+    SOFT = 1e-3  # below it the exact gradient is too steep to be of use, and the surrogate takes its place
     threshold: nn.Parameter
     softness: nn.Parameter
     log2_window: nn.Parameter
@@ -246,7 +247,8 @@ class Screening(Operation):
             raise ValueError(f"screening: unknown form {options['form']!r}")
         self.sinks: int = options["sinks"]
         self.full_window: int = options["full_window"]
-        self.observer: Callable[[Screening, Observation], None] | None = None
+        self.observer: Callable[[Observation], None] | None = None
+        self.observed_rows: torch.Tensor | None = None  # numbers of the queries that the observer is shown; None: all
         self.path = "not run"  # which code ran last: open, reference, or the name of a backend
         self._open: tuple[Any, bool] = (None, False)
         self._add_parameters("threshold", "softness", "log2_window")
@@ -262,9 +264,13 @@ class Screening(Operation):
             self._open = (state, bool((full & (self.threshold < -1 - self.softness.clamp(min=0))).all()))
         return self._open[1]
 
+    def learns(self) -> bool:
+        """Whether threshold, softness or window are to get gradients now."""
+        return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
+
     def windows(self) -> torch.Tensor:
         """w per chosen head, in keys: whole numbers, float32."""
-        return self.log2_window.detach().exp2().round().clamp(min=1)
+        return self._windows_of(self.log2_window)
 
     def relevance(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """rho ``(batch, heads, queries, keys)``, float32 or more, of each query head against the keys of its group."""
@@ -275,32 +281,56 @@ class Screening(Operation):
 
     def acceptance(self, relevance: torch.Tensor, distance: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
         """alpha within the window ``(batch, heads, queries, keys)``, with the surrogate gradients of the class."""
-        if self.heads is not None:
-            chosen = torch.tensor(self.heads, device=relevance.device)
-            part = self._accept(relevance.index_select(1, chosen), distance, sinks)
-            return torch.ones_like(relevance).index_copy(1, chosen, part)
-        return self._accept(relevance, distance, sinks)
-
-    def _accept(self, relevance: torch.Tensor, distance: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
-        threshold, softness, log2_window = (
-            parameter.float().view(-1, 1, 1) for parameter in (self.threshold, self.softness, self.log2_window)
-        )
-        softness = softness.clamp(min=0)
+        threshold, softness, log2_window = self._of_all_heads()
         above = relevance - threshold
         ramp = (above / softness.clamp(min=self.HARD)).clamp(0, 1)
-        alpha = torch.where(softness < self.HARD, (above > 0).to(ramp.dtype), ramp * ramp)
-        windows = self.windows().view(-1, 1, 1)
-        inside = (distance < windows) | (windows >= self.full_window)
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters()):
+        alpha = ramp * ramp
+        inside = self._inside(distance, log2_window)
+        if self.learns():
             width = softness.detach().clamp(min=0.1) / 4
             surrogate = torch.sigmoid((relevance.detach() - threshold - softness / 2) / width)
-            saturated = (softness < self.HARD) | (ramp == 0) | (ramp == 1)
+            saturated = (softness < self.SOFT) | (ramp == 0) | (ramp == 1)
             alpha = torch.where(saturated, alpha.detach() + (surrogate - surrogate.detach()), alpha)
             edge = torch.sigmoid(4 * (log2_window - (distance.clamp(min=0) + 1).to(alpha.dtype).log2()))
             alpha = alpha * (inside.to(alpha.dtype) + (edge - edge.detach()))
         else:
             alpha = alpha * inside
         return alpha.masked_fill(sinks, 1.0)
+
+    def log_acceptance_(
+        self, relevance: torch.Tensor, distance: torch.Tensor, sinks: torch.Tensor, allowed: torch.Tensor
+    ) -> torch.Tensor:
+        """ln of what :meth:`acceptance` gives, -inf where a key is rejected or not allowed; in place of the relevance.
+
+        For inference: going over a matrix of all pairs is what screening costs, so it is gone over as little as can be.
+        """
+        threshold, softness, log2_window = self._of_all_heads()
+        relevance.sub_(threshold).div_(softness.clamp(min=self.HARD)).clamp_(0, 1).log_().mul_(2)
+        outside = ~allowed
+        if bool((self._windows_of(log2_window) < self.full_window).any()):
+            outside = outside | ~self._inside(distance, log2_window)
+        return relevance.masked_fill_(outside, -torch.inf).masked_fill_(sinks & allowed, 0.0)
+
+    def _of_all_heads(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """t, tau and log2 w, ``(heads, 1, 1)``; heads that were not chosen are open."""
+        values = [self.threshold.float(), self.softness.float().clamp(min=0), self.log2_window.float()]
+        if self.heads is not None:
+            chosen = torch.tensor(self.heads, device=values[0].device)
+            opened = (-3.0, 0.0, math.log2(self.full_window) + 1)
+            values = [
+                value.new_full((self.num_heads,), default).index_copy(0, chosen, value)
+                for value, default in zip(values, opened, strict=True)
+            ]
+        threshold, softness, log2_window = (value.view(-1, 1, 1) for value in values)
+        return threshold, softness, log2_window
+
+    def _inside(self, distance: torch.Tensor, log2_window: torch.Tensor) -> torch.Tensor:
+        windows = self._windows_of(log2_window)
+        return (distance < windows) | (windows >= self.full_window)
+
+    @staticmethod
+    def _windows_of(log2_window: torch.Tensor) -> torch.Tensor:
+        return log2_window.detach().exp2().round().clamp(min=1)
 
     def extra_repr(self) -> str:
         """What print(model) shows."""
@@ -312,12 +342,12 @@ OPERATIONS: dict[str, type[Operation]] = {"ssmax": SSMax, "screening": Screening
 
 # ------------------------------------------------------------------------------------------- screened attention
 
-# Elements of one (batch, heads, queries, keys) block: 32 MiB in float32. Queries are taken in blocks of so many.
-BLOCK_ELEMENTS = 2**23
+# Elements of one (batch, heads, queries, keys) block, 8 MiB in float32: queries are taken in blocks of that size.
+BLOCK_ELEMENTS = 2**21
 
 
 def _locate_keys(
-    attention_mask: Any, visible_keys: torch.Tensor, rows: slice, keys: int, queries: int
+    attention_mask: torch.Tensor | None, visible_keys: torch.Tensor, rows: torch.Tensor, keys: int, queries: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Where the keys of a block of queries are, however the sequence is presented.
 
@@ -327,7 +357,7 @@ def _locate_keys(
     Args:
         attention_mask: ``(batch or 1, 1, queries, keys)``, boolean or added to the scores, or None: plain causal.
         visible_keys: n of every query, ``(batch or 1, queries)``.
-        rows: the queries of the block.
+        rows: numbers of the block's queries.
         keys, queries: how many there are in all.
 
     Returns:
@@ -335,9 +365,8 @@ def _locate_keys(
     """
     if attention_mask is None:
         # One query follows all keys of its cache. Several begin at the first key, as in sdpa's is_causal.
-        first = keys - 1 if queries == 1 else 0
-        position = torch.arange(rows.start, rows.stop, device=visible_keys.device) + first
-        distance = (position[:, None] - torch.arange(keys, device=visible_keys.device))[None, None]
+        position = rows + (keys - 1 if queries == 1 else 0)
+        distance = (position[:, None] - torch.arange(keys, device=rows.device))[None, None]
         allowed = distance >= 0
     else:
         mask = attention_mask[:, :, rows, :keys]
@@ -346,6 +375,97 @@ def _locate_keys(
         distance = running[..., -1:] - running
     place = visible_keys[:, None, rows, None].to(distance.dtype) - 1 - distance
     return distance, allowed, place
+
+
+class _Block(NamedTuple):
+    """A block of queries and where their keys are: see :class:`Observation`.
+
+    ``keys`` is how many of the keys it needs: those after its last query are left out where nothing hides them.
+    """
+
+    rows: torch.Tensor
+    keys: int
+    distance: torch.Tensor
+    allowed: torch.Tensor
+    sinks: torch.Tensor
+
+
+def _blocks(
+    screening: Screening,
+    query: torch.Tensor,
+    keys: int,
+    attention_mask: torch.Tensor | None,
+    visible_keys: torch.Tensor,
+    rows: torch.Tensor | None = None,
+    whole: bool = False,
+) -> Iterator[_Block]:
+    """Blocks of queries, in order, such that memory is bounded by :data:`BLOCK_ELEMENTS`; ``whole``: with all keys."""
+    batch, heads, queries, _ = query.shape
+    everything = torch.arange(queries) if rows is None else rows.cpu()
+    for numbers in everything.split(max(1, BLOCK_ELEMENTS // (batch * heads * keys))):
+        present = int(numbers[-1]) + 1 if attention_mask is None and queries > 1 and not whole else keys
+        block = numbers.to(query.device)
+        distance, allowed, place = _locate_keys(attention_mask, visible_keys, block, present, queries)
+        yield _Block(block, present, distance, allowed, (place >= 0) & (place < screening.sinks))
+
+
+def _weights(
+    eager: Callable[..., Any] | None,
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    block: _Block,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Softmax weights of a block of queries before screening, by the family's own dense attention."""
+    if eager is None:
+        raise ValueError(f"{type(module).__name__} names no dense attention of its own, which screening needs here.")
+    bias = torch.zeros((), dtype=query.dtype, device=query.device)
+    if attention_mask is not None and attention_mask.dtype != torch.bool:
+        bias = attention_mask[:, :, block.rows, : block.keys]
+    bias = bias.masked_fill(~block.allowed, torch.finfo(query.dtype).min)
+    key, value = key[:, :, : block.keys], value[:, :, : block.keys]
+    return eager(module, query[:, :, block.rows], key, value, bias, **{**kwargs, "dropout": 0.0})[1]
+
+
+def _observed(
+    eager: Callable[..., Any] | None,
+    module: nn.Module,
+    query: torch.Tensor,
+    unscaled_query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    visible_keys: torch.Tensor,
+    **kwargs: Any,
+) -> None:
+    """Show the observer of this layer's screening the weights and the relevance; nothing is computed with them."""
+    screening: Any = module.screening
+    key, value = _present(attention_mask, query, key, value)
+    rows = screening.observed_rows
+    with torch.no_grad():
+        for block in _blocks(screening, query, key.shape[2], attention_mask, visible_keys, rows, whole=True):
+            weights = _weights(eager, module, query, key, value, attention_mask, block, **kwargs)
+            relevance = screening.relevance(unscaled_query[:, :, block.rows], key)
+            accepted = screening.acceptance(relevance, block.distance, block.sinks) * block.allowed
+            located = (block.distance, block.allowed, block.sinks)
+            screening.observer(Observation(block.rows, weights, relevance, *located, accepted, value))
+
+
+def _present(
+    attention_mask: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The keys and values that are there: without a mask, a static cache holds room after the last query."""
+    if attention_mask is None and query.shape[2] > 1:
+        return key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
+    if attention_mask is not None and (not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 4):
+        raise ValueError(
+            f"screening needs a 4-D attention mask or none, not {type(attention_mask).__name__}; load the model with "
+            'attn_implementation="sdpa" or "eager".'
+        )
+    return key, value
 
 
 def _screened(
@@ -364,8 +484,8 @@ def _screened(
     """Attention over the keys that :class:`Screening` accepts, in blocks of queries so that memory is bounded.
 
     Two ways give the same. The reference takes the family's own softmax weights, multiplies them by alpha and
-    renormalises; it runs for the backend "eager", for an observer, and where t, tau or w are to get gradients. The
-    other gives ln alpha to the backend as an additive mask.
+    renormalises; it runs for the backend "eager", and where t, tau or w are to get gradients. The other gives ln alpha
+    to the backend as an additive mask.
 
     Args:
         name: of the backend that is configured.
@@ -378,58 +498,45 @@ def _screened(
         ``(batch, queries, heads, head_dim)``, and the weights if the reference ran.
     """
     screening: Any = module.screening
-    learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in screening.parameters())
-    reference = backend is eager or learns or screening.observer is not None
+    reference = backend is eager or screening.learns()
     screening.path = "reference" if reference else name
-    if reference and eager is None:
-        raise ValueError(f"{type(module).__name__} names no dense attention of its own, which screening needs here.")
     if not reference and name != "sdpa":
         raise ValueError(
             f"screening needs a mask per head that is added to the scores, which the attention implementation {name!r} "
             'is not known to take. Load the model with attn_implementation="sdpa" or "eager".'
         )
-    if attention_mask is not None and (not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 4):
-        raise ValueError(
-            f"screening needs a 4-D attention mask or none, not {type(attention_mask).__name__}; load the model with "
-            'attn_implementation="sdpa" or "eager".'
-        )
-    batch, heads, queries, _ = query.shape
-    if attention_mask is None and queries > 1:
-        key, value = key[:, :, :queries], value[:, :, :queries]  # what follows in a static cache is not there yet
-    keys = key.shape[2]
-    size = max(1, BLOCK_ELEMENTS // (batch * heads * keys))
+    key, value = _present(attention_mask, query, key, value)
     outputs, weights = [], []
-    for start in range(0, queries, size):
-        rows = slice(start, min(start + size, queries))
-        distance, allowed, place = _locate_keys(attention_mask, visible_keys, rows, keys, queries)
-        relevance = screening.relevance(unscaled_query[:, :, rows], key)
-        sinks = (place >= 0) & (place < screening.sinks)
-        accepted = screening.acceptance(relevance, distance, sinks) * allowed
-        bias = torch.zeros((), dtype=query.dtype, device=query.device)
-        if attention_mask is not None and attention_mask.dtype != torch.bool:
-            bias = attention_mask[:, :, rows, :keys]
+    for block in _blocks(screening, query, key.shape[2], attention_mask, visible_keys):
+        relevance = screening.relevance(unscaled_query[:, :, block.rows], key[:, :, : block.keys])
         if reference:
-            bias = bias.masked_fill(~allowed, torch.finfo(query.dtype).min)
-            arguments = {**kwargs, "dropout": 0.0}
-            assert eager is not None
-            _, probabilities = eager(module, query[:, :, rows], key, value, bias, **arguments)
-            if screening.observer is not None:
-                seen = Observation(probabilities, relevance, distance, allowed, sinks, accepted, value, start)
-                screening.observer(screening, seen)
-            block = _renormalised(probabilities, accepted, hasattr(module, "sinks"))
-            block = nn.functional.dropout(block.to(value.dtype), kwargs.get("dropout", 0.0), module.training)
-            weights.append(block)
-            groups = heads // value.shape[1]
-            outputs.append((block @ value.repeat_interleave(groups, 1)).transpose(1, 2))
+            whole = _weights(eager, module, query, key, value, attention_mask, block, **kwargs)
+            accepted = screening.acceptance(relevance, block.distance, block.sinks) * block.allowed
+            kept = _renormalised(whole, accepted, hasattr(module, "sinks")).to(value.dtype)
+            kept = nn.functional.dropout(kept, kwargs.get("dropout", 0.0), module.training)
+            weights.append(nn.functional.pad(kept, (0, key.shape[2] - block.keys)))
+            groups = query.shape[1] // value.shape[1]
+            outputs.append((kept @ value[:, :, : block.keys].repeat_interleave(groups, 1)).transpose(1, 2))
         else:
-            rejected = accepted == 0
-            bias = bias + accepted.masked_fill(rejected, 1.0).log()
-            survives = ~rejected.all(-1, keepdim=True)
+            bias = _additive(screening, relevance, block)
+            survives = (bias > -torch.inf).any(-1, keepdim=True)
+            if attention_mask is not None and attention_mask.dtype != torch.bool:
+                bias = bias + attention_mask[:, :, block.rows]
             # A row of -inf alone would give NaN. What it gives instead is multiplied by zero.
-            bias = bias.masked_fill(rejected & survives, -torch.inf).to(query.dtype)
-            output, _ = backend(module, query[:, :, rows], key, value, bias, **kwargs)
+            bias = torch.where(survives, bias, torch.zeros_like(bias)).to(query.dtype)
+            present = (key[:, :, : block.keys], value[:, :, : block.keys])
+            output, _ = backend(module, query[:, :, block.rows], *present, bias, **kwargs)
             outputs.append(output * survives.transpose(1, 2))
     return torch.cat(outputs, 1).contiguous(), torch.cat(weights, 2) if weights else None
+
+
+def _additive(screening: Screening, relevance: torch.Tensor, block: _Block) -> torch.Tensor:
+    """ln alpha of a block, -inf where a key is rejected or not allowed."""
+    if not torch.is_grad_enabled():
+        return screening.log_acceptance_(relevance, block.distance, block.sinks, block.allowed)
+    accepted = screening.acceptance(relevance, block.distance, block.sinks) * block.allowed
+    rejected = accepted == 0
+    return accepted.masked_fill(rejected, 1.0).log().masked_fill(rejected, -torch.inf)
 
 
 def _renormalised(weights: torch.Tensor, accepted: torch.Tensor, has_sink: bool) -> torch.Tensor:
@@ -493,10 +600,10 @@ def _operated(
         multiplier = ssmax(visible_keys.to(query.device), kwargs.get("sliding_window"))
         query = (query * multiplier).to(query.dtype)
     if screens:
-        learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in screening.parameters())
-        if learns or screening.observer is not None or not screening.is_open():
-            n = visible_keys.to(query.device)
-            tensors = (query, unscaled_query, key, value, attention_mask, n)
+        tensors = (query, unscaled_query, key, value, attention_mask, visible_keys.to(query.device))
+        if screening.observer is not None:
+            _observed(eager, module, *tensors, **kwargs)
+        if screening.learns() or not screening.is_open():
             return _screened(name, backend, eager, module, *tensors, **kwargs)
         screening.path = "open"
     return backend(module, query, key, value, attention_mask, **kwargs)
@@ -571,6 +678,16 @@ def _install(base_model: nn.Module, config: PreTrainedConfig) -> None:
             setattr(attention, options["name"], operation(options, config.num_attention_heads))
             if not hasattr(type(attention), "_operated_attention"):
                 attention.__class__ = _attention_class(type(attention))  # type: ignore[arg-type]
+
+
+def operate(model: PreTrainedModel, block: dict[str, Any]) -> None:
+    """Put operations on a model in memory, at their start values; ``block`` is as ``surgery`` in config.json."""
+    base_model: Any = getattr(model, model.base_model_prefix)
+    model.config.surgery = block
+    if not isinstance(base_model, SurgeryModelMixin):
+        base_model.__class__ = _class_for(PREFIX + type(base_model).__name__)
+    _install(base_model, model.config)
+    base_model.to(model.device)
 
 
 # ----------------------------------------------------------------------------------------------- the model classes

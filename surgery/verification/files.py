@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy
 
-from surgery.checkpoint import Checkpoint, same_tensor_bytes, sha256_json, tensor_bytes
+from surgery.checkpoint import Checkpoint, load_json, same_tensor_bytes, sha256_json, tensor_bytes
+from surgery.checkpoint.record import CALIBRATION_NAME
 from surgery.conversion.card import has_code
 from surgery.conversion.reverting import trained_weights
 from surgery.verification.checks import Check
@@ -36,6 +37,7 @@ def file_checks(
         _modeling_file(checkpoint, plan, modeling_code),
         _source_tensors(checkpoint, plan, source, on_bytes),
         _kept_files(checkpoint, plan, source),
+        *_calibration(checkpoint, plan),
     ]
 
 
@@ -50,6 +52,20 @@ def _plan_check(checkpoint: Checkpoint, plan: Mapping[str, Any]) -> Check:
     if block.get("operations") != list(plan["operations"]):
         return Check(name, "failed", "the operations in config.json are not those of the plan")
     return Check(name, "passed", f"plan {expected[:16]}")
+
+
+def _calibration(checkpoint: Checkpoint, plan: Mapping[str, Any]) -> list[Check]:
+    """Thresholds that come from a calibration: its record must be the one that the plan names."""
+    name = "calibration.json is the plan's"
+    named = [options["calibration"] for options in plan["operations"] if options.get("calibration")]
+    if not named:
+        return []
+    path = checkpoint.folder / CALIBRATION_NAME
+    if not path.is_file():
+        return [Check(name, "failed", f"{CALIBRATION_NAME} is missing")]
+    if sha256_json(load_json(path)) != named[0]:
+        return [Check(name, "failed", f"{CALIBRATION_NAME} does not have the hash that the plan names")]
+    return [Check(name, "passed", f"calibration {named[0][:16]}")]
 
 
 def _new_tensors(checkpoint: Checkpoint, plan: Mapping[str, Any]) -> Check:

@@ -62,7 +62,7 @@ def test_a_start_that_rejects_is_no_identity(make_source: Any) -> None:
 
 
 def test_calibrated_values_go_into_the_tensors_and_not_into_config(make_source: Any, tmp_path: Path) -> None:
-    out = convert(make_source("llama"), "screening", output=tmp_path / "out", **calibrated()).output
+    out = convert(make_source("llama"), options(**calibrated()), output=tmp_path / "out").output
     checkpoint = open_checkpoint(out)
     info = checkpoint.tensors["model.layers.2.self_attn.screening.threshold"]
     found = struct.unpack("<4f", bytes(tensor_bytes(out / info.shard, info)))

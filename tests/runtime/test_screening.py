@@ -137,7 +137,7 @@ def test_places_in_a_packed_row_begin_anew() -> None:
     documents = torch.tensor([0, 0, 0, 1, 1])
     allowed = (documents[:, None] == documents[None]) & torch.ones(5, 5, dtype=torch.bool).tril()
     n = torch.tensor([[1.0, 2.0, 3.0, 1.0, 2.0]])
-    distance, _, place = _locate_keys(allowed[None, None], n, slice(3, 5), 5, 5)
+    distance, _, place = _locate_keys(allowed[None, None], n, torch.arange(3, 5), 5, 5)
     assert distance[0, 0, 1, 3:].tolist() == [1, 0]
     assert place[0, 0, 1, 3:].tolist() == [0, 1]
 
@@ -222,7 +222,7 @@ def test_with_ssmax_the_relevance_is_that_of_the_query_before_its_multiplier(
     modules: dict[str, Any] = operation_modules(model)
     seen: list[torch.Tensor] = []
     first = next(module for name, module in modules.items() if name == "model.layers.0.self_attn.screening")
-    first.observer = lambda _, observation: seen.append(observation.relevance)
+    first.observer = lambda observation: seen.append(observation.relevance)
     logits(model, tokens())
     for one in modules.values():
         if hasattr(one, "scale"):

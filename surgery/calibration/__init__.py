@@ -1,0 +1,10 @@
+"""Choosing thresholds and windows without training: text through the model, what each head could reject, and the guard.
+
+``calibrate`` observes passages (forward and back, on a sample of queries), chooses for every head under one price for
+damage, and tries the choice on passages that were held out until the loss there rises by no more than is allowed.
+"""
+
+from surgery.calibration.calibrating import CalibrationSettings, calibrate
+from surgery.calibration.results import Calibration, read_calibration
+
+__all__ = ["Calibration", "CalibrationSettings", "calibrate", "read_calibration"]

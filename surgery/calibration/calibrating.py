@@ -1,0 +1,277 @@
+"""``calibrate``: observe, choose, and try on held-out text until the loss rises by no more than is allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+
+from surgery.anatomy import Anatomy, read_anatomy
+from surgery.calibration.passages import Passage, divide
+from surgery.calibration.results import Calibration, GuardText, LayerChoice, Trial
+from surgery.checkpoint import open_checkpoint, resolve
+from surgery.data import read_documents
+from surgery.errors import SurgeryError, UsageError
+from surgery.loading import RunOptions, load_tokenizer
+from surgery.operations import OPERATIONS, OperationOptions
+from surgery.operations.screening import PARAMETERS, SOFTNESS, ScreeningOptions
+
+if TYPE_CHECKING:
+    from surgery.calibration.choosing import Choice, Evidence
+    from surgery.calibration.grid import Grid, Tally
+
+OnProgress = Callable[[int, int, str], None]
+
+# How many choices are tried on the held-out passages, and by how much the first step changes the price.
+TRIALS = 6
+FIRST_STEP = 4.0
+# A pass forward and back costs about so many passes forward.
+BACKWARD_COST = 3
+
+
+class CalibrationSettings(BaseModel):
+    """How to calibrate.
+
+    Attributes:
+        max_loss_increase: the loss of no held-out passage may rise by more, in nats per token.
+        budget: choose by softmax mass instead: no head loses a greater share of it in any observed passage. The
+            budget is lowered where the loss would rise by more than ``max_loss_increase``.
+        lengths: tokens per passage; by default 1024 and 4096, no longer than the model was trained at.
+        observe, hold_out: passages of the shortest length; of the others as many as make about as many tokens.
+        rows: queries that are looked at in each observed passage.
+        softness: width of the ramp below each threshold; 0 is hard.
+        seed: of the sample of queries.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_loss_increase: float = Field(default=0.005, gt=0, allow_inf_nan=False)
+    budget: float | None = Field(default=None, gt=0, lt=1)
+    lengths: tuple[PositiveInt, ...] | None = None
+    observe: PositiveInt = 8
+    hold_out: PositiveInt = 4
+    rows: PositiveInt = 192
+    softness: float = Field(default=SOFTNESS, ge=0, le=0.5)
+    seed: int = 0
+
+    @field_validator("lengths")
+    @classmethod
+    def _long_enough(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and (not value or min(value) < 16):
+            raise ValueError("a passage needs at least 16 tokens")
+        return value
+
+
+def calibrate(
+    model: str | Path,
+    text: Sequence[str | Path],
+    *,
+    options: Mapping[str, Any] | None = None,
+    before: Sequence[Mapping[str, Any]] = (),
+    settings: CalibrationSettings | None = None,
+    revision: str | None = None,
+    run: RunOptions | None = None,
+    on_progress: OnProgress | None = None,
+) -> Calibration:
+    """Choose thresholds and windows for a model on texts, without training.
+
+    Args:
+        model: a folder or hub id that was not converted.
+        text: files, folders and globs of UTF-8 text; several kinds make the choice hold for others too.
+        options: of the operation ``screening``: layers, heads, sinks, full_window.
+        before: resolved options of the other operations of the plan, which act while screening is calibrated.
+        settings: how much loss is allowed, lengths, and how much text to use.
+        revision: branch, tag or commit of a hub model.
+        run: device, dtype and attention backend.
+        on_progress: called with work done, work in all (both in tokens of a forward pass), and what is being done.
+
+    Raises:
+        UsageError: no text, or too little of it.
+        PlanRefusedError: screening cannot be applied to this model.
+        SurgeryError: no choice holds the loss, not even one that rejects next to nothing.
+    """
+    settings = settings or CalibrationSettings()
+    run = run or RunOptions()
+    source = resolve(model, revision)
+    anatomy = read_anatomy(open_checkpoint(source))
+    screening = _resolved(options or {}, anatomy)
+    lengths = settings.lengths or tuple(length for length in (1024, 4096) if length <= anatomy.trained_length)
+    if not lengths or max(lengths) > anatomy.trained_length:
+        raise UsageError(
+            f"the model was trained at {anatomy.trained_length} tokens; lengths {lengths or (1024, 4096)} go beyond",
+            hint="Give --lengths that it knows.",
+        )
+    tokenizer = load_tokenizer(source.folder, trust_remote_code=run.trust_remote_code)
+    documents = read_documents([text] if isinstance(text, str | Path) else text)
+    passages = divide(documents, tokenizer, lengths, observe=settings.observe, hold_out=settings.hold_out)
+
+    from surgery.calibration.running import open_model
+
+    loaded = open_model(source.folder, anatomy, [*before, screening.resolved()], run)
+    work = _Work(loaded, screening, anatomy, settings, on_progress)
+    evidence, grid = work.observe(passages.observed)
+    choice, guard, trials = work.choose(evidence, grid, passages.held_out)
+    warnings = []
+    if len(documents) < 3:
+        warnings.append(
+            f"{len(documents)} text(s) only: thresholds that hold on one kind of text break on another; give several"
+        )
+    if max(lengths) < anatomy.trained_length:
+        warnings.append(f"calibrated at up to {max(lengths)} tokens; beyond, nothing was measured")
+    return Calibration(
+        model=source.name,
+        commit=source.commit,
+        settings={
+            **settings.model_dump(mode="json"),
+            "lengths": list(lengths),
+            "heads": None if screening.heads is None else list(screening.heads),
+            "sinks": screening.sinks,
+            "full_window": screening.full_window,
+            "before": [str(other["name"]) for other in before],
+        },
+        texts=passages.texts,
+        layers=work.layers(choice, evidence, grid),
+        guard=tuple(guard),
+        trials=tuple(trials),
+        warnings=tuple(warnings),
+    )
+
+
+def _resolved(options: Mapping[str, Any], anatomy: Anatomy) -> ScreeningOptions:
+    given = {**options, "name": "screening", "open": True}
+    resolved: OperationOptions = OPERATIONS["screening"].resolve(ScreeningOptions.model_validate(given), anatomy)
+    assert isinstance(resolved, ScreeningOptions)
+    return resolved
+
+
+class _Work:
+    """The model at hand, and progress over all that is done with it."""
+
+    def __init__(
+        self,
+        model: Any,
+        screening: ScreeningOptions,
+        anatomy: Anatomy,
+        settings: CalibrationSettings,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self.model, self.screening, self.anatomy, self.settings = model, screening, anatomy, settings
+        self.on_progress, self.done, self.total = on_progress, 0, 0
+
+    def observe(self, passages: Sequence[Passage]) -> tuple[Evidence, Grid]:
+        """What every threshold and window would do to each head in these passages."""
+        import torch
+
+        from surgery.calibration.choosing import weigh
+        from surgery.calibration.grid import Grid
+        from surgery.calibration.observing import observe_passage, sample_rows
+
+        assert self.screening.full_window is not None
+        grid = Grid.up_to(max(len(passage.tokens) for passage in passages), self.screening.full_window)
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        # The trials are not counted yet: how many there will be is known only then.
+        self.total = BACKWARD_COST * sum(len(passage.tokens) for passage in passages)
+        found: list[tuple[int, Tally]] = []
+        for passage in passages:
+            self._say(0, f"observing {passage.text}")
+            rows = sample_rows(len(passage.tokens), self.settings.rows, generator)
+            tokens = torch.tensor([passage.tokens], device=self.model.device)
+            found.append((len(passage.tokens), observe_passage(self.model, tokens, grid, rows)))
+            self._say(BACKWARD_COST * len(passage.tokens), f"observing {passage.text}")
+        return weigh(found), grid
+
+    def choose(
+        self, evidence: Evidence, grid: Grid, passages: Sequence[Passage]
+    ) -> tuple[Choice, list[GuardText], list[Trial]]:
+        """The choice that rejects most among those tried whose loss holds on every held-out passage.
+
+        Raises:
+            SurgeryError: none does.
+        """
+        from surgery.calibration.choosing import by_damage, by_mass
+        from surgery.calibration.guarding import Guard, head_values, set_values
+
+        allowed = self.settings.max_loss_increase
+        guard = Guard(self.model, passages, self._say)
+        self.total += (TRIALS + 1) * guard.tokens
+        by_budget = self.settings.budget is not None
+        knob = self.settings.budget if self.settings.budget is not None else _first_price(evidence, allowed)
+        holds: float | None = None
+        fails: float | None = None
+        best: tuple[Choice, list[GuardText]] | None = None
+        trials: list[Trial] = []
+        for _ in range(TRIALS):
+            choice = by_mass(evidence, knob) if by_budget else by_damage(evidence, knob)
+            set_values(self.model, head_values(choice, grid, self.settings.softness), self.screening.heads)
+            measured = guard.measure(until=allowed)
+            worst = max(text.change for text in measured)
+            trials.append(Trial(knob, choice.rejected, choice.damage, worst))
+            if worst <= allowed and len(measured) == len(passages):
+                holds = knob
+                if best is None or choice.rejected > best[0].rejected:
+                    best = choice, measured
+                if by_budget:
+                    break  # what was asked for holds: more was not asked for
+            else:
+                fails = knob
+            knob = _next_knob(holds, fails)
+        if best is None:
+            raise SurgeryError(
+                f"no choice keeps the loss on held-out text within +{allowed:g}: after {len(trials)} trials "
+                f"{trials[-1].rejected:.0%} of the keys rejected still cost {trials[-1].worst:+.4f}.",
+                hint="Allow more (--max-loss-increase), give more text, or start --open and train.",
+            )
+        return (*best, trials)
+
+    def layers(self, choice: Choice, evidence: Evidence, grid: Grid) -> tuple[LayerChoice, ...]:
+        """The choice as start values."""
+        from surgery.calibration.guarding import head_values
+
+        values = head_values(choice, grid, self.settings.softness)
+        opened = choice.is_open(grid)
+        heads = list(self.screening.heads if self.screening.heads is not None else range(self.anatomy.heads))
+        assert isinstance(self.screening.layers, tuple)
+        found = []
+        for number, layer in enumerate(self.screening.layers):
+            shares = [
+                float(evidence.rejected[number, head, choice.threshold[number, head], choice.window[number, head]])
+                for head in heads
+            ]
+            threshold, softness, log2_window = (
+                tuple(values[name][number][head] for head in heads) for name in PARAMETERS
+            )
+            is_open = tuple(bool(opened[number, head]) for head in heads)
+            found.append(LayerChoice(layer, threshold, softness, log2_window, tuple(shares), is_open))
+        return tuple(found)
+
+    def _say(self, tokens: int, what: str) -> None:
+        self.done += tokens
+        if self.on_progress is not None:
+            self.on_progress(self.done, max(self.total, self.done), what)
+
+
+def _first_price(evidence: Evidence, allowed: float) -> float:
+    """The price at which the estimate of the damage is what is allowed, by halving."""
+    from surgery.calibration.choosing import by_damage
+
+    low, high = 1e-9, 1e6
+    while high / low > 1.05:
+        middle = math.sqrt(low * high)
+        if by_damage(evidence, middle).damage <= allowed:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _next_knob(holds: float | None, fails: float | None) -> float:
+    """Between the two where both are known, on a logarithmic scale; else a step up or down."""
+    if holds is not None and fails is not None:
+        return math.sqrt(holds * fails)
+    if holds is not None:
+        return holds * FIRST_STEP
+    assert fails is not None
+    return fails / FIRST_STEP

@@ -1,0 +1,94 @@
+"""Choose a threshold and a window for every head, from what each would reject and what it would cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgery.calibration.grid import Array, Grid, Tally
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the observed passages say, by layer, head, threshold and window.
+
+    Attributes:
+        rejected: share of the keys, the mean over the lengths of the mean over a length's passages.
+        mass: softmax mass per query that would be rejected, in the passage where it is most.
+        damage: estimated rise of the loss per token: half of g-times-change squared, per query.
+    """
+
+    rejected: Array
+    mass: Array
+    damage: Array
+
+
+def weigh(passages: Sequence[tuple[int, Tally]]) -> Evidence:
+    """Put passages of several texts and lengths together; each length counts alike.
+
+    Args:
+        passages: tokens and tally of each.
+    """
+    by_length: dict[int, list[Tally]] = {}
+    for length, tally in passages:
+        by_length.setdefault(length, []).append(tally)
+    rejected = [np.mean([tally.rejected / tally.keys for tally in found], axis=0) for found in by_length.values()]
+    damage = [np.mean([tally.damage / tally.queries / 2 for tally in found], axis=0) for found in by_length.values()]
+    return Evidence(
+        rejected=np.mean(rejected, axis=0),
+        mass=np.max([tally.mass / tally.queries for _, tally in passages], axis=0),
+        damage=np.mean(damage, axis=0),
+    )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Indices into the grid for each layer and head, and what the evidence says of them.
+
+    Attributes:
+        threshold, window: ``(layers, heads)``.
+        rejected: share of all keys.
+        damage: estimated rise of the loss per token.
+    """
+
+    threshold: NDArray[np.int64]
+    window: NDArray[np.int64]
+    rejected: float
+    damage: float
+
+    def is_open(self, grid: Grid) -> NDArray[np.bool_]:
+        """Heads that reject nothing, ``(layers, heads)``."""
+        return (self.threshold == 0) & (self.window == len(grid.windows) - 1)
+
+
+def by_damage(evidence: Evidence, price: float) -> Choice:
+    """For each head what gives the most rejected keys less damage.
+
+    Args:
+        evidence: what is known.
+        price: so much damage, summed over all heads, is worth rejecting all keys of all heads.
+    """
+    heads = math.prod(evidence.rejected.shape[:2])
+    return _best(evidence, evidence.rejected / heads - evidence.damage / price)
+
+
+def by_mass(evidence: Evidence, budget: float) -> Choice:
+    """For each head what rejects the most keys while no more than this share of mass is lost in any passage."""
+    return _best(evidence, np.where(evidence.mass <= budget, evidence.rejected, -np.inf))
+
+
+def _best(evidence: Evidence, worth: Array) -> Choice:
+    layers, heads, thresholds, windows = worth.shape
+    # The last of equals: nothing is gained by a tighter threshold that rejects no more. Ties go to the widest window.
+    flat = worth.reshape(layers, heads, -1)
+    order = np.arange(thresholds * windows).reshape(thresholds, windows)[:, ::-1].reshape(-1)
+    best = order[flat[:, :, order].argmax(-1)]
+    picked = [
+        np.take_along_axis(part.reshape(flat.shape), best[..., None], -1)
+        for part in (evidence.rejected, evidence.damage)
+    ]
+    return Choice(best // windows, best % windows, float(picked[0].mean()), float(picked[1].sum()))

@@ -1,0 +1,94 @@
+"""The guard: the loss of held-out passages, without screening and with a choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from surgery.calibration.choosing import Choice
+from surgery.calibration.grid import Grid
+from surgery.calibration.observing import sample_rows, screening_modules
+from surgery.calibration.passages import Passage
+from surgery.calibration.results import GuardText
+from surgery.evaluation.losses import token_losses
+from surgery.evaluation.rejection import counting_rejections
+from surgery.operations.screening import open_start
+
+COUNTED_ROWS = 64
+
+
+def head_values(choice: Choice, grid: Grid, softness: float) -> dict[str, list[list[float]]]:
+    """Start values of each layer and head, by parameter.
+
+    The ramp of width ``softness`` lies below the threshold that was chosen: what was to be kept is kept whole.
+    """
+    import math
+
+    full = open_start(grid.windows[-1], softness)
+    values: dict[str, list[list[float]]] = {"threshold": [], "softness": [], "log2_window": []}
+    last = len(grid.windows) - 1
+    for thresholds, windows in zip(choice.threshold.tolist(), choice.window.tolist(), strict=True):
+        values["threshold"].append(
+            [full["threshold"] if level == 0 else grid.thresholds[level] - softness for level in thresholds]
+        )
+        values["softness"].append([softness] * len(thresholds))
+        values["log2_window"].append(
+            [full["log2_window"] if level == last else math.log2(grid.windows[level]) for level in windows]
+        )
+    return values
+
+
+def set_values(model: Any, values: dict[str, list[list[float]]], heads: Sequence[int] | None = None) -> None:
+    """Give every screened layer its values."""
+    with torch.no_grad():
+        for number, (_, screening) in enumerate(screening_modules(model).values()):
+            for name, rows in values.items():
+                parameter = getattr(screening, name)
+                row = rows[number] if heads is None else [rows[number][head] for head in heads]
+                parameter.copy_(torch.tensor(row))
+
+
+class Guard:
+    """Held-out passages with their loss without screening, which is measured once."""
+
+    def __init__(self, model: Any, passages: Sequence[Passage], on_tokens: Callable[[int, str], None]) -> None:
+        self.model, self.passages, self.on_tokens = model, passages, on_tokens
+        self.losses: list[float] = []
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one measurement of all passages."""
+        return sum(len(passage.tokens) for passage in self.passages)
+
+    def measure(self, *, until: float | None = None) -> list[GuardText]:
+        """The loss of every passage under the values that the model has now, and the share of keys rejected.
+
+        Args:
+            until: give up after the first passage whose loss rises by more than this.
+        """
+        measured = []
+        for number, passage in enumerate(self.passages):
+            tokens = torch.tensor([passage.tokens], device=self.model.device)
+            if number == len(self.losses):
+                self.losses.append(self._loss(tokens, off=True))
+                self.on_tokens(len(passage.tokens), "held-out text, as it is")
+            rows = sample_rows(len(passage.tokens), COUNTED_ROWS, torch.Generator().manual_seed(number))
+            with counting_rejections(self.model, rows) as counts:
+                loss = self._loss(tokens, off=False)
+            self.on_tokens(len(passage.tokens), "held-out text, screened")
+            measured.append(GuardText(passage.text, len(passage.tokens), self.losses[number], loss, counts.total()))
+            if until is not None and not measured[-1].change <= until:
+                break
+        return measured
+
+    def _loss(self, tokens: torch.Tensor, *, off: bool) -> float:
+        layers = screening_modules(self.model).values()
+        for _, screening in layers:
+            screening.enabled = not off
+        try:
+            return float(token_losses(self.model, tokens).double().mean())
+        finally:
+            for _, screening in layers:
+                screening.enabled = True

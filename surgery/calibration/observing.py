@@ -1,0 +1,145 @@
+"""One passage through the model and back: what each head's keys are worth to the loss, on a sample of queries."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from surgery.calibration.grid import Grid, Tally, tally_head
+from surgery.evaluation.losses import LOGITS_AT_ONCE, base_model_gives, with_hidden
+
+# Above this the activations of a passage are not kept but computed again, layer by layer, on the way back.
+LONGEST_KEPT = 1536
+
+
+def screening_modules(model: Any) -> dict[int, tuple[Any, Any]]:
+    """For each screened layer its attention module and its screening module."""
+    found = {}
+    for module in model.modules():
+        if hasattr(module, "screening") and hasattr(module, "layer_idx"):
+            found[int(module.layer_idx)] = (module, module.screening)
+    return dict(sorted(found.items()))
+
+
+def sample_rows(length: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Numbers of ``count`` queries, one drawn from each of as many equal parts of the sequence."""
+    count = min(count, length)
+    edges = torch.linspace(0, length, count + 1)
+    drawn = edges[:-1] + torch.rand(count, generator=generator) * (edges[1:] - edges[:-1])
+    return drawn.long().clamp(max=length - 1).unique()
+
+
+def observe_passage(model: Any, tokens: torch.Tensor, grid: Grid, rows: torch.Tensor) -> Tally:
+    """What every threshold and window would reject in one passage, and what damage that would do to its loss.
+
+    The model's screening is open. One pass forward shows the weights, one back the gradient g of the summed loss by
+    each head's output. A change of the output that is small moves the loss by its product with g; squared and summed
+    over queries, this is the empirical Fisher information's estimate of what the change costs.
+
+    Args:
+        model: a causal language model with screening on its layers; its parameters need no gradient.
+        tokens: ``(1, length)``.
+        grid: thresholds and windows.
+        rows: numbers of the queries to look at.
+    """
+    layers = screening_modules(model)
+    tally = Tally((len(layers), next(iter(layers.values()))[1].num_heads, *grid.shape))
+    again = tokens.shape[1] > LONGEST_KEPT
+    with ExitStack() as stack:
+        for number, (attention, screening) in enumerate(layers.values()):
+            _Watcher(tally, number, grid, screening, rows).attach(attention, stack)
+        if again:
+            model.gradient_checkpointing_enable()
+            model.train()
+            stack.callback(model.eval)
+            stack.callback(model.gradient_checkpointing_disable)
+        _backward(model, tokens)
+    tally.queries = len(rows)
+    return tally
+
+
+class _Watcher:
+    """One layer: keeps what the forward pass shows until the gradient arrives, then tallies and forgets it."""
+
+    def __init__(self, tally: Tally, number: int, grid: Grid, screening: Any, rows: torch.Tensor) -> None:
+        self.tally, self.number, self.grid, self.screening, self.rows = tally, number, grid, screening, rows
+        self.seen: list[Any] = []
+        self.output: torch.Tensor | None = None
+
+    def attach(self, attention: Any, stack: ExitStack) -> None:
+        """Observe the layer until the stack is left."""
+        self.screening.observer, self.screening.observed_rows = self._show, self.rows
+
+        def detach() -> None:
+            self.screening.observer = self.screening.observed_rows = None
+
+        stack.callback(detach)
+        # The projection of the heads' outputs is the layer's last one, whatever a family calls it.
+        for child in attention.children():
+            if getattr(child, "weight", None) is not None and child.weight.dim() == 2:
+                stack.callback(child.register_forward_pre_hook(self._input).remove)
+        stack.callback(attention.register_forward_pre_hook(self._begin).remove)
+        stack.callback(attention.register_forward_hook(self._end).remove)
+
+    def _begin(self, module: Any, arguments: Any) -> None:
+        self.seen, self.output = [], None
+
+    def _show(self, observation: Any) -> None:
+        self.seen.append(observation)
+
+    def _input(self, module: Any, arguments: Any) -> None:
+        self.output = arguments[0]
+
+    def _end(self, module: Any, arguments: Any, result: Any) -> None:
+        if self.output is not None and self.output.requires_grad:
+            seen = self.seen
+            self.output.register_hook(lambda gradient: self._arrived(gradient, seen))
+        self.seen, self.output = [], None
+
+    @torch.no_grad()
+    def _arrived(self, gradient: torch.Tensor, seen: list[Any]) -> None:
+        heads = self.screening.num_heads
+        gradient = gradient.reshape(gradient.shape[0], gradient.shape[1], heads, -1)
+        for block in seen:
+            free = block.allowed & ~block.sinks
+            groups = heads // block.value.shape[1]
+            if self.number == 0:
+                self.tally.keys += float(block.allowed.sum())
+            for head in range(heads):
+                pull = gradient[0, block.rows, head].float() @ block.value[0, head // groups].float().T
+                found = tally_head(
+                    self.grid,
+                    block.weights[0, head].float() * block.allowed[0, 0],
+                    block.relevance[0, head],
+                    block.distance[0, 0],
+                    free[0, 0],
+                    pull,
+                )
+                for sums, values in zip((self.tally.rejected, self.tally.mass, self.tally.damage), found, strict=True):
+                    sums[self.number, head] += values.cpu().numpy()
+
+
+def _backward(model: Any, tokens: torch.Tensor) -> None:
+    """Gradients of the summed next-token loss, with logits a few rows at a time."""
+    length = tokens.shape[1]
+    embeddings = model.get_input_embeddings()(tokens).detach().requires_grad_()
+    seen: list[Any] = []
+    hook = model.base_model.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    try:
+        model(inputs_embeds=embeddings, use_cache=False, logits_to_keep=1)
+    finally:
+        hook.remove()
+    output = seen[-1]
+    hidden = output["last_hidden_state"]
+    cut = hidden.detach().requires_grad_()
+    rows = max(1, LOGITS_AT_ONCE // model.get_output_embeddings().weight.shape[0])
+    for start in range(0, length - 1, rows):
+        stop = min(start + rows, length - 1)
+        with base_model_gives(model, with_hidden(output, cut[:, start:stop])):
+            logits = model(input_ids=tokens[:, start:stop], use_cache=False).logits
+        loss = cross_entropy(logits[0].float(), tokens[0, start + 1 : stop + 1], reduction="sum")
+        loss.backward()
+    hidden.backward(cut.grad)

@@ -1,0 +1,97 @@
+"""The calibration texts cut into passages: some to observe, some held out for the guard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from surgery.data import Document
+from surgery.errors import UsageError
+from surgery.evaluation.passages import special_prefix
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHORTEST = 64
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Tokens of one text, special tokens of the tokenizer first."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Passages:
+    """What is observed, what is held out, and an account of it by text."""
+
+    observed: tuple[Passage, ...]
+    held_out: tuple[Passage, ...]
+    texts: tuple[dict[str, Any], ...]
+
+
+def divide(
+    documents: Sequence[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    lengths: Sequence[int],
+    *,
+    observe: int,
+    hold_out: int,
+) -> Passages:
+    """Cut passages of each length from as many texts as possible; what is held out is never observed.
+
+    From each text the last part is held out: one passage of each length that fits into a third of the text. What is
+    observed is taken from the rest. Texts take turns, so that a few passages come from as many texts as there are.
+
+    Args:
+        documents: the texts.
+        tokenizer: of the model.
+        lengths: tokens per passage.
+        observe, hold_out: passages of the shortest length; of the others as many as make about as many tokens.
+
+    Raises:
+        UsageError: the texts are too short to observe a passage and hold one out.
+    """
+    prefix = special_prefix(tokenizer)
+    tokens = [
+        list(tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]) for document in documents
+    ]
+    observed: list[Passage] = []
+    held_out: list[Passage] = []
+    counts = [{"observed": 0, "held_out": 0} for _ in documents]
+    starts = [0] * len(documents)
+    borders = [2 * len(ids) // 3 for ids in tokens]
+    ends = [len(ids) for ids in tokens]
+    for length in sorted(set(lengths)):
+        room = length - len(prefix)
+        for most, target, key in ((observe, observed, "observed"), (hold_out, held_out, "held_out")):
+            wanted = max(1, most * min(lengths) // length)
+            taken = 0
+            progressed = True
+            while taken < wanted and progressed:
+                progressed = False
+                for index, document in enumerate(documents):
+                    first = starts[index] if key == "observed" else ends[index] - room
+                    fits = first + room <= borders[index] if key == "observed" else first >= borders[index]
+                    if taken == wanted or not fits:
+                        continue
+                    target.append(Passage(document.name, prefix + tuple(tokens[index][first : first + room])))
+                    starts[index] += room if key == "observed" else 0
+                    ends[index] -= room if key == "held_out" else 0
+                    counts[index][key] += 1
+                    taken, progressed = taken + 1, True
+    if not observed or not held_out:
+        needed = min(lengths)
+        raise UsageError(
+            f"the longest of the {len(documents)} texts has {max(map(len, tokens))} tokens; a calibration at {needed} "
+            f"tokens needs one of {3 * needed}, of which a third is held out.",
+            hint="Give longer texts, or shorter --lengths.",
+        )
+    texts = tuple(
+        {"name": document.name, "tokens": len(ids), **count}
+        for document, ids, count in zip(documents, tokens, counts, strict=True)
+    )
+    return Passages(tuple(observed), tuple(held_out), texts)

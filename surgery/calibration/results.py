@@ -1,0 +1,145 @@
+"""A calibration as plain data: what was chosen for every head, on which texts, and what the guard measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery.checkpoint import load_json, sha256_json
+from surgery.errors import CheckpointError
+from surgery.operations.screening import PARAMETERS
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """One layer: start values and, for each chosen head, the share of keys that the calibration texts lost."""
+
+    layer: int
+    threshold: tuple[float, ...]
+    softness: tuple[float, ...]
+    log2_window: tuple[float, ...]
+    rejected: tuple[float, ...]
+    open: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class GuardText:
+    """One held-out passage: its loss in nats per token without and with screening, and the share of keys rejected."""
+
+    text: str
+    tokens: int
+    loss: float
+    screened: float
+    rejected: float
+
+    @property
+    def change(self) -> float:
+        """Rise of the loss."""
+        return self.screened - self.loss
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One choice that was tried on the held-out passages.
+
+    Attributes:
+        knob: price of damage, or budget of mass.
+        rejected: share of keys, as the observed passages say.
+        predicted: estimated rise of the loss.
+        worst: rise of the loss in the held-out passage where it is greatest. Where a trial was given up early, of
+            those that were measured.
+    """
+
+    knob: float
+    rejected: float
+    predicted: float
+    worst: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Thresholds, softness and windows of a model, and how they came about.
+
+    Attributes:
+        model, commit: what was calibrated.
+        settings: what was asked for.
+        texts: name, and passages that were observed and held out.
+        layers: what was chosen.
+        guard: the held-out passages under the choice.
+        trials: every choice that was tried, in order.
+        warnings: what a user should know.
+    """
+
+    model: str
+    commit: str | None
+    settings: Mapping[str, Any]
+    texts: tuple[Mapping[str, Any], ...]
+    layers: tuple[LayerChoice, ...]
+    guard: tuple[GuardText, ...]
+    trials: tuple[Trial, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def rejected(self) -> float:
+        """Share of keys rejected in the held-out passages, their mean."""
+        return sum(text.rejected for text in self.guard) / len(self.guard)
+
+    @property
+    def worst(self) -> float:
+        """Rise of the loss in the held-out passage where it is greatest."""
+        return max(text.change for text in self.guard)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as written into ``surgery/calibration.json``."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the content."""
+        return sha256_json(self.to_dict())
+
+    def options(self) -> dict[str, Any]:
+        """Options of the operation ``screening`` with these values."""
+        settings = self.settings
+        return {
+            "name": "screening",
+            "layers": tuple(entry.layer for entry in self.layers),
+            "heads": settings["heads"],
+            "sinks": settings["sinks"],
+            "full_window": settings["full_window"],
+            "values": {
+                entry.layer: {name: tuple(getattr(entry, name)) for name in PARAMETERS} for entry in self.layers
+            },
+            "calibration": self.hash,
+        }
+
+
+def read_calibration(path: Path) -> Calibration:
+    """A calibration from its file.
+
+    Raises:
+        CheckpointError: the file is missing, or is no calibration that this version reads.
+    """
+    content = load_json(path)
+    if content.get("schema") != SCHEMA:
+        raise CheckpointError(f"{path.name}: no calibration of schema {SCHEMA}, but {content.get('schema')!r}")
+    try:
+        return Calibration(
+            model=content["model"],
+            commit=content["commit"],
+            settings=content["settings"],
+            texts=tuple(content["texts"]),
+            layers=tuple(
+                LayerChoice(entry["layer"], *(tuple(entry[name]) for name in (*PARAMETERS, "rejected", "open")))
+                for entry in content["layers"]
+            ),
+            guard=tuple(GuardText(**entry) for entry in content["guard"]),
+            trials=tuple(Trial(**entry) for entry in content["trials"]),
+            warnings=tuple(content["warnings"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path.name}: not a whole calibration: {error}") from error

@@ -1,0 +1,45 @@
+"""The source in memory, with open screening on its layers: nothing is converted, and nothing is written beside it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from surgery.anatomy import Anatomy
+from surgery.checkpoint import CONFIG_NAME, load_json, write_json
+from surgery.loading import RunOptions, load_model
+from surgery.operations import OPERATIONS
+
+
+def open_model(folder: Path, anatomy: Anatomy, operations: Sequence[Mapping[str, Any]], run: RunOptions) -> Any:
+    """Load a model and put operations on it; no parameter needs a gradient.
+
+    Args:
+        folder: the source.
+        anatomy: of the source.
+        operations: resolved options, in order. Those that config.json alone performs are put there.
+        run: device, dtype and attention backend.
+    """
+    from surgery.runtime.modeling_surgery import operate
+
+    changes: dict[str, Any] = {}
+    for options in operations:
+        operation = OPERATIONS[str(options["name"])]
+        changes |= operation.config_changes(operation.options.model_validate(dict(options)), anatomy)
+    with tempfile.TemporaryDirectory(prefix="surgery-calibration-") as scratch:
+        model = load_model(_changed(folder, Path(scratch), changes) if changes else folder, run)
+    travelling = [dict(options) for options in operations if not OPERATIONS[str(options["name"])].in_config_alone]
+    operate(model, {"attention": anatomy.family.attention, "operations": travelling})
+    return model.requires_grad_(False)
+
+
+def _changed(folder: Path, scratch: Path, changes: Mapping[str, Any]) -> Path:
+    """The folder again, as links, with another config.json."""
+    for path in folder.iterdir():
+        if path.name != CONFIG_NAME:
+            (scratch / path.name).symlink_to(path.resolve())
+    config = {**load_json(folder / CONFIG_NAME), **changes}
+    write_json(scratch / CONFIG_NAME, {name: value for name, value in config.items() if value is not None})
+    return scratch

@@ -1,0 +1,198 @@
+"""Calibrating a tiny model: what is chosen, what is guarded, what is written, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from surgery.anatomy import FAMILIES
+from surgery.calibration import Calibration, CalibrationSettings, calibrate, read_calibration
+from surgery.conversion import convert, make_plan, revert
+from surgery.errors import PlanRefusedError, SurgeryError, UsageError
+from surgery.evaluation.rejection import counting_rejections
+from surgery.loading import load_model, operation_modules
+from tests.families import VOCABULARY
+from tests.tokenizers import save_tiny_tokenizer, write_texts
+
+SETTINGS = CalibrationSettings(lengths=(32, 64), observe=4, hold_out=2, rows=24, max_loss_increase=0.05)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    write_texts(folder, documents=4, words=120)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(make_source: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_tokenizer(make_source("llama"), tmp_path_factory.mktemp("model"))
+
+
+def with_tokenizer(source: Path, target: Path) -> Path:
+    folder = Path(shutil.copytree(source, target / source.name))
+    save_tiny_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calibration(source: Path, texts: Path) -> Calibration:
+    return calibrate(source, [texts], settings=SETTINGS)
+
+
+def test_it_rejects_keys_and_the_held_out_loss_holds(calibration: Calibration) -> None:
+    assert calibration.rejected > 0.05
+    assert calibration.worst <= SETTINGS.max_loss_increase
+    assert [text.tokens for text in calibration.guard] == [32, 32, 64]
+    assert [layer.layer for layer in calibration.layers] == [0, 1, 2]
+    assert {len(layer.threshold) for layer in calibration.layers} == {4}
+
+
+def test_the_converted_model_does_what_the_guard_measured(
+    source: Path, texts: Path, calibration: Calibration, tmp_path: Path
+) -> None:
+    from surgery.calibration.passages import divide
+    from surgery.data import read_documents
+    from surgery.evaluation.losses import token_losses
+    from surgery.loading import load_tokenizer
+
+    out = convert(source, "screening", calibration=calibration, output=tmp_path / "out").output
+    model = load_model(out)
+    passages = divide(read_documents([texts]), load_tokenizer(out), (32, 64), observe=4, hold_out=2).held_out
+    for passage, text in zip(passages, calibration.guard, strict=True):
+        loss = token_losses(model, torch.tensor([passage.tokens])).double().mean().item()
+        assert loss == pytest.approx(text.screened, abs=1e-6)
+
+
+def test_the_record_travels_and_gives_the_same_checkpoint_again(
+    source: Path, calibration: Calibration, tmp_path: Path
+) -> None:
+    first = convert(source, "screening", calibration=calibration, output=tmp_path / "a").output
+    record = read_calibration(first / "surgery" / "calibration.json")
+    assert record == calibration and record.hash == calibration.hash
+    block = json.loads((first / "config.json").read_text())["surgery"]["operations"][0]
+    assert block["calibration"] == calibration.hash
+    second = convert(source, "screening", calibration=record, output=tmp_path / "b").output
+    for path in sorted(first.rglob("*")):
+        if path.is_file():
+            assert path.read_bytes() == (second / path.relative_to(first)).read_bytes(), path.name
+    back = revert(first, output=tmp_path / "back").output
+    assert (back / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+    assert not (back / "surgery").exists()
+
+
+def test_the_same_text_gives_the_same_calibration(source: Path, texts: Path, calibration: Calibration) -> None:
+    assert calibrate(source, [texts], settings=SETTINGS).hash == calibration.hash
+
+
+def test_a_budget_of_mass(source: Path, texts: Path) -> None:
+    settings = SETTINGS.model_copy(update={"budget": 0.05, "max_loss_increase": 5.0})
+    wide = calibrate(source, [texts], settings=settings)
+    narrow = calibrate(source, [texts], settings=settings.model_copy(update={"budget": 0.002}))
+    assert 0 < narrow.rejected < wide.rejected
+    assert len(wide.trials) == 1 and wide.trials[0].knob == 0.05
+
+
+def a_loss_that_rises_with_the_thresholds(self: Any, tokens: torch.Tensor, *, off: bool) -> float:
+    """A random model may lose nothing by screening. This one does."""
+    modules: dict[str, Any] = operation_modules(self.model)
+    raised = torch.stack([module.threshold for module in modules.values()]).add(1).relu().mean().item()
+    return 1.0 if off else 1.0 + raised
+
+
+def test_a_budget_is_lowered_where_the_loss_does_not_hold(source: Path, texts: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("surgery.calibration.guarding.Guard._loss", a_loss_that_rises_with_the_thresholds)
+    settings = SETTINGS.model_copy(update={"budget": 0.9, "max_loss_increase": 0.5})
+    found = calibrate(source, [texts], settings=settings)
+    assert found.trials[0].worst > 0.5 and len(found.trials) > 1
+    assert found.worst <= 0.5
+
+
+def test_the_price_settles_below_what_is_allowed(source: Path, texts: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("surgery.calibration.guarding.Guard._loss", a_loss_that_rises_with_the_thresholds)
+    found = calibrate(source, [texts], settings=SETTINGS.model_copy(update={"max_loss_increase": 1.2}))
+    holding = [trial for trial in found.trials if trial.worst <= 1.2]
+    assert len(found.trials) == 6 and 0 < len(holding) < 6
+    assert found.worst == max(trial.worst for trial in holding)
+
+
+def test_no_choice_that_holds_is_an_error(source: Path, texts: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("surgery.calibration.guarding.Guard._loss", lambda *_, off: 1.0 if off else 2.0)
+    with pytest.raises(SurgeryError, match="no choice keeps the loss"):
+        calibrate(source, [texts], settings=SETTINGS)
+
+
+def test_chosen_layers_heads_and_sinks(source: Path, texts: Path, tmp_path: Path) -> None:
+    options = {"layers": "0,2", "heads": "1,3", "sinks": 2}
+    found = calibrate(source, [texts], options=options, settings=SETTINGS)
+    assert [(layer.layer, len(layer.softness)) for layer in found.layers] == [(0, 2), (2, 2)]
+    model = load_model(convert(source, "screening", calibration=found, output=tmp_path / "out").output)
+    modules: dict[str, Any] = operation_modules(model)
+    assert len(modules) == 2 and {(module.sinks, tuple(module.heads)) for module in modules.values()} == {(2, (1, 3))}
+
+
+def test_it_acts_on_what_the_other_operations_of_the_plan_left(source: Path, texts: Path, tmp_path: Path) -> None:
+    plan = make_plan(source, [{"name": "ssmax", "form": "bias", "start": {"bias": 0.2}}]).plan
+    found = calibrate(source, [texts], before=[dict(plan.operations[0])], settings=SETTINGS)
+    assert found.settings["before"] == ["ssmax"]
+    alone = calibrate(source, [texts], settings=SETTINGS)
+    assert found.guard[0].loss != alone.guard[0].loss
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lengths": (32, 128)}, "trained at 64"),
+        ({"lengths": (8,)}, "at least 16"),
+        ({"max_loss_increase": -1.0}, "greater than 0"),
+    ],
+)
+def test_wrong_settings(source: Path, texts: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError if "at least 16" in message or "greater" in message else UsageError, match=message):
+        settings = CalibrationSettings.model_validate({**SETTINGS.model_dump(), **change})
+        calibrate(source, [texts], settings=settings)
+
+
+def test_too_little_text(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("one two three")
+    with pytest.raises(UsageError, match=r"needs one of 96.*held out"):
+        calibrate(source, [tmp_path], settings=SETTINGS)
+
+
+def test_what_was_calibrated_must_be_what_is_converted(source: Path, calibration: Calibration, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not what was calibrated"):
+        convert(source, "screening", sinks=3, calibration=calibration, output=tmp_path / "out")
+    with pytest.raises(UsageError, match="not among the operations"):
+        convert(source, "ssmax", calibration=calibration, output=tmp_path / "out")
+    pending = make_plan(source, [{"name": "screening", "calibration": "pending"}])
+    from surgery.conversion import execute
+
+    with pytest.raises(PlanRefusedError, match="wait for a calibration"):
+        execute(pending, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_progress_reaches_its_end(source: Path, texts: Path) -> None:
+    seen: list[tuple[int, int, str]] = []
+    calibrate(source, [texts], settings=SETTINGS, on_progress=lambda *step: seen.append(step))
+    assert all(before[0] <= after[0] for before, after in itertools.pairwise(seen))
+    assert all(done <= total for done, total, _ in seen)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family(make_source: Any, texts: Path, tmp_path: Path, family: str) -> None:
+    source = with_tokenizer(make_source(family), tmp_path)
+    settings = CalibrationSettings(lengths=(48,), observe=2, hold_out=1, rows=16, max_loss_increase=0.05)
+    found = calibrate(source, [texts], options={"layers": "all"}, settings=settings)
+    model = load_model(convert(source, "screening", calibration=found, output=tmp_path / "out").output)
+    ids = torch.randint(3, VOCABULARY, (1, 48), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), counting_rejections(model) as counts:
+        logits = model(input_ids=ids).logits
+        assert torch.equal(model(input_ids=ids).logits, logits)
+    assert sorted(counts.shares()) == [0, 1, 2] and 0 < counts.total() < 1

@@ -1,0 +1,91 @@
+"""``surgery convert --to screening``: calibrating from the command line, dry runs, and flags that do not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands.conftest import program
+from tests.tokenizers import save_tiny_tokenizer, write_texts
+
+CALIBRATE = ("--lengths", "48", "--passages", "2,1", "--max-loss-increase", "1.0")
+
+
+@pytest.fixture(scope="module")
+def runnable(make_source: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(shutil.copytree(make_source("llama"), tmp_path_factory.mktemp("model") / "tiny"))
+    save_tiny_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    write_texts(folder, documents=3, words=90)
+    return folder
+
+
+def test_calibrate_and_convert(surgery: Any, runnable: Path, texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ran = surgery("convert", runnable, "--to", "screening", "--calibrate", texts, *CALIBRATE, "-o", out)
+    assert ran.code == 0
+    for part in ("Held-out text", "keys rejected", "heads", "calibration ", f"wrote {out}"):
+        assert part in ran.out, part
+    assert json.loads((out / "surgery" / "calibration.json").read_text())["settings"]["observe"] == 2
+
+    again = tmp_path / "again"
+    record = out / "surgery" / "calibration.json"
+    assert surgery("convert", runnable, "--to", "screening", "--calibration", record, "-o", again).code == 0
+    assert (again / "config.json").read_bytes() == (out / "config.json").read_bytes()
+
+
+def test_with_ssmax_in_one_plan(surgery: Any, runnable: Path, texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    given = ("--to", "ssmax", "--to", "screening", "--calibrate", texts, *CALIBRATE)
+    assert surgery("convert", runnable, *given, "-o", out, "--json").code == 0
+    record = json.loads((out / "surgery" / "calibration.json").read_text())
+    assert record["settings"]["before"] == ["ssmax"]
+
+
+def test_no_text_is_refused_with_what_to_do(surgery: Any, model: Path, tmp_path: Path) -> None:
+    ran = surgery("convert", model, "--to", "screening", "-o", tmp_path / "out")
+    assert ran.code == 3 and "--calibrate" in ran.err and "--open" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_shows_shapes_and_says_so(model: Path, texts: Path, tmp_path: Path) -> None:
+    """As a process of its own: it runs no model, and imports no torch."""
+    ran = program("convert", model, "--to", "screening", "--calibrate", texts, "--dry-run", "-o", tmp_path / "out")
+    assert ran.code == 0 and "calibrated" in ran.out
+    assert "no calibration was run" in ran.err and not (tmp_path / "out").exists()
+    assert len([line for line in ran.out.splitlines() if "new tensors" in line and "of shape" in line]) == 1
+
+
+def test_open(surgery: Any, model: Path, tmp_path: Path) -> None:
+    ran = surgery("convert", model, "--to", "screening", "--open", "-o", tmp_path / "out")
+    assert ran.code == 0 and "the source itself, everywhere" in ran.out and "starts open" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--to", "ssmax", "--calibrate", "x.txt"), "--calibrate is no option of ssmax"),
+        (("--to", "ssmax", "--budget", "0.01"), "--budget is no option of ssmax"),
+        (("--to", "ssmax", "--open"), "--open is no option of ssmax"),
+        (("--to", "screening", "--open", "--budget", "0.01"), "no text is given"),
+        (("--to", "screening", "--open", "--calibrate", "x.txt"), "exclude each other"),
+        (("--to", "screening", "--calibrate", "x.txt", "--lengths", "1k"), "not whole numbers"),
+        (("--to", "screening", "--calibrate", "x.txt", "--passages", "3"), "two numbers"),
+        (("--to", "screening", "--calibrate", "x.txt", "--budget", "2"), "budget"),
+        (("--to", "screening", "--calibrate", "nowhere/*.txt", *CALIBRATE), "no text file matches"),
+        (("--to", "screening", "--calibrate", "x.txt"), "lengths (1024, 4096) go beyond"),
+        (("--to", "screening", "--calibration", "nowhere.json"), "nowhere.json"),
+    ],
+)
+def test_flags_that_do_not_fit(surgery: Any, runnable: Path, flags: tuple[str, ...], message: str) -> None:
+    ran = surgery("convert", runnable, *flags)
+    assert ran.code == 2 and message in ran.err.replace("\n", " ")

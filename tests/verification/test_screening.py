@@ -1,0 +1,115 @@
+"""Verification of screened checkpoints: what passes, and that what is spoilt fails."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surgery.calibration import Calibration, CalibrationSettings, calibrate
+from surgery.runtime import modeling_surgery as modeling
+from surgery.verification import verify
+from tests.tokenizers import write_texts
+from tests.verification.test_verify import FILES, FRESH, N, by_status
+
+OFF, ON = "operation off = source", "starts as the source"
+RECORD = "calibration.json is the plan's"
+
+
+@pytest.fixture(scope="module")
+def calibration(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
+    texts = tmp_path_factory.mktemp("texts")
+    write_texts(texts, documents=3, words=120)
+    settings = CalibrationSettings(lengths=(64,), observe=2, hold_out=1, rows=16, max_loss_increase=1.0)
+    return calibrate(source, [texts], settings=settings)
+
+
+def failed(out: Path, source: Path) -> set[str]:
+    return {check.name for check in verify(out, against=source).failed}
+
+
+def test_open_passes_and_is_the_source(source: Path, make_pair: Any) -> None:
+    result = verify(make_pair(to="screening", open=True), against=source)
+    assert result.failed == () and by_status(result, "skipped") == set()
+    assert by_status(result, "passed") == (FILES | FRESH | {"loads", OFF, ON, "ablation"} | N) - {"n: multipliers"}
+
+
+@pytest.mark.usefixtures("without_fresh_process")
+def test_calibrated_passes_and_says_that_it_is_another_model(
+    source: Path, make_pair: Any, calibration: Calibration
+) -> None:
+    out = make_pair(to="screening", calibration=calibration)
+    result = verify(out, against=source)
+    assert result.failed == () and by_status(result, "skipped") == {ON}
+    assert RECORD in by_status(result, "passed")
+    assert "calibration " + calibration.hash[:16] in (out / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("without_fresh_process")
+def test_with_ssmax_and_rope_in_one_plan(source: Path, make_pair: Any) -> None:
+    operations = [{"name": "ssmax", "form": "logn"}, {"name": "screening", "open": True}, {"name": "rope"}]
+    result = verify(make_pair(to=operations), against=source)
+    assert result.failed == ()
+    assert [check.status for check in result.checks if check.name == "ablation"] == ["passed", "passed"]
+
+
+@pytest.mark.usefixtures("without_fresh_process")
+def test_a_record_that_is_not_the_plans(source: Path, make_pair: Any, calibration: Calibration) -> None:
+    out = make_pair(to="screening", calibration=calibration)
+    record = out / "surgery" / "calibration.json"
+    content = json.loads(record.read_text())
+    content["settings"]["sinks"] = 5
+    record.write_text(json.dumps(content))
+    assert failed(out, source) == {RECORD}
+    record.unlink()
+    assert failed(out, source) == {RECORD}
+
+
+@pytest.mark.usefixtures("without_fresh_process")
+def test_thresholds_that_have_no_effect(source: Path, make_pair: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(modeling.Screening, "is_open", lambda _: True)
+    assert failed(make_pair(to="screening", open=True), source) == {"ablation"}
+
+
+@pytest.mark.usefixtures("without_fresh_process")
+def test_distances_in_slots_rather_than_keys(source: Path, make_pair: Any, monkeypatch: Any) -> None:
+    """Counting the slots of a row, as the obvious code would, is wrong where a static cache has room to spare."""
+    locate = modeling._locate_keys
+
+    def by_slot(mask: Any, n: Any, rows: Any, keys: int, queries: int) -> Any:
+        distance, allowed, place = locate(mask, n, rows, keys, queries)
+        if mask is None:
+            return distance, allowed, place
+        import torch
+
+        slots = (keys - queries + rows)[:, None] - torch.arange(keys)
+        return slots[None, None].expand_as(distance), allowed, place
+
+    monkeypatch.setattr(modeling, "_locate_keys", by_slot)
+    found = failed(make_pair(to="screening", open=True), source)
+    assert "n: static cache" in found and found <= N
+
+
+@pytest.mark.usefixtures("without_fresh_process")
+def test_sinks_by_slot_rather_than_by_document(source: Path, make_pair: Any, monkeypatch: Any) -> None:
+    locate = modeling._locate_keys
+
+    def first_slots(mask: Any, n: Any, rows: Any, keys: int, queries: int) -> Any:
+        import torch
+
+        distance, allowed, place = locate(mask, n, rows, keys, queries)
+        return distance, allowed, torch.arange(keys).expand_as(place)
+
+    monkeypatch.setattr(modeling, "_locate_keys", first_slots)
+    found = failed(make_pair(to="screening", open=True), source)
+    assert {"n: packed", "n: left-padded"} <= found <= N
+
+
+def test_truncated_for_a_small_machine(source: Path, make_pair: Any, tmp_path: Path) -> None:
+    out = make_pair(to="screening", open=True)
+    copied = Path(shutil.copytree(out, tmp_path / "copy"))
+    result = verify(copied, against=source, layers=2)
+    assert result.failed == ()
