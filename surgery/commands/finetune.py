@@ -139,6 +139,9 @@ class _Bar:
         kind = event["event"]
         if kind == "plan":
             self._bar.update(self._task, description="trial step and save", total=event["steps"])
+        elif kind == "sharding":
+            held, whole = event["held"], event["parameters"]
+            console.err.print(f"sharded: this process holds {held:,} of {whole:,} numbers", highlight=False)
         elif kind == "trial":
             self._bar.update(self._task, description="held-out loss")
         elif kind == "evaluation":

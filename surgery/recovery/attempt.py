@@ -18,6 +18,7 @@ from surgery.recovery.preparing import (
     Variant,
     choose_trained,
     prepare_model,
+    put,
 )
 from surgery.recovery.processes import is_first, on_first
 from surgery.recovery.recipe import Recipe
@@ -48,6 +49,7 @@ class Setup:
     device: str
     attn_implementation: str | None
     again: str
+    sharded: bool
     on_progress: OnProgress | None
     conversion: PreparedPlan | None = None
 
@@ -128,6 +130,8 @@ class Attempt:
         outcome.losses[name] = trainer.held_out_losses()
         self._note(trainer, outcome.losses[name])
         outcome.scale = trainer.scale_by_layer()
+        if self.setup.sharded:
+            outcome.model = self._unshard(trainer) if self.variant == "operated" else None
         return outcome
 
     # --------------------------------------------------------------------------------------------------- parts
@@ -136,22 +140,47 @@ class Attempt:
         """Load the model and make it ready; the numbers of the stages that train anything of it."""
         from transformers import set_seed
 
-        from surgery.recovery.variants import become
-
         set_seed(self.setup.recipe.seed)
-        model = self._load()
-        become(model, self.variant, self.setup.layout)
-        self.model = prepare_model(model, self.setup.recipe, self.setup.layout, self.variant, self.stages)
+        self.model = self._build()
         trained = [choose_trained(self.model, stage, self.setup.layout, self.variant) for stage in self.stages]
         self.kept = sorted({name for names in trained for name in names})
+        if self.setup.sharded and self.kept:
+            self._shard()
         self.teacher = self._teacher() if self.kept else None
         return [number for number, names in enumerate(trained) if names]
+
+    def _build(self) -> nn.Module:
+        from surgery.recovery.variants import become
+
+        model = self._load()
+        become(model, self.variant, self.setup.layout)
+        return prepare_model(model, self.setup.recipe, self.setup.layout, self.variant, self.stages)
+
+    def _shard(self) -> None:
+        from surgery.loading import pick_device
+        from surgery.recovery.sharding import shard
+
+        device, match = pick_device(self.setup.device).type, any(own.objective.name == "match" for own in self.stages)
+        held = shard(self.model, self.setup.layout, device, trained=self.kept, match=match)
+        total = sum(parameter.numel() for parameter in self.model.parameters())
+        self._tell({"event": "sharding", "parameters": total, "held": held})
+
+    def _unshard(self, trainer: RecoveryTrainer) -> Any:
+        """The trained model on the CPU, in the first process alone: what is frozen is read again."""
+        trained = trainer.trained_tensors()
+        if not is_first():
+            return None
+        model = self._build()
+        put(model, trained)
+        return model
 
     def _load(self) -> Any:
         from surgery.loading import RunOptions, load_model
 
         dtype: Literal["bfloat16", "float32"] = "bfloat16" if self.stages[0].precision == "bfloat16" else "float32"
-        options = RunOptions(device=self.setup.device, dtype=dtype, attn_implementation=self.setup.attn_implementation)
+        # No device need hold all of a model that is to be sharded.
+        device = "cpu" if self.setup.sharded else self.setup.device
+        options = RunOptions(device=device, dtype=dtype, attn_implementation=self.setup.attn_implementation)
         return load_model(self.setup.source.folder, options)
 
     def _teacher(self) -> Teacher | None:
@@ -163,11 +192,20 @@ class Attempt:
 
         model = self._load().requires_grad_(False)
         switch_off(model)
+        if self.setup.sharded:
+            from surgery.loading import pick_device
+            from surgery.recovery.sharding import shard
+
+            shard(model, self.setup.layout, pick_device(self.setup.device).type)
         self._tell({"event": "teacher", "second_copy": True, "parameters": self.setup.plan.parameters_total})
         said = self.setup.plan.teacher
-        if not any("teacher" in row for row in self.folder.rows()):
-            row = {"step": 0, "tokens": 0, "teacher": said, "parameters": self.setup.plan.parameters_total}
-            on_first(lambda: self.folder.append(row))
+        row = {"step": 0, "tokens": 0, "teacher": said, "parameters": self.setup.plan.parameters_total}
+
+        def note() -> None:
+            if not any("teacher" in row for row in self.folder.rows()):
+                self.folder.append(row)
+
+        on_first(note)  # which looks, too: another process may look before or after it has written
         return Teacher(model)
 
     def trainer(self, number: int, before: Progress, snapshot: dict[str, Any] | None = None) -> RecoveryTrainer:

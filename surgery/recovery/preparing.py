@@ -233,6 +233,18 @@ def choose_trained(model: nn.Module, stage: Recipe, layout: Layout, variant: Var
     return [name for name in names if name in own]
 
 
+def put(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy whole tensors into the parameters of their names, sharded or not."""
+    import torch
+
+    from surgery.recovery.sharding import like
+
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            parameters[name].copy_(like(tensor, parameters[name]))
+
+
 def operation_parameters(model: nn.Module) -> dict[str, torch.nn.Parameter]:
     """The operation's parameters that are trained, by name."""
     return {

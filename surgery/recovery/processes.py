@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from surgery.errors import SurgeryError, UsageError
+from surgery.errors import SurgeryError
 
 T = TypeVar("T")
 
@@ -35,31 +35,6 @@ def on_first(action: Callable[[], T]) -> T:
         raise SurgeryError(f"The first process stopped: {message}", hint=hint)
     result: T = box[0]
     return result
-
-
-def check_sharding(*, on_cpu: bool) -> None:
-    """Refuse FSDP: on a CPU it would silently be something else, and elsewhere nobody has shown what it gives.
-
-    Raises:
-        UsageError: FSDP was asked for.
-    """
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
-        return
-    import accelerate
-
-    hint = "Use torchrun, or accelerate launch without FSDP: each process then holds the whole model."
-    if on_cpu:
-        raise UsageError(
-            f"FSDP does not run on a CPU: accelerate {accelerate.__version__} turns it on for kinds of accelerators "
-            "alone (AcceleratorState, distributed_type MULTI_CPU is not among them), and would train unsharded "
-            "without a word.",
-            hint=hint,
-        )
-    raise UsageError(
-        "FSDP is not supported: saving and resuming sharded parameters beside float32 ones of the operation has not "
-        "been shown to be exact.",
-        hint=hint,
-    )
 
 
 def is_first() -> bool:

@@ -20,6 +20,7 @@ from surgery.recovery.processes import is_first
 from surgery.recovery.reading import read_recipe
 from surgery.recovery.recipe import Recipe
 from surgery.recovery.session import FinetuneResult, Session
+from surgery.recovery.sharding import own_sharding
 from surgery.recovery.variants import check_control, check_objective
 
 OnProgress = Callable[[dict[str, Any]], None]
@@ -53,12 +54,13 @@ def finetune(
         force: start over where an interrupted run is, and replace an output that is not empty.
         device: auto, cpu, cuda or mps.
         attn_implementation: attention backend; by default transformers' choice.
-        on_progress: called with an event, a plain dictionary with ``event``: plan, trial, evaluation, step,
-            checkpoint, writing or done.
+        on_progress: called with an event, a plain dictionary with ``event``: plan, sharding, teacher, trial,
+            evaluation, step, checkpoint, control, writing or done.
 
     Raises:
         RecipeError: the recipe is not valid; every fault is listed.
-        UsageError: no text, an output that is in the way, nothing to resume, an unknown device.
+        UsageError: no text, an output that is in the way, nothing to resume, an unknown device, FSDP as it is not to
+            be had.
         CheckpointError: the model is missing or broken, the disk too small.
         PlanRefusedError: the model was not converted, or has nothing to train.
         DivergedError: loss or gradient stopped being finite; the last good checkpoint is kept.
@@ -85,25 +87,29 @@ def finetune(
         on_progress({"event": "plan", **plan.to_dict()})
     if light:
         return FinetuneResult(plan)
-    setup = Setup(
-        recipe=valid,
-        source=source,
-        checkpoint=checkpoint,
-        layout=layout,
-        data=data,
-        plan=plan,
-        pad=_pad(source.folder),
-        device=device,
-        attn_implementation=attn_implementation,
-        again=_command(recipe, overrides),
-        on_progress=on_progress,
-        conversion=conversion,
-    )
-    if dry_run:
-        return FinetuneResult(replace(plan, estimate=estimate(setup)))
-    session = Session(setup, output)
-    with session.folder.alone():
-        return session.run(resume=resume, force=force)
+    from surgery.loading import pick_device
+
+    with own_sharding(pick_device(device).type) as sharded:
+        setup = Setup(
+            recipe=valid,
+            source=source,
+            checkpoint=checkpoint,
+            layout=layout,
+            data=data,
+            plan=plan,
+            pad=_pad(source.folder),
+            device=device,
+            attn_implementation=attn_implementation,
+            again=_command(recipe, overrides),
+            sharded=sharded,
+            on_progress=on_progress,
+            conversion=conversion,
+        )
+        if dry_run:
+            return FinetuneResult(replace(plan, estimate=estimate(setup)))
+        session = Session(setup, output)
+        with session.folder.alone():
+            return session.run(resume=resume, force=force)
 
 
 def _has_chat(recipe: Recipe) -> bool:

@@ -17,7 +17,7 @@ from surgery.recovery.comparison import Comparison, compare
 from surgery.recovery.errors import DivergedError
 from surgery.recovery.planning import FinetunePlan, needs_second_copy
 from surgery.recovery.preparing import is_operation, linear_names, lora_targets, trained_names
-from surgery.recovery.processes import check_sharding, is_first, on_first
+from surgery.recovery.processes import is_first, on_first
 from surgery.recovery.reading import dump_recipe
 from surgery.recovery.recipe import TrainLora
 from surgery.recovery.state import TrainingFolder, progress_of
@@ -61,12 +61,10 @@ class Session:
 
     def run(self, *, resume: bool, force: bool) -> FinetuneResult:
         """Train, compare, write."""
-        from surgery.loading import pick_device
         from surgery.recovery.trainer import StopCallback, training_arguments
 
         setup = self.setup
         plan_space(setup.checkpoint, self.output)
-        check_sharding(on_cpu=pick_device(setup.device).type == "cpu")
         # Checked before the folder is made, so that a wrong device or tracker leaves nothing behind.
         for stage in setup.stage_recipes():
             training_arguments(stage, self.folder.path, 1, setup.device)
@@ -78,7 +76,8 @@ class Session:
         with _signals(stop):
             outcome = Attempt(setup, "operated", self.folder, stop).run(start)
             assert outcome is not None
-            made = _Made(outcome, setup)
+            made = _Made(outcome, setup) if is_first() else None
+            outcome.model = None
             controls, notes = self._controls(stop)
         losses = dict(outcome.losses)
         learned = {"source": 0, "converted": 0, "recovered": outcome.learned}
@@ -90,8 +89,13 @@ class Session:
             losses["untouched"] = losses["source"]
         comparison = compare(losses, learned if losses else {}, notes)
         result = self._result(outcome, comparison, resumed_from)
+
+        def write() -> None:
+            assert made is not None  # what is written is with the first process
+            self._write(made, result, list(controls), force=force)
+
         self._tell({"event": "writing"})
-        on_first(lambda: self._write(made, result, list(controls), force=force))
+        on_first(write)
         self._tell({"event": "done", **result.to_dict()})
         return result
 
@@ -204,7 +208,7 @@ class Session:
 
 
 class _Made:
-    """What a trained model leaves to be written; the model itself is let go before the controls are loaded."""
+    """What a trained model leaves to be written, before it is let go and the controls are loaded."""
 
     def __init__(self, outcome: Outcome, setup: Setup) -> None:
         stages, layout = setup.stage_recipes(), setup.layout
@@ -216,7 +220,6 @@ class _Made:
             self.adapter = Adapter(outcome.model, setup.source, setup.checkpoint, outcome.kept)
             self.merge = lora.train.merge
         model = merged(outcome.model)
-        outcome.model = None
         own = [name for name, _ in model.named_parameters()]
         names = {name for stage in stages for name in trained_names(stage, layout, own)}
         if lora is not None:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import is_torch_bf16_gpu_available
 
@@ -31,9 +32,10 @@ from surgery.recovery.errors import DivergedError
 from surgery.recovery.guard import DivergenceGuard
 from surgery.recovery.measuring import Losses, document_losses, mean_loss
 from surgery.recovery.objectives import Teacher, inside, objective_sum
-from surgery.recovery.preparing import Layout, operation_parameters, optimizer_groups
+from surgery.recovery.preparing import Layout, operation_parameters, optimizer_groups, put
 from surgery.recovery.processes import any_process
 from surgery.recovery.recipe import Recipe
+from surgery.recovery.sharding import average_gradients, is_sharded, load_state, whole, whole_state
 from surgery.recovery.state import STREAM_NAME, Progress, TrainingFolder, mark_complete, progress_of
 
 _SMALLER = "Try a smaller optimizer.scale_lr or optimizer.lr, a longer warmup, or a smaller clip."
@@ -186,6 +188,8 @@ class RecoveryTrainer(Trainer):
         self._longest = max((row for source in train for row in source), key=lambda row: row.tokens)
         self._started = time.monotonic()
         self._fresh_tokens = 0
+        self._sharded = any(is_sharded(parameter) for parameter in model.parameters())
+        self._to_save: dict[str, torch.Tensor] = {}
         super().__init__(
             model=model,
             args=arguments,
@@ -212,6 +216,13 @@ class RecoveryTrainer(Trainer):
         """The rows come in the order in which they were drawn."""
         return torch.utils.data.SequentialSampler(self._rows)
 
+    def _wrap_model(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        """A sharded model reduces its own gradients: accelerate prepares it as for an evaluation, and does no more."""
+        if self._sharded:
+            self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+        wrapped: nn.Module = super()._wrap_model(model, *args, **kwargs)
+        return wrapped
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over `optimizer_groups`."""
         if self.optimizer is None:
@@ -233,7 +244,9 @@ class RecoveryTrainer(Trainer):
         if num_items_in_batch is None:
             num_items_in_batch = (inputs["labels"][:, 1:] != IGNORED).sum()
         objective, teacher = self._recipe.objective, self._teacher
-        total = inside(model, inputs, lambda inner: objective_sum(objective, inner, inputs, teacher))
+        # accelerate puts the model's forward alone under autocast, and `match` calls attention modules.
+        with self.accelerator.autocast():
+            total = inside(model, inputs, lambda inner: objective_sum(objective, inner, inputs, teacher))
         loss = total / num_items_in_batch
         loss = loss * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
@@ -241,6 +254,8 @@ class RecoveryTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """As Trainer's, but stops at a loss that is no finite number, and counts tokens."""
         loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._sharded and self.accelerator.sync_gradients:
+            average_gradients(model)
         if not torch.isfinite(loss):
             raise self._diverged(f"the loss became {loss.item()}")
         tokens = int(self.accelerator.reduce(inputs["tokens"].sum().to(loss.device)))
@@ -249,7 +264,7 @@ class RecoveryTrainer(Trainer):
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = whole(super()._get_grad_norm(model, grad_norm))
         if not math.isfinite(float(norm)):
             raise self._diverged(f"the gradient's norm became {float(norm)}")
         return norm
@@ -363,7 +378,7 @@ class RecoveryTrainer(Trainer):
         """Mean, least and greatest value over heads of each trained parameter of the operation, by layer."""
         found: dict[str, dict[str, list[float]]] = {}
         for name, parameter in operation_parameters(self.module).items():
-            values = parameter.detach().float()
+            values = whole(parameter.detach()).float()
             numbers = [values.mean().item(), values.min().item(), values.max().item()]
             layer = str(self._layout.layer(name))
             found.setdefault(name.rpartition(".")[2], {})[layer] = [round(number, 7) for number in numbers]
@@ -389,23 +404,26 @@ class RecoveryTrainer(Trainer):
     # ----------------------------------------------------------------------------------------------- checkpoints
 
     def trained_tensors(self) -> dict[str, torch.Tensor]:
-        """Every parameter that any stage trains, on the CPU, by its name in the model that is trained."""
-        return {
-            name: parameter.detach().to("cpu").contiguous()
-            for name, parameter in self.module.named_parameters()
-            if name in self._kept
-        }
+        """Every parameter that any stage trains, on the CPU, by its name in the model that is trained.
+
+        Of sharded ones all processes must ask, and the first one gets them.
+        """
+        found = {}
+        for name, parameter in self.module.named_parameters():
+            if name in self._kept:
+                tensor = whole(parameter.detach())
+                if not self._sharded or self.is_world_process_zero():
+                    found[name] = tensor.to("cpu").contiguous()
+        return found
 
     def load_trained(self, checkpoint: Path) -> None:
         """Put the trained parameters of a checkpoint into the model; all of them, no others."""
         saved = load_file(checkpoint / TRAINED_NAME)
-        parameters = {name: parameter for name, parameter in self.module.named_parameters() if name in self._kept}
-        if saved.keys() != parameters.keys():
-            different = sorted(saved.keys() ^ parameters.keys())
+        names = {name for name, _ in self.module.named_parameters() if name in self._kept}
+        if saved.keys() != names:
+            different = sorted(saved.keys() ^ names)
             raise SurgeryError(f"{checkpoint.name} does not fit the model: {', '.join(different[:4])}.")
-        with torch.no_grad():
-            for name, tensor in saved.items():
-                parameters[name].copy_(tensor)
+        put(self.module, saved)
 
     def trial(self, length: int) -> None:
         """One forward and backward pass at full length, and one save, before anything is spent.
@@ -423,8 +441,7 @@ class RecoveryTrainer(Trainer):
             self.module.train()
             self.accelerator.gradient_state._set_sync_gradients(True)
             inputs = self._prepare_inputs(batch)
-            with self.accelerator.autocast():
-                loss = self.compute_loss(self.module, inputs)
+            loss = self.compute_loss(self.module, inputs)
             if loss.requires_grad:
                 loss.backward()
         if not torch.isfinite(loss):
@@ -436,14 +453,14 @@ class RecoveryTrainer(Trainer):
                 "leave them as they are."
             )
         self.module.zero_grad(set_to_none=True)
+        expected = self.trained_tensors()
         if self.is_world_process_zero():
-            self._trial_save()
+            self._trial_save(expected)
 
-    def _trial_save(self) -> None:
+    def _trial_save(self, expected: dict[str, torch.Tensor]) -> None:
         folder = self._folder.path / "trial"
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            expected = self.trained_tensors()
             save_file(expected, folder / TRAINED_NAME)
             saved = load_file(folder / TRAINED_NAME)
             if any(not torch.equal(saved[name], tensor) for name, tensor in expected.items()):
@@ -455,14 +472,40 @@ class RecoveryTrainer(Trainer):
             folder.rmdir()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The trained parameters alone: the rest is the source checkpoint's."""
+        """The trained parameters alone: the rest is the source checkpoint's. Trainer asks every process."""
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.trained_tensors(), folder / TRAINED_NAME)
+        save_file(self._to_save, folder / TRAINED_NAME)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As Trainer's, with whole tensors where they are sharded."""
+        if not self._sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        assert self.optimizer is not None and self.lr_scheduler is not None
+        state = whole_state(self.optimizer, keep=self.args.should_save)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As Trainer's, with each process's share of what is sharded."""
+        if not self._sharded or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        assert self.optimizer is not None and self.lr_scheduler is not None
+        folder = Path(checkpoint)
+        # Mapped rather than read: each process needs its share alone.
+        state = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=True)
+        load_state(self.optimizer, state)
+        self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         step = self.state.global_step
         checkpoint = self._folder.stage_path(self._stage) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        self._to_save = self.trained_tensors()
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
@@ -472,6 +515,8 @@ class RecoveryTrainer(Trainer):
             # torch and safetensors have errors of their own for a disk that is full.
             shutil.rmtree(checkpoint, ignore_errors=True)
             raise self._folder.unwritten(f"the checkpoint of step {self.step}", error) from error
+        finally:
+            self._to_save = {}
 
     def _complete(self, checkpoint: Path) -> None:
         step = self.state.global_step

@@ -1,4 +1,4 @@
-"""Two processes do what one does with the same global batch, and what cannot be sharded is refused."""
+"""Two processes do what one does with the same global batch, each with the whole model or with a share of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +17,71 @@ from safetensors.torch import load_file
 
 from surgery.errors import UsageError
 from surgery.recovery import finetune
-from surgery.recovery.processes import check_sharding
-from tests.recovery.conftest import Converted, MakeRecipe
+from surgery.recovery.sharding import own_sharding
+from tests.recovery.conftest import Converted, MakeRecipe, crash
 
+OPERATION = "surgery-ssmax.safetensors"
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, os, sys
 from surgery.recovery import finetune
 recipe, resume, at = sys.argv[1], sys.argv[2] == "resume", int(sys.argv[3])
-def crash(event):
+shares = []
+def told(event):
+    if event["event"] == "sharding":
+        shares.append(event["held"] / event["parameters"])
     if event["event"] == "step" and event["step"] == at:
         os._exit(3)
-result = finetune(recipe, resume=resume, on_progress=crash, device="cpu")
+result = finetune(recipe, resume=resume, on_progress=told, device="cpu")
 if os.environ["RANK"] == "0":
-    print(json.dumps(result.to_dict()))
+    print(json.dumps({**result.to_dict(), "shares": shares}))
 """
+TORCHRUN = ("torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port")
+ACCELERATE = ("accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2", "--num_processes", "2")
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
-def _torchrun(
-    folder: Path, recipe: dict[str, Any], resume: bool = False, at: int = 0
+def _launch(
+    folder: Path,
+    recipe: dict[str, Any],
+    resume: bool = False,
+    at: int = 0,
+    launcher: tuple[str, ...] = TORCHRUN,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     (folder / "program.py").write_text(PROGRAM)
     (folder / "recipe.json").write_text(json.dumps(recipe))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    arguments = ["--master-port", str(port), str(folder / "program.py"), str(folder / "recipe.json")]
+    arguments = [str(port), str(folder / "program.py"), str(folder / "recipe.json"), "resume" if resume else "start"]
     return subprocess.run(
-        [sys.executable, *launch, *arguments, "resume" if resume else "start", str(at)],
+        [sys.executable, "-m", *launcher, *arguments, str(at)],
         capture_output=True,
         text=True,
         check=False,
         timeout=240,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(environment or {})},
     )
+
+
+def _same(one: Path, other: Path, *, relative: float, absolute: float) -> None:
+    """Same steps, losses, tensors and dtypes, to tolerances."""
+    first, second = _rows(one), _rows(other)
+    assert [(row["step"], row["tokens"]) for row in first] == [(row["step"], row["tokens"]) for row in second]
+    for ours, theirs in zip(first, second, strict=True):
+        for key in ("loss", "held_out_loss", "grad_norm"):
+            if key in ours:
+                assert theirs[key] == pytest.approx(ours[key], rel=relative), (key, ours["step"])
+    names = sorted(path.name for path in one.glob("*.safetensors"))
+    assert "surgery-ssmax.safetensors" in names
+    assert names == sorted(path.name for path in other.glob("*.safetensors"))
+    for name in names:
+        mine, yours = load_file(one / name), load_file(other / name)
+        assert mine.keys() == yours.keys()
+        for key, tensor in mine.items():
+            assert yours[key].dtype == tensor.dtype
+            assert torch.allclose(tensor.float(), yours[key].float(), atol=absolute), key
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
@@ -78,53 +109,156 @@ def test_two_processes_equal_one(make_recipe: MakeRecipe, converted: Converted, 
     """Matching, distillation and a control; killed in the second stage and resumed."""
     one = finetune(_recipe(make_recipe, converted, tmp_path / "one", 4))
     recipe = _recipe(make_recipe, converted, tmp_path / "two", 2)
-    killed = _torchrun(tmp_path, recipe, at=5)
+    killed = _launch(tmp_path, recipe, at=5)
     assert killed.returncode != 0 and not (tmp_path / "two").exists()
-    done = _torchrun(tmp_path, recipe, resume=True)
+    done = _launch(tmp_path, recipe, resume=True)
     assert done.returncode == 0, done.stderr[-3000:]
     two = json.loads(done.stdout)
     assert two["resumed_from"] == 3 and two["tokens"] == one.tokens
-    first, second = _rows(tmp_path / "one"), _rows(tmp_path / "two")
-    assert [(row["step"], row["tokens"]) for row in first] == [(row["step"], row["tokens"]) for row in second]
-    for ours, theirs in zip(first, second, strict=True):
-        for key in ("loss", "held_out_loss", "grad_norm"):
-            if key in ours:
-                assert theirs[key] == pytest.approx(ours[key], rel=1e-4), (key, ours["step"])
-    for name in ("surgery-ssmax.safetensors", "trained-model.safetensors"):
-        ours, theirs = (load_file(tmp_path / which / name) for which in ("one", "two"))
-        assert all(torch.allclose(ours[key], theirs[key], atol=2e-4) for key in ours)
+    _same(tmp_path / "one", tmp_path / "two", relative=1e-4, absolute=2e-4)
     assert one.comparison is not None
     names = [model["name"] for model in two["comparison"]["models"]]
     assert names == [model.name for model in one.comparison.models] and "untouched" in names
     # What one process alone wrote: each row once, nothing left behind.
-    assert len({(row["step"], "loss" in row) for row in second}) == len(second)
+    rows = _rows(tmp_path / "two")
+    assert len({(row["step"], "loss" in row) for row in rows}) == len(rows)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["one", "two"]
 
 
 def test_an_error_of_one_stops_both(make_recipe: MakeRecipe, converted: Converted, tmp_path: Path) -> None:
-    done = _torchrun(tmp_path, _recipe(make_recipe, converted, tmp_path / "two", 1), resume=True)
+    done = _launch(tmp_path, _recipe(make_recipe, converted, tmp_path / "two", 1), resume=True)
     assert done.returncode != 0
     assert "no interrupted run to resume" in done.stderr and "The first process stopped" in done.stderr
 
 
-def test_sharding_is_refused(make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UsageError, match="FSDP does not run on a CPU: accelerate"):
+def test_sharded_equals_one(make_recipe: MakeRecipe, converted: Converted, tmp_path: Path) -> None:
+    """Attention matched to a second copy with the operation alone, then every weight."""
+
+    def recipe(output: Path, accumulation: int) -> dict[str, Any]:
+        return make_recipe(
+            converted(form="paper", scale=1.5, spread=0.4),
+            output=str(output),
+            train={"what": "full"},
+            optimizer={"lr": 1e-3},
+            batch={"sequences": 1, "accumulation": accumulation},
+            stages=[
+                {"train": {"what": "scale"}, "objective": {"name": "match"}, "budget": {"steps": 2}},
+                {"objective": {"name": "next_token"}, "budget": {"steps": 2}},
+            ],
+        )
+
+    finetune(recipe(tmp_path / "one", 2))
+    done = _launch(tmp_path, recipe(tmp_path / "two", 1), environment=SHARDED)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["shares"] == [pytest.approx(0.5, abs=0.01)]
+    # Adam takes whole steps, of lr, where a gradient is nothing but rounding.
+    _same(tmp_path / "one", tmp_path / "two", relative=1e-5, absolute=1e-4)
+    source = load_file(Path(make_recipe(converted(form="paper", scale=1.5, spread=0.4))["model"]) / OPERATION)
+    for key, trained in load_file(tmp_path / "two" / OPERATION).items():
+        assert trained.dtype == torch.float32 and (trained != source[key]).all(), key
+
+
+def test_all_processes_note_the_teacher_together(
+    make_recipe: MakeRecipe, converted: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that comes later finds the row written, and must not go on while the first one waits for it."""
+    recipe = make_recipe(converted(form="paper"), train={"what": "full"}, objective={"name": "distill"})
+    crash(recipe, step=1)
+    asked: list[str] = []
+
+    def counting(action: Any) -> Any:
+        asked.append(action.__qualname__)
+        return action()
+
+    monkeypatch.setattr("surgery.recovery.attempt.on_first", counting)
+    finetune(recipe, resume=True)
+    assert asked == ["Attempt._teacher.<locals>.note"]
+    assert sum("teacher" in row for row in _rows(tmp_path / "out")) == 1
+
+
+@pytest.mark.slow
+def test_sharded_resume_is_exact(make_recipe: MakeRecipe, converted: Converted, tmp_path: Path) -> None:
+    """An adapter, in two stages, with a control; killed in the second stage, beside a run that was not."""
+    finetune(_recipe(make_recipe, converted, tmp_path / "one", 4))
+    undisturbed = _launch(tmp_path, _recipe(make_recipe, converted, tmp_path / "two", 2), environment=SHARDED)
+    assert undisturbed.returncode == 0, undisturbed.stderr[-3000:]
+    assert len(json.loads(undisturbed.stdout)["shares"]) == 2  # the control too
+    _same(tmp_path / "one", tmp_path / "two", relative=1e-4, absolute=2e-4)
+    recipe = _recipe(make_recipe, converted, tmp_path / "three", 2)
+    assert _launch(tmp_path, recipe, at=5, environment=SHARDED).returncode != 0
+    done = _launch(tmp_path, recipe, resume=True, environment=SHARDED)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["resumed_from"] == 3
+    _same(tmp_path / "two", tmp_path / "three", relative=0, absolute=0)
+    for name in (OPERATION, "trained-model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "three" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "relative", "absolute"),
+    [("float32", 1e-5, 1e-4), ("bfloat16-mixed", 1e-3, 1e-3), ("bfloat16", 1e-2, 2e-3)],
+)
+def test_sharded_precisions(
+    make_recipe: MakeRecipe, converted: Converted, tmp_path: Path, precision: str, relative: float, absolute: float
+) -> None:
+    """Under accelerate's launcher, every weight of a bfloat16 checkpoint, the operation's being float32."""
+
+    def recipe(output: Path, accumulation: int) -> dict[str, Any]:
+        return make_recipe(
+            converted(dtype=torch.bfloat16),
+            output=str(output),
+            train={"what": "full"},
+            precision=precision,
+            gradient_checkpointing=True,
+            optimizer={"lr": 1e-3},
+            batch={"sequences": 1, "accumulation": accumulation},
+        )
+
+    finetune(recipe(tmp_path / "one", 2))
+    launcher = (*ACCELERATE, "--main_process_port")
+    done = _launch(tmp_path, recipe(tmp_path / "two", 1), launcher=launcher)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["shares"] == [pytest.approx(0.5, abs=0.01)]
+    _same(tmp_path / "one", tmp_path / "two", relative=relative, absolute=absolute)
+
+
+@pytest.mark.parametrize(
+    ("environment", "device", "message"),
+    [
+        ({"FSDP_VERSION": "1"}, "cpu", "FSDP 1 is not supported"),
+        ({"FSDP_VERSION": ""}, "cpu", "FSDP 1 is not supported"),
+        ({"WORLD_SIZE": "1"}, "cpu", "this is one alone"),
+        ({}, "mps", "not on mps"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "cuda", "FSDP_OFFLOAD_PARAMS=true is not supported"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "True"}, "cpu", "FSDP_ACTIVATION_CHECKPOINTING=True"),
+        ({"FSDP_RESHARD_AFTER_FORWARD": "false"}, "cpu", "FSDP_RESHARD_AFTER_FORWARD=false"),
+    ],
+)
+def test_sharding_that_is_refused(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], device: str, message: str
+) -> None:
+    for name, value in {**SHARDED, "WORLD_SIZE": "2", **environment}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=message), own_sharding(device):
+        pass
+
+
+def test_sharding_is_ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a run nobody else reads from the environment that weights are to be sharded."""
+    for name, value in {**SHARDED, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with own_sharding("cpu") as sharded:
+        assert sharded and os.environ["ACCELERATE_USE_FSDP"] == "false"
+    assert os.environ["ACCELERATE_USE_FSDP"] == "true"
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    with own_sharding("cpu") as sharded:
+        assert not sharded
+
+
+def test_one_process_cannot_shard(make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SHARDED.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="one alone"):
         finetune(make_recipe(), device="cpu")
     assert not (tmp_path / "out.training").exists()
-
-    with pytest.raises(UsageError, match="FSDP is not supported"):
-        check_sharding(on_cpu=False)
-    monkeypatch.delenv("ACCELERATE_USE_FSDP")
-    check_sharding(on_cpu=True)
-
-
-def test_accelerate_does_not_shard_on_a_cpu() -> None:
-    """Why FSDP is refused there. If this fails, a newer accelerate shards on CPUs and the refusal can go."""
-    import inspect
-
-    from accelerate.state import AcceleratorState
-
-    source = inspect.getsource(AcceleratorState.__init__)
-    kinds = source[: source.index("ACCELERATE_USE_FSDP")].rpartition("elif self.distributed_type in [")[2]
-    assert "MULTI_GPU" in kinds and "MULTI_CPU" not in kinds

@@ -15,7 +15,7 @@ from surgery.errors import PlanRefusedError, SurgeryError, UsageError
 from surgery.loading import RunOptions, load_model
 from surgery.recovery import DivergedError, finetune, read_recipe
 from surgery.recovery.dataset import TrainingData, read_data
-from surgery.recovery.objectives import next_token_sum, objective_sum, original, token_logits
+from surgery.recovery.objectives import attention_modules, next_token_sum, objective_sum, original, token_logits
 from surgery.recovery.planning import effective_precision
 from surgery.recovery.preparing import Layout, operation_parameters, optimizer_groups, prepare_model
 from surgery.recovery.state import TrainingFolder
@@ -79,6 +79,19 @@ def _trainer(recipe: dict[str, Any], folder: Path, rows: list[Row] | None = None
     )
     rates.trainer = trainer
     return trainer
+
+
+def test_mixed_precision_reaches_matched_attention(
+    make_recipe: MakeRecipe, converted: Converted, tmp_path: Path
+) -> None:
+    recipe = make_recipe(converted(form="paper"), objective={"name": "match"}, precision="bfloat16-mixed")
+    trainer = _trainer(recipe, tmp_path)
+    seen: list[torch.dtype] = []
+    for module in attention_modules(trainer.module).values():
+        projection = module.get_submodule("q_proj")
+        projection.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    trainer.compute_loss(trainer.module, collate(_rows()))
+    assert len(seen) == 6 and set(seen) == {torch.bfloat16}  # of three layers, teacher and student
 
 
 def _losses(trainer: RecoveryTrainer) -> list[dict[str, Any]]:
