@@ -1,0 +1,224 @@
+"""``surgery zoo``: many checkpoints, planned, converted and verified, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from surgery.commands import console
+from surgery.commands.app import app
+from surgery.errors import UsageError
+
+if TYPE_CHECKING:
+    from surgery.zoo.planning import ZooPlan
+
+zoo = typer.Typer(help="Many checkpoints from one manifest: plan, run, status, report, retry.", no_args_is_help=True)
+app.add_typer(zoo, name="zoo")
+
+SOME_FAILED = 5
+REFUSED = 3
+_Handler = Callable[[Mapping[str, Any]], None]
+_Manifest = Annotated[Path, typer.Argument(metavar="MANIFEST", help="A YAML file; docs/zoo.md has every key.")]
+_Force = Annotated[
+    bool, typer.Option("--force", help="Replace outputs that the ledger does not know or that are out of date.")
+]
+_Address = Annotated[
+    str | None, typer.Option(help="Of a Ray cluster, or auto; without it one is begun on this machine.")
+]
+_Events = Annotated[Path | None, typer.Option(help="Write each event to this file, one JSON line each.")]
+
+
+class EngineChoice(StrEnum):
+    """Where items run."""
+
+    local = "local"
+    ray = "ray"
+
+
+_Engine = Annotated[EngineChoice, typer.Option(help="local: processes of this machine; ray: a cluster.")]
+
+
+@zoo.command()
+def plan(
+    manifest: _Manifest,
+    force: _Force = False,
+    as_json: console.JsonOption = False,
+    verbose: console.VerboseOption = False,
+) -> None:
+    """Show what everything costs, and what cannot be done. Reads headers; writes nothing; no torch.
+
+    Exit code 5 if some items are refused, 3 if nothing is left to do then.
+    """
+    from surgery.commands.zoo_tables import plan_table
+    from surgery.zoo.running import open_zoo
+
+    console.setup(verbose=verbose)
+    found = open_zoo(manifest).plan(force=force)
+    if as_json:
+        console.emit("zoo-plan", found.to_dict())
+    else:
+        console.out.print(plan_table(found))
+        _warn(found)
+    if found.of("refused"):
+        raise typer.Exit(SOME_FAILED if found.of("ready") or found.of("done") else REFUSED)
+
+
+@zoo.command()
+def run(
+    manifest: _Manifest,
+    force: _Force = False,
+    engine: _Engine = EngineChoice.local,
+    ray_address: _Address = None,
+    events: _Events = None,
+    as_json: console.JsonOption = False,
+    verbose: console.VerboseOption = False,
+    quiet: console.QuietOption = False,
+) -> None:
+    """Do everything that is not done yet; after a kill, go on. Exit code 5 if some items failed or were refused."""
+    _run(manifest, force, engine, ray_address, events, as_json, verbose, quiet, only_failed=False)
+
+
+@zoo.command()
+def retry(
+    manifest: _Manifest,
+    force: _Force = False,
+    engine: _Engine = EngineChoice.local,
+    ray_address: _Address = None,
+    events: _Events = None,
+    as_json: console.JsonOption = False,
+    verbose: console.VerboseOption = False,
+    quiet: console.QuietOption = False,
+) -> None:
+    """Try again what failed or was refused, and nothing else."""
+    _run(manifest, force, engine, ray_address, events, as_json, verbose, quiet, only_failed=True)
+
+
+@zoo.command()
+def status(manifest: _Manifest, as_json: console.JsonOption = False, verbose: console.VerboseOption = False) -> None:
+    """Show what the ledger says, also while a run goes on. Exit code 5 if something failed."""
+    from surgery.zoo.running import zoo_status
+
+    console.setup(verbose=verbose)
+    _finish(zoo_status(manifest), as_json=as_json)
+
+
+@zoo.command()
+def report(manifest: _Manifest, as_json: console.JsonOption = False, verbose: console.VerboseOption = False) -> None:
+    """Write summary.json and report.html from the ledger into the output folder; every run does so at its end."""
+    from surgery.zoo.running import zoo_status
+    from surgery.zoo.summaries import write_summary
+
+    console.setup(verbose=verbose)
+    summary = zoo_status(manifest)
+    output = Path(summary["output"])
+    if not output.is_dir():
+        raise UsageError(f"There is no {output} yet.", hint=f"surgery zoo run {manifest}")
+    files = [path.as_posix() for path in write_summary(summary, output)]
+    if as_json:
+        console.emit("zoo-report", {"files": files})
+    else:
+        for path in files:
+            console.out.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _run(
+    manifest: Path,
+    force: bool,
+    engine: EngineChoice,
+    ray_address: str | None,
+    events: Path | None,
+    as_json: bool,
+    verbose: bool,
+    quiet: bool,
+    *,
+    only_failed: bool,
+) -> None:
+    from surgery.zoo.running import open_zoo, run_zoo
+    from surgery.zoo.summaries import write_summary
+
+    console.setup(verbose=verbose, quiet=quiet)
+    if ray_address is not None and engine is not EngineChoice.ray:
+        raise UsageError("--ray-address goes with --engine ray.")
+    opened = open_zoo(manifest)
+    with _listening(events, quiet=quiet) as (on_plan, on_event):
+        summary = run_zoo(
+            opened,
+            engine=engine.value,
+            address=ray_address,
+            force=force,
+            only_failed=only_failed,
+            on_plan=on_plan,
+            on_event=on_event,
+        )
+    files = write_summary(summary, opened.output)
+    if not summary["ended"]:
+        console.err.print(
+            "interrupted; the same command goes on where it stopped", style="yellow", markup=False, soft_wrap=True
+        )
+        raise typer.Exit(console.INTERRUPTED)
+    _finish(summary, as_json=as_json, files=[path.as_posix() for path in files])
+
+
+def _finish(summary: dict[str, Any], *, as_json: bool, files: list[str] | None = None) -> None:
+    from surgery.commands.zoo_tables import summary_table
+
+    if as_json:
+        console.emit("zoo", {**summary, **({"files": files} if files else {})})
+    else:
+        console.out.print(summary_table(summary))
+        for path in files or ():
+            console.out.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    if summary["counts"]["failed"] or summary["counts"]["refused"]:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _warn(found: ZooPlan) -> None:
+    """Each warning once, with how many items it concerns."""
+    concerned: dict[str, list[str]] = {}
+    for row in found.rows:
+        for warning in row.warnings:
+            concerned.setdefault(warning, []).append(row.item.name)
+    for warning, names in concerned.items():
+        console.err.print("note:", style="yellow", end=" ")
+        where = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        console.err.print(console.printable(f"{where}: {warning}"), markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _listening(events: Path | None, *, quiet: bool) -> Iterator[tuple[Callable[[Any], None], _Handler]]:
+    """What is told of the plan and of events: to the file of events, and to the live table on a terminal."""
+    from surgery.commands.zoo_tables import LiveTable
+
+    with ExitStack() as stack:
+        handlers: list[_Handler] = []
+        table = None
+        if events is not None:
+            try:
+                file = stack.enter_context(events.open("a", encoding="utf-8"))
+            except OSError as error:
+                raise UsageError(f"--events {events}: cannot be written: {error.strerror}.") from error
+
+            def to_file(event: Mapping[str, Any]) -> None:
+                file.write(json.dumps(event) + "\n")
+                file.flush()
+
+            handlers.append(to_file)
+        if console.err.is_terminal and not quiet:
+            table = stack.enter_context(LiveTable(console.err))
+            handlers.append(table)
+
+        def on_event(event: Mapping[str, Any]) -> None:
+            for handler in handlers:
+                handler(event)
+
+        def on_plan(found: ZooPlan) -> None:
+            if table is not None:
+                table.begin(found)
+
+        yield on_plan, on_event

@@ -1,0 +1,55 @@
+"""The page of a zoo: one table in which everything is either done or explained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from surgery.reporting.wording import DASH, count, counted
+
+WORDS = {
+    "done": "done",
+    "failed": "failed",
+    "refused": "refused",
+    "running": "not ended",
+    "waiting": "waiting",
+    "changed": "to do again",
+}
+
+
+def render_zoo_page(summary: Mapping[str, Any]) -> str:
+    """One page from what ``surgery.zoo.summarize`` gives: self-contained, no script, all text escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update({"megabytes": megabytes, "seconds": seconds, "count": count, "counted": counted})
+    return environment.get_template("zoo.html.j2").render(zoo=summary, headline=headline(summary), words=WORDS)
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """``97 of 100 done, 2 failed, 1 refused``."""
+    counts = summary["counts"]
+    parts = [f"{count(counts['done'])} of {count(len(summary['items']))} done"]
+    parts += [f"{count(counts[state])} {word}" for state, word in WORDS.items() if state != "done" and counts[state]]
+    return ", ".join(parts)
+
+
+def megabytes(value: float | None) -> str:
+    """Bytes as MB, with a digit where there are few of them."""
+    if value is None:
+        return DASH
+    return f"{value / 1e6:,.0f} MB" if value >= 10e6 else f"{value / 1e6:.1f} MB"
+
+
+def seconds(value: float | None) -> str:
+    """Seconds, with a digit where there are few of them."""
+    if value is None:
+        return DASH
+    return f"{value:.1f} s" if value < 100 else f"{value / 60:,.0f} min"

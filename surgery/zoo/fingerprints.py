@@ -1,0 +1,73 @@
+"""What an output depends on, as two hashes: of the source, and of the work that is done on it.
+
+No name, place or time goes in, so that a shelf that was moved or copied is still the same. Headers alone would be: a
+second training of the same model has the same headers. So a few bytes from the middle of every tensor go in as well;
+that costs one read for each tensor, however large it is. A change of weights that leaves all of these as they were is
+not noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from surgery.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint, sha256_file, sha256_json
+from surgery.errors import CheckpointError
+from surgery.version import __version__
+
+_SAMPLE = 256
+# Larger files beside the weights (another program's copy of them) are known by their size and a sample alone.
+_WHOLE = 64_000_000
+
+
+def source_fingerprint(checkpoint: Checkpoint) -> str:
+    """SHA-256 over config, index, headers, a sample of each tensor, and the files beside them.
+
+    Raises:
+        CheckpointError: a file cannot be read, or has become shorter.
+    """
+    folder = checkpoint.folder
+    digest = hashlib.sha256()
+    for name in sorted({CONFIG_NAME, INDEX_NAME, *checkpoint.other_files} & checkpoint.file_sizes.keys()):
+        size = checkpoint.file_sizes[name]
+        if size <= _WHOLE:
+            content = sha256_file(folder / name)
+        else:
+            content = _samples(folder / name, [(0, _SAMPLE), (size // 2, size // 2 + _SAMPLE), (size - _SAMPLE, size)])
+        digest.update(sha256_json([name, size, content]).encode())
+    for shard in checkpoint.shards:
+        tensors = [tensor for tensor in checkpoint.tensors.values() if tensor.shard == shard]
+        header = [[tensor.name, tensor.dtype, tensor.shape, tensor.begin, tensor.end] for tensor in tensors]
+        middles = [(tensor.begin + tensor.nbytes // 2, tensor.end) for tensor in tensors]
+        spans = [(begin, min(begin + _SAMPLE, end)) for begin, end in middles]
+        content = _samples(folder / shard, spans)
+        digest.update(sha256_json([shard, checkpoint.file_sizes[shard], header, content]).encode())
+        digest.update(sha256_json(checkpoint.metadata[shard]).encode())
+    return digest.hexdigest()
+
+
+def work_fingerprint(operations: Sequence[Mapping[str, Any]], level: str) -> str:
+    """SHA-256 over everything else that an output depends on: operations, verification, version of the tool."""
+    return sha256_json({"operations": [dict(one) for one in operations], "verify": level, "tool": __version__})
+
+
+def fingerprint(source: str, work: str) -> str:
+    """The key of the ledger: of a source's and a work's fingerprint."""
+    return sha256_json({"source": source, "work": work})
+
+
+def _samples(path: Any, spans: Sequence[tuple[int, int]]) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            for begin, end in spans:
+                file.seek(begin, os.SEEK_SET)
+                data = file.read(end - begin)
+                if len(data) < end - begin:
+                    raise CheckpointError(f"{path.name} has become shorter than its header says.")
+                digest.update(data)
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}.") from error
+    return digest.hexdigest()

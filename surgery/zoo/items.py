@@ -1,0 +1,131 @@
+"""From the entries of a manifest to single items: globs are expanded and every output gets its name."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from surgery.checkpoint import quote, safe_relative
+from surgery.errors import CheckpointError, UsageError
+from surgery.zoo.manifest import LayersLevel, Level, Limits, Manifest, Model, given, operations_of
+
+_MOST_ITEMS = 100_000
+
+
+@dataclass(frozen=True)
+class Item:
+    """One model of a zoo, and what is to become of it.
+
+    Attributes:
+        name: of its output's folder; unique within the zoo.
+        source: folder or hub id.
+        is_hub: whether ``source`` is a hub id.
+        revision: of a hub model.
+        operations: options of each operation as plain data.
+        output: the folder to write.
+        verify, placement, limits: as in the manifest.
+        fault: why it cannot even be tried (a name that no file system takes), or None.
+    """
+
+    name: str
+    source: str
+    is_hub: bool
+    revision: str | None
+    operations: tuple[Mapping[str, Any], ...]
+    output: Path
+    verify: Level
+    placement: Literal["auto", "copy", "link"]
+    limits: Limits
+    fault: str | None = None
+
+    @property
+    def layers(self) -> int | None:
+        """How many layers the verification runs, where it is told."""
+        return self.verify.layers if isinstance(self.verify, LayersLevel) else None
+
+
+def expand(manifest: Manifest, base: Path) -> list[Item]:
+    """Every item, in the manifest's order; what a glob matches in the order of names.
+
+    Args:
+        manifest: a valid one.
+        base: the folder that paths in it are seen from.
+
+    Raises:
+        UsageError: a glob matches no folder, or two items would have the same output; all such faults at once.
+    """
+    output = (base / Path(manifest.output).expanduser()).resolve()
+    faults: list[str] = []
+    items: list[Item] = []
+    for number, model in enumerate(manifest.models):
+        sources = list(_sources(model, base, output))
+        if not sources:
+            faults.append(f"models.{number}.path: {model.path!r} matches no folder")
+        if len(sources) > 1 and model.name is not None:
+            faults.append(f"models.{number}.name: {model.path!r} matches {len(sources)} folders, which would share it")
+        items += [_item(manifest, model, source, output) for source in sources]
+    if len(items) > _MOST_ITEMS:
+        faults.append(f"there are {len(items):,} items; split the manifest ({_MOST_ITEMS:,} at most)")
+    seen: dict[str, Item] = {}
+    for item in items:
+        # Names that differ in case alone are one name on some file systems.
+        other = seen.setdefault(item.name.casefold(), item)
+        if other is not item:
+            faults.append(f"{other.source} and {item.source} would both be written to {item.name}")
+    if faults:
+        raise UsageError(
+            "\n".join(["The manifest cannot be carried out:", *(f"  {fault}" for fault in faults[:20])]),
+            hint="Paths are seen from the manifest. Outputs are kept apart by `name`, or by {org} and {revision} in "
+            "`layout`.",
+        )
+    return items
+
+
+def _sources(model: Model, base: Path, output: Path) -> Iterator[str]:
+    if model.hub is not None:
+        yield model.hub
+        return
+    pattern = str(base / Path(str(model.path)).expanduser())
+    if not glob.has_magic(str(model.path)):
+        # A folder that is not there is one row of the table, as a broken one is.
+        yield str(Path(pattern))
+        return
+    for found in sorted(glob.glob(pattern, recursive=True)):
+        path = Path(found)
+        if path.is_dir() and not path.resolve().is_relative_to(output):
+            yield str(path)
+
+
+def _item(manifest: Manifest, model: Model, source: str, output: Path) -> Item:
+    operations = operations_of(manifest, model)
+    org, _, last = source.rpartition("/") if model.hub is not None else ("", "", Path(source).resolve().name)
+    name = model.name or last or "model"
+    fields = {
+        "name": name,
+        "org": org,
+        "operations": "-".join(options.name for options in operations),
+        "revision": (model.revision or "").replace("/", "-"),
+    }
+    folder = manifest.layout.format(**fields)
+    fault = None
+    try:
+        safe_relative(folder)
+        if "/" in folder:
+            raise CheckpointError(f"The name {quote(folder)} holds a slash.")
+    except CheckpointError as error:
+        fault, folder = error.message, ascii(folder).strip("'\"").replace("/", "-")
+    return Item(
+        name=folder,
+        source=source,
+        is_hub=model.hub is not None,
+        revision=model.revision,
+        operations=tuple(given(options) for options in operations),
+        output=output / folder,
+        verify=model.verify or manifest.verify,
+        placement=model.placement or manifest.placement,
+        limits=model.limits or manifest.limits,
+        fault=fault,
+    )

@@ -1,0 +1,83 @@
+"""What has become of every item, as plain data made from the ledger alone, and the files that show it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from surgery.checkpoint import dump_json
+from surgery.version import __version__
+from surgery.zoo.fingerprints import work_fingerprint
+from surgery.zoo.items import Item
+from surgery.zoo.ledger import Entry, LedgerState
+from surgery.zoo.manifest import plain_level
+
+SCHEMA = 1
+STATES = ("done", "failed", "refused", "running", "waiting", "changed")
+_KEPT = ("family", "bytes", "placed", "seconds", "peak", "verdict", "checks", "plan", "commit", "recovered", "attempt")
+
+
+def summarize(name: str, output: Path, items: Sequence[Item], ledger: LedgerState) -> dict[str, Any]:
+    """One row for each item, with its state.
+
+    ``done``; ``failed``; ``refused`` (it cannot be done as asked); ``running`` (begun and not ended: by a run
+    that goes on, or one that was killed); ``waiting``; ``changed`` (done, but now
+    something else is asked for).
+    """
+    rows = [_row(item, ledger) for item in items]
+    return {
+        "zoo": name,
+        "tool": __version__,
+        "output": output.as_posix(),
+        "ended": ledger.run is not None and ledger.run_ended,
+        "engine": ledger.run_event.get("engine"),
+        "counts": {state: sum(row["state"] == state for row in rows) for state in STATES},
+        "bytes": sum(row.get("bytes") or 0 for row in rows if row["state"] == "done"),
+        "seconds": round(sum(row.get("seconds") or 0 for row in rows), 3),
+        "items": rows,
+    }
+
+
+def write_summary(summary: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
+    """Write ``summary.json`` and ``report.html`` into a folder; each is replaced at once."""
+    from surgery.reporting import replace_file
+    from surgery.reporting.zoo import render_zoo_page
+
+    document = {"schema": SCHEMA, "kind": "zoo-summary", **summary}
+    data = replace_file(folder / "summary.json", dump_json(document).encode())
+    return data, replace_file(folder / "report.html", render_zoo_page(summary).encode())
+
+
+def _row(item: Item, ledger: LedgerState) -> dict[str, Any]:
+    entry = ledger.entries.get(item.name)
+    success = ledger.successes.get(item.name)
+    row: dict[str, Any] = {
+        "item": item.name,
+        "source": item.source,
+        "operations": ", ".join(str(options["name"]) for options in item.operations),
+        "verify": plain_level(item.verify),
+        "state": _state(item, entry),
+        "reason": "",
+        "why": None,
+        "fingerprint": entry.fingerprint if entry is not None else None,
+        **dict.fromkeys(_KEPT),
+    }
+    if entry is None:
+        return row
+    event: dict[str, Any] = dict(entry.event)
+    if entry.status == "done" and event.get("recovered") and success is not None:
+        event = {**success.event, **event}
+    if row["state"] in ("failed", "refused"):
+        row["reason"], row["why"] = str(event.get("message", "")), str(event.get("why", "error"))
+    return {**row, **{key: event[key] for key in _KEPT if key in event}}
+
+
+def _state(item: Item, entry: Entry | None) -> str:
+    if entry is None or entry.status == "waiting":
+        return "waiting"
+    if entry.status == "started":
+        return "running"
+    if entry.status == "failed":
+        return "refused" if entry.event.get("why") == "refused" else "failed"
+    return "done" if entry.work == work_fingerprint(item.operations, plain_level(item.verify)) else "changed"

@@ -1,0 +1,146 @@
+"""``surgery zoo`` as a user meets it: tables, JSON, events, exit codes; and that a plan is light."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surgery.reporting.zoo import render_zoo_page
+from tests.anatomy.builders import bare_source
+from tests.checkpoint.builders import listing
+from tests.commands.conftest import PROGRAM
+from tests.commands.test_output import HEAVY, PROBE
+from tests.zoo.conftest import broken_source, write_manifest
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Two models and a broken one."""
+    for family in ("llama", "qwen2"):
+        bare_source(tmp_path / "models" / family, family)
+    broken_source(tmp_path / "models" / "broken", "no-json")
+    return write_manifest(tmp_path, verify="none")
+
+
+def test_plan_run_status_report(surgery: Any, manifest: Path, tmp_path: Path) -> None:
+    before = listing(tmp_path)
+    planned = surgery("zoo", "plan", manifest, "--json")
+    assert planned.code == 5 and listing(tmp_path) == before
+    document = planned.document()
+    assert document["kind"] == "zoo-plan" and document["counts"] == {"ready": 2, "done": 0, "failed": 0, "refused": 1}
+    table = surgery("zoo", "plan", manifest)
+    assert table.code == 5
+    for part in ("llama-ssmax", "2 ready, 1 refused", "not valid JSON", "2 x ssmax: form anchored", "are free"):
+        assert part in table.out, part
+    events = tmp_path / "events.jsonl"
+    ran = surgery("zoo", "run", manifest, "--json", "--events", events)
+    assert ran.code == 5 and ran.err == ""
+    assert ran.document()["counts"]["done"] == 2 and ran.document()["kind"] == "zoo"
+    kinds = [json.loads(line)["event"] for line in events.read_text().splitlines()]
+    assert kinds[0] == "run" and kinds[-1] == "ended" and kinds.count("done") == 2
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["schema"] == 1 and [item["state"] for item in summary["items"]] == ["refused", "done", "done"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "2 of 3 done, 1 refused" in page and not re.search(r"<script|https?://", page)
+    status = surgery("zoo", "status", manifest)
+    assert status.code == 5 and "zoo: 2 of 3 done, 1 refused" in status.out and "not valid JSON" in status.out
+    (tmp_path / "out" / "report.html").unlink()
+    written = surgery("zoo", "report", manifest, "--json")
+    assert written.code == 0 and (tmp_path / "out" / "report.html").read_text() == page
+    assert surgery("zoo", "retry", manifest).code == 5
+
+
+def test_exit_codes(surgery: Any, manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "models" / "broken").rename(tmp_path / "broken")
+    assert surgery("zoo", "plan", manifest).code == 0
+    assert surgery("zoo", "report", manifest).code == 2
+    assert surgery("zoo", "run", manifest, "--quiet").code == 0
+    assert surgery("zoo", "status", manifest).code == 0
+    only_broken = write_manifest(tmp_path, models=[{"path": "broken"}])
+    assert surgery("zoo", "plan", only_broken).code == 3
+    assert surgery("zoo", "run", tmp_path / "none.yaml").code == 2
+    assert surgery("zoo", "run", only_broken, "--ray-address", "auto").code == 2
+    assert surgery("zoo", "run", only_broken, "--events", tmp_path / "none" / "e").code == 2
+    (tmp_path / "zoo.yaml").write_text("modles: []\n")
+    wrong = surgery("zoo", "plan", tmp_path / "zoo.yaml")
+    assert wrong.code == 2 and "line 1: modles: unknown key; did you mean `models`?" in wrong.err
+
+
+def test_plans_and_status_are_light(manifest: Path) -> None:
+    calls = [["zoo", "--help"], ["zoo", "plan", str(manifest)], ["zoo", "status", str(manifest)]]
+    process = subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps(calls), json.dumps(HEAVY)],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    found = [json.loads(line) for line in process.stderr.splitlines() if line.startswith("[")]
+    assert [loaded for _, loaded in found] == [[], [], []]
+
+
+def test_the_live_table(manifest: Path) -> None:
+    """On a terminal: what runs, and a line with counts and the time that remains."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    from surgery.commands.zoo_tables import LiveTable
+    from surgery.zoo.running import open_zoo
+
+    console = Console(file=StringIO(), force_terminal=True, width=120)
+    with LiveTable(console) as table:
+        table.begin(open_zoo(manifest).plan())
+        table({"event": "started", "item": "llama-ssmax"})
+        table({"event": "stage", "item": "llama-ssmax", "stage": "converting"})
+        table({"event": "bytes", "item": "llama-ssmax", "done": 500, "total": 1000})
+        time.sleep(0.01)
+        table({"event": "started", "item": "qwen2-ssmax"})
+        table({"event": "done", "item": "qwen2-ssmax"})
+        with console.capture() as captured:
+            console.print(table._draw())
+        table({"event": "stopping", "running": 1})
+        with console.capture() as stopping:
+            console.print(table._draw())
+    drawn = captured.get()
+    for part in ("llama-ssmax", "converting 50%", "MB/s", "1 of 2 done", "items/min", "left"):
+        assert part in drawn, part
+    assert "qwen2-ssmax" not in drawn and "Ctrl-C again" in stopping.get()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals there")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on(number: int, manifest: Path, tmp_path: Path) -> None:
+    events = tmp_path / "events.jsonl"
+    process = subprocess.Popen(
+        [*PROGRAM, "zoo", "run", str(manifest), "--events", str(events)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until = time.monotonic() + 60
+    while not (events.is_file() and "started" in events.read_text()) and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "the same command goes on where it stopped" in said and "Traceback" not in said
+    assert [path.name for path in (tmp_path / "out").iterdir() if ".partial-" in path.name] == []
+
+
+def test_a_page_escapes_what_strangers_wrote() -> None:
+    item = {
+        "item": "<b>x</b>", "source": "<script>1</script>", "operations": "ssmax", "verify": "files",
+        "state": "failed", "reason": "<img src=x>", "family": None, "bytes": None, "placed": None, "seconds": None,
+        "peak": None, "verdict": None, "commit": None,
+    }  # fmt: skip
+    counts = dict.fromkeys(("done", "failed", "refused", "running", "waiting", "changed"), 0) | {"failed": 1}
+    page = render_zoo_page({
+        "zoo": "<i>", "tool": "0", "output": "/o", "ended": False, "engine": None, "counts": counts, "bytes": 0,
+        "seconds": 0, "items": [item],
+    })  # fmt: skip
+    assert "<script" not in page and "<img" not in page and "<i>" not in page and "&lt;img" in page
+    assert "0 of 1 done, 1 failed" in page and "has not ended" in page
