@@ -215,6 +215,17 @@ class Observation(NamedTuple):
     value: torch.Tensor
 
 
+class _Band(NamedTuple):
+    """Key-value heads whose query heads all look at most ``window`` keys back (None: at all); see Screening.bands.
+
+    ``accepting``: no threshold of theirs rejects anything.
+    """
+
+    window: int | None
+    accepting: bool
+    groups: list[int]
+
+
 class Screening(Operation):
     """Rejects keys: per query head an absolute threshold on the relevance, and a window on the distance.
 
@@ -250,19 +261,39 @@ class Screening(Operation):
         self.observer: Callable[[Observation], None] | None = None
         self.observed_rows: torch.Tensor | None = None  # numbers of the queries that the observer is shown; None: all
         self.path = "not run"  # which code ran last: open, reference, or the name of a backend
-        self._open: tuple[Any, bool] = (None, False)
+        self._known: tuple[Any, bool, list[_Band]] = (None, False, [])
         self._add_parameters("threshold", "softness", "log2_window")
 
     def is_open(self) -> bool:
         """Whether every head accepts every key. Looked up again only after a parameter has changed."""
+        return self._look_up(1)[1]
+
+    def bands(self, groups: int) -> list[_Band]:
+        """The key-value heads, ``groups`` in all, by what of the keys their query heads look at."""
+        return self._look_up(groups)[2]
+
+    def _look_up(self, groups: int) -> tuple[Any, bool, list[_Band]]:
         parameters = (self.threshold, self.softness, self.log2_window)
         # Tensors made under torch.inference_mode count no versions; they are looked at each time.
         counted = not any(parameter.is_inference() for parameter in parameters)
-        state = tuple((id(parameter), parameter._version) for parameter in parameters) if counted else None
-        if state is None or self._open[0] != state:
-            full = self.windows() >= self.full_window
-            self._open = (state, bool((full & (self.threshold < -1 - self.softness.clamp(min=0))).all()))
-        return self._open[1]
+        state = (groups, *((id(parameter), parameter._version) for parameter in parameters)) if counted else None
+        if state is None or self._known[0] != state:
+            threshold, softness, log2_window = (value.flatten() for value in self._of_all_heads())
+            windows = self._windows_of(log2_window)
+            windows = windows.masked_fill(windows >= self.full_window, torch.inf)
+            accepting = threshold < -1 - softness
+            found: dict[tuple[int | None, bool], list[int]] = {}
+            widest = windows.view(groups, -1).amax(-1).tolist()
+            for group, (window, all_accept) in enumerate(
+                zip(widest, accepting.view(groups, -1).all(-1).tolist(), strict=True)
+            ):
+                # Windows are rounded up to powers of two, so that there are few bands; each head keeps its own edge.
+                width = None if math.isinf(window) else 2 ** math.ceil(math.log2(window))
+                found.setdefault((width, all_accept), []).append(group)
+            opened = bool((accepting & torch.isinf(windows)).all())
+            bands = [_Band(width, all_accept, members) for (width, all_accept), members in found.items()]
+            self._known = (state, opened, bands)
+        return self._known
 
     def learns(self) -> bool:
         """Whether threshold, softness or window are to get gradients now."""
@@ -298,13 +329,21 @@ class Screening(Operation):
         return alpha.masked_fill(sinks, 1.0)
 
     def log_acceptance_(
-        self, relevance: torch.Tensor, distance: torch.Tensor, sinks: torch.Tensor, allowed: torch.Tensor
+        self,
+        relevance: torch.Tensor,
+        distance: torch.Tensor,
+        sinks: torch.Tensor,
+        allowed: torch.Tensor,
+        heads: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """ln of what :meth:`acceptance` gives, -inf where a key is rejected or not allowed; in place of the relevance.
 
         For inference: going over a matrix of all pairs is what screening costs, so it is gone over as little as can be.
+        ``heads``: numbers of the query heads that the relevance is of; all of them where absent.
         """
         threshold, softness, log2_window = self._of_all_heads()
+        if heads is not None:
+            threshold, softness, log2_window = threshold[heads], softness[heads], log2_window[heads]
         relevance.sub_(threshold).div_(softness.clamp(min=self.HARD)).clamp_(0, 1).log_().mul_(2)
         outside = ~allowed
         if bool((self._windows_of(log2_window) < self.full_window).any()):
@@ -506,6 +545,9 @@ def _screened(
             'is not known to take. Load the model with attn_implementation="sdpa" or "eager".'
         )
     key, value = _present(attention_mask, query, key, value)
+    if not reference and attention_mask is None and not torch.is_grad_enabled():
+        screening.path = f"{name} in bands"
+        return _in_bands(backend, module, query, unscaled_query, key, value, visible_keys, **kwargs), None
     outputs, weights = [], []
     for block in _blocks(screening, query, key.shape[2], attention_mask, visible_keys):
         relevance = screening.relevance(unscaled_query[:, :, block.rows], key[:, :, : block.keys])
@@ -528,6 +570,68 @@ def _screened(
             output, _ = backend(module, query[:, :, block.rows], *present, bias, **kwargs)
             outputs.append(output * survives.transpose(1, 2))
     return torch.cat(outputs, 1).contiguous(), torch.cat(weights, 2) if weights else None
+
+
+def _in_bands(
+    backend: Callable[..., Any],
+    module: nn.Module,
+    query: torch.Tensor,
+    unscaled_query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    visible_keys: torch.Tensor,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Attention without a mask, where each head is given only the keys that its window reaches, and the first ones.
+
+    What lies outside the windows of all query heads of a key-value head is never touched: time falls with the share
+    of the keys that are left. Open heads go to the backend whole, as without screening. For inference.
+    """
+    screening: Any = module.screening
+    batch, heads, queries, _ = query.shape
+    groups, keys = key.shape[1], key.shape[2]
+    each = heads // groups
+    # Several queries begin at the first key; a single one follows all keys of its cache.
+    offset = keys - 1 if queries == 1 else 0
+    output = query.new_empty(batch, queries, heads, value.shape[-1])
+    for band in screening.bands(groups):
+        members = torch.tensor([group * each + head for group in band.groups for head in range(each)])
+        members = members.to(query.device)
+        everyone = len(members) == heads
+        q, raw = (query, unscaled_query) if everyone else (query[:, members], unscaled_query[:, members])
+        k, v = (key, value) if everyone else (key[:, band.groups], value[:, band.groups])
+        if band.window is None and band.accepting:
+            output[:, :, members] = backend(module, q, k, v, None, **kwargs)[0]
+            continue
+        reach = keys if band.window is None else min(keys, band.window + screening.sinks)
+        size = max(1, min(queries, BLOCK_ELEMENTS // (batch * len(members) * reach)))
+        for start in range(0, queries, size):
+            stop = min(start + size, queries)
+            last = stop + offset
+            first = 0 if band.window is None else max(0, start + offset - band.window + 1)
+            if first <= screening.sinks:
+                first, numbers = 0, torch.arange(last, device=query.device)
+                near_k, near_v = k[:, :, :last], v[:, :, :last]
+            else:
+                kept = torch.arange(screening.sinks, device=query.device)
+                numbers = torch.cat([kept, torch.arange(first, last, device=query.device)])
+                near_k, near_v = (
+                    torch.cat([part[:, :, : screening.sinks], part[:, :, first:last]], 2) for part in (k, v)
+                )
+            position = torch.arange(start, stop, device=query.device)[:, None] + offset
+            distance = (position - numbers)[None, None]
+            place = visible_keys[:, None, start:stop, None].to(distance.dtype) - 1 - distance
+            sinks = (place >= 0) & (place < screening.sinks)
+            if band.accepting:
+                relevance = query.new_ones((batch, len(members), stop - start, len(numbers)), dtype=torch.float32)
+            else:
+                relevance = screening.relevance(raw[:, :, start:stop], near_k)
+            bias = screening.log_acceptance_(relevance, distance, sinks, distance >= 0, heads=members)
+            survives = (bias > -torch.inf).any(-1, keepdim=True)
+            bias = torch.where(survives, bias, torch.zeros_like(bias)).to(query.dtype)
+            part, _ = backend(module, q[:, :, start:stop], near_k, near_v, bias, **kwargs)
+            output[:, start:stop, members] = part * survives.transpose(1, 2)
+    return output
 
 
 def _additive(screening: Screening, relevance: torch.Tensor, block: _Block) -> torch.Tensor:

@@ -12,6 +12,7 @@ from transformers.masking_utils import sdpa_mask
 
 from surgery.conversion import convert
 from surgery.loading import operation_modules, operations_off
+from surgery.runtime import modeling_surgery as modeling
 from surgery.runtime.modeling_surgery import Screening, _locate_keys, _renormalised
 from tests.runtime.test_family_matrix import load, logits, tokens
 from tests.runtime.test_screening_matrix import screened, set_parameters
@@ -246,3 +247,66 @@ def test_both_orders_of_a_plan_give_the_same_model(make_source: Any, tmp_path: P
         set_screening(model)
         results.append(logits(model, tokens()))
     assert torch.equal(*results)
+
+
+def test_bands_agree_with_a_mask_over_all_keys(make_source: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """Without a mask each head gets the keys of its window alone; an explicit mask brings in all of them."""
+    model = load(screened(make_source("llama"), tmp_path / "out", sinks=2))
+    modules: dict[str, Any] = operation_modules(model)
+    settings = [
+        # threshold and window of heads 0 and 1, which share keys, and of 2 and 3
+        ((-3.0, -3.0, -3.0, -3.0), (9, 11, 64, 64)),
+        ((0.1, -3.0, -3.0, -3.0), (9, 64, 5, 3)),
+        ((0.1, 0.2, -0.1, 0.0), (7, 9, 5, 3)),
+        ((0.1, 0.2, -0.1, 0.0), (64, 64, 5, 64)),
+    ]
+    for blocks in (2**21, 4 * 48 * 5):
+        monkeypatch.setattr("surgery.runtime.modeling_surgery.BLOCK_ELEMENTS", blocks)
+        for thresholds, windows in settings:
+            for module in modules.values():
+                with torch.no_grad():
+                    module.threshold.copy_(torch.tensor(thresholds))
+                    module.log2_window.copy_(torch.tensor(windows).float().log2())
+            banded = logits(model, tokens())
+            assert {module.path for module in modules.values()} == {"sdpa in bands"}
+            causal = torch.ones(48, 48, dtype=torch.bool).tril()[None, None]
+            with torch.no_grad():
+                dense = model(input_ids=tokens(), attention_mask=causal).logits
+            assert {module.path for module in modules.values()} == {"sdpa"}
+            assert (banded - dense).abs().max() < 1e-4
+
+
+def test_what_lies_outside_every_window_is_never_touched(make_source: Any, tmp_path: Path) -> None:
+    """Keys and values there may be anything: with NaN in their place, nothing changes."""
+    model = load(screened(make_source("llama"), tmp_path / "out", sinks=2))
+    (attention,) = [one for name, one in model.named_modules() if name == "model.layers.0.self_attn"]
+    with torch.no_grad():
+        attention.screening.log2_window.fill_(3.0)
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 4, 1, 8, generator=generator)
+    key, value = (torch.randn(1, 2, 40, 8, generator=generator) for _ in range(2))
+
+    def run() -> torch.Tensor:
+        backend = modeling.transformers.integrations.sdpa_attention.sdpa_attention_forward
+        given = {modeling.VISIBLE_KEYS: torch.tensor([[40.0]]), "scaling": 0.3}
+        with torch.no_grad():
+            return modeling._operated("sdpa", backend, None, attention, query, key, value, None, **given)[0]
+
+    before = run()
+    key[:, :, 2:32] = value[:, :, 2:32] = torch.nan
+    assert torch.equal(run(), before)
+    key[:, :, 1] = torch.nan
+    assert torch.isnan(run()).any()
+
+
+def test_bands_are_looked_up_again_when_a_parameter_changes() -> None:
+    made = module(heads=4)
+    assert [(band.window, band.accepting, band.groups) for band in made.bands(2)] == [(None, True, [0, 1])]
+    with torch.no_grad():
+        made.log2_window[3] = 3.0
+        made.log2_window[2] = torch.tensor(100.0).log2()
+        made.threshold[0] = 0.5
+    assert [(band.window, band.accepting, band.groups) for band in made.bands(2)] == [
+        (None, False, [0]),
+        (128, True, [1]),
+    ]

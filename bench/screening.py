@@ -1,0 +1,63 @@
+"""Keys rejected and change of the loss of a screened checkpoint, on texts that it was not calibrated on.
+
+    surgery convert --to screening MODEL --calibrate TEXTS -o SCREENED
+    python -m bench.screening SCREENED --text OTHER_TEXTS --lengths 1024,4096 --out docs/bench/screening.json
+
+One passage of each length from each text, from its second thousand of tokens on. The same weights run with screening
+off and on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bench.harness import arguments, report
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--text", action="append", required=True)
+    parser.add_argument("--lengths", default="1024,4096")
+    options = parser.parse_args()
+    from surgery.data import read_documents
+    from surgery.loading import RunOptions, load_model, load_tokenizer
+
+    model = load_model(options.model, RunOptions(dtype="float32"))
+    tokenizer = load_tokenizer(options.model)
+    rows: list[dict[str, Any]] = []
+    for length in map(int, options.lengths.split(",")):
+        for document in read_documents(options.text):
+            tokens = tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
+            if len(tokens) < length + 1024:
+                print(f"{document.name}: {len(tokens)} tokens are too few for {length}")
+                continue
+            rows.append(measure(model, Path(document.name).name, tokens[1024 : 1024 + length]))
+            print(rows[-1], flush=True)
+    report("screening", rows, options.out)
+
+
+def measure(model: Any, name: str, tokens: list[int]) -> dict[str, Any]:
+    import torch
+
+    from surgery.evaluation.losses import token_losses
+    from surgery.evaluation.rejection import counting_rejections
+    from surgery.loading import operations_off
+
+    ids = torch.tensor([tokens], device=model.device)
+    with operations_off(model):
+        before = float(token_losses(model, ids).double().mean())
+    # Every 16th query is enough to count on.
+    with counting_rejections(model, torch.arange(0, len(tokens), 16)) as counts:
+        after = float(token_losses(model, ids).double().mean())
+    return {
+        "text": name,
+        "tokens": len(tokens),
+        "loss": round(before, 4),
+        "change": round(after - before, 4),
+        "keys rejected": round(counts.total(), 4),
+    }
+
+
+if __name__ == "__main__":
+    main()
