@@ -136,7 +136,7 @@ class Watch:
     def result(self) -> dict[str, Any]:
         """Means by layer, head and range of n, as nested lists; ``rejected_*`` by layer and head, None if unscreened.
 
-        Keys: ``layers``, ``ranges`` ([first, last] of n), ``rows`` (queries in each range, of the first layer),
+        Keys: ``layers``, ``ranges`` ([first, last] of n), ``rows`` (queries in each range, by layer),
         ``greatest``, ``entropy``, ``first``, ``rejected_keys``, ``rejected_blocks``.
         """
         if not self._layers:
@@ -147,14 +147,14 @@ class Watch:
         layers = sorted(self._layers)
         for layer in layers:
             self._layers[layer].close()
-        counts = self._layers[layers[0]].counts
-        assert counts is not None
-        present = [place for place, count in enumerate(counts.tolist()) if count > 0]
+        # A layer that slides has no n beyond its window; another one has.
+        counts = {layer: self._layers[layer].counts.tolist() for layer in layers}  # type: ignore[union-attr]
+        present = [place for place in range(len(self.settings.edges)) if any(own[place] for own in counts.values())]
         starts = (1, *(edge + 1 for edge in self.settings.edges))
         return {
             "layers": layers,
             "ranges": [[starts[place], self.settings.edges[place]] for place in present],
-            "rows": [int(counts[place]) for place in present],
+            "rows": [[int(counts[layer][place]) for place in present] for layer in layers],
             **{name: [self._means(layer, name, present) for layer in layers] for name in STATISTICS},
             "rejected_keys": [_shares(self._layers[layer].rejected) for layer in layers],
             "rejected_blocks": [_shares(self._layers[layer].blocks) for layer in layers],

@@ -43,9 +43,11 @@ class Theme:
         """From the page's own tone to full blue: 0 to 1."""
         return LinearSegmentedColormap.from_list(f"surgery-{self.name}-0-1", [self.middle, self.model, self.full])
 
-    def over(self, light: bool) -> str:
-        """Text on a coloured cell: light or dark."""
-        return "#ffffff" if light else "#10141a"
+    def over(self, cell: tuple[float, float, float, float]) -> str:
+        """Text on a coloured cell: light or dark, whichever has the greater contrast by WCAG's luminance."""
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in cell[:3]]
+        luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+        return "#ffffff" if luminance < 0.179 else "#10141a"
 
 
 LIGHT = Theme(

@@ -69,7 +69,7 @@ def _mean(units: Sequence[Mapping[str, Any]], name: str, ranges: Sequence[tuple[
     for unit in units:
         values = np.array(unit[name], dtype=np.float64)  # None becomes NaN
         where = [place[tuple(one)] for one in unit["ranges"]]
-        rows = np.where(np.isnan(values), 0, np.array(unit["rows"], dtype=np.float64))
+        rows = np.where(np.isnan(values), 0, np.array(unit["rows"], dtype=np.float64)[:, None])
         sums[..., where] += np.nan_to_num(values) * rows
         counts[..., where] += rows
     with np.errstate(invalid="ignore"):

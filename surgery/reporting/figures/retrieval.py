@@ -31,10 +31,16 @@ def retrieval_maps(result: Plain, section: Plain, theme: Theme) -> Figure:
         image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap=colours, vmin=0, vmax=1)
         for column in range(len(lengths)):
             for row in range(len(depths)):
-                # Half way up the scale is where light text and dark text are equally hard to read.
-                light = (values[row, column] > 0.55) != (theme.name == "dark")
                 label = f"{values[row, column]:.0%}" + ("*" if exact[column][row] == 1 else "")
-                axes.text(column, row, label, ha="center", va="center", fontsize=7.5, color=theme.over(light))
+                axes.text(
+                    column,
+                    row,
+                    label,
+                    ha="center",
+                    va="center",
+                    fontsize=7.5,
+                    color=theme.over(colours(values[row, column])),
+                )
         axes.set_xticks(range(len(lengths)), [count(length) for length in lengths])
         axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
         axes.tick_params(length=0)
