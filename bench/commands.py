@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.harness import arguments, interleaved, ratio, report
+from bench.harness import arguments, report
+from surgery.evaluation.timing import interleaved, ratio
 
 
 def process(*arguments: str) -> Callable[[], Any]:

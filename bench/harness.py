@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, a table, and JSON with the environment."""
+"""What the benchmarks share: arguments, a table, and JSON with the environment."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import argparse
 import json
 import os
 import platform
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +16,6 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("model", type=Path)
     parser.add_argument("--out", type=Path)
     return parser
-
-
-def interleaved(ways: dict[str, Callable[[], Any]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each way, taken in turn, so that a noisy moment hits all of them alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(warmup + repeats):
-        order = list(ways) if turn % 2 else list(reversed(ways))
-        for name in order:
-            began = time.perf_counter()
-            ways[name]()
-            if turn >= warmup:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
-
-
-def ratio(seconds: dict[str, list[float]], way: str, against: str) -> float:
-    """Median of the ratios within each turn: steadier than a ratio of medians where the machine drifts."""
-    return statistics.median(a / b for a, b in zip(seconds[way], seconds[against], strict=True))
 
 
 def environment() -> dict[str, Any]:

@@ -13,37 +13,10 @@ from typing import Any
 import torch
 
 import surgery
-from bench.harness import arguments, interleaved, ratio, report
+from bench.harness import arguments, report
+from surgery.evaluation.speed import decoding_call, prefill_call
+from surgery.evaluation.timing import interleaved, ratio
 from surgery.loading import load_model
-
-
-def prefill(model: Any, length: int) -> Callable[[], Any]:
-    """One forward pass over ``length`` tokens, head on the last only."""
-    tokens = torch.randint(0, 1000, (1, length), generator=torch.Generator().manual_seed(0))
-
-    @torch.no_grad()
-    def call() -> None:
-        model(input_ids=tokens, use_cache=False, logits_to_keep=1)
-
-    return call
-
-
-def decoding(model: Any, prompt: int, steps: int) -> Callable[[], Any]:
-    """``steps`` tokens, one at a time, after a prompt that is kept in a cache."""
-    from transformers import DynamicCache
-
-    tokens = torch.randint(0, 1000, (1, prompt), generator=torch.Generator().manual_seed(0))
-    cache = DynamicCache(config=model.config)
-    with torch.no_grad():
-        model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-
-    @torch.no_grad()
-    def call() -> None:
-        for _ in range(steps):
-            model(input_ids=tokens[:, :1], past_key_values=cache, use_cache=True)
-        cache.crop(-steps)
-
-    return call
 
 
 def training_step(model: Any, length: int) -> Callable[[], Any]:
@@ -68,9 +41,9 @@ def main() -> None:
         ).output
         models = {"source": load_model(options.model), "ssmax": load_model(converted)}
         cases: dict[str, tuple[int, Callable[[Any], Callable[[], Any]]]] = {
-            "prefill 1024": (options.repeats, lambda model: prefill(model, 1024)),
-            "prefill 4096": (max(5, options.repeats // 2), lambda model: prefill(model, 4096)),
-            "decode 16 after 1024": (options.repeats, lambda model: decoding(model, 1024, 16)),
+            "prefill 1024": (options.repeats, lambda model: prefill_call(model, 1024)),
+            "prefill 4096": (max(5, options.repeats // 2), lambda model: prefill_call(model, 4096)),
+            "decode 16 after 1024": (options.repeats, lambda model: decoding_call(model, 1024, 16)),
             "training step 512": (options.repeats, lambda model: training_step(model, 512)),
         }
         for name, (repeats, make) in cases.items():

@@ -40,6 +40,11 @@ def assemble(
     for measurement in measurements:
         use = TypeAdapter(ModelUse).validate_python(measurement["model"])
         uses.setdefault(use.fingerprint, use)
+    for measurement in measurements:  # a base may have been measured in turn with a model only
+        if measurement.get("base_model") is not None:
+            use = TypeAdapter(ModelUse).validate_python(measurement["base_model"])
+            if use.fingerprint == against:
+                uses.setdefault(use.fingerprint, use)
     if against is not None and against not in uses:
         raise UsageError(f"no measurement is of the base {against[:12]}")
     models = [fingerprint for fingerprint in uses if fingerprint != against] or [*uses]

@@ -340,7 +340,83 @@ class AttentionSection:
     results: tuple[AttentionResult, ...]
 
 
-Section = Annotated[LossSection | RetrievalSection | AttentionSection, Field(discriminator="kind")]
+@dataclass(frozen=True)
+class TaskScore:
+    """A metric of a task: ``task: metric,filter``; paired by example where the metric has a value for each."""
+
+    metric: str
+    value: float
+    base_value: float | None
+    examples: int | None
+    difference: Estimate | None
+    verdict: Word | None
+    lower_is_better: bool
+
+
+@dataclass(frozen=True)
+class TasksResult:
+    """All tasks of one model, and the plain lm-eval commands that give the same."""
+
+    model: int
+    scores: tuple[TaskScore, ...]
+    commands: tuple[str, ...]
+    finding: Finding | None
+
+
+@dataclass(frozen=True)
+class TasksSection:
+    """Short tasks of lm-evaluation-harness."""
+
+    kind: Literal["tasks"]
+    title: str
+    options: dict[str, Any]
+    lm_eval: str
+    results: tuple[TasksResult, ...]
+
+
+@dataclass(frozen=True)
+class SpeedCase:
+    """Tokens per second; ``time_ratio`` is time over the base's, the median over turns: above 1 is slower."""
+
+    case: str
+    rate: float
+    base_rate: float | None
+    time_ratio: float | None
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes of one model: ``prefill`` is the most beside the weights, None where the system does not tell."""
+
+    model: int
+    tokens: int
+    weights: int
+    cache: int
+    prefill: int | None
+
+
+@dataclass(frozen=True)
+class SpeedResult:
+    """Speed and memory of one model, its base in the same turns."""
+
+    model: int
+    cases: tuple[SpeedCase, ...]
+    memory: tuple[MemoryUse, ...]
+
+
+@dataclass(frozen=True)
+class SpeedSection:
+    """How fast and how large; information, not part of the verdict."""
+
+    kind: Literal["speed"]
+    title: str
+    options: dict[str, Any]
+    results: tuple[SpeedResult, ...]
+
+
+Section = Annotated[
+    LossSection | RetrievalSection | AttentionSection | TasksSection | SpeedSection, Field(discriminator="kind")
+]
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from surgery.evaluation.causality import check_causal
 from surgery.evaluation.describing import describe
 from surgery.evaluation.fingerprints import fingerprint_bytes, model_fingerprint
 from surgery.evaluation.history import training_history
-from surgery.evaluation.measures import MEASURES, Measure, Plan, Subject, Unit
+from surgery.evaluation.measures import MEASURES, Measure, Plan, Subject, Unit, measure_speed
+from surgery.evaluation.measures.speed import VERSION as SPEED_VERSION
 from surgery.evaluation.results import EvaluationResult
 from surgery.evaluation.store import PartFile
-from surgery.evaluation.suite import DEFAULT, Suite, read_suite
+from surgery.evaluation.suite import DEFAULT, Part, SpeedPart, Suite, read_suite
 from surgery.loading import RunOptions, environment, load_model, load_tokenizer, pick_device
 
 if TYPE_CHECKING:
@@ -111,7 +112,9 @@ class _Entry:
 class _Run:
     def __init__(self, suite: Suite, run: RunOptions, texts: list[Document], place: Path, tell: OnEvent) -> None:
         self.suite, self.run, self.texts, self.place, self.tell = suite, run, texts, place, tell
-        self.measures: list[Measure] = [MEASURES[part.kind](part) for part in suite.parts]
+        # Speed is measured of a model and its base in the same turns, everything else of one model alone.
+        self.parts = [part for part in suite.parts if not isinstance(part, SpeedPart)]
+        self.measures: list[Measure] = [MEASURES[part.kind](part) for part in self.parts]
         self.device = pick_device(run.device)
         self.total, self.done = 0, 0
 
@@ -131,6 +134,11 @@ class _Run:
         self.tell({"event": "plan", "parts": len(self.measures) * len(distinct), "total": self.total})
         measured = {entry.fingerprint: self._model(entry) for entry in distinct}
         by_part = [measured[entry.fingerprint][number] for number in range(len(self.measures)) for entry in distinct]
+        reference = entries[-1] if base is not None else None
+        for part in self.suite.parts:
+            if isinstance(part, SpeedPart):
+                alone = distinct == [reference]
+                by_part += [self._speed(part, own, reference) for own in distinct if own is not reference or alone]
         self.tell({"event": "done", "total": self.total})
         trainings = {entry.fingerprint: runs for entry in distinct if (runs := training_history(entry.source.folder))}
         return assemble(by_part, against=entries[-1].fingerprint if base is not None else None, trainings=trainings)
@@ -162,7 +170,10 @@ class _Run:
                     )
 
     def _file(self, entry: _Entry, number: int) -> PartFile:
-        part, measure = self.suite.parts[number], self.measures[number]
+        part, measure = self.parts[number], self.measures[number]
+        return self._part_file(entry, part, measure.version, entry.plans[number].data["fingerprint"])
+
+    def _part_file(self, entry: _Entry, part: Part, version: int, data: str) -> PartFile:
         return PartFile(
             self.place,
             {
@@ -170,9 +181,9 @@ class _Run:
                 "suite": self.suite.name,
                 "model": entry.fingerprint,
                 "kind": part.kind,
-                "version": measure.version,
+                "version": version,
                 "part": part.model_dump(mode="json"),
-                "data": entry.plans[number].data["fingerprint"],
+                "data": data,
                 "dtype": self.run.dtype,
                 "device": self.device.type,
                 "attn_implementation": self.run.attn_implementation,
@@ -183,19 +194,13 @@ class _Run:
     def _model(self, entry: _Entry) -> list[dict[str, Any]]:
         """All parts of one model, which is loaded only if one is missing."""
         found: dict[int, dict[str, Any]] = {}
-        for number, part in enumerate(self.suite.parts):
-            finished = self._file(entry, number).finished()
+        for number, part in enumerate(self.parts):
+            finished = self._finished(self._file(entry, number), entry, part)
             if finished is not None:
-                renamed = {**finished["model"], "name": entry.source.name}
-                found[number] = {**finished, "model": renamed, **self._margins()}
-                self.tell(
-                    {"event": "part", "model": entry.source.name, "kind": part.kind, "seconds": 0.0, "reused": True}
-                )
+                found[number] = finished
         missing = [number for number in range(len(self.measures)) if number not in found]
         if missing:
-            self.tell({"event": "loading", "model": entry.source.name})
-            subject = Subject(entry.source.name, load_model(entry.source.folder, self.run), entry.tokenizer)
-            check_causal(subject.model, entry.source.name)
+            subject = self._load(entry)
             for number in missing:
                 found[number] = self._part(entry, number, subject)
             del subject
@@ -203,7 +208,7 @@ class _Run:
         return [found[number] for number in range(len(self.measures))]
 
     def _part(self, entry: _Entry, number: int, subject: Subject) -> dict[str, Any]:
-        measure, part, plan = self.measures[number], self.suite.parts[number], entry.plans[number]
+        measure, part, plan = self.measures[number], self.parts[number], entry.plans[number]
         file = self._file(entry, number)
         began = time.perf_counter()
         values = file.start()
@@ -214,23 +219,81 @@ class _Run:
                     file.add(unit.key, found)
                     values[unit.key] = found
                     self.tell({"event": "unit", "model": entry.source.name, "kind": part.kind, "unit": unit.key})
-            seconds = time.perf_counter() - began
-            use = describe(subject.model, entry.source, entry.fingerprint, self._longest())
-            finished = file.finish(
-                {
-                    "suite": self.suite.name,
-                    **self._margins(),
-                    "part": part.model_dump(mode="json"),
-                    "model": asdict(use),
-                    "run": self.run.model_dump(mode="json"),
-                    "data": plan.data,
-                    "environment": environment(),
-                    "seconds": seconds,
-                    "units": [values[unit.key] for unit in plan.units],
-                }
-            )
+            units = [values[unit.key] for unit in plan.units]
+            return self._finish(file, entry, part, subject, plan.data, units, time.perf_counter() - began)
         finally:
             file.leave()
+
+    def _speed(self, part: SpeedPart, entry: _Entry, base: _Entry | None) -> dict[str, Any]:
+        """Prefill and decoding of a model and its base, both in memory."""
+        other = base if base is not entry else None
+        data = {"fingerprint": other.fingerprint if other is not None else ""}
+        file = self._part_file(entry, part, SPEED_VERSION, data["fingerprint"])
+        finished = self._finished(file, entry, part)
+        if finished is not None:
+            return finished
+        began = time.perf_counter()
+        file.start()
+        try:
+            subject = self._load(entry)
+            against = self._load(other) if other is not None else None
+
+            def on_case(case: str) -> None:
+                self.tell({"event": "unit", "model": entry.source.name, "kind": part.kind, "unit": case})
+
+            rows = measure_speed(part, subject.model, against.model if against is not None else None, on_case)
+            use = self._use(other, against) if other is not None and against is not None else None
+            seconds = time.perf_counter() - began
+            finished = self._finish(file, entry, part, subject, data, rows, seconds, base_model=use)
+        finally:
+            file.leave()
+        del subject, against
+        _free_memory()
+        return finished
+
+    def _use(self, entry: _Entry, subject: Subject) -> dict[str, Any]:
+        return asdict(describe(subject.model, entry.source, entry.fingerprint, self._longest()))
+
+    def _load(self, entry: _Entry) -> Subject:
+        self.tell({"event": "loading", "model": entry.source.name})
+        source = entry.source
+        subject = Subject(source.name, load_model(source.folder, self.run), entry.tokenizer, source.folder, self.run)
+        check_causal(subject.model, source.name)
+        return subject
+
+    def _finished(self, file: PartFile, entry: _Entry, part: Part) -> dict[str, Any] | None:
+        """What is there already, under the name that the model has now."""
+        finished = file.finished()
+        if finished is None:
+            return None
+        self.tell({"event": "part", "model": entry.source.name, "kind": part.kind, "seconds": 0.0, "reused": True})
+        return {**finished, "model": {**finished["model"], "name": entry.source.name}, **self._margins()}
+
+    def _finish(
+        self,
+        file: PartFile,
+        entry: _Entry,
+        part: Part,
+        subject: Subject,
+        data: dict[str, Any],
+        units: list[dict[str, Any]],
+        seconds: float,
+        base_model: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        finished = file.finish(
+            {
+                "suite": self.suite.name,
+                **self._margins(),
+                "part": part.model_dump(mode="json"),
+                "model": self._use(entry, subject),
+                "base_model": base_model,
+                "run": self.run.model_dump(mode="json"),
+                "data": data,
+                "environment": environment(),
+                "seconds": seconds,
+                "units": units,
+            }
+        )
         self.tell({"event": "part", "model": entry.source.name, "kind": part.kind, "seconds": seconds, "reused": False})
         return finished
 

@@ -27,6 +27,7 @@ _FILTERS = (
     "interval",
     "negative_heads",
     "percent",
+    "size",
 )
 
 

@@ -48,7 +48,14 @@ def terminal_summary(result: Plain) -> RenderableType:
             line = Text("  ").append(finding["word"], style=_STYLES[finding["word"]])
             parts.append(line.append(f"  {finding['measure']}. {typographic(finding['sentence'])}"))
         parts.append(Text())
-    tables = {"loss": _losses, "sliding": _losses, "retrieval": _retrieval, "attention": _attention}
+    tables = {
+        "loss": _losses,
+        "sliding": _losses,
+        "retrieval": _retrieval,
+        "attention": _attention,
+        "tasks": _tasks,
+        "speed": _speed,
+    }
     for section in result["sections"]:
         parts += [tables[section["kind"]](result, section), Text()]
     parts.append(_below(result))
@@ -130,6 +137,40 @@ def _attention(result: Plain, section: Plain) -> RenderableType:
             cells += [number(own["by_n"][row]["greatest"], 3), number(own["by_n"][row]["entropy"], 2)]
         table.add_row(*map(Text, cells))
     return Group(table, Text("each: " + ", then ".join(clipped(name) for name in names), style="dim"))
+
+
+def _tasks(result: Plain, section: Plain) -> RenderableType:
+    paired = result["against"] is not None
+    parts: list[RenderableType] = []
+    for own in section["results"]:
+        heads = ["score", *(["base", "change", "interval"] if paired else [])]
+        table = _table(_title(result, section, own), ["metric", *heads], word=paired)
+        for score in own["scores"]:
+            values = [score["metric"], number(score["value"])]
+            if paired:
+                change = score["difference"]
+                values += [number(score["base_value"]), signed(change["value"] if change else None), interval(change)]
+            cells = [Text(value) for value in values]
+            cells += [Text(score["verdict"] or "", style=_STYLES.get(score["verdict"], ""))] if paired else []
+            table.add_row(*cells)
+        parts += [table, Text("The plain lm-eval commands that give the same:", style="dim")]
+        parts += [Text(command, style="dim", no_wrap=True, overflow="ignore") for command in own["commands"]]
+    return Group(*parts)
+
+
+def _speed(result: Plain, section: Plain) -> RenderableType:
+    paired = result["against"] is not None
+    parts: list[RenderableType] = []
+    for own in section["results"]:
+        table = _table(
+            _title(result, section, own), ["case", "tokens/s", *(["base", "time, base = 1"] if paired else [])]
+        )
+        for case in own["cases"]:
+            values = [case["case"], number(case["rate"], 1)]
+            values += [number(case["base_rate"], 1), number(case["time_ratio"], 3)] if paired else []
+            table.add_row(*map(Text, values))
+        parts.append(table)
+    return Group(*parts)
 
 
 def _below(result: Plain) -> Text:

@@ -40,6 +40,11 @@ def percent(value: float | None, digits: int = 1) -> str:
     return DASH if value is None else f"{value:.{digits}%}"
 
 
+def size(value: int | None) -> str:
+    """``538 MB``; a dash for None."""
+    return DASH if value is None else f"{value / 1e6:,.0f} MB"
+
+
 def perplexity(value: float | None) -> str:
     """Four significant figures for small ones, thousands separated for large ones."""
     if value is None:

@@ -6,12 +6,15 @@ from surgery.evaluation.measures.attention import AttentionMeasure
 from surgery.evaluation.measures.base import Measure, Plan, Subject, Unit
 from surgery.evaluation.measures.loss import LossMeasure, SlidingMeasure
 from surgery.evaluation.measures.retrieval import RetrievalMeasure
+from surgery.evaluation.measures.speed import measure_speed
+from surgery.evaluation.measures.tasks import TasksMeasure
 
 MEASURES: dict[str, Any] = {
     "loss": LossMeasure,
     "sliding": SlidingMeasure,
     "retrieval": RetrievalMeasure,
     "attention": AttentionMeasure,
+    "tasks": TasksMeasure,
 }
 
 __all__ = [
@@ -23,5 +26,7 @@ __all__ = [
     "RetrievalMeasure",
     "SlidingMeasure",
     "Subject",
+    "TasksMeasure",
     "Unit",
+    "measure_speed",
 ]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery.data import Document
+from surgery.loading import RunOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,11 +44,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Subject:
-    """A loaded model under its name."""
+    """A loaded model under its name, where it lies, and how it was asked to run."""
 
     name: str
     model: Any
     tokenizer: PreTrainedTokenizerBase
+    folder: Path = Path()
+    run: RunOptions = field(default_factory=RunOptions)
 
 
 class Measure(ABC):

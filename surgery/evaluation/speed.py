@@ -1,0 +1,111 @@
+"""How fast and how large: what is timed, and what is weighed."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from surgery.evaluation.prefilling import last_only, new_cache
+
+Call = Callable[[], Any]
+
+
+def prefill_call(model: Any, length: int) -> Call:
+    """One forward pass over ``length`` tokens, head on the last only where the model knows how."""
+    tokens = _tokens(model, length)
+
+    @torch.no_grad()
+    def call() -> None:
+        model(input_ids=tokens, use_cache=False, **last_only(model))
+        _wait(model)
+
+    return call
+
+
+def decoding_call(model: Any, prompt: int, steps: int) -> Call:
+    """``steps`` tokens, one at a time, after a prompt that is kept in a cache."""
+    tokens = _tokens(model, prompt)
+    cache = new_cache(model)
+    with torch.no_grad():
+        model(input_ids=tokens, past_key_values=cache, use_cache=True, **last_only(model))
+
+    @torch.no_grad()
+    def call() -> None:
+        for _ in range(steps):
+            model(input_ids=tokens[:, :1], past_key_values=cache, use_cache=True)
+        cache.crop(-steps)
+        _wait(model)
+
+    return call
+
+
+def memory(model: Any, length: int) -> dict[str, int | None]:
+    """Bytes: of the weights, of a cache of ``length`` tokens, and the most that a prefill needs beside the weights.
+
+    The last is None where the system does not tell: on a CPU it takes Linux.
+    """
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in _once(model))
+    cache = new_cache(model)
+    tokens = _tokens(model, length)
+    before = _reset_peak(model)
+    with torch.no_grad():
+        model(input_ids=tokens, past_key_values=cache, use_cache=True, **last_only(model))
+    peak = _peak(model)
+    held = sum(
+        tensor.numel() * tensor.element_size()
+        for layer in cache.layers
+        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
+        if tensor is not None
+    )
+    return {
+        "weights": weights,
+        "cache": held,
+        "prefill": None if before is None or peak is None else max(0, peak - before),
+    }
+
+
+def _tokens(model: Any, length: int) -> torch.Tensor:
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    found = torch.randint(0, vocabulary, (1, length), generator=torch.Generator().manual_seed(0))
+    return found.to(model.device)
+
+
+def _once(model: Any) -> list[torch.Tensor]:
+    """Parameters and buffers, tied ones once."""
+    return list({id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values())
+
+
+def _wait(model: Any) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+
+
+def _reset_peak(model: Any) -> int | None:
+    """Bytes in use now, from which the peak is counted."""
+    gc.collect()
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+        return torch.cuda.memory_allocated(model.device)
+    if model.device.type != "cpu" or sys.platform != "linux":
+        return None
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is resident
+    except OSError:  # some sandboxes do not allow it
+        return None
+    return _resident("VmRSS")
+
+
+def _peak(model: Any) -> int | None:
+    if model.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(model.device)
+    return _resident("VmHWM") if model.device.type == "cpu" and sys.platform == "linux" else None
+
+
+def _resident(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
