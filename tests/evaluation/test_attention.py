@@ -120,7 +120,7 @@ def test_what_screening_rejects(make_source: Any, tmp_path: Any, chunk: int) -> 
     model = load_model(out)
     seen: dict[str, list[Any]] = {}
     for name, module in operation_modules(model).items():
-        module.observer = lambda _, seen_now, name=name: seen.setdefault(name, []).append(seen_now)
+        module.observer = lambda seen_now, name=name: seen.setdefault(name, []).append(seen_now)
     with torch.no_grad():
         model(input_ids=_tokens(), use_cache=False)
     for module in operation_modules(model).values():
