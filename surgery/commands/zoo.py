@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
@@ -31,7 +30,6 @@ _Force = Annotated[
 _Address = Annotated[
     str | None, typer.Option(help="Of a Ray cluster, or auto; without it one is begun on this machine.")
 ]
-_Events = Annotated[Path | None, typer.Option(help="Write each event to this file, one JSON line each.")]
 
 
 class EngineChoice(StrEnum):
@@ -75,7 +73,7 @@ def run(
     force: _Force = False,
     engine: _Engine = EngineChoice.local,
     ray_address: _Address = None,
-    events: _Events = None,
+    events: console.EventsOption = None,
     as_json: console.JsonOption = False,
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
@@ -90,7 +88,7 @@ def retry(
     force: _Force = False,
     engine: _Engine = EngineChoice.local,
     ray_address: _Address = None,
-    events: _Events = None,
+    events: console.EventsOption = None,
     as_json: console.JsonOption = False,
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
@@ -196,19 +194,8 @@ def _listening(events: Path | None, *, quiet: bool) -> Iterator[tuple[Callable[[
     from surgery.commands.zoo_tables import LiveTable
 
     with ExitStack() as stack:
-        handlers: list[_Handler] = []
+        handlers: list[_Handler] = [stack.enter_context(console.event_writer(events))]
         table = None
-        if events is not None:
-            try:
-                file = stack.enter_context(events.open("a", encoding="utf-8"))
-            except OSError as error:
-                raise UsageError(f"--events {events}: cannot be written: {error.strerror}.") from error
-
-            def to_file(event: Mapping[str, Any]) -> None:
-                file.write(json.dumps(event) + "\n")
-                file.flush()
-
-            handlers.append(to_file)
         if console.err.is_terminal and not quiet:
             table = stack.enter_context(LiveTable(console.err))
             handlers.append(table)

@@ -224,11 +224,15 @@ def test_ctrl_c_cleans_up_and_the_next_run_goes_on(make_zoo: MakeZoo) -> None:
     zoo = make_zoo(["llama", "qwen2", "qwen3"], verify="none", parallel={"items": 1})
 
     def interrupt(event: Mapping[str, Any]) -> None:
-        if event["event"] == "started" and event["item"] == "qwen2-ssmax":
+        if event["event"] == "stage" and event["item"] == "qwen2-ssmax":
             raise KeyboardInterrupt
 
     summary = run_zoo(zoo, on_event=interrupt)
-    assert not summary["ended"] and states(summary)["llama-ssmax"] == "done"
+    assert not summary["ended"] and states(summary) == {
+        "llama-ssmax": "done",
+        "qwen2-ssmax": "waiting",
+        "qwen3-ssmax": "waiting",
+    }
     assert names(zoo.output) == ["llama-ssmax"] and workers() == []
     run = read_ledger(zoo.ledger).run
     summary = run_zoo(zoo)
