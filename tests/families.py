@@ -27,29 +27,214 @@ _COMMON: dict[str, Any] = {
     "initializer_range": 0.3,
 }
 
+# Parts that several families share.
+_MOE: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_LOCAL_MOE: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_ROUTED: dict[str, Any] = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_LINEAR: dict[str, Any] = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+_MAMBA: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+_MROPE: dict[str, Any] = {
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [1, 1, 2],
+        "partial_rotary_factor": 1.0,
+    }
+}
+
 TINY: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "mistral": {"head_dim": 8, "sliding_window": None},
-    "qwen2": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},
-    "qwen3": {"head_dim": 16, "use_sliding_window": False},
-    "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    "afmoe": {**_MOE, "head_dim": 8, "sliding_window": WINDOW, "num_dense_layers": 1, "global_attn_every_n_layers": 2},
+    "apertus": {},
+    "arcee": {},
+    "aria_text": {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
+    "bamba": {**_MAMBA, "mamba_expand": 2, "attn_layer_indices": [0, 2]},
+    "biogpt": {"scale_embedding": True},
+    "bitnet": {},
+    "cohere": {"use_qk_norm": True, "logit_scale": 0.5},
+    "cohere2": {"sliding_window": WINDOW, "layer_types": None},
+    "cohere2_moe": {"sliding_window": WINDOW, "num_experts": 4, "num_experts_per_tok": 2},
+    "ctrl": {},
+    "cwm": {"sliding_window": WINDOW},
+    "dbrx": {
+        "d_model": 32,
+        "n_heads": 4,
+        "n_layers": 4,
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8},
+        "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "diffllama": {},
+    "doge": {"keep_window_size": 2048},
+    "dots1": {**_ROUTED, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
+    "ernie4_5": {"head_dim": 8},
+    "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24, "moe_layer_start_index": 1},
+    "exaone4": {"sliding_window": WINDOW, "sliding_window_pattern": 2},
+    "exaone_moe": {**_MOE, "sliding_window": WINDOW, "num_shared_experts": 1, "n_group": 1, "topk_group": 1},
+    "falcon_h1": {
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_d_ssm": 64,
+        "mamba_d_state": 8,
+        "mamba_n_groups": 1,
+        "head_dim": 8,
+    },
+    "flex_olmo": {"num_experts": 4, "num_experts_per_tok": 2},
+    "gemma": {"head_dim": 8},
     "gemma2": {"head_dim": 8, "sliding_window": WINDOW, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 5.0},
     "gemma3_text": {"head_dim": 8, "sliding_window": WINDOW, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2},
-    "phi3": {"partial_rotary_factor": 0.5, "sliding_window": None, "original_max_position_embeddings": TRAINED_LENGTH},
-    "olmo2": {},
-    "granite": {"attention_multiplier": 0.3, "residual_multiplier": 0.9, "logits_scaling": 2.0},
+    "gemma3n_text": {
+        "head_dim": 8,
+        "sliding_window": WINDOW,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        "num_kv_shared_layers": 0,
+        "vocab_size_per_layer_input": 96,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 8,
+        "activation_sparsity_pattern": [0.0] * 3,
+        "altup_num_inputs": 2,
+    },
+    "glm": {"head_dim": 8},
+    "glm4": {"head_dim": 8},
+    "glm4_moe": {**_ROUTED, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "head_dim": 8},
+    "gpt2": {
+        "num_key_value_heads": None,
+    },
+    "gpt_bigcode": {
+        "num_key_value_heads": None,
+    },
     "gpt_neox": {"num_key_value_heads": None, "rotary_pct": 0.5, "use_parallel_residual": True},
-    "cohere": {"use_qk_norm": True, "logit_scale": 0.5},
+    "gpt_oss": {**_LOCAL_MOE, "head_dim": 8, "sliding_window": WINDOW},
+    "granite": {"attention_multiplier": 0.3, "residual_multiplier": 0.9, "logits_scaling": 2.0},
+    "granite_swa": {},
+    "granitemoe": {**_LOCAL_MOE},
+    "granitemoe_swa": {},
+    "granitemoehybrid": {
+        **_LOCAL_MOE,
+        **_MAMBA,
+        "shared_intermediate_size": 24,
+        "layer_types": ["attention", "mamba", "attention"],
+    },
+    "granitemoeshared": {**_LOCAL_MOE, "shared_intermediate_size": 24},
+    "helium": {"head_dim": 8},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 4, "moe_topk": 2},
+    "hyperclovax": {},
+    "jais2": {},
+    "jamba": {
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 0,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+        "use_mamba_kernels": False,
+    },
+    "lfm2": {"layer_types": ["full_attention", "conv", "full_attention"]},
+    "lfm2_moe": {**_MOE, "layer_types": ["full_attention", "conv", "full_attention"], "num_dense_layers": 1},
+    "lfm3": {"layer_types": None},
+    "llama": {},
+    "mellum": {**_MOE, "head_dim": 8},
+    "mimo_v2_flash": {**_ROUTED, "head_dim": 8},
+    "minimax_m2": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "rotary_dim": 4},
+    "ministral": {
+        "head_dim": 8,
+        "sliding_window": WINDOW,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    },
+    "mistral": {"head_dim": 8, "sliding_window": None},
+    "mixtral": {**_LOCAL_MOE, "sliding_window": None},
+    "modernbert-decoder": {
+        "local_attention": 16,
+        "global_attn_every_n_layers": 2,
+        "num_key_value_heads": None,
+        "cls_token_id": 1,
+        "sep_token_id": 1,
+    },
+    "nanochat": {},
+    "nemotron": {},
+    "nemotron_h": {
+        "initializer_range": 0.1,
+        "head_dim": 8,
+        "num_hidden_layers": None,
+        "hybrid_override_pattern": "*M-*",
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 8,
+        "ssm_state_size": 8,
+        "n_groups": 1,
+    },
+    "olmo": {},
+    "olmo2": {},
+    "olmo3": {"sliding_window": WINDOW, "layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+    "olmo_hybrid": {**_LINEAR, "layer_types": ["full_attention", "linear_attention", "full_attention"]},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0},
+    "persimmon": {
+        "num_key_value_heads": None,
+    },
+    "phi": {},
+    "phi3": {"partial_rotary_factor": 0.5, "sliding_window": None, "original_max_position_embeddings": TRAINED_LENGTH},
+    "phimoe": {**_LOCAL_MOE, "sliding_window": None},
+    "qwen2": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},
+    "qwen2_moe": {**_MOE, "shared_expert_intermediate_size": 24},
+    "qwen3": {"head_dim": 16, "use_sliding_window": False},
+    "qwen3_5_moe_text": {
+        "initializer_range": 0.1,
+        **_MOE,
+        **_LINEAR,
+        **_MROPE,
+        "head_dim": 8,
+        "shared_expert_intermediate_size": 24,
+        "layer_types": ["full_attention", "linear_attention", "full_attention"],
+    },
+    "qwen3_5_text": {
+        "initializer_range": 0.1,
+        **_LINEAR,
+        **_MROPE,
+        "head_dim": 8,
+        "layer_types": ["full_attention", "linear_attention", "full_attention"],
+    },
+    "qwen3_moe": {**_MOE, "head_dim": 8},
+    "qwen3_next": {
+        "initializer_range": 0.1,
+        **_MOE,
+        **_LINEAR,
+        "head_dim": 8,
+        "shared_expert_intermediate_size": 24,
+        "layer_types": ["full_attention", "linear_attention", "full_attention"],
+    },
+    "seed_oss": {"head_dim": 8},
+    "smollm3": {"no_rope_layer_interval": 2, "sliding_window": None, "use_sliding_window": False},
+    "solar_open": {**_ROUTED, "head_dim": 8, "n_shared_experts": 1, "n_group": 1, "topk_group": 1},
+    "stablelm": {"partial_rotary_factor": 0.5},
+    "starcoder2": {"sliding_window": None},
+    "vaultgemma": {"head_dim": 8, "sliding_window": WINDOW, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 5.0},
 }
+
+
+# Families that differ most from one another: the whole matrix runs on these in `make test`, on all in `make test-all`.
+REPRESENTATIVES = ("gemma2", "gpt2", "lfm2", "llama", "nemotron", "qwen3_moe")
+
+
+def families_for_the_matrix() -> list[Any]:
+    """Parameters for a test: every family, those that are no representatives marked slow."""
+    import pytest
+
+    return [
+        pytest.param(family, marks=[] if family in REPRESENTATIVES else [pytest.mark.slow]) for family in sorted(TINY)
+    ]
 
 
 def tiny_config(model_type: str, **changes: Any) -> Any:
     """A transformers config of the family, with 3 layers and 4 heads."""
     from transformers import AutoConfig
 
-    values = {**_COMMON, **TINY[model_type], **changes}
-    if values["num_key_value_heads"] is None:
-        del values["num_key_value_heads"]
+    own = TINY[model_type]
+    left_out = [name for name in _COMMON if name in own and own[name] is None]
+    values = {name: value for name, value in {**_COMMON, **own, **changes}.items() if name not in left_out}
     return AutoConfig.for_model(model_type, **values)
 
 

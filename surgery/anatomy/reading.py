@@ -15,7 +15,8 @@ from surgery.errors import CheckpointError, PlanRefusedError
 
 MODEL_TYPE_PREFIX = "surgery_"
 
-Kind = Literal["full", "sliding", "linear", "latent", "chunked"]
+Kind = Literal["full", "sliding", "linear", "latent", "chunked", "none"]
+# What ``layer_types`` calls a layer. In a hybrid the tensors tell which layers have attention.
 _LABELS: dict[Kind, str] = {
     "full": "full_attention",
     "sliding": "sliding_attention",
@@ -30,12 +31,12 @@ class AttentionLayer:
 
     Attributes:
         index: number of the layer, from 0.
-        kind: which keys a query sees.
+        kind: which keys a query sees; ``none`` for a layer of a hybrid that has no attention.
         window: number of keys in the sliding window, the query's own included, or None.
         heads, kv_heads, head_dim: sizes.
         query_norm: ``head`` if each head's queries are normalised, ``all`` if all heads' together, or None.
         softcap: soft cap on the scores, or None.
-        module: path of the attention module in the causal language model.
+        module: path of the attention module, as the names of its tensors on disk have it.
         query_tensor: name of the weight that makes the queries, or None where it could not be found.
     """
 
@@ -101,8 +102,11 @@ def read_anatomy(checkpoint: Checkpoint) -> Anatomy:
     reader = _Reader(family, config)
     if config.get("use_bidirectional_attention"):
         raise PlanRefusedError("config.json: use_bidirectional_attention is on, so the attention is not causal")
-    count = reader.integer("num_hidden_layers")
-    kinds = reader.kinds(count)
+    count = reader.layers()
+    prefix = _prefix(checkpoint, family, count)
+    modules = [prefix + family.attention.format(layer=index) for index in range(count)]
+    present = [_query_tensor(checkpoint, family, module) is not None for module in modules]
+    kinds = reader.kinds(count, present if family.hybrid else None)
     heads = reader.integer("num_attention_heads")
     kv_heads = reader.integer("num_key_value_heads", heads)
     head_dim = reader.integer("head_dim", reader.integer("hidden_size") // heads)
@@ -111,8 +115,7 @@ def read_anatomy(checkpoint: Checkpoint) -> Anatomy:
     positions = reader.integer("max_position_embeddings")
     window, softcap = reader.window(), reader.softcap()
     layers = []
-    for index, kind in enumerate(kinds):
-        module = family.base_prefix + family.attention.format(layer=index)
+    for index, (kind, module) in enumerate(zip(kinds, modules, strict=True)):
         layer = AttentionLayer(
             index=index,
             kind=kind,
@@ -125,7 +128,8 @@ def read_anatomy(checkpoint: Checkpoint) -> Anatomy:
             module=module,
             query_tensor=_query_tensor(checkpoint, family, module),
         )
-        _check_shapes(checkpoint, family, layer)
+        if kind != "none":
+            _check_shapes(checkpoint, family, layer)
         layers.append(layer)
     return Anatomy(
         family=family,
@@ -142,6 +146,15 @@ def read_anatomy(checkpoint: Checkpoint) -> Anatomy:
         operations=operations,
         source_operations=earlier,
     )
+
+
+def _prefix(checkpoint: Checkpoint, family: Family, count: int) -> str:
+    """The prefix under which the tensors on disk hold the attention; the family's own where none does."""
+    for prefix in family.disk_prefixes:
+        modules = (prefix + family.attention.format(layer=index) for index in range(count))
+        if any(_query_tensor(checkpoint, family, module) is not None for module in modules):
+            return prefix
+    return family.base_prefix
 
 
 def _operations(block: Any, what: str = "surgery") -> tuple[Mapping[str, Any], ...]:
@@ -162,16 +175,33 @@ class _Reader:
         self.config = config
 
     def value(self, key: str) -> Any:
-        """The key's value; null counts as absent only where the family itself replaces it."""
-        return self.config[key] if key in self.config else self.family.defaults.get(key)
+        """The key's value, in either spelling; null counts as absent only where the family itself replaces it."""
+        for spelling in (self.family.keys.get(key, key), key):
+            *path, last = spelling.split(".")
+            holder: Any = self.config
+            for part in path:
+                holder = holder.get(part) if isinstance(holder, Mapping) else None
+            if isinstance(holder, Mapping) and last in holder:
+                return holder[last]
+        return self.family.defaults.get(key)
 
     def integer(self, key: str, otherwise: int | None = None, *, least: int = 1) -> int:
         value = self.value(key)
         if value is None:
             value = otherwise
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
-            raise CheckpointError(f"config.json: {key} must be a whole number, at least {least}, not {value!r}")
+            name = self.family.keys.get(key, key)
+            raise CheckpointError(f"config.json: {name} must be a whole number, at least {least}, not {value!r}")
         return value
+
+    def layers(self) -> int:
+        """How many layers there are."""
+        listed = self.value("layer_types")
+        counted = len(listed) if isinstance(listed, list) and self.family.hybrid else None
+        count = self.integer("num_hidden_layers", counted)
+        if count > 10_000:
+            raise CheckpointError(f"config.json: num_hidden_layers is {count}")
+        return count
 
     def softcap(self) -> float | None:
         """The soft cap on attention scores, or None."""
@@ -188,12 +218,19 @@ class _Reader:
             return None
         return None if self.value(family.window) is None else self.integer(family.window)
 
-    def kinds(self, count: int) -> list[Kind]:
-        """Full or sliding, for each of ``count`` layers."""
-        if count > 10_000:
-            raise CheckpointError(f"config.json: num_hidden_layers is {count}")
-        window = self.window()
-        if window is None or window >= self.integer("max_position_embeddings"):
+    def kinds(self, count: int, has_attention: list[bool] | None = None) -> list[Kind]:
+        """What each of ``count`` layers is; in a hybrid, ``has_attention`` tells which have attention at all."""
+        if has_attention is not None:
+            if not any(has_attention):
+                raise CheckpointError(
+                    f"none of the {count} layers has the tensors of attention, which {self.family.model_type!r} has",
+                    hint="config.json and the safetensors files do not belong together.",
+                )
+            kinds = self.labels(count)
+            if not self._slides():
+                kinds = ["full" if kind == "sliding" else kind for kind in kinds]
+            return [kind if has else "none" for kind, has in zip(kinds, has_attention, strict=True)]
+        if not self._slides():
             return ["full"] * count
         if self.family.sliding == "every":
             return ["sliding"] * count
@@ -203,28 +240,49 @@ class _Reader:
         """The kind of each layer as the config names it, whether or not there is a window that makes a difference."""
         if self.family.sliding != "layer_types":
             return ["full"] * count
-        listed = self.config.get("layer_types")
+        known: Mapping[str, Kind] = {label: kind for kind, label in _LABELS.items()}
+        listed = self._listed(count, known=None if self.family.hybrid else known)
         if listed is None:
             return [self._default_kind(index) for index in range(count)]
-        names: dict[str, Kind] = {label: kind for kind, label in _LABELS.items()}
-        if not isinstance(listed, list) or len(listed) != count or not all(name in list(names) for name in listed):
-            raise CheckpointError(
-                f"config.json: layer_types must list {count} layers, each one of {', '.join(names)}, not {listed!r}"
-            )
-        return [names[name] for name in listed]
+        return [known.get(name, "full") for name in listed]
+
+    def _slides(self) -> bool:
+        window = self.window()
+        return self.family.sliding != "none" and window is not None and window < self.integer("max_position_embeddings")
+
+    def _listed(self, count: int, known: Mapping[str, Kind] | None) -> list[str] | None:
+        """``layer_types``, checked; None where config.json has none."""
+        listed = self.value("layer_types")
+        if listed is None:
+            return None
+        names = listed if isinstance(listed, list) else []
+        if len(names) != count or not all(isinstance(name, str) and (known is None or name in known) for name in names):
+            choices = f", each one of {', '.join(known)}" if known is not None else ""
+            raise CheckpointError(f"config.json: layer_types must list {count} layers{choices}, not {listed!r}")
+        return names
 
     def _default_kind(self, index: int) -> Kind:
+        """What the family makes of a layer where ``layer_types`` is absent."""
         family = self.family
         if family.sliding_from_key is not None:
             return "sliding" if index >= self.integer(family.sliding_from_key, least=0) else "full"
-        every = (
-            self.config.get(family.full_every_key, family.full_every) if family.full_every_key else family.full_every
-        )
-        if not isinstance(every, int) or every < 1:
+        if family.sliding_until_key is not None and index >= self.integer(family.sliding_until_key, least=0):
+            return "full"
+        every = family.full_every
+        if family.full_every_key is not None and family.full_every_key in self.config:
+            every = self.config[family.full_every_key]
+            if not isinstance(every, int) or every < 1:
+                raise CheckpointError(
+                    f"config.json: {family.full_every_key} must be a positive whole number, not {every!r}"
+                )
+        if every is None:
             raise CheckpointError(
-                f"config.json: {family.full_every_key} must be a positive whole number, not {every!r}"
+                f"config.json: layer_types is missing, and {family.model_type!r} has no rule for it",
+                hint="Load the model with transformers and save it once: that writes the list.",
             )
-        return "sliding" if (index + 1) % every else "full"
+        if every == 0:
+            return "sliding"
+        return "full" if index % every == (0 if family.full_first else every - 1) else "sliding"
 
 
 def _query_norm(checkpoint: Checkpoint, module: str, heads: int, head_dim: int) -> Literal["head", "all"] | None:
@@ -252,8 +310,11 @@ def _check_shapes(checkpoint: Checkpoint, family: Family, layer: AttentionLayer)
     rows = layer.heads * layer.head_dim
     if family.query_rows == "all":
         rows += 2 * layer.kv_heads * layer.head_dim
+    elif family.query_rows == "gated":
+        rows *= 2
     found = checkpoint.tensors[layer.query_tensor].shape
-    if found[:1] != (rows,):
+    axis = family.query_axis
+    if found[axis : axis + 1] != (rows,):
         raise CheckpointError(
             f"{layer.query_tensor} has shape {found}, but config.json says {layer.heads} heads of {layer.head_dim}, "
             f"which needs {rows} rows"

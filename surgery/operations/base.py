@@ -106,6 +106,8 @@ class Operation(ABC):
 
     def refusal(self, layer: AttentionLayer) -> str | None:
         """Why the operation can never be applied to this layer, or None."""
+        if layer.kind == "none":
+            return "this layer has no attention"
         if layer.kind in ("linear", "latent"):
             return f"{layer.kind} attention has no scores to operate on"
         return None

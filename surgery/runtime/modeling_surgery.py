@@ -690,6 +690,8 @@ def _operated(
 ) -> Any:
     """Multiply the query ``(batch, heads, queries, head_dim)`` by m(n), screen the keys, and call the backend."""
     visible_keys = kwargs.pop(VISIBLE_KEYS, None)
+    if visible_keys is None:
+        visible_keys = getattr(module, VISIBLE_KEYS, None)  # see _relay_class
     ssmax: Any = getattr(module, "ssmax", None)
     screening: Any = getattr(module, "screening", None)
     scales = ssmax is not None and ssmax.enabled
@@ -701,7 +703,9 @@ def _operated(
         )
     unscaled_query = query
     if scales:
-        multiplier = ssmax(visible_keys.to(query.device), kwargs.get("sliding_window"))
+        # Some families build the window into the mask alone, and keep it on the module.
+        window = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
+        multiplier = ssmax(visible_keys.to(query.device), window)
         query = (query * multiplier).to(query.dtype)
     if screens:
         tensors = (query, unscaled_query, key, value, attention_mask, visible_keys.to(query.device))
@@ -744,28 +748,56 @@ def _attention_class(stock: type[nn.Module]) -> type[nn.Module]:
     rebound.__annotations__ = forward.__annotations__
     rebound.__doc__ = forward.__doc__
     rebound.__module__ = __name__
-    namespace = {
-        "forward": rebound,
-        "__reduce__": _reduce_attention,
-        "__module__": __name__,
-        "_operated_attention": True,
-    }
-    return type(PREFIX + stock.__name__, (stock,), namespace)
+    return _made(_attention_class, stock, stock, {"forward": rebound, "_operated_attention": True})
 
 
-def _reduce_attention(attention: nn.Module) -> tuple[Any, ...]:
-    """How to pickle an operated module: its class is made when it is asked for, so no import finds it by name."""
-    return _new_attention, (type(attention).__mro__[1],), attention.__getstate__()
+def _made(maker: Callable[..., Any], stock: type[nn.Module], base: type[Any], namespace: dict[str, Any]) -> type[Any]:
+    """A subclass that is made when it is asked for; no import finds it by name, so it says how it is pickled."""
+
+    def reduce(module: nn.Module) -> tuple[Any, ...]:
+        return _new_module, (maker.__name__, stock), module.__getstate__()
+
+    bases = (stock,) if base is stock else (base, stock)
+    return type(PREFIX + stock.__name__, bases, {**namespace, "__reduce__": reduce, "__module__": __name__})
 
 
-def _new_attention(stock: type[nn.Module]) -> nn.Module:
-    operated: Any = _attention_class(stock)  # type: ignore[arg-type]
-    return operated.__new__(operated)
+def _new_module(maker: str, stock: type[nn.Module]) -> nn.Module:
+    made: Any = globals()[maker](stock)
+    return made.__new__(made)
+
+
+@functools.cache
+def _relay_class(stock: type[nn.Module]) -> type[nn.Module]:
+    """Subclass of a family's layer that keeps keywords to itself: it hands n to its attention all the same.
+
+    n is bound to the call (not to the module) until the layer runs, so that gradient checkpointing, which runs it
+    again later, runs it with the same n.
+    """
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs.setdefault(VISIBLE_KEYS, getattr(self.surgery_counted[0], VISIBLE_KEYS, None))
+        return stock.__call__(self, *args, **kwargs)
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        setattr(self.surgery_operated[0], VISIBLE_KEYS, kwargs.pop(VISIBLE_KEYS, None))
+        return stock.forward(self, *args, **kwargs)
+
+    return _made(_relay_class, stock, stock, {"__call__": call, "forward": forward})
+
+
+@functools.cache
+def _counting_class(stock: type[nn.Module]) -> type[nn.Module]:
+    """Subclass of the module inside a base model whose forward runs the layers; it counts the keys."""
+    return _made(_counting_class, stock, _Counting, {"_positional_names": _positional_names(stock)})
 
 
 def _install(base_model: nn.Module, config: PreTrainedConfig) -> None:
     """Put the operations of ``config.surgery`` on the attention modules of a base model."""
     block: dict[str, Any] = config.surgery
+    counted: Any = base_model.get_submodule(block.get("counted_at", ""))
+    if not isinstance(counted, _Counting):
+        counted.__class__ = _counting_class(type(counted))  # type: ignore[arg-type]
+    counted.surgery_counts, counted.surgery_relays = True, block.get("relay", False)
     for options in block["operations"]:
         if options["name"] in IN_CONFIG_ALONE:
             continue
@@ -779,9 +811,16 @@ def _install(base_model: nn.Module, config: PreTrainedConfig) -> None:
             attention = base_model.get_submodule(block["attention"].format(layer=layer))
             if hasattr(attention, options["name"]):
                 continue
-            setattr(attention, options["name"], operation(options, config.num_attention_heads))
-            if not hasattr(type(attention), "_operated_attention"):
-                attention.__class__ = _attention_class(type(attention))  # type: ignore[arg-type]
+            setattr(attention, options["name"], operation(options, config.get_text_config().num_attention_heads))
+            if hasattr(type(attention), "_operated_attention"):
+                continue
+            attention.__class__ = _attention_class(type(attention))  # type: ignore[arg-type]
+            if block.get("relay"):
+                stem, number, _ = block["attention"].partition("{layer}")
+                around: Any = base_model.get_submodule(stem + number.format(layer=layer))
+                # In lists, so that torch does not take them for submodules of the layer.
+                around.surgery_counted, around.surgery_operated = [counted], [attention]
+                around.__class__ = _relay_class(type(around))  # type: ignore[arg-type]
 
 
 def operate(model: PreTrainedModel, block: dict[str, Any]) -> None:
@@ -851,22 +890,35 @@ class _InitialValues:
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, tuple(OPERATIONS.values())):
-            module.reset_parameters()  # type: ignore[operator]
-        else:
+        if not isinstance(module, tuple(OPERATIONS.values())):
             super()._init_weights(module)  # type: ignore[misc]
+        elif not all(getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters()):
+            module.reset_parameters()  # type: ignore[operator]
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: the weights are initialised by the family's own code, by its rules.
+
+        For custom code transformers passes over modules that hold no parameter themselves, and some families fill
+        their buffers there (Falcon-H1): they would stay uninitialised memory.
+        """
+        return False
 
 
-class SurgeryModelMixin(_InitialValues):
-    """Base model: counts the visible keys once per call and passes them to the attention modules."""
+def _positional_names(stock: type[nn.Module]) -> tuple[str, ...]:
+    return tuple(inspect.signature(stock.forward).parameters)[1:]
 
-    def post_init(self) -> None:
-        """Install the operations before transformers initialises weights and collects dtype rules."""
-        _install(self, self.config)  # type: ignore[attr-defined,arg-type]
-        super().post_init()  # type: ignore[misc]
+
+class _Counting:
+    """The module whose forward runs the layers: counts the visible keys once per call and passes them on."""
+
+    surgery_counts = False  # on the one module that does
+    surgery_relays = False  # whether it keeps n for layers that take no keyword
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the family's own forward."""
+        if not self.surgery_counts:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
         kwargs.update(zip(self._positional_names, args))  # type: ignore[attr-defined]  # noqa: B905
         tokens, embeddings = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         inputs = tokens if tokens is not None else embeddings
@@ -879,7 +931,18 @@ class SurgeryModelMixin(_InitialValues):
                 position_ids=kwargs.get("position_ids"),
                 past_length=cache.get_seq_length() if cache is not None else 0,
             )
+            if self.surgery_relays:
+                setattr(self, VISIBLE_KEYS, kwargs[VISIBLE_KEYS])
         return super().forward(**kwargs)  # type: ignore[misc]
+
+
+class SurgeryModelMixin(_InitialValues, _Counting):
+    """Base model: carries the operations, and counts unless a module inside it does."""
+
+    def post_init(self) -> None:
+        """Install the operations before transformers initialises weights and collects dtype rules."""
+        _install(self, self.config)  # type: ignore[attr-defined,arg-type]
+        super().post_init()  # type: ignore[misc]
 
 
 class SurgeryHeadMixin(_InitialValues):
@@ -938,8 +1001,7 @@ def _class_for(name: str) -> type:
         "_keep_in_fp32_modules_strict": {*(stock._keep_in_fp32_modules_strict or ()), *OPERATIONS},
     }
     if not is_head:
-        parameters = list(inspect.signature(stock.forward).parameters)
-        namespace["_positional_names"] = tuple(parameters[1:])
+        namespace["_positional_names"] = _positional_names(stock)
     mixin = SurgeryHeadMixin if is_head else SurgeryModelMixin
     _register_conversions(stock_config.model_type, stock.__name__)
     return type(name, (_StrictLoading, mixin, stock), namespace)

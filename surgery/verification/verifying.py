@@ -163,14 +163,17 @@ def _running_checks(
         reference_tokens = load_tokenizer(source.folder)(TEXT)["input_ids"]
     else:
         reference_tokens = None
-    kept = {name for name, _ in model.named_parameters()}
+    # By the model's own names: some families' tensors have others on disk.
+    new_tensors = [
+        f"{path}.{name}" for path, module in operation_modules(model).items() for name, _ in module.named_parameters()
+    ]
     request = FreshRequest(
         folder=checkpoint.folder,
         stock_class=str(plan["source"]["architecture"]),
         attn_implementation=model.config._attn_implementation,
         tokens=tokens[0, :FRESH_TOKENS].tolist(),
         text=TEXT,
-        new_tensors=[entry["name"] for entry in plan["tensors"] if entry["name"] in kept],
+        new_tensors=new_tensors,
         has_tokenizer=has_tokenizer,
         own_code=has_code(plan),
     )

@@ -33,7 +33,10 @@ def bare_source(folder: Path, model_type: str = "llama", **changes: Any) -> Path
     rows = heads * head_dim
     if family.query_rows == "all":
         rows += 2 * (values.get("num_key_value_heads") or heads) * head_dim
-    tensor = NewTensor("F32", (rows, 1), bytes(4 * rows))
+    elif family.query_rows == "gated":
+        rows *= 2
+    shape = (1, rows) if family.query_axis else (rows, 1)
+    tensor = NewTensor("F32", shape, bytes(4 * rows))
     folder.mkdir(parents=True)
     write_json(folder / "config.json", config)
     layers = range(values["num_hidden_layers"])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from surgery.anatomy import FAMILIES, REFUSED, find_family, read_anatomy
+from surgery.anatomy import FAMILIES, REFUSED, Family, find_family, read_anatomy
 from surgery.anatomy.locks import LOCKS, lock, unlock
 from surgery.checkpoint import open_checkpoint, write_json
 from surgery.errors import CheckpointError, PlanRefusedError
@@ -23,13 +24,37 @@ _QWEN_CASES: list[dict[str, Any]] = [
     {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0},
     {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1, "layer_types": MIXED},
 ]
+# Sizes that the default number of key-value heads divides, and layers where the family has no rule for them.
+SIZES_OF: dict[str, dict[str, Any]] = {
+    "mimo_v2_flash": {"layer_types": ["full_attention"] * LAYERS},
+    "bitnet": {"num_attention_heads": 20, "hidden_size": 80},
+    "helium": {"num_attention_heads": 20, "hidden_size": 80},
+}
+
+
+def _cases(family: Family) -> list[dict[str, Any]]:
+    """As it is by default, and with a short window on some layers or on all."""
+    if family.sliding == "none" or family.hybrid:
+        return [{}]
+    slides: dict[str, Any] = {"sliding_window": 16}
+    if family.window_gate:
+        slides[family.window_gate] = True
+    listed = {**slides, "layer_types": MIXED}
+    if family.sliding == "every":
+        return [{}, {"sliding_window": 20_000}, slides, {"sliding_window": None}]
+    has_rule = family.full_every is not None or family.sliding_from_key is not None or family.window_gate is not None
+    return [{}, slides, listed] if has_rule else [listed]
+
+
 CASES: dict[str, list[dict[str, Any]]] = {
-    **{family: [{}] for family in FAMILIES},
-    "mistral": [{}, {"sliding_window": None}, {"sliding_window": 16}, {"sliding_window": 20_000}],
+    **{name: _cases(family) for name, family in FAMILIES.items()},
     "qwen2": _QWEN_CASES,
     "qwen3": _QWEN_CASES,
     "qwen3_moe": [{}, {"sliding_window": 16}, {"use_sliding_window": True}, {"use_sliding_window": False}],
     "gemma2": [{}, {"sliding_window": 16}, {"layer_types": MIXED}, {"sliding_window": 8192}],
+    "exaone4": [{}, {"sliding_window_pattern": 3}, {"sliding_window": 16, "layer_types": MIXED}],
+    "smollm3": [{}, {"use_sliding_window": True, "sliding_window": 16, "layer_types": MIXED}],
+    "qwen2_moe": [{}, {"use_sliding_window": True, "max_window_layers": 2}, {"use_sliding_window": True}],
     "gemma3_text": [
         {},
         {"sliding_window_pattern": 2},
@@ -37,7 +62,6 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"layer_types": MIXED},
         {"num_hidden_layers": 13},
     ],
-    "phi3": [{}, {"sliding_window": None}, {"sliding_window": 16}, {"sliding_window": 9000}],
 }
 ALL_CASES = [(family, changes) for family, cases in CASES.items() for changes in cases]
 
@@ -45,13 +69,18 @@ ALL_CASES = [(family, changes) for family, cases in CASES.items() for changes in
 def transformers_config(family: str, **changes: Any) -> Any:
     import transformers
 
-    values = bare_config(family, **changes)
+    values = bare_config(family, **{**SIZES_OF.get(family, {}), **changes})
     del values["model_type"]
     return getattr(transformers, FAMILIES[family].config_class)(**values)
 
 
 def derived_kinds(config: Any) -> list[str]:
-    """What transformers' model does with its config: masks by layer_types, or one mask for all layers."""
+    """What transformers' model does with its config: masks by layer_types, or one mask for all layers.
+
+    Where layers without attention are mixed in, the tensors tell; here all layers have them.
+    """
+    if FAMILIES[config.model_type].hybrid:
+        return ["full"] * config.num_hidden_layers
     window = getattr(config, "sliding_window", None)
     if window is None or window >= config.max_position_embeddings:
         return ["full"] * config.num_hidden_layers
@@ -64,7 +93,9 @@ def test_layer_kinds_and_windows_are_those_of_transformers(
     family: str, changes: dict[str, Any], tmp_path: Path
 ) -> None:
     config = transformers_config(family, **changes)
-    anatomy = read_anatomy(open_checkpoint(bare_source(tmp_path / "model", family, **changes)))
+    anatomy = read_anatomy(
+        open_checkpoint(bare_source(tmp_path / "model", family, **{**SIZES_OF.get(family, {}), **changes}))
+    )
     assert [layer.kind for layer in anatomy.layers] == derived_kinds(config)
     expected = [config.sliding_window if layer.kind == "sliding" else None for layer in anatomy.layers]
     assert [layer.window for layer in anatomy.layers] == expected
@@ -72,19 +103,22 @@ def test_layer_kinds_and_windows_are_those_of_transformers(
 
 def test_the_cases_hold_both_kinds_where_a_family_can_slide() -> None:
     for family, row in FAMILIES.items():
+        if row.hybrid:
+            continue
         kinds = {kind for changes in CASES[family] for kind in derived_kinds(transformers_config(family, **changes))}
         assert kinds == ({"full"} if row.sliding == "none" else {"full", "sliding"}), family
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_config_of_sizes_only_gets_the_defaults_of_transformers(family: str, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"max_position_embeddings": ...}
+    changes: dict[str, Any] = {"max_position_embeddings": ..., **SIZES_OF.get(family, {})}
     config = transformers_config(family, **changes)
     anatomy = read_anatomy(open_checkpoint(bare_source(tmp_path / "model", family, **changes)))
     layer = anatomy.layers[0]
     assert anatomy.trained_length == config.max_position_embeddings
     assert anatomy.tied_embeddings == config.tie_word_embeddings
-    assert layer.kv_heads == getattr(config, "num_key_value_heads", config.num_attention_heads)
+    own = getattr(getattr(config, "attn_config", config), "kv_n_heads", None)
+    assert layer.kv_heads == (own or getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     assert layer.head_dim == (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     assert layer.softcap == getattr(config, "attn_logit_softcapping", None)
     assert [entry.kind for entry in anatomy.layers] == derived_kinds(config)
@@ -100,12 +134,51 @@ def test_names_in_the_table_are_those_of_the_model(family: str) -> None:
     row = FAMILIES[family]
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(tiny_config(family))
-    assert type(model).__name__ == f"{row.name}ForCausalLM"
+    assert type(model).__name__ == row.architecture
+    assert type(model.config).__name__ == row.config_class
     assert type(model.base_model).__name__ == row.base_model
     assert f"{model.base_model_prefix}." == row.base_prefix
-    attention = model.get_submodule(row.base_prefix + row.attention.format(layer=0))
-    assert isinstance(getattr(attention, row.query), torch.nn.Linear)
+    queries = [f"{row.base_prefix}{row.attention.format(layer=layer)}.{row.query}" for layer in range(3)]
+    found = [has_submodule(model, query) for query in queries]
+    assert any(found) and all(found) != row.hybrid
+    query = queries[found.index(True)]
+    assert getattr(model.get_submodule(query), "weight", None) is not None
     assert model._supports_sdpa == row.sdpa
+    counted = model.base_model.get_submodule(row.counted_at)
+    assert {"input_ids", "attention_mask"} <= set(inspect.signature(type(counted).forward).parameters)
+
+
+def has_submodule(model: Any, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("family", sorted(name for name, row in FAMILIES.items() if row.hybrid))
+def test_a_hybrid_has_attention_where_the_model_has_it(family: str, make_source: Any) -> None:
+    import torch
+    import transformers
+
+    from tests.families import tiny_config
+
+    row = FAMILIES[family]
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(tiny_config(family))
+    layers = read_anatomy(open_checkpoint(make_source(family))).layers
+    for layer in layers:
+        path = f"{row.base_prefix}{row.attention.format(layer=layer.index)}.{row.query}"
+        assert (layer.kind != "none") == has_submodule(model, path), layer
+    assert {layer.kind for layer in layers} > {"none"}
+
+
+def test_every_name_in_the_table_is_known_to_the_code() -> None:
+    from surgery.verification.presentations import PRESENTATIONS
+
+    for name, row in FAMILIES.items():
+        assert set(row.breaks) <= set(PRESENTATIONS), name
+        assert name not in REFUSED
 
 
 @pytest.mark.parametrize(("given", "nearest"), [("lama", "llama"), ("qwen-2", "qwen2"), ("gpt-neox", "gpt_neox")])
@@ -115,11 +188,11 @@ def test_an_unknown_family_names_the_nearest(given: str, nearest: str) -> None:
     assert caught.value.hint is not None and f"nearest supported family is {nearest!r}" in caught.value.hint
 
 
-def test_an_unknown_family_like_no_other_lists_all() -> None:
+def test_an_unknown_family_like_no_other_names_the_list() -> None:
     with pytest.raises(PlanRefusedError) as caught:
         find_family("zzzzzzzz")
     assert caught.value.hint is not None and "nearest" not in caught.value.hint
-    assert all(family in caught.value.hint for family in FAMILIES)
+    assert "surgery families" in caught.value.hint
 
 
 @pytest.mark.parametrize("family", sorted(REFUSED))

@@ -1,4 +1,6 @@
-"""Every family through the whole matrix: identity, equalities of n, generation, training, saving."""
+"""Every family in short; and through the whole matrix, which is slow but for a few: identity, equalities of n,
+generation, training, saving.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from surgery.anatomy import FAMILIES
+from surgery.anatomy import FAMILIES, read_anatomy
+from surgery.checkpoint import open_checkpoint
 from surgery.conversion import convert
 from surgery.loading import operation_modules
-from surgery.verification.presentations import presentation_differences, randomized
-from tests.families import TINY, VOCABULARY, WINDOW
+from surgery.verification.presentations import Multipliers, presentation_differences, randomized
+from tests.families import TINY, VOCABULARY, WINDOW, families_for_the_matrix
 
 LENGTH = 3 * WINDOW
 BOUND = 1e-4
+MULTIPLIER_BOUND = 1e-6
 FORMS = ("anchored", "bias", "logn", "paper")
 
 
@@ -34,7 +38,7 @@ def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
         return model(input_ids=ids).logits
 
 
-@pytest.fixture(params=sorted(FAMILIES))
+@pytest.fixture(params=families_for_the_matrix())
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -43,8 +47,47 @@ def converted(make_source: Any, tmp_path: Path, family: str, form: str = "anchor
     return convert(make_source(family), form=form, layers="all", output=tmp_path / form, **options).output
 
 
+def attention_layers(make_source: Any, family: str) -> int:
+    anatomy = read_anatomy(open_checkpoint(make_source(family)))
+    return sum(layer.kind != "none" for layer in anatomy.layers)
+
+
 def test_every_family_has_a_tiny_configuration() -> None:
     assert set(TINY) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_every_family_in_short(make_source: Any, tmp_path: Path, model_type: str) -> None:
+    """Convert, load strictly, identity, the equalities with random scales, a training step, save and reload."""
+    source = load(make_source(model_type))
+    operated = load(converted(make_source, tmp_path, model_type))
+    modules: dict[str, Any] = operation_modules(operated)
+    assert torch.equal(logits(operated, tokens()), logits(source, tokens()))
+    check_equalities(operated, model_type)
+
+    optimizer = torch.optim.AdamW(
+        [parameter for module in modules.values() for parameter in module.parameters()], lr=0.05, weight_decay=0.0
+    )
+    operated.train()(input_ids=tokens(), labels=tokens()).loss.backward()
+    optimizer.step()
+    assert all((module.scale != 0).all() for module in modules.values()), "a step moves every scale"
+    operated.eval().save_pretrained(tmp_path / "saved")
+    again = load(tmp_path / "saved")
+    assert torch.equal(logits(again, tokens()), logits(operated, tokens()))
+
+
+def check_equalities(model: Any, model_type: str) -> None:
+    """With random scales: the multipliers agree in every presentation, the logits in all that the family allows."""
+    family = FAMILIES[model_type]
+    start = logits(model, tokens())
+    with randomized(model, spread=0.3):
+        assert (logits(model, tokens()) - start).abs().max() > 1e-2, "the random scales must matter"
+        multipliers = presentation_differences(Multipliers(model), tokens())
+        differences = presentation_differences(model, tokens())
+    assert {name: value for name, value in multipliers.items() if not value <= MULTIPLIER_BOUND} == {}
+    assert len(differences) == (9 if model._supports_sdpa else 8)
+    found = {name: value for name, value in differences.items() if not value <= BOUND}
+    assert found.keys() == family.breaks.keys(), {**found, "sdpa": model._supports_sdpa}
 
 
 @pytest.mark.parametrize("form", ["anchored", "bias", "logn"])
@@ -63,14 +106,7 @@ def test_paper_form_is_not_the_identity(make_source: Any, tmp_path: Path, family
 
 @pytest.mark.parametrize("form", ["anchored", "bias", "paper"])
 def test_equalities_of_n(make_source: Any, tmp_path: Path, family: str, form: str) -> None:
-    model = load(converted(make_source, tmp_path, family, form))
-    start = logits(model, tokens())
-    with randomized(model, spread=0.3):
-        assert (logits(model, tokens()) - start).abs().max() > 1e-2, "the random scales must matter"
-        differences = presentation_differences(model, tokens())
-    expected = 9 if model._supports_sdpa else 8
-    assert len(differences) == expected
-    assert {name: value for name, value in differences.items() if not value <= BOUND} == {}
+    check_equalities(load(converted(make_source, tmp_path, family, form)), family)
 
 
 def test_every_layer_is_operated(make_source: Any, tmp_path: Path, family: str) -> None:
@@ -78,7 +114,7 @@ def test_every_layer_is_operated(make_source: Any, tmp_path: Path, family: str) 
     model = load(converted(make_source, tmp_path, family))
     start = logits(model, tokens())
     modules: dict[str, Any] = operation_modules(model)
-    assert len(modules) == model.config.num_hidden_layers
+    assert len(modules) == attention_layers(make_source, family)
     for name, module in modules.items():
         with torch.no_grad():
             module.scale += 0.2
@@ -159,6 +195,6 @@ def test_a_model_built_from_its_config_starts_at_the_start_values(
     model = load(converted(make_source, tmp_path, family, "bias", start={"scale": 0.25, "bias": 0.5}))
     fresh = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
     modules: dict[str, Any] = operation_modules(fresh)
-    assert len(modules) == model.config.num_hidden_layers
+    assert len(modules) == attention_layers(make_source, family)
     for module in modules.values():
         assert (module.scale == 0.25).all() and (module.bias == 0.5).all()
