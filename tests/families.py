@@ -118,7 +118,7 @@ TINY: dict[str, dict[str, Any]] = {
         "shared_intermediate_size": 24,
         "layer_types": ["attention", "mamba", "attention"],
     },
-    "granitemoeshared": {**_LOCAL_MOE, "shared_intermediate_size": 24},
+    "granitemoeshared": {"initializer_range": 0.2, **_LOCAL_MOE, "shared_intermediate_size": 24},
     "helium": {"head_dim": 8},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 4, "moe_topk": 2},
@@ -199,6 +199,7 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "qwen3_moe": {**_MOE, "head_dim": 8},
     "qwen3_next": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
         "initializer_range": 0.1,
         **_MOE,
         **_LINEAR,
@@ -235,7 +236,11 @@ def tiny_config(model_type: str, **changes: Any) -> Any:
     own = TINY[model_type]
     left_out = [name for name in _COMMON if name in own and own[name] is None]
     values = {name: value for name, value in {**_COMMON, **own, **changes}.items() if name not in left_out}
-    return AutoConfig.for_model(model_type, **values)
+    config = AutoConfig.for_model(model_type, **values)
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)  # a training step must be repeatable
+    return config
 
 
 def tiny_model(model_type: str, **changes: Any) -> Any:

@@ -37,7 +37,7 @@ class Family:
         window: config key of the sliding window.
         window_gate: config key that must be true for the window to count.
         sliding: which layers slide: none, every layer once there is a window, or those that ``layer_types`` lists.
-        full_every: where ``layer_types`` is absent, every so-manieth layer is full (the family's own default), none at 0.
+        full_every: where ``layer_types`` is absent, every so-manieth layer is full (the family's default), none at 0.
         full_first: the full layer comes first in each such group, not last.
         full_every_key: config key that overrides ``full_every``.
         sliding_from_key: where ``layer_types`` is absent, config key of the first layer that slides.
@@ -50,6 +50,7 @@ class Family:
         defaults: config values that the family assumes where config.json is silent.
         breaks: presentations (``verification.presentations``) in which the family's own model in transformers says
             something else than plainly, so that a converted one does too; with the reason.
+        without: operations that are refused on this family, with the reason.
         notes: what else a user should know.
     """
 
@@ -82,6 +83,7 @@ class Family:
     keys: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     defaults: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     breaks: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    without: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

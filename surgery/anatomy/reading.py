@@ -137,7 +137,7 @@ def read_anatomy(checkpoint: Checkpoint) -> Anatomy:
         layers=tuple(layers),
         positions=positions,
         trained_length=trained_length((*earlier, *operations), positions),
-        ropes=read_ropes(family, config, [_LABELS[label] for label in reader.labels(count)], head_dim),
+        ropes=read_ropes(family, config, reader.rope_labels(count), head_dim),
         tied_embeddings=bool(reader.value("tie_word_embeddings") or False),
         dtypes=Counter(tensor.dtype for tensor in checkpoint.tensors.values()),
         parameters=checkpoint.total_parameters,
@@ -245,6 +245,11 @@ class _Reader:
         if listed is None:
             return [self._default_kind(index) for index in range(count)]
         return [known.get(name, "full") for name in listed]
+
+    def rope_labels(self, count: int) -> list[str]:
+        """Under which name ``rope_parameters`` holds each layer's RoPE, where each kind of layer has its own."""
+        kinds = self.labels(count) if self.family.rope == "by_layer_type" else ["full"] * count
+        return [_LABELS[kind] for kind in kinds]
 
     def _slides(self) -> bool:
         window = self.window()

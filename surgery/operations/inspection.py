@@ -65,7 +65,9 @@ def inspect(model: str | Path, *, revision: str | None = None) -> Inspection:
     anatomy = read_anatomy(open_checkpoint(source))
     done = converted_already(anatomy)
     applies = {
-        name: tuple(done or operation.obstacle(layer, anatomy) for layer in anatomy.layers)
+        name: tuple(
+            done or anatomy.family.without.get(name) or operation.obstacle(layer, anatomy) for layer in anatomy.layers
+        )
         for name, operation in OPERATIONS.items()
     }
     return Inspection(source.name, source.commit, anatomy, applies)

@@ -16,6 +16,14 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 8192,
 }
 
+# Sizes that the default number of key-value heads divides, and layers where the family has no rule for them.
+SIZES_OF: dict[str, dict[str, Any]] = {
+    "lfm3": {"layer_types": ["full_attention"] * LAYERS},
+    "mimo_v2_flash": {"layer_types": ["full_attention"] * LAYERS},
+    "bitnet": {"num_attention_heads": 20, "hidden_size": 80},
+    "helium": {"num_attention_heads": 20, "hidden_size": 80},
+}
+
 
 def bare_config(model_type: str, /, **changes: Any) -> dict[str, Any]:
     """As config.json; a change to ``...`` leaves the key out."""

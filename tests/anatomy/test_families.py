@@ -12,7 +12,7 @@ from surgery.anatomy import FAMILIES, REFUSED, Family, find_family, read_anatomy
 from surgery.anatomy.locks import LOCKS, lock, unlock
 from surgery.checkpoint import open_checkpoint, write_json
 from surgery.errors import CheckpointError, PlanRefusedError
-from tests.anatomy.builders import LAYERS, bare_config, bare_source
+from tests.anatomy.builders import LAYERS, SIZES_OF, bare_config, bare_source
 
 MIXED = ["full_attention", "sliding_attention", "full_attention", "full_attention"]
 _QWEN_CASES: list[dict[str, Any]] = [
@@ -24,12 +24,6 @@ _QWEN_CASES: list[dict[str, Any]] = [
     {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0},
     {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1, "layer_types": MIXED},
 ]
-# Sizes that the default number of key-value heads divides, and layers where the family has no rule for them.
-SIZES_OF: dict[str, dict[str, Any]] = {
-    "mimo_v2_flash": {"layer_types": ["full_attention"] * LAYERS},
-    "bitnet": {"num_attention_heads": 20, "hidden_size": 80},
-    "helium": {"num_attention_heads": 20, "hidden_size": 80},
-}
 
 
 def _cases(family: Family) -> list[dict[str, Any]]:

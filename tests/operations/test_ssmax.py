@@ -14,7 +14,7 @@ from surgery.anatomy import FAMILIES, Anatomy, read_anatomy
 from surgery.checkpoint import open_checkpoint
 from surgery.operations.ssmax import FORMS
 from surgery.operations.ssmax.operation import mean_log
-from tests.anatomy.builders import LAYERS, bare_source
+from tests.anatomy.builders import LAYERS, SIZES_OF, bare_source
 from tests.operations.test_options import SSMAX, resolve
 
 
@@ -97,7 +97,11 @@ def test_tensors_of_the_plan_are_the_parameters_of_the_module(anatomy: Anatomy, 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_sliding_layers_are_skipped_with_the_window_as_reason(family: str, tmp_path: Path) -> None:
     row = FAMILIES[family]
-    changes = {} if row.window is None else {row.window: 16, **({row.window_gate: True} if row.window_gate else {})}
+    changes: dict[str, Any] = dict(SIZES_OF.get(family, {}))
+    if row.sliding == "layer_types":
+        changes["layer_types"] = ["full_attention", "sliding_attention"] * (LAYERS // 2)
+    if row.window is not None:
+        changes |= {row.window: 16, **({row.window_gate: True} if row.window_gate else {})}
     anatomy = read_anatomy(open_checkpoint(bare_source(tmp_path / "model", family, **changes)))
     for layer in anatomy.layers:
         reason = SSMAX.skipping(layer)

@@ -17,7 +17,7 @@ from transformers.masking_utils import eager_mask
 
 from surgery.anatomy import FAMILIES
 from surgery.conversion import convert
-from tests.families import VOCABULARY, WINDOW
+from tests.families import VOCABULARY, WINDOW, families_for_the_matrix
 
 SCALES = torch.tensor([0.15, 0.25, 0.35, 0.45])
 REFERENCE = 64
@@ -81,7 +81,7 @@ def pair(source: Path, out: Path, form: str) -> tuple[Any, Any]:
     return stock, operated
 
 
-@pytest.mark.parametrize("form", ["paper", "anchored"])
+@pytest.mark.parametrize("form", ["paper", pytest.param("anchored", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_operated_model_computes_ssmax(make_source: Any, tmp_path: Path, family: str, form: str) -> None:
     stock, operated = pair(make_source(family), tmp_path / "out", form)
@@ -101,7 +101,7 @@ def test_operated_model_computes_ssmax(make_source: Any, tmp_path: Path, family:
     assert (expected[real] - plain[real]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", families_for_the_matrix())
 def test_backend_of_an_unknown_name_gets_the_multiplied_query(make_source: Any, tmp_path: Path, family: str) -> None:
     _, operated = pair(make_source(family), tmp_path / "out", "paper")
     with torch.no_grad():

@@ -12,9 +12,10 @@ from transformers.masking_utils import eager_mask
 
 from surgery.anatomy import FAMILIES
 from surgery.conversion import convert
+from surgery.errors import PlanRefusedError
 from surgery.loading import operation_modules
 from surgery.verification.presentations import presentation_differences, randomized
-from tests.families import VOCABULARY, WINDOW
+from tests.families import VOCABULARY, WINDOW, families_for_the_matrix
 from tests.runtime.test_family_matrix import BOUND, load, logits, tokens
 
 THRESHOLDS = torch.tensor([-0.3, -0.1, 0.1, 0.2])
@@ -23,12 +24,16 @@ WINDOWS = torch.tensor([9, 64, 30, 12])
 SINKS = 2
 
 
-@pytest.fixture(params=sorted(FAMILIES))
+@pytest.fixture(params=families_for_the_matrix())
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 def screened(source: Path, out: Path, **options: Any) -> Path:
+    if reason := FAMILIES[source.name.removeprefix("tiny-")].without.get("screening"):
+        with pytest.raises(PlanRefusedError, match=reason):
+            convert(source, "screening", layers="all", output=out, **{"open": True, **options})
+        pytest.skip(reason)
     return convert(source, "screening", layers="all", output=out, **{"open": True, **options}).output
 
 
@@ -58,7 +63,8 @@ def test_presentations_agree(make_source: Any, tmp_path: Path, family: str) -> N
         assert (logits(model, tokens()) - start).abs().max() > 1e-1, "the random thresholds must matter"
         differences = presentation_differences(model, tokens())
     assert len(differences) == (9 if model._supports_sdpa else 8)
-    assert {name: value for name, value in differences.items() if not value <= BOUND} == {}
+    found = {name: value for name, value in differences.items() if not value <= BOUND}
+    assert {name: value for name, value in found.items() if name not in FAMILIES[family].breaks} == {}
 
 
 def oracle(
