@@ -177,7 +177,7 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "phi": {},
     "phi3": {"partial_rotary_factor": 0.5, "sliding_window": None, "original_max_position_embeddings": TRAINED_LENGTH},
-    "phimoe": {**_LOCAL_MOE, "sliding_window": None},
+    "phimoe": {"router_jitter_noise": 0.0, "input_jitter_noise": 0.0, **_LOCAL_MOE, "sliding_window": None},
     "qwen2": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},
     "qwen2_moe": {**_MOE, "shared_expert_intermediate_size": 24},
     "qwen3": {"head_dim": 16, "use_sliding_window": False},

@@ -114,7 +114,7 @@ def _family(model_type: str, row: Mapping[str, Any]) -> Family:
     unknown = row.keys() - {entry.name for entry in fields(Family)}
     if unknown:
         raise ValueError(f"families.toml: {model_type}: unknown key {sorted(unknown)[0]!r}")
-    frozen = {
+    frozen: dict[str, Any] = {
         name: MappingProxyType(value) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
         for name, value in row.items()
     }

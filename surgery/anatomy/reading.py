@@ -248,7 +248,7 @@ class _Reader:
 
     def rope_labels(self, count: int) -> list[str]:
         """Under which name ``rope_parameters`` holds each layer's RoPE, where each kind of layer has its own."""
-        kinds = self.labels(count) if self.family.rope == "by_layer_type" else ["full"] * count
+        kinds: list[Kind] = self.labels(count) if self.family.rope == "by_layer_type" else ["full"] * count
         return [_LABELS[kind] for kind in kinds]
 
     def _slides(self) -> bool:

@@ -170,6 +170,8 @@ def test_a_training_step_moves_every_parameter_and_survives_saving(
 def test_gradient_checkpointing_gives_the_same_gradients(make_source: Any, tmp_path: Path, family: str) -> None:
     model = load(screened(make_source(family), tmp_path / "out")).train()
     set_parameters(model)
+    if not model.supports_gradient_checkpointing:
+        pytest.skip("transformers' own model has no gradient checkpointing")
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
