@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 from transformers.masking_utils import eager_mask
 
-from surgery.anatomy import FAMILIES
+from surgery.anatomy import FAMILIES, read_anatomy
+from surgery.checkpoint import open_checkpoint
 from surgery.conversion import convert
 from tests.families import VOCABULARY, WINDOW, families_for_the_matrix
 
@@ -38,7 +40,12 @@ def oracle(
         scores = (1 + SCALES[None, :, None, None] * (n.log() - math.log(REFERENCE))) * scores
     if kwargs.get("softcap") is not None:
         scores = torch.tanh(scores / kwargs["softcap"]) * kwargs["softcap"]
-    weights = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1)  # finite: padding sees no key
+    # Finite, since padding sees no key; where a key is allowed, the mask may still hold a number of the family's own.
+    scores = torch.where(allowed, scores + attention_mask, torch.finfo(scores.dtype).min)
+    sinks = getattr(module, "sinks", None)
+    if sinks is not None:  # learned scores of nothing, which take their share of the softmax
+        scores = torch.cat([scores, sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], dim=-1)
+    weights = scores.softmax(-1)[..., : key.shape[2]]
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 
@@ -48,7 +55,7 @@ def engine(
     """A serving engine's own attention, registered under a name that the tool has never heard of."""
     assert "surgery_visible_keys" not in kwargs, "an engine must not be handed keywords that it does not know"
     SEEN.append(type(module).__name__)
-    return oracle(None, query, key, value, attention_mask, **kwargs)
+    return oracle(SimpleNamespace(sinks=getattr(module, "sinks", None)), query, key, value, attention_mask, **kwargs)
 
 
 @pytest.fixture(autouse=True)
@@ -69,9 +76,10 @@ def ids() -> torch.Tensor:
 def pair(source: Path, out: Path, form: str) -> tuple[Any, Any]:
     """The stock model with the oracle, and the converted model with the same scales."""
     stock = AutoModelForCausalLM.from_pretrained(source, attn_implementation="oracle").eval()
-    for name, module in stock.named_modules():
-        if name.endswith((".self_attn", ".attention")):
-            module.oracle_form = form
+    row = FAMILIES[stock.config.model_type]
+    for layer in read_anatomy(open_checkpoint(source)).layers:
+        if layer.kind != "none":
+            stock.base_model.get_submodule(row.attention.format(layer=layer.index)).oracle_form = form
     folder = convert(source, form=form, layers="all", reference_length=REFERENCE, output=out).output
     operated = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False).eval()
     with torch.no_grad():
@@ -109,6 +117,6 @@ def test_backend_of_an_unknown_name_gets_the_multiplied_query(make_source: Any, 
         SEEN.clear()
         operated.set_attn_implementation("engine")
         found = operated(input_ids=ids()).logits
-    assert len(SEEN) == operated.config.num_hidden_layers
+    assert len(SEEN) == sum(hasattr(module, "ssmax") for module in operated.modules())
     assert all(name.startswith("Surgery") for name in SEEN)
     assert (expected - found).abs().max() < 2e-4
