@@ -44,6 +44,7 @@ class Family:
         sliding_until_key: where ``layer_types`` is absent, config key of the layer from which on all are full.
         hybrid: only some layers have attention: those that have the query projection's tensor.
         sdpa: whether transformers allows the sdpa backend.
+        continues: whether a prompt may be given in several pieces with a cache; some state-space layers forget.
         rope: one set of rotary parameters for all layers, or one for each kind of layer, or no rotary positions.
         rope_types: kinds of RoPE that transformers' class of the family runs.
         keys: the family's own spelling of a config key: ``{"hidden_size": "n_embd"}``; a dot leads into an object.
@@ -78,6 +79,7 @@ class Family:
     sliding_until_key: str | None = None
     hybrid: bool = False
     sdpa: bool = True
+    continues: bool = True
     rope: Literal["shared", "by_layer_type", "none"] = "shared"
     rope_types: tuple[str, ...] = ("default", "linear", "yarn")
     keys: Mapping[str, str] = field(default_factory=lambda: EMPTY)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from surgery.evaluation.prefilling import last_only, new_cache
+from surgery.evaluation.prefilling import last_only, new_cache, piece
 
 # Logits held at once, in elements: 64 MiB in float32.
 LOGITS_AT_ONCE = 2**24
@@ -42,7 +42,7 @@ def token_losses(
         ``(batch, length - 1)``, float32, on the CPU; entry i is the loss of token i + 1.
     """
     batch, length = input_ids.shape
-    chunk = chunk or length
+    chunk = piece(model, chunk or length, length)
     rows = rows or max(1, LOGITS_AT_ONCE // (batch * model.get_output_embeddings().weight.shape[0]))
     losses = torch.empty(batch, length - 1, dtype=torch.float32)
     cache = new_cache(model) if chunk < length else None
@@ -66,7 +66,7 @@ def _base_output(model: Any, input_ids: torch.Tensor, cache: Any) -> Any:
     """The base model's output, called exactly as the whole model calls it; the cache grows by the tokens."""
     seen: list[Any] = []
     kept = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
-    hook = model.base_model.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    hook = model.get_decoder().register_forward_hook(lambda module, arguments, output: seen.append(output))
     try:
         # Without the last the whole matrix of logits would be made once, to be thrown away.
         model(input_ids=input_ids, **kept, **last_only(model))
@@ -85,7 +85,7 @@ def with_hidden(output: Any, hidden: torch.Tensor) -> Any:
 @contextmanager
 def base_model_gives(model: Any, output: Any) -> Iterator[None]:
     """The model's own head on an output of its base model that is at hand, which does not run."""
-    base = model.base_model
+    base = model.get_decoder()  # what the head calls: OPT's skips its base model
     before = base.__dict__.get("forward")  # accelerate puts its own there
     base.forward = lambda *arguments, **keywords: output
     try:

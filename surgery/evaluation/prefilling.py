@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from surgery.anatomy import FAMILIES
+from surgery.anatomy.reading import MODEL_TYPE_PREFIX
 from surgery.errors import SurgeryError
 
 
@@ -29,12 +31,19 @@ def prefill(
     """
     cache = new_cache(model)
     batch, length = input_ids.shape
+    chunk = piece(model, chunk, length)
     for start in range(0, length, chunk):
         part = input_ids[:, start : start + chunk]
         output = model(input_ids=part, past_key_values=cache, use_cache=True, **last_only(model))
         if on_tokens is not None:
             on_tokens(batch * part.shape[1])
     return cache, output.logits[:, -1].float()
+
+
+def piece(model: Any, chunk: int, length: int) -> int:
+    """``chunk``, or the whole length for a family whose model cannot go on with a prompt where its cache ends."""
+    family = FAMILIES.get(model.config.model_type.removeprefix(MODEL_TYPE_PREFIX))
+    return chunk if family is None or family.continues else length
 
 
 def new_cache(model: Any) -> Any:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from surgery.anatomy import FAMILIES
 from surgery.evaluation.losses import token_losses
 from tests.families import VOCABULARY, families_for_the_matrix, tiny_model
 
@@ -28,14 +29,14 @@ def test_chunks_equal_the_whole(model_type: str) -> None:
     torch.testing.assert_close(_whole(model, input_ids), whole, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@pytest.mark.parametrize("model_type", families_for_the_matrix())
 def test_a_cache_between_chunks_changes_nothing(model_type: str) -> None:
     model = tiny_model(model_type)
     input_ids = torch.randint(3, VOCABULARY, (2, 37), generator=torch.Generator().manual_seed(1))
     done: list[int] = []
     chunked = token_losses(model, input_ids, chunk=8, rows=3, on_tokens=done.append)
     torch.testing.assert_close(chunked, _whole(model, input_ids), atol=1e-5, rtol=0)
-    assert done == [16, 16, 16, 16, 10]
+    assert done == ([16, 16, 16, 16, 10] if FAMILIES[model_type].continues else [74])
 
 
 def test_the_final_soft_cap_is_applied() -> None:
