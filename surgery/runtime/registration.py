@@ -58,7 +58,7 @@ class _AfterImport:
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != _TRIGGER:
             return None
-        sys.meta_path.remove(self)
+        # It stays until the module is executed: a look-up may be no import (transformers makes such look-ups itself).
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
             spec.loader = _ThenRegister(spec.loader)  # type: ignore[assignment]
@@ -74,4 +74,5 @@ class _ThenRegister:
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
+        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _AfterImport)]
         _register()

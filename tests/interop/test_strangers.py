@@ -84,6 +84,7 @@ def test_saving_a_registered_model_writes_code_and_auto_map(operated: Operated, 
 
 ORDERS = {
     "surgery first": "import surgery, sys; assert 'transformers' not in sys.modules; import transformers",
+    "a config class first": "import surgery, transformers; transformers.AfmoeConfig()",
     "transformers first": "import transformers; from transformers import AutoModelForCausalLM; import surgery",
 }
 CHECK = """
