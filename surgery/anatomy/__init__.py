@@ -1,19 +1,19 @@
 """What a model's attention looks like: families as data, and reading it off config.json and tensor names."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from surgery.anatomy.families import FAMILIES, REFUSED, Family, find_family
-
 if TYPE_CHECKING:
+    from surgery.anatomy.families import FAMILIES, REFUSED, Family, find_family
     from surgery.anatomy.reading import Anatomy, AttentionLayer, Rope, read_anatomy
 
 __all__ = ["FAMILIES", "REFUSED", "Anatomy", "AttentionLayer", "Family", "Rope", "find_family", "read_anatomy"]
 
+_TABLE = ("FAMILIES", "REFUSED", "Family", "find_family")
+
 
 def __getattr__(name: str) -> Any:
-    # `import surgery` needs the families' names only; reading brings in the whole checkpoint room.
+    # `import surgery` needs neither the table nor the reading of it, which brings in the whole checkpoint room.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from surgery.anatomy import reading
-
-    return getattr(reading, name)
+    return getattr(import_module(f"{__name__}.{'families' if name in _TABLE else 'reading'}"), name)

@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import importlib.machinery
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from importlib.abc import Loader
 
 _TRIGGER = "transformers.models.auto.modeling_auto"
-_config_classes: tuple[str, ...] = ()
+_config_classes: Callable[[], Mapping[str, str]] = dict
 
 
-def register_when_imported(config_classes: Iterable[str]) -> None:
-    """Register ``Surgery<X>`` for each config class name ``<X>``, now or when transformers is imported.
+def register_when_imported(config_classes: Callable[[], Mapping[str, str]]) -> None:
+    """Register ``surgery_<type>`` for each model type, now or when transformers is imported.
 
     Args:
-        config_classes: names of transformers' config classes, for example ``LlamaConfig``.
+        config_classes: gives model type -> name of transformers' config class, for example ``LlamaConfig``; asked only
+            once transformers is there.
     """
     global _config_classes  # noqa: PLW0603
-    _config_classes = tuple(config_classes)
+    _config_classes = config_classes
     if _TRIGGER in sys.modules:
         _register()
     elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
@@ -34,16 +35,41 @@ def register_when_imported(config_classes: Iterable[str]) -> None:
 
 
 def _register() -> None:
-    import transformers
-    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    from surgery.runtime import modeling_surgery
+    known: Any = CONFIG_MAPPING
+    types = {f"surgery_{name}": config for name, config in _config_classes().items() if name in known._mapping}
+    # What this version of transformers lacks, nothing can load; there is nothing to register.
+    known._extra_content = _LazyTypes({**types, **known._extra_content})
 
-    for name in _config_classes:
-        # What this version of transformers lacks, nothing can load; there is nothing to register.
-        if hasattr(transformers, name):
-            config_class = getattr(modeling_surgery, modeling_surgery.PREFIX + name)
-            AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+
+class _LazyTypes(dict[str, Any]):
+    """Config classes by model type, made when they are asked for.
+
+    ``AutoConfig.register`` wants the class at once, and importing every family's config takes longer than the rest of
+    transformers; it also fails where transformers is just importing one of them.
+    """
+
+    def __getitem__(self, model_type: str) -> Any:
+        found = super().__getitem__(model_type)
+        if isinstance(found, str):
+            from surgery.runtime import modeling_surgery
+
+            found = getattr(modeling_surgery, modeling_surgery.PREFIX + found)
+            self[model_type] = found
+        return found
+
+    def get(self, model_type: str, default: Any = None) -> Any:
+        try:
+            return self[model_type]
+        except KeyError:
+            return default
+
+    def values(self) -> Any:
+        return [self[model_type] for model_type in self]
+
+    def items(self) -> Any:
+        return [(model_type, self[model_type]) for model_type in self]
 
 
 class _AfterImport:
