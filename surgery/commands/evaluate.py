@@ -39,6 +39,9 @@ def evaluate(
     results: Annotated[
         Path | None, typer.Option(help="Folder of finished parts, which are not run again [default: OUTPUT/results].")
     ] = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write the numbers into the card of each converted MODEL.")
+    ] = False,
     events: console.EventsOption = None,
     device: console.DeviceOption = "auto",
     dtype: console.DtypeOption = "auto",
@@ -62,6 +65,8 @@ def evaluate(
     folder = output or Path(f"{Path(model[0]).name or 'model'}-evaluation")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output {folder}: there is a file of this name.", hint="Give a folder.")
+    if card:
+        _check_cards(model)
     run = _run_options(device=device, dtype=dtype, batch_size=batch_size, attn_implementation=attn_implementation)
     chosen = read_suite(suite)  # before transformers is imported: a wrong suite is said at once
     console.silence_transformers()
@@ -94,6 +99,8 @@ def evaluate(
         "provenance": {"command": _command_line(model, text or [], **given), "measured": time.strftime("%Y-%m-%d")},
     }
     written = write_files(document, folder)
+    if card:
+        _write_cards(model, result.to_dict(), document["provenance"])
     if as_json:
         console.emit("evaluation", {**document, "files": written})
         return
@@ -105,6 +112,29 @@ def _command_line(models: list[str], text: list[str], **given: object) -> str:
     options = [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
     texts = [part for name in text for part in ("--text", name)]
     return shlex.join(["surgery", "evaluate", *models, *options, *texts])
+
+
+def _check_cards(models: list[str]) -> None:
+    """Before anything is measured: only a checkpoint of ours has a card that we write."""
+    from surgery.checkpoint.record import PLAN_NAME
+
+    for name in models:
+        if not (Path(name) / PLAN_NAME).is_file():
+            raise UsageError(f"--card: {name} is no converted checkpoint, and its card is not ours to write.")
+
+
+def _write_cards(models: list[str], result: dict[str, Any], provenance: dict[str, str]) -> None:
+    from surgery import reporting
+    from surgery.conversion.recording import record_evaluation
+
+    for number, name in enumerate(models):
+        own = reporting.for_one_model(result, number)
+        record = {
+            **provenance,
+            "verdict": [verdict["word"] for verdict in own["verdicts"]],
+            "markdown": reporting.render_markdown(own, None, provenance={}),
+        }
+        record_evaluation(Path(name), record)
 
 
 def _list_suites(*, as_json: bool) -> None:

@@ -28,6 +28,13 @@ def verify(
         int | None, typer.Option(min=1, help="Run the first so many layers only (a big model on a small machine).")
     ] = None,
     length: Annotated[int, typer.Option(min=16, help="Tokens for the comparison with the source.")] = 512,
+    max_loss_increase: Annotated[
+        float | None,
+        typer.Option(help="Fail if the loss on --text rises by more nats per token than this.", show_default=False),
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="Text for --max-loss-increase: file, folder or quoted glob.")
+    ] = None,
     device: console.DeviceOption = "auto",
     attn_implementation: console.AttentionOption = None,
     as_json: console.JsonOption = False,
@@ -54,6 +61,8 @@ def verify(
             files_only=files_only,
             layers=layers,
             length=length,
+            max_loss_increase=max_loss_increase,
+            text=text or (),
             run=RunOptions(device=device, attn_implementation=attn_implementation),
             on_progress=on_progress,
         )

@@ -25,6 +25,7 @@ def write_card(
     *,
     source_card: Path | None = None,
     verification: Mapping[str, Any] | None = None,
+    evaluation: str | None = None,
     trained: Sequence[str] = (),
 ) -> None:
     """Write the card.
@@ -34,6 +35,7 @@ def write_card(
         plan: the plan as plain data.
         source_card: README.md of the source, from which licence and languages are taken over.
         verification: ``environment``, ``verdict`` and ``checks`` of a verification, as plain data.
+        evaluation: Markdown of an evaluation.
         trained: one line for each training that followed.
     """
     environment = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
@@ -58,6 +60,7 @@ def write_card(
         operations=operations,
         front_matter=_front_matter(plan, source_card),
         verification=verification,
+        evaluation=evaluation,
         trained=list(trained),
     )
     path.write_text(text, encoding="utf-8")

@@ -25,6 +25,7 @@ _FILTERS = (
     "count",
     "counted",
     "interval",
+    "bounds",
     "negative_heads",
     "percent",
     "size",
@@ -76,6 +77,23 @@ def render_page(result: Plain, drawings: Drawings, *, provenance: Plain) -> str:
 def render_markdown(result: Plain, drawings: Drawings | None, *, provenance: Plain) -> str:
     """Markdown with the verdict and the tables; pictures where there are drawings, as files beside it."""
     return _render("report.md.j2", result, escaped=False, drawings=drawings, provenance=provenance)
+
+
+def for_one_model(result: Plain, number: int) -> dict[str, Any]:
+    """The result as if only one of its models, and its base, had been measured."""
+    base = len(result["models"])
+    kept = {number: 0, base: 1}
+
+    def section(own: Plain) -> dict[str, Any]:
+        rows = [{**row, "model": kept[row["model"]]} for row in own["results"] if row["model"] in kept]
+        return {**own, "results": rows}
+
+    return {
+        **result,
+        "models": [result["models"][number]],
+        "verdicts": [{**verdict, "model": 0} for verdict in result["verdicts"] if verdict["model"] == number],
+        "sections": [section(own) for own in result["sections"]],
+    }
 
 
 def _render(template: str, result: Plain, *, escaped: bool, drawings: Drawings | None, provenance: Plain) -> str:

@@ -12,6 +12,7 @@ from rich.text import Text
 from surgery.reporting.wording import (
     HEADLINES,
     TIMES,
+    bounds,
     clipped,
     count,
     counted,
@@ -95,8 +96,7 @@ def _losses(result: Plain, section: Plain) -> RenderableType:
                 cells += [Text(value) for value in (*values, interval(bucket["difference"]))]
                 cells.append(Text(bucket["verdict"], style=_STYLES[bucket["verdict"]]))
             else:
-                bounds = f"{number(bucket['loss']['low'])} to {number(bucket['loss']['high'])}"
-                values = [count(bucket["tokens"]), number(bucket["loss"]["value"]), bounds]
+                values = [count(bucket["tokens"]), number(bucket["loss"]["value"]), bounds(bucket["loss"])]
                 cells += [Text(value) for value in (*values, perplexity(bucket["perplexity"]))]
             table.add_row(*cells, style="bold" if last else "")
         tables.append(table)

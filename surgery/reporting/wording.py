@@ -76,6 +76,13 @@ def interval(estimate: Mapping[str, Any] | None, digits: int = 4) -> str:
     return f"{signed(estimate['low'], digits)} to {signed(estimate['high'], digits)}"
 
 
+def bounds(estimate: Mapping[str, Any], digits: int = 4) -> str:
+    """``2.4200 to 2.6200``, without signs; a dash where there is no interval."""
+    if estimate["low"] is None:
+        return DASH
+    return f"{number(estimate['low'], digits)} to {number(estimate['high'], digits)}"
+
+
 def negative_heads(heads: list[Mapping[str, Any]], most: int = 12) -> list[str]:
     """``layer 3, head 4 (n from 1 to 12)``, the widest first, and how many more there are."""
     widest = sorted(heads, key=lambda head: (head["first"] - head["last"], head["layer"], head["head"]))

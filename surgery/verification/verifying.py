@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery.anatomy import read_anatomy
-from surgery.checkpoint import Checkpoint, load_json, open_checkpoint, resolve, write_json
-from surgery.checkpoint.record import RECORD_FOLDER, VERIFICATION_NAME
-from surgery.conversion.card import has_code, write_card
+from surgery.checkpoint import Checkpoint, open_checkpoint, resolve
+from surgery.conversion.card import has_code
 from surgery.conversion.execution import modeling_code
-from surgery.conversion.plan import CARD_NAME
-from surgery.conversion.reverting import read_history, read_plan, trained_weights
+from surgery.conversion.recording import record_verification
+from surgery.conversion.reverting import read_plan, trained_weights
 from surgery.errors import CheckpointError, UsageError
 from surgery.loading import RunOptions, environment, load_model, load_tokenizer, operation_modules
 from surgery.verification.behaviour import ablation_checks, identity_checks, plain_logits, presentation_checks
 from surgery.verification.checks import Check, Verification
 from surgery.verification.files import file_checks
 from surgery.verification.fresh import FreshRequest, fresh_checks
+from surgery.verification.loss import loss_check
 from surgery.verification.presentations import PRESENTATIONS
 from surgery.verification.rope import rope_checks
 from surgery.verification.truncated import truncate
@@ -54,6 +55,8 @@ def verify(
     files_only: bool = False,
     layers: int | None = None,
     length: int = 512,
+    max_loss_increase: float | None = None,
+    text: Sequence[str | Path] = (),
     run: RunOptions | None = None,
     on_progress: Progress | None = None,
     record: bool = True,
@@ -68,6 +71,8 @@ def verify(
         files_only: check what lies on the disk, every byte of it, and run no model; needs no torch.
         layers: check the first so many layers only, so that a big model fits a small machine.
         length: tokens for the comparison with the source.
+        max_loss_increase: nats per token by which the loss may rise over the source's on ``text``.
+        text: files, folders and globs of text, for the loss.
         run: device and attention backend. Checks compute in float32 whatever the dtype of the checkpoint.
         on_progress: called with what is being done, and how much of it.
         record: write ``surgery/verify.json`` and the card's table.
@@ -84,6 +89,7 @@ def verify(
         raise UsageError(f"the length must be at least 16 tokens, not {length}")
     if files_only and layers is not None:
         raise UsageError(f"files_only runs no model, so layers={layers} does nothing")
+    _check_loss_arguments(max_loss_increase, text, against, files_only=files_only, layers=layers)
     checkpoint = open_checkpoint(folder)
     source = open_checkpoint(resolve(against, revision)) if against is not None else None
     say = on_progress or (lambda *_: None)
@@ -97,6 +103,9 @@ def verify(
             if layers is not None:
                 checkpoint, source = _truncated(stack, checkpoint, source, plan, layers)
             checks += _running_checks(checkpoint, source, plan, folder, length, run or RunOptions(), say)
+        if max_loss_increase is not None and source is not None:
+            exact = (run or RunOptions()).model_copy(update={"dtype": "float32"})
+            checks.append(loss_check(folder, source.folder, text, max_loss_increase, length, exact, say))
         ran_with = environment() | ({"layers": f"first {layers}"} if layers is not None else {})
     verification = Verification(
         model=name or folder.name,
@@ -106,9 +115,26 @@ def verify(
         checks=tuple(checks),
     )
     if record:
-        _append_record(folder / VERIFICATION_NAME, verification)
-        _update_card(folder, plan, verification)
+        record_verification(folder, verification.to_dict())
     return verification
+
+
+def _check_loss_arguments(
+    most: float | None, text: Sequence[str | Path], against: object, *, files_only: bool, layers: int | None
+) -> None:
+    if most is None:
+        if text:
+            raise UsageError("texts do nothing without a loss budget", hint="Give --max-loss-increase 0.01, or so.")
+        return
+    for wrong, what in (
+        (against is None, "needs the source to compare with (--against)"),
+        (not text, "needs texts to measure on (--text)"),
+        (files_only, "runs the model, which --files-only does not"),
+        (layers is not None, "is about the whole model, not its first layers (--layers)"),
+        (not math.isfinite(most), "must be a number"),
+    ):
+        if wrong:
+            raise UsageError(f"--max-loss-increase {most:g}: {what}")
 
 
 def _name(path: str | Path | None) -> str | None:
@@ -207,30 +233,3 @@ def _tokens(folder: Path, has_tokenizer: bool, length: int, vocabulary: int) -> 
         if found and max(found) < vocabulary:
             return torch.tensor([(found * (length // len(found) + 1))[:length]])
     return torch.randint(0, vocabulary, (1, length), generator=torch.Generator().manual_seed(0))
-
-
-def _append_record(path: Path, verification: Verification) -> None:
-    """Append to ``verify.json``: the newest run is the last one, and none is lost."""
-    runs = load_json(path).get("runs", []) if path.is_file() else []
-    staged = path.with_name(f".{path.name}.partial")
-    staged.unlink(missing_ok=True)
-    write_json(staged, {"schema": 1, "runs": [*runs, verification.to_dict()]})
-    staged.replace(path)
-
-
-def _update_card(folder: Path, plan: dict[str, Any], verification: Verification) -> None:
-    trained = [_trained_line(entry) for entry in read_history(folder)]
-    environment_line = ", ".join(f"{name} {value}" for name, value in verification.environment.items())
-    write_card(
-        folder / CARD_NAME,
-        plan,
-        source_card=folder / RECORD_FOLDER / "source" / CARD_NAME,
-        verification={**verification.to_dict(), "environment": environment_line},
-        trained=trained,
-    )
-
-
-def _trained_line(entry: dict[str, Any]) -> str:
-    """One training for the card; a merge of an adapter has no count of tokens."""
-    what, tokens = str(entry.get("trained")), entry.get("tokens")
-    return f"{what}, by {entry.get('step')}" if tokens is None else f"{what}: {tokens} tokens"

@@ -34,6 +34,9 @@ def test_it_fits_eighty_columns() -> None:
 def test_without_a_base() -> None:
     printed = _print(result(base=None))
     assert "change" not in printed and "2.4200 to 2.6200" in printed
+    data = result(base=None)
+    data["sections"][0]["results"][0]["overall"]["loss"] |= {"low": None, "high": None}
+    assert "\u2013 to \u2013" not in _print(data)
 
 
 def test_markup_in_names_is_text() -> None:

@@ -1,0 +1,55 @@
+"""Does the loss keep within a budget? The loss of both models on the same texts, with an interval over documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from surgery.evaluation import evaluate
+from surgery.loading import RunOptions
+from surgery.verification.checks import Check
+
+SEQUENCES = 8
+
+
+def loss_check(
+    model: Path,
+    source: Path,
+    texts: Sequence[str | Path],
+    most: float,
+    length: int,
+    run: RunOptions,
+    say: Callable[[str, int, int], None],
+) -> Check:
+    """The mean loss may rise by ``most`` nats per token.
+
+    Args:
+        model, source: folders.
+        texts: files, folders and globs.
+        most: the greatest rise that passes.
+        length: tokens per sequence.
+        run: device and attention backend.
+        say: told of the progress.
+    """
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["event"] == "tokens":
+            say(f"loss of {event['model']}", event["done"], event["total"])
+
+    part = {"kind": "loss", "length": length, "documents": SEQUENCES}
+    result = evaluate(
+        model, against=source, text=texts, suite={"name": "verify", "parts": [part]}, run=run, on_event=on_event
+    )
+    section = result.section("loss")
+    overall = section.results[0].overall
+    change = overall.difference
+    between = "" if change.low is None else f" (95% interval {change.low:+.4f} to {change.high:+.4f})"
+    return Check(
+        "loss",
+        "passed" if change.value <= most else "failed",
+        f"changed by {change.value:+.4f}{between} over {overall.tokens} predictions of up to {section.data.longest} "
+        f"tokens; at most {most:+g} was asked for",
+        change.value,
+        most,
+    )
