@@ -135,6 +135,8 @@ def _refused() -> Mapping[str, str]:
 
 
 FAMILIES: Mapping[str, Family] = _families()
+# The version of transformers that the whole matrix was run with.
+VERIFIED_WITH: str = _document()["verified_with"]
 # Families that are refused with the reason, so that nobody has to guess.
 REFUSED: Mapping[str, str] = _refused()
 

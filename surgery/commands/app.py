@@ -47,3 +47,4 @@ from surgery.commands import report as _report  # noqa: E402, F401
 from surgery.commands import zoo as _zoo  # noqa: E402, F401
 from surgery.commands import recipes as _recipes  # noqa: E402, F401
 from surgery.commands import revert as _revert  # noqa: E402, F401
+from surgery.commands import families as _families  # noqa: E402, F401

@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgery.anatomy import Anatomy, Family, read_anatomy
+from surgery.anatomy import Anatomy, read_anatomy
 from surgery.anatomy.reading import MODEL_TYPE_PREFIX
 from surgery.checkpoint import Checkpoint, Source, open_checkpoint, quote, resolve, sha256_json
 from surgery.checkpoint.record import RECORD_FOLDER
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.operations import OPERATIONS, OperationOptions, PlannedTensor
+from surgery.operations.catalog import caveats
 from surgery.operations.inspection import converted_already
 from surgery.version import __version__
 
@@ -159,7 +160,7 @@ def make_plan(
                 skipped[f"{options.name}:{layer.index}"] = operation.obstacle(layer, anatomy) or "not chosen"
     if not resolved:
         raise UsageError("no operation was given", hint=f"Choose one of: {', '.join(OPERATIONS)}.")
-    warnings += (*_family_warnings(anatomy.family), *_source_warnings(checkpoint))
+    warnings += (*caveats(anatomy.family), *_source_warnings(checkpoint))
     family = anatomy.family
     new_bytes = sum(4 * size for tensor in tensors for size in tensor.shape)
     plan = Plan(
@@ -286,18 +287,6 @@ def _check_source(checkpoint: Checkpoint, anatomy: Anatomy) -> None:
         )
     if any(f".{operation}." in name for operation in OPERATIONS for name in checkpoint.tensors):
         raise CheckpointError("the tensors hold names of an operation, but config.json says nothing of one")
-
-
-def _family_warnings(family: Family) -> list[str]:
-    """What holds for the family's own model too, so that the operation cannot mend it; and its notes."""
-    broken: dict[str, list[str]] = {}
-    for presentation, reason in family.breaks.items():
-        broken.setdefault(reason, []).append(presentation)
-    found = [
-        f"{family.model_type} differs, converted or not, when its input is presented as: {', '.join(names)} ({reason})"
-        for reason, names in broken.items()
-    ]
-    return [*found, *family.notes]
 
 
 def _source_warnings(checkpoint: Checkpoint) -> list[str]:

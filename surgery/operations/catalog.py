@@ -1,0 +1,87 @@
+"""The table of families as plain data: what each one's attention is like, which operations apply, what to know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from surgery.anatomy import FAMILIES, REFUSED, Family
+from surgery.anatomy.families import VERIFIED_WITH
+from surgery.operations import OPERATIONS
+
+_POSITIONS = {
+    "shared": "rotary",
+    "by_layer_type": "rotary, by kind of layer",
+    "none": "not rotary",
+}
+
+
+@dataclass(frozen=True)
+class FamilyEntry:
+    """One family as `surgery families` shows it.
+
+    Attributes:
+        model_type: as in config.json.
+        architecture: transformers' class.
+        attention: kinds of attention layers that the family can have.
+        positions: where its positions come from.
+        operations: for each operation why it is refused on this family, or None where it applies.
+        caveats: what a user should know.
+        verified_with: the version of transformers that the matrix ran with.
+    """
+
+    model_type: str
+    architecture: str
+    attention: str
+    positions: str
+    operations: Mapping[str, str | None]
+    caveats: tuple[str, ...]
+    verified_with: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def family_entries() -> list[FamilyEntry]:
+    """Every supported family, by name."""
+    return [_entry(FAMILIES[model_type]) for model_type in sorted(FAMILIES)]
+
+
+def refused_families() -> dict[str, str]:
+    """Model type -> the reason why it is refused."""
+    return dict(sorted(REFUSED.items()))
+
+
+def caveats(family: Family) -> list[str]:
+    """What holds for the family's own model too, so that an operation cannot mend it; and its notes."""
+    broken: dict[str, list[str]] = {}
+    for presentation, reason in family.breaks.items():
+        broken.setdefault(reason, []).append(presentation)
+    found = [
+        f"its own model, converted or not, says something else when its input is presented as: {', '.join(names)} "
+        f"({reason})"
+        for reason, names in broken.items()
+    ]
+    return [*found, *family.notes]
+
+
+def _entry(family: Family) -> FamilyEntry:
+    kinds = ["full"] if family.sliding != "every" else ["full or all sliding"]
+    if family.sliding == "layer_types":
+        kinds.append("sliding")
+    if family.hybrid:
+        kinds.append("some layers have none")
+    refusals: dict[str, str | None] = {name: family.without.get(name) for name in OPERATIONS}
+    if family.rope == "none" and refusals.get("rope") is None:
+        refusals["rope"] = "it has no rotary positions"
+    return FamilyEntry(
+        model_type=family.model_type,
+        architecture=family.architecture,
+        attention=", ".join(kinds),
+        positions=_POSITIONS[family.rope],
+        operations=refusals,
+        caveats=tuple(caveats(family)),
+        verified_with=VERIFIED_WITH,
+    )

@@ -1,0 +1,45 @@
+"""The table of families as a page in Markdown, drawn from plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_HEAD = """# Families
+
+Written by `surgery families --markdown`; the source is `surgery/anatomy/families.toml`. Each family is a row of data
+there. Its tiny random model goes through the test matrix: conversion, strict loading, identity at the start, equality
+of presentations with random scales, an independent oracle, training, saving, and loading without this package.
+"""
+
+
+def families_page(entries: Sequence[Mapping[str, Any]], refused: Mapping[str, str]) -> str:
+    """The page.
+
+    Args:
+        entries: families as ``FamilyEntry.to_dict`` gives them.
+        refused: model type -> reason.
+    """
+    versions = sorted({str(entry["verified_with"]) for entry in entries})
+    lines = [_HEAD, f"{len(entries)} families, verified with transformers {', '.join(versions)}.", ""]
+    operations = list(entries[0]["operations"])
+    lines += [
+        f"| family | transformers' class | attention | positions | {' | '.join(operations)} |",
+        "|---" * (4 + len(operations)) + "|",
+    ]
+    for entry in entries:
+        applies = ["no" if entry["operations"][name] else "yes" for name in operations]
+        cells = (entry["model_type"], f"`{entry['architecture']}`", entry["attention"], entry["positions"], *applies)
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "## What to know", ""]
+    for entry in entries:
+        refusals = [f"no {name}: {reason}" for name, reason in entry["operations"].items() if reason]
+        said = [*refusals, *entry["caveats"]]
+        if said:
+            lines.append(f"- **{entry['model_type']}**: {'; '.join(said)}.")
+    lines += ["", "## Refused", "", "| family | why |", "|---|---|"]
+    reasons: dict[str, list[str]] = {}
+    for model_type, reason in refused.items():
+        reasons.setdefault(reason, []).append(model_type)
+    lines += [f"| {', '.join(names)} | {reason} |" for reason, names in sorted(reasons.items())]
+    return "\n".join(lines) + "\n"
