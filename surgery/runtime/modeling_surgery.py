@@ -328,28 +328,6 @@ class Screening(Operation):
             alpha = alpha * inside
         return alpha.masked_fill(sinks, 1.0)
 
-    def log_acceptance_(
-        self,
-        relevance: torch.Tensor,
-        distance: torch.Tensor,
-        sinks: torch.Tensor,
-        allowed: torch.Tensor,
-        heads: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """ln of what :meth:`acceptance` gives, -inf where a key is rejected or not allowed; in place of the relevance.
-
-        For inference: going over a matrix of all pairs is what screening costs, so it is gone over as little as can be.
-        ``heads``: numbers of the query heads that the relevance is of; all of them where absent.
-        """
-        threshold, softness, log2_window = self._of_all_heads()
-        if heads is not None:
-            threshold, softness, log2_window = threshold[heads], softness[heads], log2_window[heads]
-        relevance.sub_(threshold).div_(softness.clamp(min=self.HARD)).clamp_(0, 1).log_().mul_(2)
-        outside = ~allowed
-        if bool((self._windows_of(log2_window) < self.full_window).any()):
-            outside = outside | ~self._inside(distance, log2_window)
-        return relevance.masked_fill_(outside, -torch.inf).masked_fill_(sinks & allowed, 0.0)
-
     def _of_all_heads(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """t, tau and log2 w, ``(heads, 1, 1)``; heads that were not chosen are open."""
         values = [self.threshold.float(), self.softness.float().clamp(min=0), self.log2_window.float()]
@@ -381,8 +359,8 @@ OPERATIONS: dict[str, type[Operation]] = {"ssmax": SSMax, "screening": Screening
 
 # ------------------------------------------------------------------------------------------- screened attention
 
-# Elements of one (batch, heads, queries, keys) block, 8 MiB in float32: queries are taken in blocks of that size.
-BLOCK_ELEMENTS = 2**21
+# Elements of one (batch, heads, queries, keys) block, 2 MiB in float32: queries are taken in blocks of that size.
+BLOCK_ELEMENTS = 2**19
 
 
 def _locate_keys(
@@ -545,7 +523,9 @@ def _screened(
             'is not known to take. Load the model with attn_implementation="sdpa" or "eager".'
         )
     key, value = _present(attention_mask, query, key, value)
-    if not reference and attention_mask is None and not torch.is_grad_enabled():
+    strange = [word for word in ("softcap", "position_bias", "s_aux") if kwargs.get(word) is not None]
+    strange += ["dropout"] if module.training and kwargs.get("dropout") else []
+    if not reference and attention_mask is None and not strange and not torch.is_grad_enabled():
         screening.path = f"{name} in bands"
         return _in_bands(backend, module, query, unscaled_query, key, value, visible_keys, **kwargs), None
     outputs, weights = [], []
@@ -589,55 +569,101 @@ def _in_bands(
     """
     screening: Any = module.screening
     batch, heads, queries, _ = query.shape
-    groups, keys = key.shape[1], key.shape[2]
-    each = heads // groups
-    # Several queries begin at the first key; a single one follows all keys of its cache.
-    offset = keys - 1 if queries == 1 else 0
+    each = heads // key.shape[1]
     output = query.new_empty(batch, queries, heads, value.shape[-1])
-    for band in screening.bands(groups):
+    for band in screening.bands(key.shape[1]):
         members = torch.tensor([group * each + head for group in band.groups for head in range(each)])
         members = members.to(query.device)
-        everyone = len(members) == heads
-        q, raw = (query, unscaled_query) if everyone else (query[:, members], unscaled_query[:, members])
-        k, v = (key, value) if everyone else (key[:, band.groups], value[:, band.groups])
+        q, k, v = query[:, members], key[:, band.groups], value[:, band.groups]
         if band.window is None and band.accepting:
             output[:, :, members] = backend(module, q, k, v, None, **kwargs)[0]
-            continue
-        reach = keys if band.window is None else min(keys, band.window + screening.sinks)
-        size = max(1, min(queries, BLOCK_ELEMENTS // (batch * len(members) * reach)))
-        for start in range(0, queries, size):
-            stop = min(start + size, queries)
-            last = stop + offset
-            first = 0 if band.window is None else max(0, start + offset - band.window + 1)
-            if first <= screening.sinks:
-                first, numbers = 0, torch.arange(last, device=query.device)
-                near_k, near_v = k[:, :, :last], v[:, :, :last]
-            else:
-                kept = torch.arange(screening.sinks, device=query.device)
-                numbers = torch.cat([kept, torch.arange(first, last, device=query.device)])
-                near_k, near_v = (
-                    torch.cat([part[:, :, : screening.sinks], part[:, :, first:last]], 2) for part in (k, v)
-                )
-            position = torch.arange(start, stop, device=query.device)[:, None] + offset
-            distance = (position - numbers)[None, None]
-            place = visible_keys[:, None, start:stop, None].to(distance.dtype) - 1 - distance
-            sinks = (place >= 0) & (place < screening.sinks)
-            if band.accepting:
-                relevance = query.new_ones((batch, len(members), stop - start, len(numbers)), dtype=torch.float32)
-            else:
-                relevance = screening.relevance(raw[:, :, start:stop], near_k)
-            bias = screening.log_acceptance_(relevance, distance, sinks, distance >= 0, heads=members)
-            survives = (bias > -torch.inf).any(-1, keepdim=True)
-            bias = torch.where(survives, bias, torch.zeros_like(bias)).to(query.dtype)
-            part, _ = backend(module, q[:, :, start:stop], near_k, near_v, bias, **kwargs)
-            output[:, start:stop, members] = part * survives.transpose(1, 2)
+        else:
+            scale = kwargs["scaling"] if kwargs.get("scaling") is not None else query.shape[-1] ** -0.5
+            raw = unscaled_query[:, members].float()
+            # z = rho |k| times this: the length of the raw query, SSMax's multiplier and the usual scale.
+            stretch = (q.float() * raw).sum(-1, keepdim=True) / raw.norm(dim=-1, keepdim=True).clamp(min=1e-12) * scale
+            _band(screening, band, members, raw, stretch, k.float(), v.float(), visible_keys, output)
     return output
+
+
+def _band(
+    screening: Screening,
+    band: _Band,
+    members: torch.Tensor,
+    query: torch.Tensor,
+    stretch: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    visible_keys: torch.Tensor,
+    output: torch.Tensor,
+) -> None:
+    """The heads of one band, written into ``output``. One product of matrices gives both the relevance and the scores.
+
+    To go over the matrix of all pairs is what screening costs beyond softmax, so it is gone over in place and in blocks
+    that a processor's cache can hold.
+
+    Args:
+        screening, band: what is accepted, and how far back the keys reach.
+        members: numbers of the query heads.
+        query: of these heads before SSMax's multiplier, ``(batch, heads, queries, head_dim)``, float32.
+        stretch: what makes a score of a relevance and the length of its key, ``(batch, heads, queries, 1)``.
+        key, value: of the band's key-value heads, float32.
+        visible_keys: n of each query.
+        output: ``(batch, queries, all heads, head_dim)``.
+    """
+    threshold, softness, log2_window = (value[members] for value in screening._of_all_heads())
+    slope = 1 / softness.clamp(min=screening.HARD)
+    windowed = bool((screening._windows_of(log2_window) < screening.full_window).any())
+    batch, count, queries, size = query.shape
+    groups, keys, sinks = key.shape[1], key.shape[2], screening.sinks
+    # Several queries begin at the first key; a single one follows all keys of its cache.
+    offset = keys - 1 if queries == 1 else 0
+    query = nn.functional.normalize(query, dim=-1)
+    length = key.norm(dim=-1).unsqueeze(2).clamp(min=1e-12)
+    key = key / length.transpose(-1, -2)
+    reach = keys if band.window is None else min(keys, band.window + sinks)
+    step = max(1, min(queries, BLOCK_ELEMENTS // (batch * count * reach)))
+    for start in range(0, queries, step):
+        stop = min(start + step, queries)
+        first, last = 0 if band.window is None else max(0, start + offset - band.window + 1), stop + offset
+        numbers = torch.arange(first, last, device=query.device)
+        if first <= sinks:
+            numbers = torch.arange(last, device=query.device)
+            near, near_value, near_length = key[:, :, :last], value[:, :, :last], length[..., :last]
+        else:
+            numbers = torch.cat([torch.arange(sinks, device=query.device), numbers])
+            near, near_value = (torch.cat([part[:, :, :sinks], part[:, :, first:last]], 2) for part in (key, value))
+            near_length = torch.cat([length[..., :sinks], length[..., first:last]], -1)
+        shape = (batch, count, stop - start, len(numbers))
+        packed = query[:, :, start:stop].reshape(batch, groups, -1, size)
+        relevance = packed @ near.transpose(-1, -2)
+        weights = (relevance * near_length).view(shape)
+        weights.mul_(stretch[:, :, start:stop])
+        relevance = relevance.view(shape)
+        if not band.accepting:
+            relevance.sub_(threshold).mul_(slope).clamp_(0, 1)
+            relevance.mul_(relevance)
+        else:
+            relevance.fill_(1.0)
+        distance = torch.arange(start, stop, device=query.device)[:, None] + offset - numbers
+        if windowed:
+            relevance.mul_(screening._inside(distance, log2_window))
+        # Which keys are the first of the document: at the front, unless positions say that they are long gone.
+        place = visible_keys[:, None, start:stop, None].to(distance.dtype) - 1 - distance[:, :sinks]
+        relevance[..., :sinks].masked_fill_((place >= 0) & (place < sinks) & (distance[:, :sinks] >= 0), 1.0)
+        later = (numbers <= start + offset).sum()  # from this column on, some keys come after the query
+        hidden = distance[:, later:] < 0
+        relevance[..., later:].masked_fill_(hidden, 0.0)
+        weights[..., later:].masked_fill_(hidden, -torch.inf)
+        weights.sub_(weights.amax(-1, keepdim=True)).exp_().mul_(relevance)
+        total = weights.sum(-1, keepdim=True)
+        part = (weights.view(batch, groups, -1, len(numbers)) @ near_value).view(*shape[:3], -1)
+        part = part / torch.where(total > 0, total, torch.ones_like(total))
+        output[:, start:stop, members] = part.transpose(1, 2).to(output.dtype)
 
 
 def _additive(screening: Screening, relevance: torch.Tensor, block: _Block) -> torch.Tensor:
     """ln alpha of a block, -inf where a key is rejected or not allowed."""
-    if not torch.is_grad_enabled():
-        return screening.log_acceptance_(relevance, block.distance, block.sinks, block.allowed)
     accepted = screening.acceptance(relevance, block.distance, block.sinks) * block.allowed
     rejected = accepted == 0
     return accepted.masked_fill(rejected, 1.0).log().masked_fill(rejected, -torch.inf)
