@@ -17,7 +17,7 @@ from surgery.version import __version__
 
 if TYPE_CHECKING:
     from surgery.calibration import calibrate
-    from surgery.conversion import convert, make_plan, revert
+    from surgery.conversion import convert, make_plan, refresh, revert
     from surgery.evaluation import evaluate
     from surgery.loading import RunOptions
     from surgery.operations.inspection import inspect
@@ -34,6 +34,7 @@ _HOMES = {
     "inspect": "surgery.operations.inspection",
     "make_plan": "surgery.conversion",
     "merge": "surgery.recovery",
+    "refresh": "surgery.conversion",
     "revert": "surgery.conversion",
     "verify": "surgery.verification",
 }
@@ -48,6 +49,7 @@ __all__ = [
     "inspect",
     "make_plan",
     "merge",
+    "refresh",
     "register",
     "revert",
     "verify",

@@ -47,4 +47,5 @@ from surgery.commands import report as _report  # noqa: E402, F401
 from surgery.commands import zoo as _zoo  # noqa: E402, F401
 from surgery.commands import recipes as _recipes  # noqa: E402, F401
 from surgery.commands import revert as _revert  # noqa: E402, F401
+from surgery.commands import refresh as _refresh  # noqa: E402, F401
 from surgery.commands import families as _families  # noqa: E402, F401

@@ -3,6 +3,7 @@
 from surgery.checkpoint.record import PLAN_NAME, RECORD_FOLDER
 from surgery.conversion.execution import ConversionResult, convert, execute
 from surgery.conversion.plan import FORMAT_VERSION, Plan, make_plan
+from surgery.conversion.refreshing import RefreshResult, refresh
 from surgery.conversion.reverting import RevertResult, revert
 
 __all__ = [
@@ -11,9 +12,11 @@ __all__ = [
     "RECORD_FOLDER",
     "ConversionResult",
     "Plan",
+    "RefreshResult",
     "RevertResult",
     "convert",
     "execute",
     "make_plan",
+    "refresh",
     "revert",
 ]

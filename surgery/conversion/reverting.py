@@ -140,7 +140,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     entries = load_json(history).get("entries")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise CheckpointError(f"{HISTORY_NAME} has no list of entries, so what was trained is not known")
-    return entries
+    return [entry for entry in entries if entry.get("step") != "refresh"]
 
 
 def trained_weights(folder: Path) -> str | None:

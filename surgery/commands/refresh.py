@@ -1,0 +1,33 @@
+"""``surgery refresh``: the code that travels in a converted checkpoint, brought to this version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from surgery.commands import console
+from surgery.commands.app import app
+
+
+@app.command()
+def refresh(
+    model: Annotated[Path, typer.Argument(help="Converted checkpoint.")],
+    as_json: console.JsonOption = False,
+    verbose: console.VerboseOption = False,
+) -> None:
+    """Rewrite the modelling file of a converted checkpoint to this version's. Tensors and config stay as they are."""
+    from surgery.conversion import refresh as refresh_checkpoint
+
+    console.setup(verbose=verbose)
+    result = refresh_checkpoint(model)
+    if as_json:
+        console.emit("refresh", result.to_dict())
+        return
+    said = (
+        f"{result.model}: wrote the modelling file of version {result.tool_version} ({result.after[:16]})"
+        if result.changed
+        else f"{result.model}: the modelling file is this version's already ({result.after[:16]})"
+    )
+    console.out.print(said, markup=False, highlight=False, soft_wrap=True)
