@@ -51,11 +51,12 @@ class _Layer:
     blocks: torch.Tensor | None = None
     tile: tuple[int, torch.Tensor, torch.Tensor] | None = None
 
-    def add(self, weights: torch.Tensor, visible: torch.Tensor, first_key: int) -> None:
+    def add(self, weights: torch.Tensor, entropy: torch.Tensor, visible: torch.Tensor, first_key: int) -> None:
         """One block of rows.
 
         Args:
             weights: ``(heads, rows, keys)``, zero where nothing may be attended to.
+            entropy: ``(heads, rows)``.
             visible: n of each row.
             first_key: place in the document of the first key.
         """
@@ -64,7 +65,7 @@ class _Layer:
         first = max(0, self.settings.first_tokens - first_key)
         found = {
             "greatest": weights.amax(-1),
-            "entropy": torch.special.entr(weights).sum(-1),
+            "entropy": entropy,
             "first": weights[..., :first].sum(-1),
         }
         for name, values in found.items():
@@ -197,8 +198,8 @@ class Watch:
             else:
                 part = mask[0, 0, block, :keys]
                 allowed = part if part.dtype == torch.bool else part > torch.finfo(part.dtype).min / 2
-            weights = _weights(query[0, :, block], key[0], allowed, module, keywords)
-            layer.add(weights, allowed.sum(-1), before + rows - keys)
+            weights, entropy = _softmax(query[0, :, block], key[0], allowed, keywords)
+            layer.add(weights, entropy, allowed.sum(-1), before + rows - keys)
 
     def screened(self, module: Any, seen: Any) -> None:
         """One block that screening shows: weights before it rejects, and what it accepts."""
@@ -213,27 +214,33 @@ class Watch:
         before = layer.rows
         first_key = before + weights.shape[1] - int(allowed[-1].nonzero()[-1]) - 1
         layer.add_rejected(kept > 0, allowed, before)
-        layer.add(survivors, allowed.sum(-1), first_key)
+        layer.add(survivors, torch.special.entr(survivors).sum(-1), allowed.sum(-1), first_key)
 
 
-def _weights(
-    query: torch.Tensor, key: torch.Tensor, allowed: torch.Tensor, module: Any, keywords: dict[str, Any]
-) -> torch.Tensor:
-    """softmax of the scores in float32, ``(heads, rows, keys)``; zero where not allowed."""
+def _softmax(
+    query: torch.Tensor, key: torch.Tensor, allowed: torch.Tensor, keywords: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights ``(heads, rows, keys)`` in float32, zero where not allowed, and their entropy ``(heads, rows)``.
+
+    With p = exp(z - l), the entropy -sum p ln p is l sum p - sum p z: no logarithm of each weight is taken.
+    """
     heads, rows, size = query.shape
     scaling = keywords.get("scaling")
     scaling = size**-0.5 if scaling is None else scaling
-    grouped = query.float().reshape(key.shape[0], -1, size)
-    scores = (grouped @ key.float().transpose(-1, -2)).view(heads, rows, -1) * scaling
+    grouped = (query.float() * scaling).reshape(key.shape[0], -1, size)
+    scores = (grouped @ key.float().transpose(-1, -2)).view(heads, rows, -1)
     softcap = keywords.get("softcap")
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~allowed, -torch.inf)
+    # Finite, so that a weight of zero times its score is zero.
+    scores = scores.masked_fill_(~allowed, torch.finfo(scores.dtype).min / 2)
     normaliser = scores.logsumexp(-1, keepdim=True)
     sink = keywords.get("s_aux")
     if sink is not None:  # a learned score that no key has
         normaliser = torch.logaddexp(normaliser, sink.float().view(heads, 1, 1))
-    return (scores - normaliser).exp()
+    weights = (scores - normaliser).exp_()
+    entropy = normaliser[..., 0] * weights.sum(-1) - scores.mul_(weights).sum(-1)
+    return weights, entropy
 
 
 def _shares(counts: torch.Tensor | None) -> list[float] | None:
