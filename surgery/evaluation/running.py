@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import gc
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgery.checkpoint import Source, load_json, resolve
+from surgery.checkpoint import resolve
 from surgery.data import Document, read_documents
-from surgery.errors import CheckpointError, UsageError
-from surgery.evaluation.assembling import assemble
-from surgery.evaluation.causality import check_causal
-from surgery.evaluation.describing import describe
-from surgery.evaluation.fingerprints import fingerprint_bytes, model_fingerprint
-from surgery.evaluation.history import training_history
-from surgery.evaluation.measures import MEASURES, Measure, Plan, Subject, Unit, measure_speed
-from surgery.evaluation.measures.speed import VERSION as SPEED_VERSION
+from surgery.errors import UsageError
 from surgery.evaluation.results import EvaluationResult
-from surgery.evaluation.store import PartFile
-from surgery.evaluation.suite import DEFAULT, Part, SpeedPart, Suite, read_suite
-from surgery.loading import RunOptions, environment, load_model, load_tokenizer, pick_device
+from surgery.evaluation.session import OnEvent, Session
+from surgery.evaluation.suite import DEFAULT, Suite, read_suite
+from surgery.loading import RunOptions
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-# Called with an event: a plain dictionary with ``event``, which is fingerprint, plan, loading, unit, part or done.
-OnEvent = Callable[[dict[str, Any]], None]
+    pass
 
 
 def evaluate(
@@ -81,7 +68,7 @@ def evaluate(
     base = resolve(against) if against is not None else None
     with ExitStack() as stack:
         place = Path(results) if results is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        return _Run(chosen, run, texts, place, on_event or (lambda event: None)).all(sources, base)
+        return Session(chosen, run, texts, place, on_event or (lambda event: None)).all(sources, base)
 
 
 def _texts(suite: Suite, given: Sequence[str | Path]) -> list[Document]:
@@ -97,248 +84,3 @@ def _texts(suite: Suite, given: Sequence[str | Path]) -> list[Document]:
             '--text "docs/**/*.md". The suite `retrieval` needs none.',
         )
     return read_documents(patterns)
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A model with the plans of all parts for it."""
-
-    source: Source
-    fingerprint: str
-    tokenizer: PreTrainedTokenizerBase
-    plans: tuple[Plan, ...]
-
-
-class _Run:
-    def __init__(self, suite: Suite, run: RunOptions, texts: list[Document], place: Path, tell: OnEvent) -> None:
-        self.suite, self.run, self.texts, self.place, self.tell = suite, run, texts, place, tell
-        # Speed is measured of a model and its base in the same turns, everything else of one model alone.
-        self.parts = [part for part in suite.parts if not isinstance(part, SpeedPart)]
-        self.measures: list[Measure] = [MEASURES[part.kind](part) for part in self.parts]
-        self.device = pick_device(run.device)
-        self.total, self.done = 0, 0
-
-    def all(self, sources: list[Source], base: Source | None) -> EvaluationResult:
-        """Every part of every model, then one result."""
-        entries = [self._entry(source) for source in [*sources, *([base] if base is not None else [])]]
-        # A model may be given twice, or be its own base: one measurement serves both.
-        distinct = list({entry.fingerprint: entry for entry in reversed(entries)}.values())[::-1]
-        self._check_same_tokens(entries)
-        self.total = sum(
-            unit.tokens
-            for entry in distinct
-            for number in range(len(self.measures))
-            if not self._file(entry, number).path.is_file()
-            for unit in entry.plans[number].units
-        )
-        self.tell({"event": "plan", "parts": len(self.measures) * len(distinct), "total": self.total})
-        measured = {entry.fingerprint: self._model(entry) for entry in distinct}
-        by_part = [measured[entry.fingerprint][number] for number in range(len(self.measures)) for entry in distinct]
-        reference = entries[-1] if base is not None else None
-        for part in self.suite.parts:
-            if isinstance(part, SpeedPart):
-                alone = distinct == [reference]
-                by_part += [self._speed(part, own, reference) for own in distinct if own is not reference or alone]
-        self.tell({"event": "done", "total": self.total})
-        trainings = {entry.fingerprint: runs for entry in distinct if (runs := training_history(entry.source.folder))}
-        return assemble(by_part, against=entries[-1].fingerprint if base is not None else None, trainings=trainings)
-
-    def _entry(self, source: Source) -> _Entry:
-        total, done = fingerprint_bytes(source), 0
-
-        def on_bytes(count: int) -> None:
-            nonlocal done
-            done += count
-            self.tell({"event": "fingerprint", "model": source.name, "done": done, "total": total})
-
-        fingerprint = model_fingerprint(source, on_bytes)
-        tokenizer = load_tokenizer(source.folder, trust_remote_code=self.run.trust_remote_code)
-        vocabulary = _vocabulary(source)
-        plans = tuple(measure.plan(tokenizer, vocabulary, self.texts) for measure in self.measures)
-        return _Entry(source, fingerprint, tokenizer, plans)
-
-    def _check_same_tokens(self, entries: list[_Entry]) -> None:
-        """A loss per token means the same only on the same tokens."""
-        first = entries[0]
-        for entry in entries[1:]:
-            for own, other in zip(first.plans, entry.plans, strict=True):
-                if own.data["fingerprint"] != other.data["fingerprint"]:
-                    raise UsageError(
-                        f"the tokenizers of {first.source.name} and {entry.source.name} cut these texts into different "
-                        "tokens, so their losses per token cannot be compared.",
-                        hint="Compare with the model that this one was made from.",
-                    )
-
-    def _file(self, entry: _Entry, number: int) -> PartFile:
-        part, measure = self.parts[number], self.measures[number]
-        return self._part_file(entry, part, measure.version, entry.plans[number].data["fingerprint"])
-
-    def _part_file(self, entry: _Entry, part: Part, version: int, data: str) -> PartFile:
-        return PartFile(
-            self.place,
-            {
-                "name": entry.source.name,
-                "suite": self.suite.name,
-                "model": entry.fingerprint,
-                "kind": part.kind,
-                "version": version,
-                "part": part.model_dump(mode="json"),
-                "data": data,
-                "dtype": self.run.dtype,
-                "device": self.device.type,
-                "attn_implementation": self.run.attn_implementation,
-                "batch_size": self.run.batch_size,
-            },
-        )
-
-    def _model(self, entry: _Entry) -> list[dict[str, Any]]:
-        """All parts of one model, which is loaded only if one is missing."""
-        found: dict[int, dict[str, Any]] = {}
-        for number, part in enumerate(self.parts):
-            finished = self._finished(self._file(entry, number), entry, part)
-            if finished is not None:
-                found[number] = finished
-        missing = [number for number in range(len(self.measures)) if number not in found]
-        if missing:
-            subject = self._load(entry)
-            for number in missing:
-                found[number] = self._part(entry, number, subject)
-            del subject
-            _free_memory()
-        return [found[number] for number in range(len(self.measures))]
-
-    def _part(self, entry: _Entry, number: int, subject: Subject) -> dict[str, Any]:
-        measure, part, plan = self.measures[number], self.parts[number], entry.plans[number]
-        file = self._file(entry, number)
-        began = time.perf_counter()
-        values = file.start()
-        try:
-            for batch in _batches([unit for unit in plan.units if unit.key not in values], self.run.batch_size):
-                on_tokens = self._counting(entry.source.name, part.kind)
-                for unit, found in zip(batch, measure.run(subject, batch, on_tokens), strict=True):
-                    file.add(unit.key, found)
-                    values[unit.key] = found
-                    self.tell({"event": "unit", "model": entry.source.name, "kind": part.kind, "unit": unit.key})
-            units = [values[unit.key] for unit in plan.units]
-            return self._finish(file, entry, part, subject, plan.data, units, time.perf_counter() - began)
-        finally:
-            file.leave()
-
-    def _speed(self, part: SpeedPart, entry: _Entry, base: _Entry | None) -> dict[str, Any]:
-        """Prefill and decoding of a model and its base, both in memory."""
-        other = base if base is not entry else None
-        data = {"fingerprint": other.fingerprint if other is not None else ""}
-        file = self._part_file(entry, part, SPEED_VERSION, data["fingerprint"])
-        finished = self._finished(file, entry, part)
-        if finished is not None:
-            return finished
-        began = time.perf_counter()
-        file.start()
-        try:
-            subject = self._load(entry)
-            against = self._load(other) if other is not None else None
-
-            def on_case(case: str) -> None:
-                self.tell({"event": "unit", "model": entry.source.name, "kind": part.kind, "unit": case})
-
-            rows = measure_speed(part, subject.model, against.model if against is not None else None, on_case)
-            use = self._use(other, against) if other is not None and against is not None else None
-            seconds = time.perf_counter() - began
-            finished = self._finish(file, entry, part, subject, data, rows, seconds, base_model=use)
-        finally:
-            file.leave()
-        del subject, against
-        _free_memory()
-        return finished
-
-    def _use(self, entry: _Entry, subject: Subject) -> dict[str, Any]:
-        return asdict(describe(subject.model, entry.source, entry.fingerprint, self._longest()))
-
-    def _load(self, entry: _Entry) -> Subject:
-        self.tell({"event": "loading", "model": entry.source.name})
-        source = entry.source
-        subject = Subject(source.name, load_model(source.folder, self.run), entry.tokenizer, source.folder, self.run)
-        check_causal(subject.model, source.name)
-        return subject
-
-    def _finished(self, file: PartFile, entry: _Entry, part: Part) -> dict[str, Any] | None:
-        """What is there already, under the name that the model has now."""
-        finished = file.finished()
-        if finished is None:
-            return None
-        self.tell({"event": "part", "model": entry.source.name, "kind": part.kind, "seconds": 0.0, "reused": True})
-        return {**finished, "model": {**finished["model"], "name": entry.source.name}, **self._margins()}
-
-    def _finish(
-        self,
-        file: PartFile,
-        entry: _Entry,
-        part: Part,
-        subject: Subject,
-        data: dict[str, Any],
-        units: list[dict[str, Any]],
-        seconds: float,
-        base_model: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        finished = file.finish(
-            {
-                "suite": self.suite.name,
-                **self._margins(),
-                "part": part.model_dump(mode="json"),
-                "model": self._use(entry, subject),
-                "base_model": base_model,
-                "run": self.run.model_dump(mode="json"),
-                "data": data,
-                "environment": environment(),
-                "seconds": seconds,
-                "units": units,
-            }
-        )
-        self.tell({"event": "part", "model": entry.source.name, "kind": part.kind, "seconds": seconds, "reused": False})
-        return finished
-
-    def _margins(self) -> dict[str, float]:
-        """What counts as kept: the reader's choice, which changes no number that was measured."""
-        return {"margin": self.suite.margin, "score_margin": self.suite.score_margin}
-
-    def _longest(self) -> int:
-        return max(
-            length
-            for part in self.suite.parts
-            for length in (getattr(part, "length", 2), *getattr(part, "lengths", ()))
-        )
-
-    def _counting(self, name: str, kind: str) -> Callable[[int], None]:
-        def on_tokens(count: int) -> None:
-            self.done += count
-            self.tell({"event": "tokens", "model": name, "kind": kind, "done": self.done, "total": self.total})
-
-        return on_tokens
-
-
-def _vocabulary(source: Source) -> int:
-    config = load_json(source.folder / "config.json")
-    found = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
-    if not isinstance(found, int):
-        raise CheckpointError(f"{source.name}: config.json has no vocab_size, so it is no language model's.")
-    return found
-
-
-def _batches(units: Sequence[Unit], size: int) -> list[list[Unit]]:
-    """Neighbours of one group together: without padding there is nothing to mask and nothing to get wrong."""
-    batches: list[list[Unit]] = []
-    for unit in units:
-        last = batches[-1] if batches else []
-        if last and len(last) < size and last[0].group == unit.group:
-            last.append(unit)
-        else:
-            batches.append([unit])
-    return batches
-
-
-def _free_memory() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

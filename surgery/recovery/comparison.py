@@ -95,7 +95,7 @@ def compare(losses: Mapping[str, Losses], learned: Mapping[str, int], notes: Map
         differences=differences,
         tokens=sum(part.size for part in reference),
         documents=len(reference),
-        interval={**asdict(INTERVAL), "method": "percentile bootstrap over documents"},
+        interval=asdict(INTERVAL),
     )
 
 

@@ -73,6 +73,9 @@ def test_wrong_usage(trained: Path, texts: Path, capsys: pytest.CaptureFixture[s
     assert _run(trained, "--text", texts, "-o", "taken") == 2
     assert _run("./nowhere", "--text", texts) == 2
     assert _run(trained, "--text", texts, "--length", 1) == 2
+    assert _run(trained, "--text", texts, "--revision", "main") == 2
+    assert "has no revision" in capsys.readouterr().err
+    assert _run(trained, "--text", texts, "--suite", "quik") == 2
     assert [path.name for path in Path.cwd().iterdir()] == ["taken"]
 
 

@@ -68,7 +68,10 @@ def test_an_interrupted_run_goes_on(trained: Path, texts: Path, tmp_path: Path, 
     monkeypatch.setattr(LossMeasure, "run", counted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(trained, **given, results=tmp_path)
-    assert evaluate(trained, **given, results=tmp_path) == whole
+    seen: list[dict[str, Any]] = []
+    assert evaluate(trained, **given, results=tmp_path, on_event=seen.append) == whole
+    last = [event for event in seen if event["event"] == "tokens"][-1]
+    assert last["done"] == last["total"]  # what was there already counts as done
     assert len(measured) == len(set(measured)) + 1  # the one that was interrupted
     before = len(measured)
     assert evaluate(trained, **given, results=tmp_path) == whole and len(measured) == before

@@ -114,13 +114,17 @@ def result(
         "margin": 0.005,
         "results": [{"model": 0, "overall": overall, "buckets": buckets, "curve": curve, "finding": base and finding}],
     }
+    paired = base is not None
+    sliding = {**loss, "kind": "sliding", "title": "Sliding window of 512 tokens"}
+    sliding["results"] = [{**loss["results"][0], "buckets": [], "curve": []}]
+    rest = [sliding, retrieval(paired, word), attention(paired, use), tasks(paired, word), speed(paired)]
     data = {
         "result_schema": 2,
         "suite": "quick",
         "models": [model(name, learned=True)],
         "against": None if base is None else model(base, learned=False),
         "verdicts": [] if base is None else [{"model": 0, "word": word, "findings": [finding]}],
-        "sections": [loss, *([retrieval(base is not None, word), attention(base is not None, use)] * everything)],
+        "sections": [loss, *(rest if everything else ())],
         "interval": {"method": "percentile bootstrap over documents", "level": 0.95, "samples": 2000, "seed": 0},
         "environment": {"torch": "2.13.0", "surgery": "0.1.0"},
         "warnings": ["Measure more text."],
@@ -207,6 +211,45 @@ def attention(paired: bool, use: dict[str, Any]) -> dict[str, Any]:
         "data": use,
         "ranges": ranges,
         "results": [own(0, screened=True), *([own(1, screened=False)] if paired else [])],
+    }
+
+
+def tasks(paired: bool, word: str) -> dict[str, Any]:
+    score = {
+        "metric": "arc_easy: acc,none",
+        "value": 0.41,
+        "base_value": 0.43 if paired else None,
+        "examples": 100,
+        "difference": _estimate(-0.02, 0.01) if paired else None,
+        "verdict": word if paired else None,
+        "lower_is_better": False,
+    }
+    without = {**score, "metric": "wikitext: word_perplexity,none", "examples": None, "difference": None}
+    commands = ["lm-eval run --model hf --model_args pretrained=small-ssmax --tasks arc_easy"]
+    own = {"model": 0, "scores": [score, {**without, "verdict": None, "lower_is_better": True}], "commands": commands}
+    return {
+        "kind": "tasks",
+        "title": "Short tasks (lm-evaluation-harness)",
+        "options": {"kind": "tasks"},
+        "lm_eval": "0.4.13",
+        "results": [{**own, "finding": None}],
+    }
+
+
+def speed(paired: bool) -> dict[str, Any]:
+    case = {
+        "case": "prefill 1024",
+        "rate": 812.5,
+        "base_rate": 820.1 if paired else None,
+        "time_ratio": 1.009 if paired else None,
+    }
+    use = {"tokens": 1024, "weights": 538_000_000, "cache": 47_000_000, "prefill": None}
+    memory = [{"model": 0, **use}, *([{"model": 1, **use, "prefill": 61_000_000}] if paired else [])]
+    return {
+        "kind": "speed",
+        "title": "Speed and memory",
+        "options": {"kind": "speed", "repeats": 5},
+        "results": [{"model": 0, "cases": [case], "memory": memory}],
     }
 
 

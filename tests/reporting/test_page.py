@@ -118,9 +118,11 @@ def test_it_can_be_read_without_seeing(full: tuple[Path, str, Page]) -> None:
 def test_the_verdict_comes_first(full: tuple[Path, str, Page]) -> None:
     words = full[2].words
     assert words.index("Lost") < words.index("Loss by position, to 1024 tokens How well")
-    assert "+0.0200" in words and "12.18" in words and "12.25" in words
+    assert "+0.0200" in words and "12.18 → 12.25" in words and "60.0% → 47.5%" in words
     assert "surgery evaluate small-ssmax" in words and "2.13.0" in words and "0123abcd" in words
     assert "layer 5, head 0 (n from 1 to 12)" in words and "±0.005" in words
+    assert "arc_easy: acc,none" in words and "lm-eval run --model hf" in words and "(lower is better)" in words
+    assert "812.5" in words and "1.009" in words and "538 MB" in words and "61 MB" in words
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
@@ -208,6 +210,7 @@ def test_several_models_side_by_side(tmp_path: Path) -> None:
 def test_the_markdown_is_for_a_card(full: tuple[Path, str, Page]) -> None:
     text = (full[0] / "report.md").read_text(encoding="utf-8")
     assert "**Lost.**" in text and "](loss-by-position.png)" in text and "| all | 2.5200 | 2.5000 |" in text
+    assert "| arc_easy: acc,none | 0.4100 | 0.4300 |" in text and "`lm-eval run" in text and "| 812.5 | 820.1 |" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert tables and not [line for line in tables if not line.endswith("|")]
     for before, after in zip(text.splitlines(), text.splitlines()[1:], strict=False):

@@ -31,6 +31,20 @@ def test_it_fits_eighty_columns() -> None:
     )
 
 
+def test_every_section_has_its_table() -> None:
+    printed = _print(result(everything=True))
+    for words in (
+        "ABCDigits",
+        "Attention weights by n",
+        "arc_easy: acc,none",
+        "lm-eval run",
+        "prefill 1024",
+        "512 tokens",
+    ):
+        assert words in printed
+    assert "base" not in _print(result(base=None, everything=True))
+
+
 def test_without_a_base() -> None:
     printed = _print(result(base=None))
     assert "change" not in printed and "2.4200 to 2.6200" in printed

@@ -1,0 +1,46 @@
+"""Speed and memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class SpeedCase:
+    """Tokens per second; ``time_ratio`` is time over the base's, the median over turns: above 1 is slower."""
+
+    case: str
+    rate: float
+    base_rate: float | None
+    time_ratio: float | None
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes of one model: ``prefill`` is the most beside the weights, None where the system does not tell."""
+
+    model: int
+    tokens: int
+    weights: int
+    cache: int
+    prefill: int | None
+
+
+@dataclass(frozen=True)
+class SpeedResult:
+    """Speed and memory of one model, its base in the same turns."""
+
+    model: int
+    cases: tuple[SpeedCase, ...]
+    memory: tuple[MemoryUse, ...]
+
+
+@dataclass(frozen=True)
+class SpeedSection:
+    """How fast and how large; information, not part of the verdict."""
+
+    kind: Literal["speed"]
+    title: str
+    options: dict[str, Any]
+    results: tuple[SpeedResult, ...]
