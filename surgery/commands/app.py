@@ -49,3 +49,4 @@ from surgery.commands import recipes as _recipes  # noqa: E402, F401
 from surgery.commands import revert as _revert  # noqa: E402, F401
 from surgery.commands import refresh as _refresh  # noqa: E402, F401
 from surgery.commands import families as _families  # noqa: E402, F401
+from surgery.commands import doctor as _doctor  # noqa: E402, F401

@@ -1,0 +1,69 @@
+"""``surgery doctor``: versions, devices, disks, and what this machine can run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from surgery.commands import console
+from surgery.commands.app import app
+
+if TYPE_CHECKING:
+    from surgery.loading.machine import Machine
+
+PROBLEMS = 1
+
+
+@app.command()
+def doctor(as_json: console.JsonOption = False, verbose: console.VerboseOption = False) -> None:
+    """Look at this machine: versions, devices, disks, what it can run. Exit code 1 if something stands in the way."""
+    from surgery.loading.machine import examine
+
+    console.setup(verbose=verbose)
+    machine = examine()
+    if as_json:
+        console.emit("doctor", machine.to_dict())
+    else:
+        _print(machine)
+    if machine.problems:
+        raise typer.Exit(PROBLEMS)
+
+
+def _print(machine: Machine) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from surgery.checkpoint.disk import human
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    packages = ", ".join(f"{package.name} {package.version or 'missing'}" for package in machine.packages)
+    there = [f"{package.name} {package.version}" for package in machine.optional if package.version]
+    absent = [f"{package.name} ({package.purpose})" for package in machine.optional if not package.version]
+    rows = [
+        ("surgery", f"{machine.surgery}, Python {machine.python}, {machine.system}"),
+        ("packages", packages),
+        ("optional", ", ".join(there) or "none"),
+        ("not installed", ", ".join(absent) or "none"),
+        ("families", f"verified with transformers {machine.verified_with}"),
+        ("attention", ", ".join(machine.attention)),
+    ]
+    for device in machine.devices:
+        fits = machine.can_run[device.name]
+        sizes = ", ".join(f"{count / 1e9:.1f} B in {dtype}" for dtype, count in fits.items())
+        free = f"{human(device.free)} of {human(device.memory)} free"
+        rows.append((device.name, f"{device.description}; {free}; parameters that fit: about {sizes}"))
+    for place in machine.places:
+        free = "unknown" if place.free is None else human(place.free)
+        how = f"unchanged shards can be {' or '.join(place.sharing)}" if place.writable else "cannot be written"
+        rows.append((place.purpose, f"{place.path}: {free} free; {how}"))
+    rows += [("settings", ", ".join(f"{name}={value}" for name, value in machine.settings.items()) or "none")]
+    for name, value in rows:
+        table.add_row(Text(name, style="dim"), Text(console.printable(value)))
+    console.out.print(table)
+    for note in machine.notes:
+        console.err.print("note:", style="yellow", end=" ")
+        console.err.print(note, markup=False, highlight=False, soft_wrap=True)
+    for problem in machine.problems:
+        console.err.print("problem:", style="bold red", end=" ")
+        console.err.print(console.printable(problem), markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,220 @@
+"""What this machine has: versions, devices, memory, disks; and from that, what it can run. Plain data."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery.anatomy.families import VERIFIED_WITH
+from surgery.checkpoint import place_file
+from surgery.checkpoint.disk import free_bytes
+from surgery.errors import CheckpointError
+from surgery.version import __version__
+
+DISTRIBUTION = "model-surgery"
+# Programs that are used if they are there, and what for.
+OPTIONAL = {
+    "ray": "the zoo on a cluster",
+    "lm-eval": "evaluation by lm-eval",
+    "flash-attn": "the attention backend flash_attention_2",
+    "bitsandbytes": "quantized sources",
+    "torchao": "quantized sources",
+    "compressed-tensors": "quantized sources",
+}
+# Room for activations and the rest, above the weights.
+_HEADROOM = 1.3
+_FP32, _BF16 = 4, 2
+
+
+@dataclass(frozen=True)
+class Package:
+    """One package: the version that is installed, the range that is asked for, and whether the one is in the other."""
+
+    name: str
+    version: str | None
+    wanted: str
+    fits: bool
+    purpose: str = ""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One place where a model can run, with its memory in bytes; ``free`` is what is left of it now."""
+
+    name: str
+    description: str
+    memory: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder that is written to: free bytes, whether it can be written, and how unchanged shards would be placed."""
+
+    purpose: str
+    path: str
+    free: int | None
+    writable: bool
+    sharing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Everything that `surgery doctor` reports.
+
+    Attributes:
+        surgery, python, system: versions.
+        verified_with: the version of transformers that the families were verified with.
+        packages: what is required; optional: what is used where it is there.
+        devices: the first is what ``--device auto`` takes.
+        attention: attention backends that can be asked for here.
+        places: the working folder, the hub cache and the temporary folder.
+        settings: environment variables that matter; of a secret only that it is set.
+        can_run: for each device, about how many parameters fit in float32 (verify) and in bfloat16.
+        problems: what stands in the way.
+        notes: what is worth knowing, and no obstacle.
+    """
+
+    surgery: str
+    python: str
+    system: str
+    verified_with: str
+    packages: tuple[Package, ...]
+    optional: tuple[Package, ...]
+    devices: tuple[Device, ...]
+    attention: tuple[str, ...]
+    places: tuple[Place, ...]
+    settings: dict[str, str]
+    can_run: dict[str, dict[str, int]]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def examine(folder: Path | None = None) -> Machine:
+    """Look at this machine. Imports torch for the devices; nothing is left behind.
+
+    Args:
+        folder: where outputs would go; by default the working folder.
+    """
+    packages = tuple(_required())
+    optional = tuple(Package(name, _version(name), "", True, purpose) for name, purpose in OPTIONAL.items())
+    devices = tuple(_devices())
+    places = tuple(_places(folder or Path.cwd()))
+    problems = [
+        f"{package.name} {package.version or 'is missing'}: {package.wanted} is wanted"
+        for package in packages
+        if not package.fits
+    ]
+    problems += [f"{place.path} cannot be written ({place.purpose})" for place in places if not place.writable]
+    notes = []
+    transformers = next((package.version for package in packages if package.name == "transformers"), None)
+    if transformers is not None and transformers != VERIFIED_WITH:
+        notes.append(f"the families were verified with transformers {VERIFIED_WITH}, not {transformers}")
+    has_flash = any(package.name == "flash-attn" and package.version for package in optional)
+    return Machine(
+        surgery=__version__,
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} cores",
+        verified_with=VERIFIED_WITH,
+        packages=packages,
+        optional=optional,
+        devices=devices,
+        attention=("sdpa", "eager", "flex_attention", *(("flash_attention_2",) if has_flash else ())),
+        places=places,
+        settings=_settings(),
+        can_run={
+            device.name: {
+                "float32": int(device.free / _HEADROOM / _FP32),
+                "bfloat16": int(device.free / _HEADROOM / _BF16),
+            }
+            for device in devices
+        },
+        problems=tuple(problems),
+        notes=tuple(notes),
+    )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _required() -> Iterator[Package]:
+    """The packages that this distribution asks for; none where it runs from a source tree that is not installed."""
+    from packaging.requirements import Requirement
+
+    try:
+        lines = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        lines = []
+    for requirement in map(Requirement, lines):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            found = _version(requirement.name)
+            fits = found is not None and requirement.specifier.contains(found, prereleases=True)
+            yield Package(requirement.name, found, str(requirement.specifier), fits)
+
+
+def _devices() -> Iterator[Device]:
+    import psutil
+    import torch
+
+    memory = psutil.virtual_memory()
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        major, minor = torch.cuda.get_device_capability(index)
+        described = f"{torch.cuda.get_device_name(index)}, compute capability {major}.{minor}"
+        yield Device(f"cuda:{index}", described, total, free)
+    if torch.backends.mps.is_available():
+        yield Device("mps", "Apple GPU, memory shared with the CPU", memory.total, memory.available)
+    yield Device("cpu", f"{torch.get_num_threads()} threads", memory.total, memory.available)
+
+
+def _places(folder: Path) -> Iterator[Place]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    for purpose, path in (
+        ("outputs", folder),
+        ("hub cache", Path(HF_HUB_CACHE)),
+        ("temporary files", Path(tempfile.gettempdir())),
+    ):
+        free = None
+        with suppress(CheckpointError):
+            free = free_bytes(path)
+        existing = path.absolute()
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        sharing = _sharing(existing)
+        yield Place(purpose, str(path), free, sharing is not None, sharing or ())
+
+
+def _sharing(folder: Path) -> tuple[str, ...] | None:
+    """How a file can be placed a second time here (reflink or copied, linked); None where nothing can be written."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".surgery-doctor-", dir=folder) as scratch:
+            source = Path(scratch) / "source"
+            source.write_bytes(bytes(4096))
+            found = [place_file(source, Path(scratch) / "copy", "auto")]
+            with suppress(CheckpointError):
+                found.append(place_file(source, Path(scratch) / "link", "link"))
+            return tuple(found)
+    except (OSError, CheckpointError):
+        return None
+
+
+def _settings() -> dict[str, str]:
+    shown = ("HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+    found = {name: os.environ[name] for name in shown if name in os.environ}
+    return found | ({"HF_TOKEN": "set"} if os.environ.get("HF_TOKEN") else {})
