@@ -173,7 +173,8 @@ def _plan_table(plan: FinetunePlan) -> Table:
         if plan.streaming
         else f"{plan.train_tokens:,} tokens in {plan.train_rows:,} sequences, {plan.train_documents:,} documents",
         "held out": f"{plan.held_out_tokens:,} tokens in {plan.held_out_rows:,} sequences of "
-        f"{plan.held_out_documents:,} documents",
+        f"{plan.held_out_documents:,} documents"
+        + ("" if plan.held_out_share is None else f", which hold {plan.held_out_share:.0%} of the text"),
         "layers": f"{len(plan.layers)}",
         "trained": ", ".join(f"{count:,} {kind}" for kind, count in plan.parameters.items())
         + f" of {plan.parameters_total:,} parameters",

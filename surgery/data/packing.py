@@ -78,7 +78,8 @@ def hold_out(documents: Sequence[Document], share: float, seed: int) -> tuple[li
 
     Args:
         documents: whole documents.
-        share: of all characters, to hold out; at least one document is held out, and one kept.
+        share: of all characters, to hold out; at least one document is held out, and one kept. Documents are held
+            out whole, each that brings the part nearer to the share, so few long ones can miss it.
         seed: of the order.
 
     Raises:
@@ -95,13 +96,15 @@ def hold_out(documents: Sequence[Document], share: float, seed: int) -> tuple[li
         )
     order = sorted(groups, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
     wanted = share * sum(len(document.text) for document in documents)
+    sizes = {key: sum(len(document.text) for document in group) for key, group in groups.items()}
     held: set[str] = set()
     size = 0
-    for key in order[:-1]:
-        if held and size >= wanted:
-            break
-        held.add(key)
-        size += sum(len(document.text) for document in groups[key])
+    for key in order:
+        nearer = abs(size + sizes[key] - wanted) < abs(size - wanted)
+        if nearer and len(held) < len(order) - 1:
+            held.add(key)
+            size += sizes[key]
+    held = held or {min(order, key=sizes.__getitem__)}
     train = [document for document in documents if fingerprint(document) not in held]
     return train, [document for document in documents if fingerprint(document) in held]
 

@@ -6,18 +6,15 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from surgery.checkpoint import resolve
+from surgery.checkpoint import open_checkpoint, resolve
 from surgery.data import Document, read_documents
 from surgery.errors import UsageError
 from surgery.evaluation.results import EvaluationResult
 from surgery.evaluation.session import OnEvent, Session
 from surgery.evaluation.suite import DEFAULT, Suite, read_suite
 from surgery.loading import RunOptions
-
-if TYPE_CHECKING:
-    pass
 
 
 def evaluate(
@@ -66,6 +63,8 @@ def evaluate(
     texts = _texts(chosen, [text] if isinstance(text, str | Path) else list(text))
     sources = [resolve(name, revision) for name in names]
     base = resolve(against) if against is not None else None
+    for source in (*sources, *([base] if base is not None else [])):
+        open_checkpoint(source)  # what cannot be loaded says so before anything runs, and what to do
     with ExitStack() as stack:
         place = Path(results) if results is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         return Session(chosen, run, texts, place, on_event or (lambda event: None)).all(sources, base)

@@ -52,6 +52,20 @@ def pick_device(device: str = "auto") -> torch.device:
     return chosen
 
 
+def check_attention(name: str) -> None:
+    """Refuse an attention implementation that transformers does not know; a kernel of the hub is not looked up.
+
+    Raises:
+        UsageError: nothing of that name is registered.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    known = ["eager", *sorted(ALL_ATTENTION_FUNCTIONS.valid_keys())]
+    # "paged|name" is a variant of a name, "owner/name" a kernel of the hub.
+    if name not in known and not set("|/") & set(name):
+        raise UsageError(f"--attn-implementation {name}: not known to transformers", hint=f"Known: {', '.join(known)}.")
+
+
 def load_model(folder: Path, options: RunOptions | None = None) -> PreTrainedModel:
     """Load a causal language model from a folder, in evaluation mode. Operated types need no remote code.
 
@@ -61,6 +75,7 @@ def load_model(folder: Path, options: RunOptions | None = None) -> PreTrainedMod
 
     Raises:
         CheckpointError: the folder cannot be loaded by transformers.
+        UsageError: the device or the attention implementation is unknown.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -71,6 +86,7 @@ def load_model(folder: Path, options: RunOptions | None = None) -> PreTrainedMod
     dtype = "auto" if options.dtype == "auto" else getattr(torch, options.dtype)
     arguments: dict[str, object] = {"dtype": dtype, "local_files_only": True}
     if options.attn_implementation is not None:
+        check_attention(options.attn_implementation)
         arguments["attn_implementation"] = options.attn_implementation
     # Given as False, not left out: transformers would otherwise ask on the terminal and wait.
     arguments["trust_remote_code"] = options.trust_remote_code
@@ -90,10 +106,12 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     from transformers import AutoTokenizer
 
     register()
+    hint = "Put the tokenizer's files (tokenizer.json, tokenizer_config.json) into the model's folder."
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, ImportError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder.name}: no tokenizer could be loaded: {error}",
-            hint="Put the tokenizer's files (tokenizer.json, tokenizer_config.json) into the model's folder.",
-        ) from error
+        raise CheckpointError(f"{folder.name}: no tokenizer could be loaded: {error}", hint=hint) from error
+    # Without any file transformers makes one from the model's type alone, with no vocabulary.
+    if not tokenizer("words", add_special_tokens=False)["input_ids"]:
+        raise CheckpointError(f"{folder.name} has no tokenizer", hint=hint)
+    return tokenizer

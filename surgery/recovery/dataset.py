@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -37,6 +37,7 @@ class TrainingData:
         held_out_documents: how many there are.
         dropped_documents: left out since they are also held out.
         fingerprint: of all of it.
+        held_out_share: the characters of the held-out documents, of all; None where it is not known.
         weights: of the sources.
         stream: opens the rows of a stream, for a length and a seed, at a snapshot.
     """
@@ -48,6 +49,7 @@ class TrainingData:
     held_out_documents: int
     dropped_documents: int
     fingerprint: str
+    held_out_share: float | None = None
     weights: tuple[float, ...] = (1.0,)
     stream: OpenStream | None = None
 
@@ -127,6 +129,7 @@ class _Reading:
             held_out_documents=len(held),
             dropped_documents=dropped,
             fingerprint=_fingerprint([*by_length[data.sequence_length], held_rows]),
+            held_out_share=_characters(held) / (_characters(held) + _characters(documents)),
             weights=self.weights,
         )
 
@@ -244,6 +247,10 @@ class _Reading:
             + (f" once {dropped} that are also held out are left out." if dropped else "."),
             hint="Give more text.",
         )
+
+
+def _characters(documents: Iterable[Document]) -> int:
+    return sum(len(document.text) for document in documents)
 
 
 def _fingerprint(parts: Sequence[Sequence[Row]], *more: Any) -> str:

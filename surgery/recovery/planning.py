@@ -70,6 +70,7 @@ class FinetunePlan:
     held_out_rows: int
     held_out_tokens: int
     held_out_documents: int
+    held_out_share: float | None
     dropped_documents: int
     precision: str
     parameters: Mapping[str, int]
@@ -149,6 +150,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: Trai
         held_out_rows=len(data.held_out),
         held_out_tokens=data.held_out_tokens,
         held_out_documents=data.held_out_documents,
+        held_out_share=data.held_out_share,
         dropped_documents=data.dropped_documents,
         precision=precision,
         parameters=max((stage.parameters for stage in stages), key=lambda groups: sum(groups.values())),

@@ -92,6 +92,8 @@ def verify(
     _check_loss_arguments(max_loss_increase, text, against, files_only=files_only, layers=layers)
     checkpoint = open_checkpoint(folder)
     source = open_checkpoint(resolve(against, revision)) if against is not None else None
+    if source is not None:
+        _check_source(source, plan)
     say = on_progress or (lambda *_: None)
     checks = file_checks(
         checkpoint, plan, source, modeling_code(), lambda done, total: say("comparing tensors", done, total)
@@ -117,6 +119,13 @@ def verify(
     if record:
         record_verification(folder, verification.to_dict())
     return verification
+
+
+def _check_source(source: Checkpoint, plan: dict[str, Any]) -> None:
+    """Another model than the one that was converted is a mistake of the call, and says nothing of the checkpoint."""
+    found, wanted = read_anatomy(source), plan["source"]["model_type"]
+    if found.family.model_type != wanted:
+        raise UsageError(f"--against: this source is a {found.family.model_type}, but a {wanted} was converted")
 
 
 def _check_loss_arguments(
@@ -183,6 +192,8 @@ def _running_checks(
     try:
         model = load_model(checkpoint.folder, run)
     except CheckpointError as error:
+        if run.attn_implementation is not None:
+            raise  # it may be the backend that was asked for, which is not the checkpoint's fault
         return [Check("loads", "failed", error.message)]
     checks = [Check("loads", "passed", type(model).__name__)]
     if has_tokenizer and source is not None:

@@ -71,6 +71,22 @@ def test_split_depends_on_seed_and_text_alone() -> None:
     assert {d.text for d in hold_out(renamed, 0.3, 0)[1]} == {d.text for d in hold_out(documents, 0.3, 0)[1]}
 
 
+@pytest.mark.parametrize(
+    ("sizes", "share", "held"),
+    [
+        ((500, 100, 100, 100, 200), 0.2, {200}),  # the long one alone would be half of the text
+        ((900, 100), 0.3, {100}),
+        ((900, 100), 0.02, {100}),  # never nothing
+        ((900, 100), 0.99, {100, 900}),  # never all
+    ],
+)
+def test_documents_that_come_nearest_to_the_share(sizes: tuple[int, ...], share: float, held: set[int]) -> None:
+    documents = [Document(f"{n}", f"{n}" * size) for n, size in enumerate(sizes)]
+    for seed in range(8):
+        found = sum(len(document.text) for document in hold_out(documents, share, seed)[1])
+        assert found in held
+
+
 def test_without_and_separator() -> None:
     documents = split_documents(_documents("one<|>two<|> <|>three"), "<|>")
     assert [(document.name, document.text) for document in documents] == [
