@@ -1,4 +1,4 @@
-"""A mistake of the call is an error of the call: it does not count against the checkpoint, and leaves its record alone."""
+"""A mistake of the call is an error of the call: it says nothing of the checkpoint, and leaves its record alone."""
 
 from __future__ import annotations
 
