@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -91,3 +92,20 @@ def test_nothing_learned() -> None:
     (found,) = learned_numbers(_model("logn", []), LENGTH)
     assert found.values == {} and found.moved_most is None and found.negative_heads == ()
     assert learned_numbers(SimpleNamespace(config=SimpleNamespace()), LENGTH) == ()
+
+
+def test_thresholds_and_windows_of_screening(make_source: Any, tmp_path: Path) -> None:
+    import surgery
+    from surgery.loading import load_model
+
+    start = {"threshold": 0.25, "softness": 0.5, "log2_window": 3.0}
+    out = surgery.convert(make_source("llama"), "screening", start=start, output=tmp_path / "out").output
+    model = load_model(out)
+    with torch.no_grad():
+        model.model.layers[1].self_attn.screening.threshold[2] = 0.75
+    (found,) = learned_numbers(model, LENGTH)
+    assert (found.name, found.form, found.reference_length) == ("screening", "gated", None)
+    assert set(found.values) == set(start) and found.start == start
+    layer = found.layers.index(1)
+    assert found.values["threshold"][layer][2] == 0.75 and found.values["log2_window"][layer][0] == 3.0
+    assert found.moved_most == 0.5 and found.multipliers == () and found.negative_heads == ()

@@ -173,6 +173,19 @@ def test_operations_with_a_bias_and_without_learned_numbers(tmp_path: Path) -> N
     assert (tmp_path / "ssmax-scale.png").exists() and (tmp_path / "ssmax-multiplier-2.png").exists()
 
 
+def test_thresholds_are_drawn_like_scales(tmp_path: Path) -> None:
+    data = result(base=None)
+    (learned,) = data["models"][0]["learned"]
+    rows = learned["values"]["scale"]
+    learned |= {"name": "screening", "form": "gated", "reference_length": None, "start": {}, "moved_most": None}
+    learned |= {"values": {"threshold": rows, "log2_window": rows}, "multipliers": [], "negative_heads": []}
+    _, page = _write(tmp_path, data)
+    assert (tmp_path / "screening-threshold.png").exists() and "come from a calibration" in page.words
+    alts = [attributes["alt"] or "" for attributes in page.all("img")]
+    assert any(alt.startswith("Heat map of threshold and log2_window by layer and head") for alt in alts)
+    assert "below the median value" in page.words and "N =" not in page.words
+
+
 def test_the_same_data_give_the_same_bytes(full: tuple[Path, str, Page], tmp_path: Path) -> None:
     folder, text, _ = full
     again, _ = _write(tmp_path, result(everything=True), histories=HISTORIES)
