@@ -80,7 +80,8 @@ def _resave(model: str, out: str, extra: str = "") -> str:
 
 
 def _python(line: str) -> str:
-    return f"python -c {shlex.quote(line)}"
+    """In double quotes where the shell leaves all of it alone there, so that a reader can read the single ones."""
+    return f"python -c {shlex.quote(line)}" if set(line) & set('"$`\\!') else f'python -c "{line}"'
 
 
 def _some(names: list[str]) -> str:

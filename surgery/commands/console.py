@@ -143,7 +143,9 @@ def printable(text: object) -> str:
 def run(app: typer.Typer, arguments: list[str] | None) -> int:
     """Run the app; turn every expected error into one message and its exit code."""
     try:
-        result = app(arguments, standalone_mode=False)
+        command = typer.main.get_command(app)
+        _shorten_types(command)
+        result = command(arguments, standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except SurgeryError as error:
         _report(error.message, error.hint)
@@ -167,6 +169,17 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
     if code == INTERRUPTED:  # caught here, or by the parser
         err.print("interrupted", style="yellow")
     return code
+
+
+def _shorten_types(command: Any) -> None:
+    """In --help: no type beside a switch, and ``<str> ...`` for what may be given again."""
+    for parameter in command.params:
+        if parameter.metavar is None and getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+        elif parameter.metavar is None and getattr(parameter, "multiple", False):
+            parameter.metavar = "<str> ..."
+    for inner in getattr(command, "commands", {}).values():
+        _shorten_types(inner)
 
 
 def _report(message: str, hint: str | None) -> None:

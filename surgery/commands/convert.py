@@ -16,7 +16,7 @@ from surgery.errors import UsageError
 if TYPE_CHECKING:
     from surgery.conversion.plan import Plan
 
-_OPTIONS = "Operation"
+_OPTIONS = "Where, and from which values (any operation that has them)"
 _SSMAX = "Operation ssmax"
 _ROPE = "Operation rope"
 _SCREENING = "Operation screening"
@@ -34,50 +34,60 @@ def convert(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Output folder [default: beside the model, operations added]."),
+        typer.Option("--output", "-o", help="Output folder.", show_default="beside the model, operations added"),
     ] = None,
     revision: console.RevisionOption = None,
     form: Annotated[
         str | None,
         typer.Option(
-            help="anchored: 1 + s (ln n - ln N), starts as the old model [default]; paper: s ln n; "
+            help="anchored: 1 + s (ln n - ln N), starts as the old model; paper: s ln n; "
             "bias: s ln n + b; logn: max(1, ln n / ln N), nothing to learn.",
+            show_default="anchored",
             rich_help_panel=_SSMAX,
         ),
     ] = None,
     reference_length: Annotated[
         int | None,
-        typer.Option("--reference-length", "-N", help="N [default: the trained length].", rich_help_panel=_SSMAX),
+        typer.Option(
+            "--reference-length",
+            "-N",
+            help="The length N of these equations.",
+            show_default="the trained length",
+            rich_help_panel=_SSMAX,
+        ),
     ] = None,
     layers: Annotated[
         list[str] | None,
         typer.Option(
-            help="full [default], sliding, all, or numbers: 0-3,7. For one of several operations: ssmax=all "
-            "(repeatable).",
+            help="full, sliding, all, or numbers: 0-3,7. For one of several operations: ssmax=all (repeatable).",
+            show_default="full",
             rich_help_panel=_OPTIONS,
         ),
     ] = None,
     heads: Annotated[
         list[str] | None,
         typer.Option(
-            help="Query heads in these layers: 0-3,7 [default: all]. For one of several operations: ssmax=0-3 "
-            "(repeatable).",
+            help="Query heads in these layers: 0-3,7. For one of several operations: ssmax=0-3 (repeatable).",
+            show_default="all",
             rich_help_panel=_OPTIONS,
         ),
     ] = None,
     start: Annotated[
         list[str] | None,
-        typer.Option(help="Start value of a parameter: scale=0.1 (repeatable).", rich_help_panel=_OPTIONS),
+        typer.Option(
+            help="Start value of a parameter of ssmax or screening: scale=0.1 (repeatable).", rich_help_panel=_OPTIONS
+        ),
     ] = None,
     factor: Annotated[
         float | None,
-        typer.Option(help="How many times as long the texts may be [default: 2].", rich_help_panel=_ROPE),
+        typer.Option(help="How many times as long the texts may be.", show_default="2", rich_help_panel=_ROPE),
     ] = None,
     type_: Annotated[
         str | None,
         typer.Option(
             "--type",
-            help="yarn [default]; ntk: a theta to match; linear: interpolated positions; theta: as --theta says.",
+            help="yarn; ntk: a theta to match; linear: interpolated positions; theta: as --theta says.",
+            show_default="yarn",
             rich_help_panel=_ROPE,
         ),
     ] = None,
@@ -85,22 +95,24 @@ def convert(
     theta_factor: Annotated[float | None, typer.Option(help="Or theta times this.", rich_help_panel=_ROPE)] = None,
     attention_factor: Annotated[
         float | None,
-        typer.Option(help="Of yarn: times queries and keys [default: 0.1 ln factor + 1].", rich_help_panel=_ROPE),
+        typer.Option(help="Of yarn: times queries and keys.", show_default="0.1 ln factor + 1", rich_help_panel=_ROPE),
     ] = None,
     beta_fast: Annotated[
         float | None,
-        typer.Option(help="Of yarn: kept from so many turns on [default: 32].", rich_help_panel=_ROPE),
+        typer.Option(help="Of yarn: kept from so many turns on.", show_default="32", rich_help_panel=_ROPE),
     ] = None,
     beta_slow: Annotated[
         float | None,
-        typer.Option(help="Of yarn: interpolated up to so many turns [default: 1].", rich_help_panel=_ROPE),
+        typer.Option(help="Of yarn: interpolated up to so many turns.", show_default="1", rich_help_panel=_ROPE),
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="In place of a scaling that the model has.", rich_help_panel=_ROPE)
     ] = False,
     original_length: Annotated[
         int | None,
-        typer.Option(help="With --replace: length before it [default: as config.json says].", rich_help_panel=_ROPE),
+        typer.Option(
+            help="With --replace: length before it.", show_default="as config.json says", rich_help_panel=_ROPE
+        ),
     ] = None,
     calibrate: Annotated[
         list[str] | None,
@@ -112,7 +124,8 @@ def convert(
     max_loss_increase: Annotated[
         float | None,
         typer.Option(
-            help="The loss of no held-out passage may rise by more, in nats per token [default: 0.005].",
+            help="The loss of no held-out passage may rise by more, in nats per token.",
+            show_default="0.005",
             rich_help_panel=_SCREENING,
         ),
     ] = None,
@@ -125,12 +138,13 @@ def convert(
     ] = None,
     lengths: Annotated[
         str | None,
-        typer.Option(help="Tokens per calibration passage [default: 1024,4096].", rich_help_panel=_SCREENING),
+        typer.Option(help="Tokens per calibration passage.", show_default="1024,4096", rich_help_panel=_SCREENING),
     ] = None,
     passages: Annotated[
         str | None,
         typer.Option(
-            help="Passages to observe and to hold out, of the shortest length [default: 8,4].",
+            help="Passages to observe and to hold out, of the shortest length.",
+            show_default="8,4",
             rich_help_panel=_SCREENING,
         ),
     ] = None,
@@ -148,7 +162,9 @@ def convert(
     ] = False,
     sinks: Annotated[
         int | None,
-        typer.Option(help="First tokens of a document that are always kept [default: 4].", rich_help_panel=_SCREENING),
+        typer.Option(
+            help="First tokens of a document that are always kept.", show_default="4", rich_help_panel=_SCREENING
+        ),
     ] = None,
     device: console.DeviceOption = "auto",
     dtype: console.DtypeOption = "auto",

@@ -34,10 +34,11 @@ def evaluate(
     ] = None,
     revision: console.RevisionOption = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the report [default: ./<model>-evaluation].")
+        Path | None, typer.Option("--output", "-o", help="Folder for the report.", show_default="./<model>-evaluation")
     ] = None,
     results: Annotated[
-        Path | None, typer.Option(help="Folder of finished parts, which are not run again [default: OUTPUT/results].")
+        Path | None,
+        typer.Option(help="Folder of finished parts, which are not run again.", show_default="OUTPUT/results"),
     ] = None,
     card: Annotated[
         bool, typer.Option("--card", help="Write the numbers into the card of each converted MODEL.")

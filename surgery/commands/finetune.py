@@ -28,7 +28,7 @@ _Handler = Callable[[dict[str, Any]], None]
 
 @app.command()
 def finetune(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; `surgery recipes list` names those that ship.")],
+    recipe: Annotated[Path, typer.Argument(help="A YAML file, or a recipe that ships (`surgery recipes list`).")],
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: optimizer.scale_lr=0.01.")
     ] = None,

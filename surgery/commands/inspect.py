@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from surgery.operations.inspection import Inspection
 
 
+# What an operation cannot be planned without.
+_NEEDED = {"screening": " --calibrate TEXTS (or --open, to train from there)"}
+
+
 @app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
@@ -35,7 +39,7 @@ def inspect(
         return
     console.out.print(_summary(inspection))
     console.out.print(_layer_table(inspection))
-    for line in _advice(inspection, console.printable(shlex.quote(model))):
+    for line in (*_nowhere(inspection), *_advice(inspection, console.printable(shlex.quote(model)))):
         console.out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -58,8 +62,10 @@ def _summary(inspection: Inspection) -> Table:
         "trained length": length,
         "rope": "; ".join(map(_rope, anatomy.ropes)) or "no rotary positions",
         "embeddings": "tied" if anatomy.tied_embeddings else "untied",
-        "operated": ", ".join(map(_operated, (*anatomy.source_operations, *anatomy.operations))) or "no",
+        "operated": "; ".join(map(_operated, (*anatomy.source_operations, *anatomy.operations))) or "no",
     }
+    if anatomy.operations:
+        rows["trained"] = _trained(inspection)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in rows.items():
         table.add_row(Text(name, style="dim"), Text(console.printable(value)))
@@ -77,8 +83,34 @@ def _rope(rope: Rope) -> str:
 
 
 def _operated(options: Mapping[str, Any]) -> str:
+    """What is in config.json, which may come from a newer version: nothing is taken for granted."""
+    from surgery.conversion.card import summarize_numbers
+
     kind = options.get("form") or options.get("type")
-    return f"{options.get('name')} ({kind})" if kind else str(options.get("name"))
+    said = [f"{options.get('name')} ({kind})" if kind else str(options.get("name"))]
+    if "reference_length" in options:
+        said.append(f"N = {options['reference_length']}")
+    for key in ("layers", "heads"):
+        value = options.get(key)
+        if isinstance(value, list | tuple) and all(isinstance(number, int) for number in value):
+            said.append(f"{key} {summarize_numbers(value)}" if value else f"no {key}")
+        elif key == "heads":
+            said.append("all heads")
+    return ", ".join(said)
+
+
+def _trained(inspection: Inspection) -> str:
+    from surgery.conversion.reverting import read_history
+
+    entries = read_history(inspection.folder)
+    return (
+        ", then ".join(
+            f"{entry.get('trained')}"
+            + (f" ({entry['tokens']:,} tokens)" if isinstance(entry.get("tokens"), int) else "")
+            for entry in entries
+        )
+        or "no: as converted"
+    )
 
 
 def _layer_table(inspection: Inspection) -> Table:
@@ -86,8 +118,8 @@ def _layer_table(inspection: Inspection) -> Table:
     from rich.table import Table
 
     table = Table(title="Attention", title_justify="left")
-    for column in ("layers", "kind", "window", "query norm", "soft cap", *inspection.applies):
-        table.add_column(column)
+    for column in ("layers", "kind", "window", "query norm", "soft cap", *_somewhere(inspection)):
+        table.add_column(column, overflow="fold")
     runs: list[list[AttentionLayer]] = []
     for layer in inspection.layers:
         if runs and _row(inspection, layer) == _row(inspection, runs[-1][-1]):
@@ -101,7 +133,7 @@ def _layer_table(inspection: Inspection) -> Table:
 
 
 def _row(inspection: Inspection, layer: AttentionLayer) -> tuple[str, ...]:
-    applies = (console.printable(reasons[layer.index] or "applies") for reasons in inspection.applies.values())
+    applies = (console.printable(reasons[layer.index] or "applies") for reasons in _somewhere(inspection).values())
     return (
         layer.kind,
         str(layer.window or "-"),
@@ -111,10 +143,24 @@ def _row(inspection: Inspection, layer: AttentionLayer) -> tuple[str, ...]:
     )
 
 
+def _somewhere(inspection: Inspection) -> dict[str, tuple[str | None, ...]]:
+    """The operations that have a column: those that the same reason does not keep from every layer."""
+    return {name: reasons for name, reasons in inspection.applies.items() if None in reasons or len(set(reasons)) > 1}
+
+
+def _nowhere(inspection: Inspection) -> list[str]:
+    """One line for each reason that keeps operations from every layer."""
+    kept: dict[str, list[str]] = {}
+    for name, reasons in inspection.applies.items():
+        if name not in _somewhere(inspection) and reasons:
+            kept.setdefault(str(reasons[0]), []).append(name)
+    return [f"{', '.join(names)}: {console.printable(reason)}" for reason, names in kept.items()]
+
+
 def _advice(inspection: Inspection, model: str) -> list[str]:
     found = [f"Next: surgery verify {model}"] if inspection.anatomy.operations else []
     return found + [
-        f"Next: surgery convert --to {name} {model}"
+        f"Next: surgery convert --to {name} {model}{_NEEDED.get(name, '')}"
         for name, reasons in inspection.applies.items()
         if any(reason is None for reason in reasons)
     ]

@@ -83,12 +83,12 @@ def reference() -> None:
 
 @recipes.command()
 def check(
-    file: Annotated[Path, typer.Argument(help="A recipe.")],
+    file: Annotated[Path, typer.Argument(help="A YAML file, or a recipe that ships.")],
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")] = None,
     json_: console.JsonOption = False,
 ) -> None:
     """Check a recipe: every fault, with its line and the nearest key."""
-    from surgery.recovery import RecipeError, environment_overrides, read_recipe
+    from surgery.recovery import RecipeError, environment_overrides, placeholders, read_recipe
 
     try:
         recipe = read_recipe(file, [*environment_overrides(), *(set_ or [])])
@@ -99,7 +99,17 @@ def check(
             ]
             console.emit("recipe-check", {"valid": False, "problems": problems})
         raise
+    unset = placeholders(recipe)
     if json_:
-        console.emit("recipe-check", {"valid": True, "problems": [], "recipe": recipe.model_dump(mode="json")})
-    else:
-        console.out.print(f"{file}: valid", highlight=False, markup=False)
+        content = {"valid": True, "problems": [], "placeholders": unset, "recipe": recipe.model_dump(mode="json")}
+        console.emit("recipe-check", content)
+        return
+    console.out.print(f"{file}: valid", highlight=False, markup=False)
+    if unset:
+        console.err.print(
+            f"note: {', '.join(unset)}: still a placeholder (path/to/...); give a value in a copy (`surgery recipes "
+            "copy`) or with --set.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )

@@ -18,7 +18,7 @@ from surgery.errors import UsageError
 def report(
     results: Annotated[list[Path], typer.Argument(help="Results folders, or folders that `evaluate` wrote.")],
     against: Annotated[
-        str | None, typer.Option(help="The base, by name or fingerprint [default: as it was measured].")
+        str | None, typer.Option(help="The base, by name or fingerprint.", show_default="as it was measured")
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("report"),
     as_json: console.JsonOption = False,

@@ -19,6 +19,7 @@ from surgery.checkpoint import (
     safe_relative,
     sha256_json,
 )
+from surgery.checkpoint.advice import adapter_folder
 from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME, RECORD_FOLDER
 from surgery.conversion.execution import PlaceMode, Progress, adding_up
 from surgery.conversion.plan import CARD_NAME, FORMAT_VERSION, Plan
@@ -46,11 +47,13 @@ def read_plan(folder: Path, *, check_hash: bool = True) -> dict[str, Any]:
 
     Raises:
         PlanRefusedError: the folder was not converted by this tool.
-        CheckpointError: the plan was changed afterwards, or is of a newer format.
+        CheckpointError: the plan was changed afterwards, or is of a newer format; or the folder is an adapter.
     """
     if not folder.is_dir():
         raise CheckpointError(f"no such folder: {folder}")
     if not (folder / PLAN_NAME).is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise adapter_folder(folder)
         raise PlanRefusedError(f"{folder.name}: not a converted checkpoint (it has no {PLAN_NAME})")
     plan = load_json(folder / PLAN_NAME, limit=64_000_000)
     version = plan.get("format_version")

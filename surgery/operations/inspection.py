@@ -18,12 +18,14 @@ class Inspection:
 
     Attributes:
         name, commit: as given, and the commit of a hub model.
+        folder: where it lies on the disk.
         anatomy: layers, sizes, RoPE, dtypes.
         applies: for each operation, for each layer, the reason against it or None.
     """
 
     name: str
     commit: str | None
+    folder: Path
     anatomy: Anatomy
     applies: Mapping[str, tuple[str | None, ...]]
 
@@ -70,7 +72,7 @@ def inspect(model: str | Path, *, revision: str | None = None) -> Inspection:
         )
         for name, operation in OPERATIONS.items()
     }
-    return Inspection(source.name, source.commit, anatomy, applies)
+    return Inspection(source.name, source.commit, source.folder, anatomy, applies)
 
 
 def converted_already(anatomy: Anatomy) -> str | None:

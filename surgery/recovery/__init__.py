@@ -6,7 +6,14 @@ Nothing here imports torch until a run begins.
 from surgery.recovery.errors import DivergedError, RecipeError, TrainingStoppedError
 from surgery.recovery.merging import MergeResult, merge
 from surgery.recovery.planning import FinetunePlan
-from surgery.recovery.reading import Setting, dump_recipe, environment_overrides, explain_recipe, read_recipe
+from surgery.recovery.reading import (
+    Setting,
+    dump_recipe,
+    environment_overrides,
+    explain_recipe,
+    placeholders,
+    read_recipe,
+)
 from surgery.recovery.recipe import Recipe, json_schema
 from surgery.recovery.running import finetune
 from surgery.recovery.session import FinetuneResult
@@ -28,5 +35,6 @@ __all__ = [
     "finetune",
     "json_schema",
     "merge",
+    "placeholders",
     "read_recipe",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +20,11 @@ from surgery.errors import UsageError
 from surgery.recovery.errors import RecipeError
 from surgery.recovery.recipe import Recipe
 from surgery.schemas import Keys, Problem, Schema, dotted, faults_of, load_yaml, read_text
+from surgery.schemas.shipped import shipped_file, shipped_files
 from surgery.schemas.yaml_text import MAX_BYTES, SCALARS
 
 ENVIRONMENT = "SURGERY_SET"
+_PLACEHOLDER = '"path/to/'
 _SCHEMA = Schema(
     noun="recipe",
     root=Recipe,
@@ -36,7 +39,7 @@ def read_recipe(recipe: str | Path | Recipe | Mapping[str, Any], overrides: Sequ
     """Read and validate a recipe.
 
     Args:
-        recipe: a YAML file, or a recipe already in Python.
+        recipe: a YAML file, the name of a recipe that ships, or a recipe already in Python.
         overrides: ``a.b=c`` each, c in YAML; later ones win, and all of them win over the file.
 
     Raises:
@@ -51,7 +54,7 @@ def read_recipe(recipe: str | Path | Recipe | Mapping[str, Any], overrides: Sequ
         name, data = "the recipe", _copy(recipe)
     else:
         name = str(recipe)
-        data = load_yaml(read_text(Path(recipe), _SCHEMA), name, lines, problems, _SCHEMA)
+        data = load_yaml(_text(recipe), name, lines, problems, _SCHEMA)
     for override in overrides:
         _override(data, override, lines, problems)
     if "budget" not in data and not data.get("stages"):
@@ -65,6 +68,21 @@ def read_recipe(recipe: str | Path | Recipe | Mapping[str, Any], overrides: Sequ
         problems.sort(key=lambda problem: (problem.line is None, problem.line or 0))
         raise RecipeError(name, problems, hint="`surgery recipes schema` has every key.")
     return valid
+
+
+def _text(recipe: str | Path) -> str:
+    """Of a file, or of the recipe of that name that ships. A folder of the same name is no recipe."""
+    path = Path(recipe)
+    is_name = not path.is_file() and len(path.parts) == 1 and not path.suffix
+    if is_name and str(path) in [shipped.name for shipped in shipped_files("recipes")]:
+        return shipped_file("recipes", str(path)).text
+    return read_text(path, _SCHEMA)
+
+
+def placeholders(recipe: Recipe) -> list[str]:
+    """Keys that still hold a ``path/to/...`` of a recipe that ships."""
+    content = recipe.model_dump(mode="json", exclude_unset=True)
+    return [dotted(path) for path, value in _leaves(content, ()) if _PLACEHOLDER in json.dumps(value)]
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -120,7 +138,7 @@ def explain_recipe(
     name = "recipe"
     if isinstance(recipe, str | Path):
         name = Path(recipe).name
-        given = load_yaml(read_text(Path(recipe), _SCHEMA), name, lines, [], _SCHEMA)
+        given = load_yaml(_text(recipe), name, lines, [], _SCHEMA)
     elif isinstance(recipe, Mapping):
         given = recipe
     else:

@@ -97,6 +97,11 @@ class Data(_Section):
 class _Train(_Section):
     layers: str | list[NonNegativeInt] = Field(default="all", description="all, ranges like 0-9,20, or a list.")
 
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _one_layer(cls, value: Any) -> Any:
+        return [value] if type(value) is int else value
+
     @field_validator("layers")
     @classmethod
     def _layers(cls, value: str | list[int]) -> str | list[int]:

@@ -61,6 +61,8 @@ def _message(fault: Any, path: Keys, schema: Schema) -> str:
         return "missing"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tags = fault["ctx"].get("expected_tags") or ""
+        if kind == "union_tag_invalid":
+            return _unknown_tag(fault["ctx"], tags)
         return f"must say {fault['ctx']['discriminator']}{f', one of {tags}' if tags else ''}"
     message = fault["msg"].removeprefix("Value error, ")
     given = fault.get("input")
@@ -69,6 +71,12 @@ def _message(fault: Any, path: Keys, schema: Schema) -> str:
     if isinstance(given, float) and not math.isfinite(given):
         given = str(given)
     return f"{message[0].lower()}{message[1:]}, not {given!r}"
+
+
+def _unknown_tag(context: Any, tags: str) -> str:
+    close = process.extractOne(context["tag"], [tag.strip(" '") for tag in tags.split(",")], score_cutoff=70)
+    guess = f"did you mean `{close[0]}`? One of {tags}" if close is not None else f"one of {tags}"
+    return f"unknown {context['discriminator'].strip(chr(39))} {context['tag']!r}; {guess}"
 
 
 def _unknown_key(path: Keys, location: Keys, schema: Schema) -> str:

@@ -101,6 +101,7 @@ def test_other_formats_get_the_command_that_converts_them(name: str, line: str, 
     command = shlex.split(message.splitlines()[-1])
     assert command[:2] == ["python", "-c"] and line in command[2]
     compile(command[2], "hint", "exec")  # what is offered for pasting is at least Python
+    assert "'\"'" not in message  # a quoted quote is right for the shell, and nothing that a person can read
 
 
 def test_the_pt_command_makes_a_folder_that_opens(tmp_path: Path) -> None:

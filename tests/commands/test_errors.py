@@ -41,6 +41,12 @@ def _bin(place: Path) -> Path:
     return folder
 
 
+def _adapter(place: Path) -> Path:
+    (place / "adapter").mkdir()
+    (place / "adapter" / "adapter_config.json").write_text("{}")
+    return place / "adapter"
+
+
 def _full(place: Path) -> Path:
     (place / "full").mkdir()
     (place / "full" / "mine").write_text("x")
@@ -70,6 +76,7 @@ CASES: dict[str, Callable[[Path, Path], Case]] = {
     "nothing to convert": lambda model, place: (["convert", _sliding(place), "--to", "ssmax"], 3, ["--layers all"]),
     "no such layer": lambda model, place: (["convert", model, "--to", "ssmax", "--layers", "9"], 3, ["9", "0-3"]),
     "not converted": lambda model, place: (["verify", model], 3, ["model", "plan.json"]),
+    "verify an adapter": lambda model, place: (["verify", _adapter(place)], 2, ["surgery merge", "adapter"]),
     "nothing to revert": lambda model, place: (["revert", model, "-o", place / "b"], 3, ["not a converted"]),
     "no output": lambda model, place: (["revert", model], 2, ["--output"]),
     "short": lambda model, place: (["verify", model, "--length", "3"], 2, ["--length"]),

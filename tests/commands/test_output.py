@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 import surgery as package
+from surgery.checkpoint.record import HISTORY_NAME
+from surgery.commands import console
 from surgery.conversion import convert, make_plan
 from tests.anatomy.builders import bare_source
 from tests.checkpoint.builders import listing
@@ -41,6 +44,20 @@ def test_inspect_as_a_table(surgery: Any, gemma: Path) -> None:
     for part in ("gemma2", "32 query, 4 key-value, size 256", "sliding", "16", "50", "applies", "saturates", "8192"):
         assert part in ran.out, part
     assert f"Next: surgery convert --to ssmax {gemma}" in ran.out
+    assert f"Next: surgery convert --to screening {gemma} --calibrate TEXTS" in ran.out
+
+
+def test_inspect_says_what_was_done_and_whether_it_was_trained(
+    surgery: Any, gemma: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = convert(gemma, heads="0-3", output=tmp_path / "out").output
+    monkeypatch.setattr(console, "out", console.Console(width=80))
+    said = surgery("inspect", out).out
+    assert "ssmax (anchored), N = 8192, layers 1, 3, heads 0-3" in " ".join(said.split())
+    assert "no: as converted" in said and "ssmax, screening, rope: converted already (ssmax)\n" in said
+    assert "…" not in said
+    (out / HISTORY_NAME).write_text(json.dumps({"entries": [{"trained": "scale", "tokens": 8000}]}))
+    assert "scale (8,000 tokens)" in surgery("inspect", out).out
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(surgery: Any, gemma: Path, tmp_path: Path) -> None:
@@ -165,6 +182,20 @@ def test_version_and_help(surgery: Any) -> None:
     for command in ("inspect", "convert", "verify", "revert"):
         assert command in surgery("--help").out
         assert surgery(command, "--help").code == surgery(command, "-h").code == 0
+
+
+def test_help_names_the_defaults_and_no_types_of_python(surgery: Any) -> None:
+    """Square brackets in a help text would be taken for markup, and vanish.
+
+    The parser's own words for --help and for arguments that repeat (``model...``) are left as they are.
+    """
+    said = " ".join(surgery("convert", "--help").out.replace("│", " ").split())
+    for default in ("beside the model, operations added", "anchored", "the trained length", "full", "yarn", "8,4"):
+        assert f"[default: ({default})]" in said, default
+    for command in (["convert"], ["evaluate"], ["report"], ["finetune"], ["zoo", "run"], ["recipes", "check"]):
+        lines = surgery(*command, "--help").out.splitlines()
+        text = "\n".join(line for line in lines if "--help" not in line and not re.search(r"[a-z][.]{3} ", line))
+        assert not re.search(r"list\[|<bool>|\s\.\s|\w [.;,] ", text), text
 
 
 @pytest.mark.parametrize("variable", ["NO_COLOR", None])

@@ -169,3 +169,24 @@ def test_show_config(surgery_command: Any, recipe_file: Path, tmp_path: Path, mo
     planned = json.loads(surgery_command("finetune", str(recipe_file), "--dry-run", "--json", "--set", "seed=1").out)
     assert planned["plan"]["steps"] == 2
     assert surgery_command("recipes", "reference").out.startswith("### `model`")
+
+
+def test_a_shipped_recipe_is_used_by_its_name(surgery_command: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "tiny").mkdir()  # a model folder of the same name is no recipe
+    monkeypatch.chdir(tmp_path)
+    ran = surgery_command("recipes", "check", "tiny")
+    assert ran.code == 0 and "tiny: valid" in ran.out
+    assert "model, output, data.text: still a placeholder" in " ".join(ran.err.split())
+    filled = ("--set", "model=m", "--set", "output=o", "--set", "data.text=t", "--set", "train.layers=9")
+    ran = surgery_command("recipes", "check", "tiny", *filled)
+    assert ran.code == 0 and ran.err == ""
+    assert surgery_command("finetune", "tiny", *filled, "--show-config").code == 0
+    assert surgery_command("recipes", "check", "tiney").code == 2
+
+
+def test_an_unknown_kind_is_named_with_the_nearest(surgery_command: Any, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        "model: m\noutput: o\ndata: {text: t}\nbudget: {steps: 1}\ntrain: {what: scales}\n"
+    )
+    ran = surgery_command("recipes", "check", str(tmp_path / "r.yaml"))
+    assert ran.code == 2 and "unknown what 'scales'; did you mean `scale`?" in ran.err

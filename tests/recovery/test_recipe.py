@@ -140,7 +140,7 @@ def test_overrides() -> None:
         ({"optimizer": {"lr": 1e-3}}, "does nothing when train.what is scale"),
         ({"optimizer": {"weight_decay": 0.1}}, "does nothing"),
         ({"train": {"what": "scale", "rank": 3}}, r"only with `what: scale\+lora`"),
-        ({"train": {"what": "everything"}}, r"'what', one of 'scale', 'scale\+lora', 'full'"),
+        ({"train": {"what": "everything"}}, r"unknown what 'everything'; one of 'scale', 'scale\+lora', 'full'"),
         ({"control": True, "data": {"text": "t", "held_out": 0}}, "nothing to compare on"),
         ({"control": "untuched"}, "'untouched' or 'temperature'"),
         ({"control": []}, "at least 1"),
