@@ -70,7 +70,8 @@ def merge(
     config = _adapter_config(folder)
     source = _base(folder, config, base)
     checkpoint = open_checkpoint(source)
-    target = check_output(Path(output), force=force, source=source.folder)
+    for read in (folder, source.folder):
+        target = check_output(Path(output), force=force, source=read)
     _check(folder, config, checkpoint)
     plan_space(checkpoint, target)
     from surgery.loading import RunOptions, load_model

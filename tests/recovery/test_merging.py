@@ -54,6 +54,21 @@ def test_an_adapter_that_is_kept(make_recipe: MakeRecipe, converted: Converted, 
     assert torch.allclose(_logits(model), _logits(load_model(merged, RunOptions(device="cpu"))), atol=1e-4)
 
 
+def test_the_adapter_is_no_output(make_recipe: MakeRecipe) -> None:
+    folder = _kept(make_recipe)
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(UsageError, match="is the source itself"):
+        merge(folder, output=folder, force=True)
+    inner = folder / "adapter"
+    inner.mkdir()
+    for path in folder.glob("adapter_*"):
+        path.rename(inner / path.name)
+    (folder / "base.json").rename(inner / "base.json")
+    with pytest.raises(UsageError, match="source lies inside"):
+        merge(inner, output=folder, force=True)
+    assert sorted(path.name for path in (*folder.iterdir(), *inner.iterdir()) if path != inner) == before
+
+
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_merge(make_recipe: MakeRecipe, converted: Converted, tmp_path: Path, dtype: Any) -> None:
     base = converted(dtype=dtype)
