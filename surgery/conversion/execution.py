@@ -71,10 +71,14 @@ def adding_up(on_bytes: Progress | None, total: int) -> Callable[[int], None]:
 
 
 def default_output(prepared: PreparedPlan) -> Path:
-    """Beside the source, named after the operations; in the working directory for a hub model."""
+    """Beside the source as it was named, links and all; in the working directory for a hub model."""
     source = prepared.source
-    parent = Path() if source.hub_id is not None else source.folder.resolve().parent
-    stem = source.name.rsplit("/", 1)[-1]
+    if source.hub_id is not None:
+        parent, stem = Path(), source.name.rsplit("/", 1)[-1]
+    else:
+        # `..` after a link means the folder above its target, which only resolving finds.
+        folder = source.folder.resolve() if ".." in source.folder.parts else source.folder.absolute()
+        parent, stem = folder.parent, folder.name or source.name
     names = [str(options["name"]) for options in prepared.plan.operations]
     return parent / "-".join([stem, *names])
 

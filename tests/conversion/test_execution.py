@@ -107,6 +107,17 @@ def test_an_output_is_replaced_with_force_and_only_then(make_kind: MakeKind, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
 
 
+def test_the_default_output_lies_beside_the_name_that_was_given(make_kind: MakeKind, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    source = Path(shutil.copytree(make_kind("single"), tmp_path / "far" / "smol"))
+    (tmp_path / "here" / "model").symlink_to(source)
+    assert convert(tmp_path / "here" / "model").output == tmp_path / "here" / "model-ssmax"
+    inside = source / "sub"
+    inside.mkdir()
+    (tmp_path / "here" / "deep").symlink_to(inside)
+    assert convert(tmp_path / "here" / "deep" / "..").output == tmp_path / "far" / "smol-ssmax"
+
+
 @pytest.mark.parametrize("where", [".", "inside", "assets/inside", ".."])
 @pytest.mark.parametrize("force", [False, True])
 def test_an_output_in_or_around_the_source_is_refused(
