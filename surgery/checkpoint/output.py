@@ -17,11 +17,13 @@ A kill leaves one of these states; `repair` (under the lock) brings each back to
 import re
 import secrets
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from surgery.checkpoint.disk import fsync_folder
 from surgery.checkpoint.hub_cache import snapshot_of
 from surgery.checkpoint.names import quote
+from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME
 from surgery.errors import CheckpointError, UsageError
 
 _SIBLING = re.compile(r"(?P<out>.+)\.(?P<kind>partial|replaced)-(?P<id>[0-9a-f]{12})", re.DOTALL)
@@ -49,12 +51,17 @@ def siblings(out: Path, kind: str) -> list[Path]:
     return sorted(found)
 
 
-def check_output(out: Path, *, force: bool = False, source: Path | None = None) -> Path:
+def check_output(
+    out: Path, *, force: bool = False, source: Path | None = None, unmarked: Collection[str] | None = None
+) -> Path:
     """Check that `out` may be written, without touching anything; returns it with links resolved.
+
+    With `force` an earlier output is replaced, and nothing else: a folder that carries our record, or, where an output
+    carries none, one that holds no other files than `unmarked` names (relative, with ``/``).
 
     Raises:
         UsageError: it is a file, a non-empty folder without `force`, the source or something inside or around it, or
-            a folder that must not be replaced (home, the current one or one above).
+            a folder that must not be replaced (home, the current one or one above, one that is no earlier output).
         CheckpointError: it cannot be looked at.
     """
     given = quote(str(out))
@@ -82,7 +89,28 @@ def check_output(out: Path, *, force: bool = False, source: Path | None = None) 
                 f"The output {given} holds your home or the current folder and is not replaced.",
                 hint="Choose another folder.",
             )
+    if strange := _no_output(out, unmarked):
+        raise UsageError(
+            f"The output {given} is no earlier output of this tool and is not replaced; it holds {strange}.",
+            hint="Choose another folder, or empty this one yourself.",
+        )
     return out
+
+
+def _no_output(out: Path, unmarked: Collection[str] | None) -> str | None:
+    """What shows that a folder was not written by us, for a message; None if it was."""
+    if (out / PLAN_NAME).is_file() or (out / HISTORY_NAME).is_file():
+        return None
+    names = sorted(path.name for path in out.iterdir())
+    if unmarked is not None:
+        names = sorted(
+            path.relative_to(out).as_posix()
+            for path in out.rglob("*")
+            if (path.is_symlink() or not path.is_dir()) and path.relative_to(out).as_posix() not in unmarked
+        )
+    if not names:
+        return None
+    return ", ".join(map(quote, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def repair(out: Path) -> None:

@@ -6,7 +6,7 @@ a kill can leave and how the next run repairs them.
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,7 +31,13 @@ class StagedFolder:
     """
 
     def __init__(
-        self, out: Path, *, force: bool = False, source: Path | None = None, on_step: OnStep | None = None
+        self,
+        out: Path,
+        *,
+        force: bool = False,
+        source: Path | None = None,
+        unmarked: Collection[str] | None = None,
+        on_step: OnStep | None = None,
     ) -> None:
         """Check the output; nothing is written yet.
 
@@ -40,8 +46,10 @@ class StagedFolder:
         """
         self._force = force
         self._source = source
+        self._unmarked = unmarked
         self._on_step = on_step
-        self.out = check_output(out, force=force, source=source)
+        self.out = out
+        self.out = self._check()
         self._run = new_run()
         self.path = sibling(self.out, "partial", self._run)
         self._lock = _lock_of(self.out)
@@ -63,7 +71,7 @@ class StagedFolder:
             repair(self.out)
             self._step("repaired")
             # Again, now that nobody else can change the answer.
-            check_output(self.out, force=self._force, source=self._source)
+            self._check()
             self.path.mkdir()
             self._step("created")
         except OSError as error:
@@ -96,10 +104,14 @@ class StagedFolder:
             raise CheckpointError(f"{self.out.name} cannot be completed: {error.strerror}.") from error
         return self.out
 
+    def _check(self) -> Path:
+        return check_output(self.out, force=self._force, source=self._source, unmarked=self._unmarked)
+
     def _take_name(self) -> None:
         old = sibling(self.out, "replaced", self._run)
         try:
             if self._force and self.out.exists() and any(self.out.iterdir()):
+                self._check()  # what somebody has put there meanwhile is not ours to move
                 self.out.rename(old)
                 fsync_folder(self.out.parent)
                 self._step("moved")

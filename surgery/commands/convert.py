@@ -185,6 +185,7 @@ def convert(
     quiet: console.QuietOption = False,
 ) -> None:
     """Convert a checkpoint. Reads headers, not weights, unless it calibrates; the source is never changed."""
+    from surgery.checkpoint import check_output
     from surgery.commands.calibrating import Asked, numbers, plan_with_calibration, print_calibration
     from surgery.conversion import execute
     from surgery.conversion.execution import default_output
@@ -225,6 +226,7 @@ def convert(
     prepared = plan_with_calibration(model, operations_from_flags(to, options), asked, revision, dry_run=dry_run)
     target = output or default_output(prepared)
     if dry_run:
+        check_output(target, force=force, source=prepared.checkpoint.folder)
         if as_json:
             console.emit("plan", {"output": target.as_posix(), **prepared.plan.to_dict()})
         else:

@@ -97,7 +97,7 @@ def revert(
     open_checkpoint(folder)  # a broken checkpoint is refused before anything is written
     total = sum((folder / name).stat().st_size for name in restored)
     report = adding_up(on_bytes, total)
-    with StagedFolder(Path(output), force=force, source=folder) as staged:
+    with StagedFolder(Path(output), force=force, source=folder, unmarked=restored.values()) as staged:
         require_space(staged.path, 0 if mode == "link" else total)
         for name, target in restored.items():
             path = staged.path / target

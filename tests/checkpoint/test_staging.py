@@ -27,7 +27,7 @@ def content(out: Path) -> str | None:
         return None
     version = (out / "version").read_text()
     assert (out / "sub" / "version").read_text() == version, "half an output"
-    assert len(list(out.iterdir())) == 2, "two outputs mixed"
+    assert len(list(out.iterdir())) == 3, "two outputs mixed"
     return version
 
 
@@ -35,6 +35,8 @@ def fill(folder: Path, version: str) -> None:
     (folder / "sub").mkdir(parents=True)
     (folder / "version").write_text(version)
     (folder / "sub" / "version").write_text(version)
+    (folder / "surgery").mkdir(exist_ok=True)
+    (folder / "surgery" / "plan.json").write_text("{}")
 
 
 def stage(out: Path, version: str, *, force: bool = False) -> None:
@@ -74,7 +76,7 @@ def test_everything_is_on_the_disk_before_it_is_renamed(tmp_path: Path, monkeypa
         staged.commit()
     out = tmp_path / "out"
     written = {out.stat().st_ino, *(path.stat().st_ino for path in out.rglob("*"))}
-    assert set(before) == written and len(written) == 4
+    assert set(before) == written and len(written) == 6
     assert synced[-1] == tmp_path.stat().st_ino, "the rename itself"
 
 
@@ -129,6 +131,42 @@ def test_occupied_output_is_refused_before_any_work(tmp_path: Path) -> None:
     assert listing(tmp_path) == before
     stage(out, NEW, force=True)
     assert content(out) == NEW and names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("record", ["plan.json", "history.json"])
+def test_force_replaces_an_earlier_output_and_nothing_else(record: str, tmp_path: Path) -> None:
+    out = tmp_path / "precious"
+    (out / "deep").mkdir(parents=True)
+    for name in ("thesis.txt", "a", "b", "c", "deep/er"):
+        (out / name).write_text("keep")
+    before = listing(tmp_path)
+    with pytest.raises(UsageError, match=r"no earlier output.*'?a'?, '?b'?, '?c'? and 2 more") as error:
+        StagedFolder(out, force=True)
+    assert error.value.exit_code == 2 and listing(tmp_path) == before
+    (out / "surgery").mkdir()
+    (out / "surgery" / record).write_text("{}")
+    stage(out, NEW, force=True)
+    assert content(out) == NEW
+
+
+def test_an_output_without_a_record_is_replaced_if_it_holds_nothing_else(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "sub").mkdir(parents=True)
+    (out / "sub" / "version").write_text(OLD)
+    check_output(out, force=True, unmarked=["version", "sub/version"])
+    (out / "sub" / "link").symlink_to(tmp_path)
+    with pytest.raises(UsageError, match=r"holds '?sub/link"):
+        check_output(out, force=True, unmarked=["version", "sub/version"])
+
+
+def test_what_is_put_there_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UsageError, match="no earlier output"), StagedFolder(out, force=True) as staged:
+        fill(staged.path, NEW)
+        out.mkdir()
+        (out / "thesis.txt").write_text("keep")
+        staged.commit()
+    assert names(tmp_path) == ["out"] and names(out) == ["thesis.txt"]
 
 
 def test_an_output_filled_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
@@ -230,6 +268,8 @@ CHILD = textwrap.dedent("""
         die("writing")
         (staged.path / "sub").mkdir()
         (staged.path / "sub" / "version").write_text("new")
+        (staged.path / "surgery").mkdir()
+        (staged.path / "surgery" / "plan.json").write_text("{}")
         staged.commit()
     die("left")
 """)

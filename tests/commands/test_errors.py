@@ -68,6 +68,16 @@ CASES: dict[str, Callable[[Path, Path], Case]] = {
     "start": lambda model, place: (["convert", model, "--to", "ssmax", "--start", "scale"], 2, ["scale=0.1"]),
     "link and copy": lambda model, place: (["convert", model, "--to", "ssmax", "--link", "--copy"], 2, ["--copy"]),
     "output": lambda model, place: (["convert", model, "--to", "ssmax", "-o", _full(place)], 2, ["full", "--force"]),
+    "output, dry": lambda model, place: (
+        ["convert", model, "--to", "ssmax", "-o", _full(place), "--dry-run"],
+        2,
+        ["full", "--force"],
+    ),
+    "output, forced": lambda model, place: (
+        ["convert", model, "--to", "ssmax", "-o", _full(place), "--force"],
+        2,
+        ["full", "no earlier output"],
+    ),
     "output inside": lambda model, place: (["convert", model, "--to", "ssmax", "-o", model / "x"], 2, ["inside"]),
     "truncated": lambda model, place: (["convert", _broken(place), "--to", "ssmax"], 2, ["model.safetensors"]),
     "bin only": lambda model, place: (["convert", _bin(place), "--to", "ssmax"], 2, ["safetensors"]),

@@ -147,6 +147,11 @@ def test_an_output_is_replaced_with_force_only(converted: Path, make_kind: MakeK
     (tmp_path / "back" / "mine").write_text("x")
     with pytest.raises(UsageError, match="not empty"):
         revert(converted, output=tmp_path / "back")
+    with pytest.raises(UsageError, match="mine"):
+        revert(converted, output=tmp_path / "back", force=True)
+    (tmp_path / "back" / "mine").unlink()
+    revert(converted, output=tmp_path / "back")
+    (tmp_path / "back" / "config.json").write_text("spoilt")
     revert(converted, output=tmp_path / "back", force=True)
     assert tree(tmp_path / "back") == tree(make_kind("adorned"))
     with pytest.raises(UsageError):
