@@ -15,7 +15,7 @@ from surgery.checkpoint.placing import place_file
 from surgery.checkpoint.source import Source, resolve
 from surgery.checkpoint.staging import StagedFolder, tidy
 from surgery.checkpoint.strict_json import dump_json, load_json
-from surgery.checkpoint.writing import NewTensor, write_index, write_json, write_safetensors
+from surgery.checkpoint.writing import NewTensor, replace_file, write_index, write_json, write_safetensors
 
 __all__ = [
     "CONFIG_NAME",
@@ -39,6 +39,7 @@ __all__ = [
     "place_file",
     "quote",
     "read_header",
+    "replace_file",
     "require_space",
     "resolve",
     "safe_relative",

@@ -1,5 +1,6 @@
 """Writing safetensors files and their index, the same bytes for the same tensors each time."""
 
+import contextlib
 import json
 import struct
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from surgery.checkpoint.disk import fsync_file
 from surgery.checkpoint.headers import DTYPE_BITS, MAX_HEADER_BYTES, TensorInfo, read_header, tensor_bits
 from surgery.checkpoint.names import quote, safe_relative
 from surgery.checkpoint.strict_json import dump_json
@@ -99,4 +101,24 @@ def write_json(path: Path, obj: Any) -> None:
         with path.open("xb") as file:
             file.write(dump_json(obj).encode())
     except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be written: {error.strerror}.") from error
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Give a file new content, or make it: whoever reads it, also after a kill, finds the old or the new, never half.
+
+    Raises:
+        CheckpointError: it cannot be written; the old content is still there then.
+    """
+    # One name, so that the next run clears what a kill left.
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        beside.unlink(missing_ok=True)
+        with beside.open("xb") as file:
+            file.write(data)
+        fsync_file(beside)
+        beside.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise CheckpointError(f"{path.name} cannot be written: {error.strerror}.") from error

@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 from pydantic import ValidationError
 
+from surgery.checkpoint import replace_file
 from surgery.errors import CheckpointError
 from surgery.markdown import escape_markdown
 from surgery.operations import OPERATIONS
@@ -63,7 +64,7 @@ def write_card(
         evaluation=evaluation,
         trained=list(trained),
     )
-    path.write_text(text, encoding="utf-8")
+    replace_file(path, text.encode("utf-8"))
 
 
 def has_code(plan: Mapping[str, Any]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from surgery.checkpoint import load_json, write_json
+from surgery.checkpoint import dump_json, load_json, replace_file
 from surgery.checkpoint.record import EVALUATION_NAME, RECORD_FOLDER, VERIFICATION_NAME
 from surgery.conversion.card import write_card
 from surgery.conversion.plan import CARD_NAME
@@ -53,10 +53,7 @@ def refresh_card(folder: Path) -> None:
 
 def _append(path: Path, run: Mapping[str, Any]) -> None:
     """The newest run is the last one, and none is lost."""
-    staged = path.with_name(f".{path.name}.partial")
-    staged.unlink(missing_ok=True)
-    write_json(staged, {"schema": 1, "runs": [*_runs(path), run]})
-    staged.replace(path)
+    replace_file(path, dump_json({"schema": 1, "runs": [*_runs(path), run]}).encode())
 
 
 def _runs(path: Path) -> list[Any]:
