@@ -22,7 +22,6 @@ from surgery.verification.behaviour import ablation_checks, identity_checks, pla
 from surgery.verification.checks import Check, Verification
 from surgery.verification.files import file_checks
 from surgery.verification.fresh import FreshRequest, fresh_checks
-from surgery.verification.loss import loss_check
 from surgery.verification.presentations import PRESENTATIONS
 from surgery.verification.rope import rope_checks
 from surgery.verification.truncated import truncate
@@ -106,6 +105,9 @@ def verify(
                 checkpoint, source = _truncated(stack, checkpoint, source, plan, layers)
             checks += _running_checks(checkpoint, source, plan, folder, length, run or RunOptions(), say)
         if max_loss_increase is not None and source is not None:
+            # Only here: evaluation imports torch, which files alone do without.
+            from surgery.verification.loss import loss_check
+
             exact = (run or RunOptions()).model_copy(update={"dtype": "float32"})
             checks.append(loss_check(folder, source.folder, text, max_loss_increase, length, exact, say))
         ran_with = environment() | ({"layers": f"first {layers}"} if layers is not None else {})
