@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _ParserError: Any = typer.BadParameter.__mro__[2]
 
 SCHEMA_VERSION = 1
+_PACKAGE = Path(__file__).parents[1]
 INTERRUPTED = 130
 
 out = Console()
@@ -135,6 +137,13 @@ def show_report(document: Mapping[str, Any], folder: Path) -> None:
     out.print(f"report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
 
 
+def next_step(*what: str) -> None:
+    """``Next: ...`` for a person who does not know what comes now; not with ``-q``. Several words are one command."""
+    if not _settings["quiet"]:
+        line = what[0] if len(what) == 1 else " ".join(word if word.isupper() else shlex.quote(word) for word in what)
+        out.print(f"Next: {printable(line)}", markup=False, highlight=False, soft_wrap=True)
+
+
 def printable(text: object) -> str:
     """Text of a stranger for the terminal: control characters, which could steer it, are spelled out."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in str(text))
@@ -183,8 +192,11 @@ def _shorten_types(command: Any) -> None:
 
 
 def _report(message: str, hint: str | None) -> None:
-    if _settings["verbose"]:
-        traceback.print_exc()
+    error = sys.exception()
+    if _settings["verbose"] and error is not None:
+        # Where in this package: the frames of the parser around it say nothing about the fault.
+        own = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(_PACKAGE)]
+        sys.stderr.write("Traceback in surgery:\n" + "".join(traceback.format_list(own)))
     err.print("error:", style="bold red", end=" ")
     err.print(printable(message), markup=False, highlight=False, soft_wrap=True)
     if hint:

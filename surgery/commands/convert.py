@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -231,6 +230,7 @@ def convert(
             console.emit("plan", {"output": target.as_posix(), **prepared.plan.to_dict()})
         else:
             _print_plan(prepared.plan, target)
+            console.next_step("the same without --dry-run")
         return
     with console.progress() as bar:
         task = bar.add_task("converting", total=None, rate="")
@@ -248,12 +248,9 @@ def convert(
         if prepared.calibration is not None:
             print_calibration(prepared.calibration)
     how = ", ".join(sorted(set(result.placed.values())))
-    names = {name: console.printable(shlex.quote(str(path))) for name, path in (("out", target), ("source", model))}
-    for line in (
-        f"wrote {target} ({len(result.placed)} shard(s) {how})",
-        f"Next: surgery verify {names['out']} --against {names['source']}",
-    ):
-        console.out.print(line, markup=False, highlight=False, soft_wrap=True)
+    written = f"wrote {target} ({len(result.placed)} shard(s) {how})"
+    console.out.print(written, markup=False, highlight=False, soft_wrap=True)
+    console.next_step("surgery", "verify", str(target), "--against", model)
 
 
 def operations_from_flags(names: Sequence[str], given: Mapping[str, Any]) -> list[dict[str, Any]]:

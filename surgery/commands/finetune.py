@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from surgery.recovery import FinetunePlan, FinetuneResult, Setting
     from surgery.recovery.comparison import Comparison
 
+# The optimizer's groups in words.
+_GROUPS = {"scale": "of the operation", "weights": "weights", "no_decay": "of norms and biases"}
 _Handler = Callable[[dict[str, Any]], None]
 
 
@@ -57,6 +59,7 @@ def finetune(
     """Train a converted checkpoint for a short while, as a recipe says, and write the result."""
     console.setup(verbose=verbose, quiet=quiet)
     from surgery import recovery
+    from surgery.checkpoint import CONFIG_NAME
     from surgery.recovery.processes import is_first
 
     quiet = quiet or not is_first()
@@ -90,10 +93,22 @@ def finetune(
         console.emit("finetune", result.to_dict())
     elif result.output is None:
         console.out.print(_plan_table(result.plan))
+        _print_notes(result.plan)
+        console.next_step("the same without --dry-run")
     else:
         console.out.print(_result_table(result))
         if result.comparison is not None:
             console.out.print(_comparison_table(result.comparison))
+        if (result.output / CONFIG_NAME).is_file():
+            console.next_step("surgery", "evaluate", str(result.output), "--against", "SOURCE", "--text", "TEXTS")
+        else:
+            console.next_step("surgery", "merge", str(result.output / "adapter"), "-o", f"{result.output}-merged")
+
+
+def _print_notes(plan: FinetunePlan) -> None:
+    for note in plan.notes:
+        console.err.print("note:", style="yellow", end=" ")
+        console.err.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_config(settings: Sequence[Setting], *, json_: bool) -> None:
@@ -139,6 +154,8 @@ class _Bar:
         kind = event["event"]
         if kind == "plan":
             self._bar.update(self._task, description="trial step and save", total=event["steps"])
+            for note in event["notes"]:
+                console.err.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         elif kind == "sharding":
             held, whole = event["held"], event["parameters"]
             console.err.print(f"sharded: this process holds {held:,} of {whole:,} numbers", highlight=False)
@@ -168,7 +185,7 @@ def _plan_table(plan: FinetunePlan) -> Table:
     rows = {
         "output": plan.output,
         "steps": f"{plan.steps:,} of {plan.tokens_per_step:,.0f} tokens",
-        "tokens": f"{plan.tokens:,}" + ("" if plan.streaming else f", the training text {plan.passes:g} times"),
+        "tokens": f"{plan.tokens:,}" + ("" if plan.streaming else f", the training text {plan.passes:,.1f} times"),
         "training text": "streamed"
         if plan.streaming
         else f"{plan.train_tokens:,} tokens in {plan.train_rows:,} sequences, {plan.train_documents:,} documents",
@@ -176,7 +193,7 @@ def _plan_table(plan: FinetunePlan) -> Table:
         f"{plan.held_out_documents:,} documents"
         + ("" if plan.held_out_share is None else f", which hold {plan.held_out_share:.0%} of the text"),
         "layers": f"{len(plan.layers)}",
-        "trained": ", ".join(f"{count:,} {kind}" for kind, count in plan.parameters.items())
+        "trained": ", ".join(f"{count:,} {_GROUPS[kind]}" for kind, count in plan.parameters.items())
         + f" of {plan.parameters_total:,} parameters",
         "precision": plan.precision,
         "memory (estimate)": f"{human(plan.memory.total)}: weights {human(plan.memory.weights)}, gradients "

@@ -39,3 +39,4 @@ def merge(
             markup=False,
             soft_wrap=True,
         )
+        console.next_step("surgery", "verify", str(result.output))

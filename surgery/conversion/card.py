@@ -53,10 +53,12 @@ def write_card(
         }
         for options, identity in zip(plan["operations"], plan["identity"], strict=True)
     ]
-    title = "-".join([str(plan["source"]["name"]).rsplit("/", 1)[-1], *(entry["name"] for entry in operations)])
+    name = str(plan["source"]["name"]).rsplit("/", 1)[-1]
+    title = f"{name} with {' and '.join(str(entry['name']) for entry in operations)}"
     text = template.render(
         plan=plan,
         has_code=has_code(plan),
+        has_source_card=source_card is not None and source_card.is_file(),
         title=escape_markdown(title),
         operations=operations,
         front_matter=_front_matter(plan, source_card),

@@ -104,8 +104,9 @@ def _warnings(sections: Sequence[Any], models: Sequence[ModelUse]) -> list[str]:
         limit = section.options.get("documents")
         used = documents if section.kind == "sliding" else data.sequences
         if section.kind in ("loss", "sliding") and used == limit and (data.left_out or data.unread):
-            what = "texts" if section.kind == "sliding" else "sequences"
-            found.append(f"At most {limit} {what} were asked for; there is more.")
+            what = "text" if section.kind == "sliding" else "sequence"
+            asked = f"{what} was" if limit == 1 else f"{what}s were"
+            found.append(f"At most {limit} {asked} asked for; there is more.")
     for use in models:
         if use.trained_length is not None and longest > use.trained_length:
             found.append(

@@ -18,7 +18,7 @@ from surgery.checkpoint import (
 )
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError, VerificationError
 from surgery.recovery.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_RECORD, base_identity
-from surgery.recovery.preparing import is_operation
+from surgery.recovery.preparing import is_operation, quiet_peft
 from surgery.recovery.writing import Record, changed_tensors, plan_space, write_result
 
 _PROBE = (2, 48)
@@ -158,7 +158,8 @@ def _merged(model: Any, folder: Path) -> tuple[Any, Any, list[str]]:
     from peft import PeftModel
 
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder)).eval()
+        with quiet_peft():
+            adapted = PeftModel.from_pretrained(model, str(folder)).eval()
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"The adapter does not fit the base: {str(error).splitlines()[0]}", hint="Give the right one with --base."

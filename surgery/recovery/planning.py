@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from surgery.checkpoint import Checkpoint
+from surgery.checkpoint import Checkpoint, load_json
+from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME
 from surgery.data import Row
 from surgery.recovery.dataset import TrainingData
 from surgery.recovery.estimating import Estimate
@@ -47,6 +48,10 @@ class StagePlan:
     parameters: Mapping[str, int]
 
 
+# Repeating a text about four times costs little (arXiv 2305.16264); past that it is memorised.
+_MANY_PASSES = 8
+
+
 @dataclass(frozen=True)
 class FinetunePlan:
     """What ``--dry-run`` prints.
@@ -81,6 +86,7 @@ class FinetunePlan:
     controls: tuple[str, ...] = ()
     stages: tuple[StagePlan, ...] = ()
     estimate: Estimate | None = None
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -162,7 +168,32 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: Trai
         else None,
         controls=recipe.controls,
         stages=tuple(stages) if recipe.stages else (),
+        notes=_notes(checkpoint, passes if data.stream is None else 0.0, stages),
     )
+
+
+def _notes(checkpoint: Checkpoint, passes: float, stages: Sequence[StagePlan]) -> tuple[str, ...]:
+    """What makes a run useless though it is possible."""
+    found = []
+    if stages[0].objective != "next_token" and _starts_as_source(checkpoint):
+        found.append(
+            f"the model still is exactly its source, so {stages[0].objective} has nothing to learn: the teacher says "
+            "the same. Train with objective next_token, or convert with a form that changes the model (paper)"
+        )
+    if passes > _MANY_PASSES:
+        found.append(
+            f"the text is gone through {passes:,.1f} times; it will be learned by heart. Give more text, or a smaller "
+            "budget"
+        )
+    return tuple(found)
+
+
+def _starts_as_source(checkpoint: Checkpoint) -> bool:
+    """Whether each operation starts as the identity everywhere, and nothing was trained since."""
+    if PLAN_NAME not in checkpoint.other_files or HISTORY_NAME in checkpoint.other_files:
+        return False
+    starts = load_json(checkpoint.folder / PLAN_NAME).get("identity")
+    return isinstance(starts, list) and all(start == "everywhere" for start in starts)
 
 
 def needs_second_copy(stages: Sequence[Recipe]) -> bool:

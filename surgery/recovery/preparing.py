@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rapidfuzz import process
@@ -206,15 +207,21 @@ def prepare_model(
             task_type="CAUSAL_LM",
         )
         torch.manual_seed(recipe.seed)
-        with warnings.catch_warnings():
-            # PEFT asks transformers for an attribute by its old name.
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        with quiet_peft():
             prepared = get_peft_model(model, config)
     choose_trained(prepared, stages[0], layout, variant)
     for name, parameter in operation_parameters(prepared).items():
         if parameter.dtype != torch.float32:
             raise RuntimeError(f"{name} is {parameter.dtype}, not float32: an optimizer step could not move it")
     return prepared
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without its one known warning: PEFT asks transformers for an attribute by its old name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
 
 
 def choose_trained(model: nn.Module, stage: Recipe, layout: Layout, variant: Variant = "operated") -> list[str]:

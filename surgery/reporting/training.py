@@ -46,7 +46,8 @@ def training_curves(
         own = [row for row in steps if name in row["learning_rates"]]
         axes[1].plot([row["step"] for row in own], [row["learning_rates"][name] for row in own], label=name)
     axes[1].set_ylabel("learning rate")
-    axes[1].set_yscale("log", nonpositive="mask")
+    if any(rate > 0 for row in steps for rate in row["learning_rates"].values()):  # a single step may have none
+        axes[1].set_yscale("log", nonpositive="mask")
     if steps:
         axes[1].legend()
     for axis, kind in zip(axes[2:], kinds, strict=True):

@@ -29,10 +29,13 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def signed(value: float | None, digits: int = 4) -> str:
-    """``+0.0031``, and ``0`` for exactly zero, which is a statement of its own."""
+    """``+0.0031``, ``0.0000`` for what rounds to zero, ``0`` for exactly zero, which is a statement of its own."""
     if value is None:
         return DASH
-    return "0" if value == 0 else f"{value:+.{digits}f}".replace("-", MINUS)
+    if value == 0:
+        return "0"
+    text = f"{value:+.{digits}f}"
+    return (text if float(text) else text[1:]).replace("-", MINUS)  # what rounds to zero has no sign
 
 
 def percent(value: float | None, digits: int = 1) -> str:

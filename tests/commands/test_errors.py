@@ -115,7 +115,8 @@ def test_exit_codes_reach_the_shell(model: Path, tmp_path: Path) -> None:
     usage = program("convert", model, "--to", "softmin")
     assert usage.code == 2 and usage.err.startswith("error: ") and usage.out == ""
     refused = program("convert", _sliding(tmp_path), "--to", "ssmax", "-v")
-    assert refused.code == 3 and "Traceback" in refused.err
+    assert refused.code == 3 and "Traceback" in refused.err and "operations/base.py" in refused.err
+    assert "typer" not in refused.err, "the frames of the parser say nothing"
 
 
 def test_a_verification_that_fails_is_exit_code_4(surgery: Any, make_source: Any, tmp_path: Path) -> None:

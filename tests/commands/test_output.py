@@ -69,6 +69,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(surgery: Any, gemma: Path,
     assert ran.document() == {**SCHEMA, "kind": "plan", **expected}
     table = surgery("convert", gemma, "--to", "ssmax", "--dry-run")
     assert table.code == 0 and listing(tmp_path) == before
+    assert table.out.endswith("Next: the same without --dry-run\n")
     assert plan.hash[:16] in table.out and "layers 0, 2: n saturates" in table.out
     assert "soft-capped" in table.err and "soft-capped" not in table.out
 
@@ -107,6 +108,7 @@ def test_convert_and_revert_for_people(surgery: Any, gemma: Path, tmp_path: Path
     assert f"Next: surgery verify {tmp_path / 'out'} --against {gemma}" in ran.out
     assert surgery("convert", gemma, "--to", "ssmax", "-o", tmp_path / "out").code == 2
     quiet = surgery("convert", gemma, "--to", "ssmax", "-o", tmp_path / "out", "--force", "--quiet")
+    assert "Next:" not in quiet.out
     assert quiet.code == 0 and len(quiet.out.split("\n\n")[0].strip()) < 400 and quiet.err == ""
     inspected = surgery("inspect", tmp_path / "out")
     assert "ssmax (anchored)" in inspected.out and "Next: surgery verify" in inspected.out

@@ -145,7 +145,7 @@ def test_warnings(trained: Path, texts: Path) -> None:
     assert any("No text fills 4096 tokens; the longest sequence has 64" in warning for warning in short.warnings)
     limited, _ = _loss(trained, text=[texts], documents=1)
     assert any("One document gives no interval" in warning for warning in limited.warnings)
-    assert any("At most 1 sequences were asked for" in warning for warning in limited.warnings)
+    assert any("At most 1 sequence was asked for" in warning for warning in limited.warnings)
 
 
 def test_beyond_the_trained_length_is_measured_and_said(trained: Path, copy_of: Any, texts: Path) -> None:

@@ -15,6 +15,7 @@ import surgery.commands.recipes  # noqa: F401
 from surgery.commands import console
 from surgery.commands.app import app
 from tests.recovery.conftest import Converted, MakeRecipe
+from tests.tokenizers import save_tiny_tokenizer
 
 
 class _Outcome:
@@ -99,8 +100,25 @@ def test_dry_run(surgery_command: Any, recipe_file: Path, tmp_path: Path) -> Non
     assert document["kind"] == "finetune" and document["output"] is None
     assert document["plan"]["steps"] == 2 and document["plan"]["parameters"] == {"scale": 12}
     shown = surgery_command("finetune", str(recipe_file), "--dry-run", "--dtype", "bfloat16").out
-    assert "12 scale" in shown and "bfloat16" in shown and "memory" in shown
+    assert "12 of the operation" in shown and shown.endswith("Next: the same without --dry-run\n")
+    assert "bfloat16" in shown and "memory" in shown
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.training").exists()
+
+
+def test_a_run_that_cannot_be_worth_it_is_noted(
+    surgery_command: Any, recipe_file: Path, make_source: Any, tmp_path: Path
+) -> None:
+    """A teacher that says the same, and text that is learned by heart."""
+    from surgery.conversion import convert
+
+    fresh = convert(make_source("llama"), output=tmp_path / "fresh").output
+    save_tiny_tokenizer(fresh)
+    many = ("--set", "budget={tokens: 200000}", "--set", "objective.name=distill")
+    noted = surgery_command("finetune", str(recipe_file), "--dry-run", *many, "--set", f"model={fresh}")
+    assert noted.code == 0, noted.err
+    assert "has nothing to learn" in noted.err and "learned by heart" in noted.err
+    trained = surgery_command("finetune", str(recipe_file), "--dry-run", "--set", "objective.name=distill")
+    assert trained.code == 0 and "note:" not in trained.err
 
 
 def test_run_with_events(surgery_command: Any, recipe_file: Path, tmp_path: Path) -> None:
@@ -115,6 +133,7 @@ def test_run_with_events(surgery_command: Any, recipe_file: Path, tmp_path: Path
     again = surgery_command("finetune", str(recipe_file), "-q")
     assert again.code == 2 and "not empty" in again.err
     forced = surgery_command("finetune", str(recipe_file), "-q", "--force")
+    assert "Next:" not in forced.out
     assert forced.code == 0 and "held-out loss" in forced.out and "held-out" not in forced.err
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +40,10 @@ def test_controls_and_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "untouched, training" in labels and set(lines) == {4.5}
     training_curves(rows, tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+
+
+def test_a_single_step_without_a_rate_warns_of_nothing(tmp_path: Path) -> None:
+    rows = [{"step": 1, "loss": 3.0, "learning_rates": {"scale": 0.0}}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        training_curves(rows, tmp_path / "a.png")

@@ -75,3 +75,7 @@ def test_negative_heads_widest_first(most: int) -> None:
     heads = [{"layer": layer, "head": 0, "first": 1, "last": 10 * layer} for layer in (1, 3, 2)]
     named = negative_heads(heads, most)
     assert named[0] == "layer 3, head 0 (n from 1 to 30)" and len(named) == min(3, most + 1)
+
+
+def test_what_rounds_to_zero_has_no_sign() -> None:
+    assert [signed(value) for value in (0.0, -0.00001, 0.00001, -0.0001)] == ["0", "0.0000", "0.0000", "\u22120.0001"]
