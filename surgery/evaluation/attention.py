@@ -148,6 +148,11 @@ class Watch:
         layers = sorted(self._layers)
         for layer in layers:
             self._layers[layer].close()
+            if not all(bool(sums.isfinite().all()) for sums in self._layers[layer].sums.values()):
+                raise SurgeryError(
+                    f"The attention weights of layer {layer} are not finite numbers.",
+                    hint="`surgery verify` looks for NaN in the weights; float16 overflows in some models.",
+                )
         # A layer that slides has no n beyond its window; another one has.
         counts = {layer: self._layers[layer].counts.tolist() for layer in layers}  # type: ignore[union-attr]
         present = [place for place in range(len(self.settings.edges)) if any(own[place] for own in counts.values())]

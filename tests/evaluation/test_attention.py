@@ -97,6 +97,14 @@ def test_even_attention_has_the_entropy_of_ln_n() -> None:
         assert found["first"][0][0][place] == pytest.approx(mass, abs=1e-6)
 
 
+def test_weights_that_are_no_numbers_are_an_error() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].self_attn.q_proj.weight[0, 0] = float("nan")
+    with pytest.raises(SurgeryError, match="attention weights of layer 1 are not finite"):
+        _streamed(model, LENGTH)
+
+
 def test_masks_of_other_kinds_are_refused() -> None:
     model = tiny_model("llama")
     with watched(model, Settings(EDGES)) as watch, pytest.raises(SurgeryError, match="mask of the kind str"):
