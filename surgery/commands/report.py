@@ -53,5 +53,7 @@ def write_files(document: Mapping[str, Any], folder: Path) -> list[str]:
     content = {"schema": console.SCHEMA_VERSION, "kind": "evaluation", **document}
     data = reporting.replace_file(folder / "evaluation.json", dump_json(content).encode())
     histories = [document["trainings"].get(use["fingerprint"], []) for use in document["models"]]
-    files = reporting.write_report(document, folder, histories=histories, provenance=document["provenance"])
+    with console.progress() as bar:
+        bar.add_task("drawing", total=None, rate="")
+        files = reporting.write_report(document, folder, histories=histories, provenance=document["provenance"])
     return [path.as_posix() for path in (data, files.html, files.markdown, *files.pictures)]

@@ -41,7 +41,7 @@ def _ssmax(
     modules: list[Any], options: dict[str, Any], layers: tuple[int, ...], heads: tuple[int, ...], length: int
 ) -> LearnedNumbers:
     found = {name: values for name in ("scale", "bias") if (values := _matrix(modules, name)).size}
-    start = {name: float(value) for name, value in (options.get("start") or {}).items()}
+    start = _as_held(options.get("start"))
     moved = [np.abs(found[name] - start[name]).ravel() for name in start if name in found]
     distances = np.concatenate(moved) if moved else None
     reference = int(options["reference_length"])
@@ -69,7 +69,7 @@ def _screening(
 ) -> LearnedNumbers:
     """Threshold, softness and log2 of the window. Where a calibration chose them, no single start tells anything."""
     calibrated = options.get("calibration") is not None
-    start = {} if calibrated else {name: float(value) for name, value in (options.get("start") or {}).items()}
+    start = {} if calibrated else _as_held(options.get("start"))
     names = [name for name, _ in modules[0].named_parameters(recurse=False)]
     found = {name: _matrix(modules, name) for name in names}
     moved = [np.abs(found[name] - start[name]).ravel() for name in names if name in start]
@@ -87,6 +87,11 @@ def _screening(
         multipliers=(),
         negative_heads=(),
     )
+
+
+def _as_held(start: dict[str, float] | None) -> dict[str, float]:
+    """Start values as float32 parameters hold them: 0.1 is not 0.1 there, and has not moved for that."""
+    return {name: float(np.float32(value)) for name, value in (start or {}).items()}
 
 
 def _matrix(modules: list[Any], name: str) -> Array:

@@ -105,19 +105,27 @@ def _losses(result: Plain, section: Plain) -> RenderableType:
 
 def _retrieval(result: Plain, section: Plain) -> RenderableType:
     paired = result["against"] is not None
-    heads = ["tokens", "prompts", "right", *(["base"] if paired else []), "whole answers", "loss"]
-    heads += ["change", f"{result['interval']['level']:.0%} interval"] if paired else []
+    level = f"{result['interval']['level']:.0%} interval"
+    # With these columns the table fits 80 characters.
+    heads = ["right", "base", "whole", "change", level] if paired else ["prompts", "right", level, "whole", "loss"]
     tables = []
     for own in section["results"]:
-        table = _table(_title(result, section, own), heads, word=paired)
+        table = _table(_title(result, section, own), ["tokens", *heads], word=paired)
         for score in [*own["by_length"], own["overall"]]:
             last = score["length"] is None
-            values = ["all" if last else count(score["length"]), count(score["prompts"])]
-            values += [percent(score["right"]["value"])]
-            values += [percent(score["base_right"]["value"])] if paired else []
-            values += [percent(score["exact"]["value"]), number(score["loss"]["value"], 3)]
-            values += [signed(score["difference"]["value"]), interval(score["difference"])] if paired else []
-            cells = [Text(value) for value in values]
+            right, exact = percent(score["right"]["value"]), percent(score["exact"]["value"])
+            if paired:
+                values = [right, percent(score["base_right"]["value"]), exact, signed(score["difference"]["value"])]
+                values.append(interval(score["difference"]))
+            else:
+                values = [
+                    count(score["prompts"]),
+                    right,
+                    bounds(score["right"]),
+                    exact,
+                    number(score["loss"]["value"], 3),
+                ]
+            cells = [Text("all" if last else count(score["length"])), *map(Text, values)]
             cells += [Text(score["verdict"], style=_STYLES[score["verdict"]])] if paired else []
             table.add_row(*cells, style="bold" if last else "")
         tables.append(table)
@@ -145,6 +153,7 @@ def _tasks(result: Plain, section: Plain) -> RenderableType:
     for own in section["results"]:
         heads = ["score", *(["base", "change", "interval"] if paired else [])]
         table = _table(_title(result, section, own), ["metric", *heads], word=paired)
+        table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"  # names of tasks can be long
         for score in own["scores"]:
             values = [score["metric"], number(score["value"])]
             if paired:

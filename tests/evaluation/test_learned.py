@@ -83,6 +83,11 @@ def test_how_far_the_numbers_moved() -> None:
     assert found.values["scale"][1] == pytest.approx(SCALES[1]) and found.layers == (1, 3)
 
 
+def test_numbers_at_their_start_have_not_moved_at_all() -> None:
+    (found,) = learned_numbers(_model("paper", [[0.1] * 4] * 2), LENGTH)
+    assert found.moved_most == 0 and {value for row in found.values["scale"] for value in row} == {found.start["scale"]}
+
+
 def test_chosen_heads_keep_their_numbers() -> None:
     (found,) = learned_numbers(_model("anchored", [[0.1, 0.9], [0.0, 0.0]], heads=[0, 2]), LENGTH)
     assert found.heads == (0, 2) and [(head.layer, head.head) for head in found.negative_heads] == [(1, 2)]

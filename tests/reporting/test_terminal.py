@@ -42,6 +42,8 @@ def test_every_section_has_its_table() -> None:
         "512 tokens",
     ):
         assert words in printed
+    lines = [line for line in printed.splitlines() if "lm-eval run" not in line]  # commands are for copying
+    assert "…" not in printed and max(map(len, lines)) <= 80
     assert "base" not in _print(result(base=None, everything=True))
 
 
