@@ -11,6 +11,7 @@ from surgery.anatomy.families import Family, find_family
 from surgery.anatomy.locks import unlock
 from surgery.anatomy.rope import Rope, read_ropes, trained_length
 from surgery.checkpoint import Checkpoint
+from surgery.checkpoint.record import check_format
 from surgery.errors import CheckpointError, PlanRefusedError
 
 MODEL_TYPE_PREFIX = "surgery_"
@@ -95,6 +96,7 @@ def read_anatomy(checkpoint: Checkpoint) -> Anatomy:
         raise CheckpointError("config.json: model_type is missing", hint="Is this a Hugging Face model folder?")
     block = config.pop("surgery", None)
     operations = _operations(block)
+    check_format(block.get("format_version") if block is not None else None, checkpoint.folder.name)
     earlier = _operations(block.get("base"), what="surgery.base") if operations else ()
     if operations:
         model_type = model_type.removeprefix(MODEL_TYPE_PREFIX)

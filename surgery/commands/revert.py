@@ -38,3 +38,9 @@ def revert(
         console.emit("revert", result.to_dict())
     else:
         console.out.print(f"wrote {result.output} ({result.files} files)", markup=False, soft_wrap=True)
+        console.out.print(
+            "The weights are those of the converted checkpoint; that they are still the source's was not checked. "
+            "`surgery verify CONVERTED --against SOURCE` compares them.",
+            markup=False,
+            soft_wrap=True,
+        )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from surgery.anatomy import Anatomy, read_anatomy
 from surgery.anatomy.reading import MODEL_TYPE_PREFIX
 from surgery.checkpoint import Checkpoint, Source, open_checkpoint, quote, resolve, sha256_json
-from surgery.checkpoint.record import RECORD_FOLDER
+from surgery.checkpoint.record import FORMAT_VERSION, RECORD_FOLDER
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.operations import OPERATIONS, OperationOptions, PlannedTensor
 from surgery.operations.catalog import caveats
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from surgery.calibration.results import Calibration
 
-FORMAT_VERSION = 1
 MODELING_NAME = "modeling_surgery.py"
 NEW_SHARD = "surgery-operations.safetensors"
 CARD_NAME = "README.md"

@@ -20,9 +20,9 @@ from surgery.checkpoint import (
     sha256_json,
 )
 from surgery.checkpoint.advice import adapter_folder
-from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME, RECORD_FOLDER
+from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME, RECORD_FOLDER, check_format
 from surgery.conversion.execution import PlaceMode, Progress, adding_up
-from surgery.conversion.plan import CARD_NAME, FORMAT_VERSION, Plan
+from surgery.conversion.plan import CARD_NAME, Plan
 from surgery.errors import CheckpointError, PlanRefusedError
 
 
@@ -56,12 +56,10 @@ def read_plan(folder: Path, *, check_hash: bool = True) -> dict[str, Any]:
             raise adapter_folder(folder)
         raise PlanRefusedError(f"{folder.name}: not a converted checkpoint (it has no {PLAN_NAME})")
     plan = load_json(folder / PLAN_NAME, limit=64_000_000)
-    version = plan.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{folder.name}: format version {version} is newer than this tool's {FORMAT_VERSION}",
-            hint="Install a newer model-surgery.",
-        )
+    check_format(plan.get("format_version"), folder.name)
+    if (folder / CONFIG_NAME).is_file():
+        block = load_json(folder / CONFIG_NAME).get("surgery")
+        check_format(block.get("format_version") if isinstance(block, dict) else None, folder.name)
     content = {name: value for name, value in plan.items() if name != "hash"}
     if check_hash and plan.get("hash") != sha256_json(content):
         raise CheckpointError(f"{folder.name}: {PLAN_NAME} does not have the hash that it names; it was changed")

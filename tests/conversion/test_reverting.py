@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
-from surgery.checkpoint import NewTensor, sha256_json, write_safetensors
+import surgery.commands.revert  # noqa: F401
+from surgery.anatomy import read_anatomy
+from surgery.checkpoint import NewTensor, open_checkpoint, sha256_json, write_safetensors
 from surgery.checkpoint.record import HISTORY_NAME
+from surgery.commands import console
+from surgery.commands.app import app
 from surgery.conversion import PLAN_NAME, convert, revert
 from surgery.conversion.plan import NEW_SHARD
 from surgery.errors import CheckpointError, PlanRefusedError, SurgeryError, UsageError
@@ -118,6 +122,15 @@ def test_a_newer_format_is_refused(converted: Path, tmp_path: Path) -> None:
     assert "newer" in refused(converted, tmp_path).message
 
 
+def test_a_newer_format_in_the_config_is_refused_everywhere(converted: Path, tmp_path: Path) -> None:
+    config = json.loads((converted / "config.json").read_text())
+    config["surgery"]["format_version"] = 99
+    (converted / "config.json").write_text(json.dumps(config))
+    assert "99 is newer" in refused(converted, tmp_path).message
+    with pytest.raises(CheckpointError, match="99 is newer"):
+        read_anatomy(open_checkpoint(converted))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -156,3 +169,11 @@ def test_an_output_is_replaced_with_force_only(converted: Path, make_kind: MakeK
     assert tree(tmp_path / "back") == tree(make_kind("adorned"))
     with pytest.raises(UsageError):
         revert(converted, output=converted, force=True)
+
+
+def test_the_command_says_that_bytes_were_not_compared(
+    converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert console.run(app, ["revert", str(converted), "-o", str(tmp_path / "back"), "-q"]) == 0
+    printed = capsys.readouterr().out
+    assert "not checked" in printed and "surgery verify" in printed
