@@ -14,6 +14,7 @@ from surgery.recovery.attempt import Setup
 from surgery.recovery.dataset import Encode, EncodeChat, read_data
 from surgery.recovery.estimating import estimate
 from surgery.recovery.operating import plan_operations, planned_checkpoint
+from surgery.recovery.packed import check_packed
 from surgery.recovery.planning import make_plan
 from surgery.recovery.preparing import Layout, trained_names
 from surgery.recovery.processes import is_first
@@ -76,6 +77,7 @@ def finetune(
     for stage in valid.stage_recipes():
         trained_names(stage, layout, checkpoint.tensors)
         check_objective(stage, layout)
+        check_packed(stage, checkpoint.config)
     for control in valid.controls:
         check_control(control, layout)
     output = check_output(Path(valid.output), force=force, source=source.folder)

@@ -219,6 +219,10 @@ class _Made:
             assert isinstance(lora.train, TrainLora)
             self.adapter = Adapter(outcome.model, setup.source, setup.checkpoint, outcome.kept)
             self.merge = lora.train.merge
+        self.names: list[str] = []
+        self.changed: dict[str, Any] = {}
+        if not self.merge:
+            return  # the adapter holds all that was trained
         model = merged(outcome.model)
         own = [name for name, _ in model.named_parameters()]
         names = {name for stage in stages for name in trained_names(stage, layout, own)}
