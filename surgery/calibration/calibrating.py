@@ -119,6 +119,10 @@ def calibrate(
         warnings.append(
             f"{len(documents)} text(s) only: thresholds that hold on one kind of text break on another; give several"
         )
+    if len({passage.text for passage in passages.held_out}) < 3:
+        warnings.append(
+            "passages of fewer than 3 texts were held out: other texts may lose more than the guard allowed"
+        )
     if max(lengths) < anatomy.trained_length:
         warnings.append(f"calibrated at up to {max(lengths)} tokens; beyond, nothing was measured")
     return Calibration(

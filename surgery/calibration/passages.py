@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,8 @@ def divide(
     ]
     observed: list[Passage] = []
     held_out: list[Passage] = []
+    # In the order of names, files of one kind would come first and be all that a few passages are taken from.
+    order = sorted(range(len(documents)), key=lambda index: hashlib.sha256(documents[index].name.encode()).digest())
     counts = [{"observed": 0, "held_out": 0} for _ in documents]
     starts = [0] * len(documents)
     borders = [2 * len(ids) // 3 for ids in tokens]
@@ -73,12 +76,12 @@ def divide(
             progressed = True
             while taken < wanted and progressed:
                 progressed = False
-                for index, document in enumerate(documents):
+                for index in order:
                     first = starts[index] if key == "observed" else ends[index] - room
                     fits = first + room <= borders[index] if key == "observed" else first >= borders[index]
                     if taken == wanted or not fits:
                         continue
-                    target.append(Passage(document.name, prefix + tuple(tokens[index][first : first + room])))
+                    target.append(Passage(documents[index].name, prefix + tuple(tokens[index][first : first + room])))
                     starts[index] += room if key == "observed" else 0
                     ends[index] -= room if key == "held_out" else 0
                     counts[index][key] += 1

@@ -614,6 +614,8 @@ def _band(
     threshold, softness, log2_window = (value[members] for value in screening._of_all_heads())
     slope = 1 / softness.clamp(min=screening.HARD)
     windowed = bool((screening._windows_of(log2_window) < screening.full_window).any())
+    if bool((log2_window == log2_window[0]).all()):
+        log2_window = log2_window[:1]  # one mask for all heads
     batch, count, queries, size = query.shape
     groups, keys, sinks = key.shape[1], key.shape[2], screening.sinks
     # Several queries begin at the first key; a single one follows all keys of its cache.
@@ -623,17 +625,16 @@ def _band(
     key = key / length.transpose(-1, -2)
     reach = keys if band.window is None else min(keys, band.window + sinks)
     step = max(1, min(queries, BLOCK_ELEMENTS // (batch * count * reach)))
+    if band.window is not None:
+        # The keys of a block reach from the first query's window to the last query: short blocks hold few in vain.
+        step = min(step, max(64, band.window // 2))
     for start in range(0, queries, step):
         stop = min(start + step, queries)
-        first, last = 0 if band.window is None else max(0, start + offset - band.window + 1), stop + offset
-        numbers = torch.arange(first, last, device=query.device)
-        if first <= sinks:
-            numbers = torch.arange(last, device=query.device)
-            near, near_value, near_length = key[:, :, :last], value[:, :, :last], length[..., :last]
-        else:
-            numbers = torch.cat([torch.arange(sinks, device=query.device), numbers])
-            near, near_value = (torch.cat([part[:, :, :sinks], part[:, :, first:last]], 2) for part in (key, value))
-            near_length = torch.cat([length[..., :sinks], length[..., first:last]], -1)
+        first, last = 0 if band.window is None else start + offset - band.window + 1, stop + offset
+        chosen = _slices(first, last, sinks)
+        numbers = torch.cat([torch.arange(part.start, part.stop, device=query.device) for part in chosen])
+        near, near_value = (_taken(tensor, chosen, 2) for tensor in (key, value))
+        near_length = _taken(length, chosen, 3)
         shape = (batch, count, stop - start, len(numbers))
         packed = query[:, :, start:stop].reshape(batch, groups, -1, size)
         relevance = packed @ near.transpose(-1, -2)
@@ -647,7 +648,7 @@ def _band(
             relevance.fill_(1.0)
         distance = torch.arange(start, stop, device=query.device)[:, None] + offset - numbers
         if windowed:
-            relevance.mul_(screening._inside(distance, log2_window))
+            relevance.mul_(screening._inside(distance, log2_window).to(relevance.dtype))
         # Which keys are the first of the document: at the front, unless positions say that they are long gone.
         place = visible_keys[:, None, start:stop, None].to(distance.dtype) - 1 - distance[:, :sinks]
         relevance[..., :sinks].masked_fill_((place >= 0) & (place < sinks) & (distance[:, :sinks] >= 0), 1.0)
@@ -660,6 +661,17 @@ def _band(
         part = (weights.view(batch, groups, -1, len(numbers)) @ near_value).view(*shape[:3], -1)
         part = part / torch.where(total > 0, total, torch.ones_like(total))
         output[:, start:stop, members] = part.transpose(1, 2).to(output.dtype)
+
+
+def _slices(first: int, last: int, sinks: int) -> list[slice]:
+    """The keys from ``first`` to before ``last``, and the first ones of all."""
+    return [slice(0, last)] if first <= sinks else [slice(0, sinks), slice(first, last)]
+
+
+def _taken(tensor: torch.Tensor, chosen: list[slice], dimension: int) -> torch.Tensor:
+    """Slices of a tensor, one after the other; a view where there is one."""
+    parts = [tensor.narrow(dimension, part.start, part.stop - part.start) for part in chosen]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dimension)
 
 
 def _additive(screening: Screening, relevance: torch.Tensor, block: _Block) -> torch.Tensor:
