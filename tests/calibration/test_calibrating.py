@@ -185,14 +185,32 @@ def test_progress_reaches_its_end(source: Path, texts: Path) -> None:
     assert all(done <= total for done, total, _ in seen)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+# Their own attention or loss is called past the model's forward, without n or in place: an error that says so.
+UNCALIBRATED = ("ctrl", "modernbert-decoder", "nemotron", "opt", "stablelm")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(strict=True, raises=(RuntimeError, ValueError)))
+        if name in UNCALIBRATED
+        else name
+        for name in sorted(FAMILIES)
+    ],
+)
 def test_every_family(make_source: Any, texts: Path, tmp_path: Path, family: str) -> None:
     source = with_tokenizer(make_source(family), tmp_path)
     settings = CalibrationSettings(lengths=(48,), observe=2, hold_out=1, rows=16, max_loss_increase=0.05)
-    found = calibrate(source, [texts], options={"layers": "all"}, settings=settings)
-    model = load_model(convert(source, "screening", calibration=found, output=tmp_path / "out").output)
+    try:
+        found = calibrate(source, [texts], options={"layers": "all"}, settings=settings)
+        done = convert(source, "screening", calibration=found, output=tmp_path / "out")
+    except PlanRefusedError as refusal:
+        assert f"screening is not for the family {family!r}" in refusal.message
+        return
+    layers = list(done.plan.operations[0]["layers"])
+    model = load_model(done.output)
     ids = torch.randint(3, VOCABULARY, (1, 48), generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), counting_rejections(model) as counts:
         logits = model(input_ids=ids).logits
         assert torch.equal(model(input_ids=ids).logits, logits)
-    assert sorted(counts.shares()) == [0, 1, 2] and 0 < counts.total() < 1
+    assert sorted(counts.shares()) == layers and 0 < counts.total() < 1

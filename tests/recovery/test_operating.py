@@ -128,7 +128,7 @@ def test_a_constant_beside_the_changed_rope(make_recipe: MakeRecipe, source: Pat
     ("operations", "said"),
     [
         ([{"name": "rope", "factr": 3}], r"operations.0.factr.*did you mean `factor`"),
-        ([{"name": "softmin"}], "operations.0: must say 'name', one of"),
+        ([{"name": "softmin"}], "operations.0: unknown name 'softmin'; one of"),
         ([{"name": "rope", "type": "theta"}], "exactly one of theta and theta_factor"),
         ([{"name": "rope", "factor": 1}], "operations.0.factor: .*greater than 1"),
     ],
