@@ -42,8 +42,7 @@ def _ssmax(
 ) -> LearnedNumbers:
     found = {name: values for name in ("scale", "bias") if (values := _matrix(modules, name)).size}
     start = _as_held(options.get("start"))
-    moved = [np.abs(found[name] - start[name]).ravel() for name in start if name in found]
-    distances = np.concatenate(moved) if moved else None
+    moved_mean, moved_most = _moved(found, start)
     reference = int(options["reference_length"])
     nothing = np.zeros((0, 0))
     scale, bias = found.get("scale", nothing), found.get("bias", nothing)
@@ -57,8 +56,8 @@ def _ssmax(
         heads=heads,
         start=start,
         values={name: _rows(values) for name, values in found.items()},
-        moved_mean=float(distances.mean()) if distances is not None else None,
-        moved_most=float(distances.max()) if distances is not None else None,
+        moved_mean=moved_mean,
+        moved_most=moved_most,
         multipliers=tuple(_at(n, evaluate(math.log(n))) for n in contexts),
         negative_heads=_negative(evaluate, layers, heads, length) if scale.size else (),
     )
@@ -72,8 +71,7 @@ def _screening(
     start = {} if calibrated else _as_held(options.get("start"))
     names = [name for name, _ in modules[0].named_parameters(recurse=False)]
     found = {name: _matrix(modules, name) for name in names}
-    moved = [np.abs(found[name] - start[name]).ravel() for name in names if name in start]
-    distances = np.concatenate(moved) if moved else None
+    moved_mean, moved_most = _moved(found, start)
     return LearnedNumbers(
         name="screening",
         form=options["form"],
@@ -82,11 +80,20 @@ def _screening(
         heads=heads,
         start=start,
         values={name: _rows(values) for name, values in found.items()},
-        moved_mean=float(distances.mean()) if distances is not None else None,
-        moved_most=float(distances.max()) if distances is not None else None,
+        moved_mean=moved_mean,
+        moved_most=moved_most,
         multipliers=(),
         negative_heads=(),
     )
+
+
+def _moved(found: dict[str, Array], start: dict[str, float]) -> tuple[float | None, float | None]:
+    """Mean and greatest distance of the values from where they started; None where no start is known."""
+    moved = [np.abs(values - start[name]).ravel() for name, values in found.items() if name in start]
+    if not moved:
+        return None, None
+    distances = np.concatenate(moved)
+    return float(distances.mean()), float(distances.max())
 
 
 def _as_held(start: dict[str, float] | None) -> dict[str, float]:
