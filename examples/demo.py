@@ -54,7 +54,7 @@ def main(model: str, folder: Path) -> None:
         "--set", f"data.text={training}", "--set", f"output={trained}",
         "--set", "budget.tokens=8000", "--set", "evaluation.sequences=2", "--force")  # fmt: skip
     run("evaluate", trained, "--against", model, "--text", measuring, "--length", "1024", "--documents", "4",
-        "-o", report)  # fmt: skip
+        "-o", report, "--force")  # fmt: skip
     print(f"\n{time.monotonic() - began:.0f} s. The report: {report / 'report.html'}")
 
 

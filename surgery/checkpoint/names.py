@@ -1,6 +1,7 @@
 """Names that come out of a file somebody else wrote, checked before they are joined to a folder."""
 
 import re
+from collections.abc import Iterable
 
 from surgery.errors import CheckpointError
 
@@ -16,6 +17,13 @@ def quote(name: object, longest: int = 120) -> str:
     text = ascii(name[:longest] if isinstance(name, str) else name)
     cut = isinstance(name, str) and len(name) > longest
     return f"{text[: longest + 40]}..." if cut or len(text) > longest + 40 else text
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """The first names in order, quoted, and how many more there are."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(map(quote, ordered[:most])) + more
 
 
 def safe_relative(name: object) -> str:

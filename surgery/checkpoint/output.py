@@ -22,7 +22,7 @@ from pathlib import Path
 
 from surgery.checkpoint.disk import fsync_folder
 from surgery.checkpoint.hub_cache import snapshot_of
-from surgery.checkpoint.names import quote
+from surgery.checkpoint.names import listed, quote
 from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME
 from surgery.errors import CheckpointError, UsageError
 
@@ -108,9 +108,7 @@ def _no_output(out: Path, unmarked: Collection[str] | None) -> str | None:
             for path in out.rglob("*")
             if (path.is_symlink() or not path.is_dir()) and path.relative_to(out).as_posix() not in unmarked
         )
-    if not names:
-        return None
-    return ", ".join(map(quote, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return listed(names) if names else None
 
 
 def repair(out: Path) -> None:

@@ -1,7 +1,8 @@
 """What all commands share: where output goes, how errors and exit codes come out, progress, and common options.
 
-With ``--json`` one document goes to stdout and everything else to stderr. Without it results go to stdout and
-progress to stderr.
+With ``--json`` one document goes to stdout and everything else to stderr; where a command fails before it has one, the
+document is ``{"schema": 1, "kind": "error", "error": {"code", "message", "hint"}}``, and code is the exit code. Without
+it results go to stdout and progress to stderr.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ EventsOption = Annotated[
     Path | None, typer.Option("--events", help="Write each event to this file, one JSON line each.")
 ]
 
-_settings = {"verbose": False, "quiet": False}
+_settings = {"verbose": False, "quiet": False, "json": False, "emitted": False}
 
 
 def setup(*, verbose: bool = False, quiet: bool = False) -> None:
@@ -77,6 +78,7 @@ def silence_transformers() -> None:
 
 def emit(kind: str, payload: dict[str, Any]) -> None:
     """Print one result as JSON on stdout: ``{"schema": 1, "kind": kind, ...payload}``."""
+    _settings["emitted"] = True
     document = {"schema": SCHEMA_VERSION, "kind": kind, **payload}
     sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
 
@@ -116,6 +118,12 @@ def event_writer(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], No
         yield lambda event: None
         return
     try:
+        # At the end of an earlier run's events, and of nothing else.
+        if path.is_file() and path.stat().st_size and not _holds_events(path):
+            raise UsageError(
+                f"--events {path}: the file holds something else than events, and is left alone.",
+                hint="Give the name of a new file.",
+            )
         file = path.open("a", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--events {path}: cannot be written: {error.strerror}.") from error
@@ -126,6 +134,16 @@ def event_writer(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], No
             file.flush()
 
         yield write
+
+
+def _holds_events(path: Path) -> bool:
+    with path.open("rb") as file:
+        line = file.readline(1_000_000)
+    try:
+        first = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and "event" in first
 
 
 def show_report(document: Mapping[str, Any], folder: Path) -> None:
@@ -151,18 +169,21 @@ def printable(text: object) -> str:
 
 def run(app: typer.Typer, arguments: list[str] | None) -> int:
     """Run the app; turn every expected error into one message and its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    _settings.update(emitted=False, json="--json" in given[: given.index("--") if "--" in given else None])
     try:
         command = typer.main.get_command(app)
         _shorten_types(command)
         result = command(arguments, standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except SurgeryError as error:
-        _report(error.message, error.hint)
+        _report(error.exit_code, error.message, error.hint)
         return error.exit_code
     except typer.Exit as error:
         code = error.exit_code
     except _ParserError as error:
         error.show()
+        _emit_error(2, error.format_message(), None)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
@@ -170,13 +191,16 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
         sys.stderr.close()
         return 1
     except Exception as error:
+        message = f"{type(error).__name__}: {error}"
         if _settings["verbose"]:
             traceback.print_exc()
+            _emit_error(1, message, None)
         else:
-            _report(f"{type(error).__name__}: {error}", "This is not an expected error; -v shows where it comes from.")
+            _report(1, message, "This is not an expected error; -v shows where it comes from.")
         return 1
     if code == INTERRUPTED:  # caught here, or by the parser
         err.print("interrupted", style="yellow")
+        _emit_error(INTERRUPTED, "interrupted", None)
     return code
 
 
@@ -191,12 +215,19 @@ def _shorten_types(command: Any) -> None:
         _shorten_types(inner)
 
 
-def _report(message: str, hint: str | None) -> None:
+def _emit_error(code: int, message: str, hint: str | None) -> None:
+    """The document of a command that failed; not after one that the command has given itself."""
+    if _settings["json"] and not _settings["emitted"]:
+        emit("error", {"error": {"code": code, "message": message, "hint": hint}})
+
+
+def _report(code: int, message: str, hint: str | None) -> None:
     error = sys.exception()
     if _settings["verbose"] and error is not None:
         # Where in this package: the frames of the parser around it say nothing about the fault.
         own = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(_PACKAGE)]
         sys.stderr.write("Traceback in surgery:\n" + "".join(traceback.format_list(own)))
+    _emit_error(code, message, hint)
     err.print("error:", style="bold red", end=" ")
     err.print(printable(message), markup=False, highlight=False, soft_wrap=True)
     if hint:

@@ -43,6 +43,7 @@ def evaluate(
     card: Annotated[
         bool, typer.Option("--card", help="Write the numbers into the card of each converted MODEL.")
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier report in the output.")] = False,
     events: console.EventsOption = None,
     device: console.DeviceOption = "auto",
     dtype: console.DtypeOption = "auto",
@@ -61,17 +62,17 @@ def evaluate(
         raise UsageError("no model was given", hint="surgery evaluate MODEL --against BASE --text 'docs/**/*.md'")
     from surgery import evaluation
     from surgery.commands.report import write_files
+    from surgery.evaluation.places import STORE, check_report
     from surgery.evaluation.suite import read_suite
 
     folder = output or Path(f"{Path(model[0]).name or 'model'}-evaluation")
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output {folder}: there is a file of this name.", hint="Give a folder.")
+    check_report(folder, force=force, beside=[events] if events is not None else [])
     if card:
         _check_cards(model)
     run = _run_options(device=device, dtype=dtype, batch_size=batch_size, attn_implementation=attn_implementation)
     chosen = read_suite(suite)  # before transformers is imported: a wrong suite is said at once
     console.silence_transformers()
-    finished = results or folder / "results"
+    finished = results or folder / STORE
     with console.event_writer(events) as write_event, _progress() as on_event:
 
         def tell(event: dict[str, Any]) -> None:

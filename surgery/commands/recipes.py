@@ -36,17 +36,22 @@ def list_recipes(json_: console.JsonOption = False) -> None:
 
 
 @recipes.command()
-def show(name: _NameArgument) -> None:
+def show(name: _NameArgument, json_: console.JsonOption = False) -> None:
     """Print a recipe."""
     from surgery.schemas.shipped import shipped_file
 
-    sys.stdout.write(shipped_file("recipes", name).text)
+    recipe = shipped_file("recipes", name)
+    if json_:
+        console.emit("recipe", {"name": recipe.name, "summary": recipe.summary, "text": recipe.text})
+    else:
+        sys.stdout.write(recipe.text)
 
 
 @recipes.command()
 def copy(
     name: _NameArgument,
     path: Annotated[Path | None, typer.Argument(help="Where to; by default NAME.yaml here.")] = None,
+    json_: console.JsonOption = False,
 ) -> None:
     """Copy a recipe, to make it your own."""
     from surgery.schemas.shipped import shipped_file
@@ -62,6 +67,9 @@ def copy(
         raise UsageError(f"{target} exists.", hint="Give another path.") from error
     except OSError as error:
         raise UsageError(f"{target} cannot be written: {error.strerror}.") from error
+    if json_:
+        console.emit("recipe-copy", {"name": recipe.name, "file": target.as_posix()})
+        return
     console.err.print(f"{target} written", highlight=False, markup=False)
 
 

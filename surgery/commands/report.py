@@ -11,7 +11,6 @@ import typer
 
 from surgery.commands import console
 from surgery.commands.app import app
-from surgery.errors import UsageError
 
 
 @app.command()
@@ -21,6 +20,7 @@ def report(
         str | None, typer.Option(help="The base, by name or fingerprint.", show_default="as it was measured")
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("report"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier report in the output.")] = False,
     as_json: console.JsonOption = False,
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
@@ -28,10 +28,10 @@ def report(
     """Put finished measurements side by side: one HTML page, Markdown for a card, pictures as PNG and SVG."""
     console.setup(verbose=verbose, quiet=quiet)
     from surgery.evaluation.collecting import collect
+    from surgery.evaluation.places import check_report
 
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"--output {output}: there is a file of this name.", hint="Give a folder.")
     found = collect(results, against=against)
+    check_report(output, force=force)
     options = ["--against", against] if against is not None else []
     command = shlex.join(["surgery", "report", *map(str, results), *options])
     document = {
@@ -46,14 +46,20 @@ def report(
 
 
 def write_files(document: Mapping[str, Any], folder: Path) -> list[str]:
-    """``evaluation.json`` and the report; returns what was written."""
+    """``evaluation.json`` and the report, in place of an earlier one; returns what was written."""
     from surgery import reporting
     from surgery.checkpoint import dump_json
+    from surgery.evaluation.places import EVALUATION, written_before
 
-    content = {"schema": console.SCHEMA_VERSION, "kind": "evaluation", **document}
-    data = reporting.replace_file(folder / "evaluation.json", dump_json(content).encode())
     histories = [document["trainings"].get(use["fingerprint"], []) for use in document["models"]]
     with console.progress() as bar:
         bar.add_task("drawing", total=None, rate="")
-        files = reporting.write_report(document, folder, histories=histories, provenance=document["provenance"])
-    return [path.as_posix() for path in (data, files.html, files.markdown, *files.pictures)]
+        files = reporting.draw_report(document, histories=histories, provenance=document["provenance"])
+    content = {"schema": console.SCHEMA_VERSION, "kind": "evaluation", "files": list(files), **document}
+    before = written_before(folder)
+    # First what shows that the others are ours.
+    written = [reporting.replace_file(folder / EVALUATION, dump_json(content).encode())]
+    written += [reporting.replace_file(folder / name, data) for name, data in files.items()]
+    for name in set(before) - set(files):
+        (folder / name).unlink(missing_ok=True)
+    return [path.as_posix() for path in written]

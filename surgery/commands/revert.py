@@ -37,7 +37,9 @@ def revert(
     if as_json:
         console.emit("revert", result.to_dict())
     else:
-        console.out.print(f"wrote {result.output} ({result.files} files)", markup=False, soft_wrap=True)
+        how = ", ".join(sorted(set(result.placed.values())))
+        written = f"wrote {result.output} ({result.files} files, {len(result.placed)} shard(s) {how})"
+        console.out.print(written, markup=False, highlight=False, soft_wrap=True)
         console.out.print(
             "The weights are those of the converted checkpoint; that they are still the source's was not checked. "
             "`surgery verify CONVERTED --against SOURCE` compares them.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,15 @@ from surgery.errors import CheckpointError, PlanRefusedError
 
 @dataclass(frozen=True)
 class RevertResult:
-    """Where the source was written again, and how many files it has."""
+    """Where the source was written again, how many files it has, and how each shard was placed, by its name there."""
 
     output: Path
     files: int
+    placed: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {"output": str(self.output), "files": self.files}
+        return {"output": str(self.output), "files": self.files, "placed": dict(self.placed)}
 
 
 def read_plan(folder: Path, *, check_hash: bool = True) -> dict[str, Any]:
@@ -95,15 +97,18 @@ def revert(
     open_checkpoint(folder)  # a broken checkpoint is refused before anything is written
     total = sum((folder / name).stat().st_size for name in restored)
     report = adding_up(on_bytes, total)
+    placed: dict[str, str] = {}
     with StagedFolder(Path(output), force=force, source=folder, unmarked=restored.values()) as staged:
         require_space(staged.path, 0 if mode == "link" else total)
         for name, target in restored.items():
             path = staged.path / target
             path.parent.mkdir(parents=True, exist_ok=True)
             is_shard = name in plan["shards"].values()
-            place_file(folder / name, path, mode if is_shard else "copy", report)
+            how = place_file(folder / name, path, mode if is_shard else "copy", report)
+            if is_shard:
+                placed[target] = how
         staged.commit()
-    return RevertResult(Path(output), len(restored))
+    return RevertResult(Path(output), len(restored), placed)
 
 
 def _restored_files(folder: Path, plan: dict[str, Any]) -> dict[str, str]:

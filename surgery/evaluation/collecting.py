@@ -10,10 +10,9 @@ from typing import Any
 
 from surgery.errors import UsageError
 from surgery.evaluation.assembling import assemble
+from surgery.evaluation.places import EVALUATION
 from surgery.evaluation.results import EvaluationResult
 from surgery.evaluation.store import KIND, read_measurement
-
-EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 from surgery.checkpoint import open_checkpoint, resolve
 from surgery.data import Document, read_documents
 from surgery.errors import UsageError
+from surgery.evaluation.places import check_store
 from surgery.evaluation.results import EvaluationResult
 from surgery.evaluation.session import OnEvent, Session
 from surgery.evaluation.suite import DEFAULT, Suite, read_suite
@@ -48,7 +49,8 @@ def evaluate(
         on_event: called with what is being done.
 
     Raises:
-        UsageError: no text, texts too short, a wrong suite, or models whose tokenizers cut the texts differently.
+        UsageError: no text, texts too short, a wrong suite, models whose tokenizers cut the texts differently, or
+            a results folder that holds something else.
         CheckpointError: a model or tokenizer cannot be loaded, or the model is not causal.
         SurgeryError: a loss is not finite, or memory runs out.
     """
@@ -56,6 +58,8 @@ def evaluate(
     for option, value, least in (("length", length, 2), ("documents", documents, 1)):
         if value is not None and value < least:
             raise UsageError(f"--{option} {value}: must be at least {least}.")
+    if results is not None:
+        check_store(Path(results))
     chosen = read_suite(suite).changed(length=length, documents=documents)
     names = [model] if isinstance(model, str | Path) else list(model)
     if not names:

@@ -23,6 +23,7 @@ from surgery.errors import UsageError
 SCHEMA = 1
 KIND = "measurement"
 _HASH_LETTERS = 12
+FOLDER_NAME = re.compile(rf"[A-Za-z0-9._-]+-[0-9a-f]{{{_HASH_LETTERS}}}")  # of one model's parts
 
 
 class PartFile:

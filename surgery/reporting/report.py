@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,41 +31,26 @@ _FILTERS = (
 )
 
 
-@dataclass(frozen=True)
-class ReportFiles:
-    """What was written."""
+def draw_report(result: Plain, *, histories: Histories | None = None, provenance: Plain) -> dict[str, bytes]:
+    """A report as the files that it consists of: ``report.html``, ``report.md`` and the pictures, by name.
 
-    html: Path
-    markdown: Path
-    pictures: tuple[Path, ...]
-
-
-def write_report(result: Plain, out: Path, *, histories: Histories | None = None, provenance: Plain) -> ReportFiles:
-    """Write ``report.html``, ``report.md`` and the pictures into a folder, which is made if it is not there.
-
-    Files of the same names are replaced, each at once. The page loads nothing: its pictures are within it, it has no
-    script, and all text of the result is escaped.
+    The page loads nothing: its pictures are within it, it has no script, and all text of the result is escaped.
 
     Args:
         result: what ``EvaluationResult.to_dict()`` gives.
-        out: the folder.
         histories: training runs of each model, each ``{"label": str, "rows": [{"step", "loss", ...}]}``.
         provenance: names and values to print at the end: the command, versions, hashes; nested mappings are flattened.
     """
     given = histories if histories is not None else [[] for _ in result["models"]]
     runs = [[run for run in own if run.get("rows")] for own in given]
     drawings = draw_all(result, runs)
-    pictures = []
+    files = {
+        "report.html": render_page(result, drawings, provenance=provenance).encode("utf-8"),
+        "report.md": render_markdown(result, drawings, provenance=provenance).encode("utf-8"),
+    }
     for drawing in drawings:
-        pictures.append(replace_file(out / f"{drawing.stem}.png", drawing.png))
-        pictures.append(replace_file(out / f"{drawing.stem}.svg", drawing.light_svg))
-    page = render_page(result, drawings, provenance=provenance)
-    markdown = render_markdown(result, drawings, provenance=provenance)
-    return ReportFiles(
-        replace_file(out / "report.html", page.encode("utf-8")),
-        replace_file(out / "report.md", markdown.encode("utf-8")),
-        tuple(pictures),
-    )
+        files |= {f"{drawing.stem}.png": drawing.png, f"{drawing.stem}.svg": drawing.light_svg}
+    return files
 
 
 def render_page(result: Plain, drawings: Drawings, *, provenance: Plain) -> str:

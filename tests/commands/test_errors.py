@@ -108,6 +108,43 @@ def test_the_exit_code_and_the_message(surgery: Any, model: Path, tmp_path: Path
     assert ("Traceback" in ran.err) == (verbose and from_the_library)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_an_error_is_a_document_with_json(surgery: Any, model: Path, tmp_path: Path, case: str) -> None:
+    arguments, code, said = CASES[case](model, tmp_path)
+    plain, ran = surgery(*arguments), surgery(*arguments, "--json")
+    assert ran.code == code and ran.err == plain.err
+    document = ran.document()
+    assert document["schema"] == 1 and document["kind"] == "error" and document["error"]["code"] == code
+    message = " ".join(f"{document['error']['message']} {document['error']['hint'] or ''}".split())
+    assert all(part in message for part in said), message
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate", "./nowhere", "--text", "x"],
+        ["families", "nowhere"],
+        ["finetune", "nowhere.yaml"],
+        ["merge", "nowhere", "-o", "x"],
+        ["recipes", "check", "nowhere.yaml"],
+        ["recipes", "copy", "nowhere"],
+        ["recipes", "list", "--no-such-option"],
+        ["refresh", "nowhere"],
+        ["report", "nowhere"],
+        ["zoo", "plan", "nowhere.yaml"],
+        ["zoo", "status", "nowhere.yaml"],
+    ],
+)
+def test_every_command_fails_with_one_document(
+    surgery: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = surgery(*command, "--json")
+    assert ran.code == (3 if command[0] == "families" else 2)
+    assert ran.document()["schema"] == 1 and ran.err != ""
+    assert "No such option: --json" not in ran.err and list(tmp_path.iterdir()) == []
+
+
 def test_exit_codes_reach_the_shell(model: Path, tmp_path: Path) -> None:
     """One of each as a real program: done, wrong usage, refused; the others are covered in this process."""
     done = program("inspect", model)
@@ -150,6 +187,11 @@ def test_an_interruption_is_exit_code_130(surgery: Any, model: Path, monkeypatch
     monkeypatch.setattr("surgery.operations.inspection.inspect", interrupted)
     ran = surgery("inspect", model)
     assert ran.code == 130 and "interrupted" in ran.err
+    assert surgery("inspect", model, "--json").document()["error"] == {
+        "code": 130,
+        "message": "interrupted",
+        "hint": None,
+    }
 
 
 def test_revert_after_weights_were_trained_is_refused(surgery: Any, model: Path, tmp_path: Path) -> None:

@@ -114,9 +114,17 @@ def test_convert_and_revert_for_people(surgery: Any, gemma: Path, tmp_path: Path
     assert "ssmax (anchored)" in inspected.out and "Next: surgery verify" in inspected.out
     back = surgery("revert", tmp_path / "out", "-o", tmp_path / "back", "--json")
     assert back.code == 0 and back.err == ""
-    assert back.document() == {**SCHEMA, "kind": "revert", "output": str(tmp_path / "back"), "files": 2}
+    assert back.document() == {
+        **SCHEMA,
+        "kind": "revert",
+        "output": str(tmp_path / "back"),
+        "files": 2,
+        "placed": {"model.safetensors": "copied"},
+    }
+    linked = surgery("revert", tmp_path / "out", "-o", tmp_path / "linked", "--link", "--json").document()
+    assert linked["placed"] == {"model.safetensors": "linked"}
     assert tree(tmp_path / "back") == tree(gemma)
-    assert "(2 files)" in surgery("revert", tmp_path / "out", "-o", tmp_path / "again").out
+    assert "(2 files, 1 shard(s) copied)" in surgery("revert", tmp_path / "out", "-o", tmp_path / "again").out
 
 
 def test_verify_as_json(make_source: Any, tmp_path: Path) -> None:

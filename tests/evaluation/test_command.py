@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,9 +38,54 @@ def test_a_report_beside_us(trained: Path, operated: Path, texts: Path, capsys: 
     assert "--length 32" in page and "0123abcd" in page
     assert (folder / "paired-difference.png").exists() and not (folder / "training.png").exists()
     assert "Evaluation" in (folder / "report.md").read_text()
-    assert (
-        _run(operated, "--text", texts, "--length", 32, "--suite", "loss", "--device", "cpu") == 0
-    )  # again, into the same folder
+    alone = ("--text", texts, "--length", 32, "--suite", "loss", "--device", "cpu")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert _run(operated, *alone) == 2  # another report is not replaced without a word
+    assert "earlier report" in (said := capsys.readouterr().err) and "--force" in said
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    (folder / "notes.txt").write_text("mine")
+    assert _run(operated, *alone, "--force", "--events", "events.jsonl") == 0
+    events = [json.loads(line) for line in Path("events.jsonl").read_text().splitlines()]
+    assert [event["reused"] for event in events if event["event"] == "part"] == [True]  # finished parts are used
+    assert not (folder / "paired-difference.png").exists(), "a picture of the report that was replaced"
+    assert (folder / "notes.txt").read_text() == "mine" and (folder / "loss-by-position.png").is_file()
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    trained: Path, copy_of: Any, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = copy_of(trained, "model")
+    given = (model, "--text", texts, "--length", 32, "--suite", "loss", "-q")
+    before = sorted(tmp_path.rglob("*"))
+    for options in (("-o", "model"), ("-o", "model", "--force"), ("-o", "new", "--results", "model")):
+        assert _run(*given, *options) == 2
+        assert "'config.json'" in capsys.readouterr().err
+    assert console.run(app, ["report", "model", "-o", "model", "--force"]) == 2
+    Path("file.json").write_text('{"mine": 1}\n')
+    assert _run(*given, "--events", "file.json") == 2
+    assert "file.json" in capsys.readouterr().err and Path("file.json").read_text() == '{"mine": 1}\n'
+    Path("file.json").unlink()
+    assert _run(*given, "-o", "/proc/nowhere/report") == 2
+    assert "/proc" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_interrupted_run_goes_on_without_force(
+    trained: Path, texts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = (trained, "--text", texts, "--length", 32, "--suite", "loss", "-o", "here", "--events", "here/events.jsonl")
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    Path("here").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr("surgery.reporting.draw_report", interrupted)
+        assert _run(*given) == 130
+    assert sorted(path.name for path in Path("here").iterdir()) == ["events.jsonl", "results"]
+    assert _run(*given) == 0
+    events = [json.loads(line) for line in Path("here/events.jsonl").read_text().splitlines()]
+    assert [event["reused"] for event in events if event["event"] == "part"] == [False, True]
 
 
 def test_json_is_one_document(trained: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +130,7 @@ def test_a_second_run_measures_nothing_and_the_report_is_the_same(
 ) -> None:
     given = ("--against", trained, "--text", texts, "--length", 32, "--suite", "loss", "-o", "here", "--device", "cpu")
     assert _run(shuffled, *given) == 0
-    assert _run(shuffled, *given, "--events", "events.jsonl") == 0
+    assert _run(shuffled, *given, "--events", "events.jsonl", "--force") == 0
     events = [json.loads(line) for line in Path("events.jsonl").read_text().splitlines()]
     assert [event["reused"] for event in events if event["event"] == "part"] == [True, True]
     assert not [event for event in events if event["event"] in ("loading", "tokens")]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
+
+from surgery.reporting import draw_report, replace_file
 
 MULTIPLIERS = (1, 16, 256, 4096, 8192)
 
@@ -268,3 +271,10 @@ HISTORIES = [
         }
     ]
 ]
+
+
+def write_files(data: dict[str, Any], folder: Path, **options: Any) -> Path:
+    """Write a report's files; returns the page."""
+    for name, content in draw_report(data, **options).items():
+        replace_file(folder / name, content)
+    return folder / "report.html"

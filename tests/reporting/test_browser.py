@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from surgery.reporting import write_report
-from tests.reporting.data import HISTORIES, result
+from tests.reporting.data import HISTORIES, result, write_files
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -31,13 +30,12 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    files = write_report(
+    return write_files(
         result(everything=True),
         tmp_path_factory.mktemp("page"),
         histories=HISTORIES,
         provenance={"command": "surgery evaluate small-ssmax --against small", "measured": "2026-01-01"},
     )
-    return files.html
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

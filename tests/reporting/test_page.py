@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from surgery.reporting import replace_file, write_report
+from surgery.reporting import replace_file
 from surgery.reporting.drawings import Drawings, draw_all
 from surgery.reporting.report import render_markdown, render_page
-from tests.reporting.data import HISTORIES, result
+from tests.reporting.data import HISTORIES, result, write_files
 
 HOSTILE = '<script>alert("1")</script>$\\frac{$&\' x'
 VOID = {"meta", "source", "img", "br", "link"}
@@ -53,8 +53,7 @@ class Page(HTMLParser):
 
 def _write(folder: Path, data: dict[str, Any], **options: Any) -> tuple[str, Page]:
     options.setdefault("provenance", {"command": "surgery evaluate small-ssmax", "version of": {"torch": "2.13.0"}})
-    files = write_report(data, folder, **options)
-    text = files.html.read_text(encoding="utf-8")
+    text = write_files(data, folder, **options).read_text(encoding="utf-8")
     return text, Page(text)
 
 
