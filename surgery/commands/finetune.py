@@ -212,8 +212,10 @@ def _plan_table(plan: FinetunePlan) -> Table:
     for number, stage in enumerate(plan.stages):
         rows[f"stage {number + 1}"] = (
             f"{stage.name}: {stage.what}, {stage.objective}, {stage.steps:,} steps of {stage.tokens_per_step:,.0f} "
-            f"tokens in sequences of {stage.sequence_length:,}"
+            f"tokens in sequences of {stage.sequence_length:,}" + (f"; {stage.screening}" if stage.screening else "")
         )
+    if plan.screening:
+        rows["screening"] = plan.screening
     if plan.teacher:
         rows["teacher"] = plan.teacher
     if plan.controls:
@@ -236,6 +238,8 @@ def _result_table(result: FinetuneResult) -> Table:
     before, after = result.held_out_loss_before, result.held_out_loss_after
     if before is not None and after is not None:
         table.add_row("held-out loss", f"{before:.4f} -> {after:.4f} ({after - before:+.4f})")
+    if result.rejected_before is not None and result.rejected_after is not None:
+        table.add_row("keys rejected", f"{result.rejected_before:.1%} -> {result.rejected_after:.1%}, held-out text")
     table.add_row("steps", f"{result.steps:,}, {result.tokens:,} tokens, {result.seconds:,.1f} s")
     table.add_row("output", str(result.output))
     table.add_row("record", "surgery/history.json, recipe.yaml, log.jsonl, training.png in it")

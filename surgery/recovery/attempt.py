@@ -212,7 +212,7 @@ class Attempt:
 
     def trainer(self, number: int, before: Progress, snapshot: dict[str, Any] | None = None) -> RecoveryTrainer:
         """Of one stage; what it trains is switched on."""
-        from surgery.recovery.trainer import RatesCallback, RecoveryTrainer, training_arguments
+        from surgery.recovery.trainer import RecoveryTrainer, StepCallback, training_arguments
 
         stage, setup = self.stages[number], self.setup
         choose_trained(self.model, stage, setup.layout, self.variant)
@@ -223,7 +223,7 @@ class Attempt:
             stream = setup.data.stream(length, setup.recipe.seed + number, snapshot)
         arguments = training_arguments(stage, self.folder.stage_path(number), 1, setup.device, number)
         arguments.max_steps, _ = count_steps(stage, rows, setup.data.weights, arguments.world_size)
-        rates = RatesCallback()
+        steps = StepCallback()
         trainer = RecoveryTrainer(
             self.model,
             arguments,
@@ -241,9 +241,9 @@ class Attempt:
             total=setup.plan.steps if arguments.world_size == 1 else None,
             teacher=self.teacher,
             on_progress=self._tell,
-            callbacks=[self.stop, rates],
+            callbacks=[self.stop, steps],
         )
-        rates.trainer = trainer
+        steps.trainer = trainer
         return trainer
 
     def _learn(self, trainer: RecoveryTrainer, resumed: Path | None) -> None:
@@ -293,6 +293,9 @@ class Attempt:
             return
         seconds = round(trainer.seconds, 3) if step else 0.0
         row = {"step": step, "tokens": trainer.tokens_seen, "held_out_loss": loss, "seconds": seconds}
+        rejected = trainer.held_out_rejected()
+        if rejected is not None:
+            row["held_out_rejected"] = rejected
         if trainer.is_world_process_zero():
             self.folder.append(row)
         self._tell({"event": "evaluation", "steps": self._steps(), **row})

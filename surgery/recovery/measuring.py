@@ -11,9 +11,14 @@ from torch import nn
 from torch.nn import functional
 
 from surgery.data import IGNORED, Row, collate
+from surgery.evaluation.rejection import counting_rejections
 from surgery.recovery.objectives import token_logits
 
 Losses = list[NDArray[np.float64]]
+
+# The share of rejected keys is counted on no more than this.
+SAMPLED_ROWS = 8
+SAMPLED_QUERIES = 64
 
 
 @torch.no_grad()
@@ -47,6 +52,26 @@ def document_losses(model: nn.Module, rows: Sequence[Row], *, size: int, device:
                 begin += len(document)
     model.train(was_training)
     return [np.concatenate(found[key]) for key in sorted(found)]
+
+
+@torch.no_grad()
+def rejected_share(model: nn.Module, rows: Sequence[Row], *, device: torch.device) -> float | None:
+    """Share of the keys that screening rejects, from a sample: some of the rows, and some queries of each.
+
+    Returns:
+        None for a model without screening, or without rows.
+    """
+    was_training = model.training
+    model.eval()
+    shares = []
+    for row in rows[:: max(1, len(rows) // SAMPLED_ROWS)][:SAMPLED_ROWS]:
+        batch = {key: value.to(device) for key, value in collate([row]).items()}
+        with counting_rejections(model, torch.arange(0, row.tokens, max(1, row.tokens // SAMPLED_QUERIES))) as counts:
+            token_logits(model, batch)
+        if counts.shares():
+            shares.append(counts.total())
+    model.train(was_training)
+    return sum(shares) / len(shares) if shares else None
 
 
 def mean_loss(losses: Losses) -> float | None:

@@ -46,6 +46,13 @@ class StagePlan:
     tokens: int
     tokens_per_step: float
     parameters: Mapping[str, int]
+    sparsity: str | None = None
+    softness: str | None = None
+
+    @property
+    def screening(self) -> str | None:
+        """What is asked of screening, in words; None for nothing."""
+        return ", ".join(said for said in (self.sparsity, self.softness) if said) or None
 
 
 # Repeating a text about four times costs little (arXiv 2305.16264); past that it is memorised.
@@ -85,6 +92,7 @@ class FinetunePlan:
     teacher: str | None = None
     controls: tuple[str, ...] = ()
     stages: tuple[StagePlan, ...] = ()
+    screening: str | None = None
     estimate: Estimate | None = None
     notes: tuple[str, ...] = ()
 
@@ -168,6 +176,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: Trai
         else None,
         controls=recipe.controls,
         stages=tuple(stages) if recipe.stages else (),
+        screening=None if recipe.stages else stages[0].screening,
         notes=_notes(checkpoint, passes if data.stream is None else 0.0, stages),
     )
 
@@ -175,7 +184,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: Trai
 def _notes(checkpoint: Checkpoint, passes: float, stages: Sequence[StagePlan]) -> tuple[str, ...]:
     """What makes a run useless though it is possible."""
     found = []
-    if stages[0].objective != "next_token" and _starts_as_source(checkpoint):
+    if stages[0].objective != "next_token" and stages[0].sparsity is None and _starts_as_source(checkpoint):
         found.append(
             f"the model still is exactly its source, so {stages[0].objective} has nothing to learn: the teacher says "
             "the same. Train with objective next_token, or convert with a form that changes the model (paper)"
@@ -214,6 +223,8 @@ def _plan_stage(recipe: Recipe, number: int, checkpoint: Checkpoint, layout: Lay
         tokens=round(steps * per_step),
         tokens_per_step=round(per_step, 1),
         parameters=_groups(stage, checkpoint, layout),
+        sparsity=None if stage.sparsity is None else stage.sparsity.described(),
+        softness=None if stage.softness is None else stage.softness.described(),
     )
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Operations whose parameters are learned, as they are named on the attention module.
 OPERATION_NAMES = ("ssmax", "screening")
 _OPERATION = re.compile(rf"(?:^|\.)(?:{'|'.join(OPERATION_NAMES)})\.")
+_SOFTNESS = re.compile(r"\.screening\.(?:.+\.)?softness$")
 _LORA = re.compile(r"\.lora_")
 _ORIGINAL = ".original_module."
 Variant = Literal["operated", "untouched", "temperature"]
@@ -225,7 +226,10 @@ def quiet_peft() -> Iterator[None]:
 
 
 def choose_trained(model: nn.Module, stage: Recipe, layout: Layout, variant: Variant = "operated") -> list[str]:
-    """Freeze what a stage does not train; returns the names of what it trains, which may be none."""
+    """Freeze what a stage does not train; returns the names of what it trains, which may be none.
+
+    A softness that goes by a schedule is among them, and has no gradient.
+    """
     names = [name for name, _ in model.named_parameters()]
     # PEFT keeps the module that it trains a copy of.
     own = set(trained_names(stage, layout, (name for name in names if _ORIGINAL not in name), variant))
@@ -236,7 +240,8 @@ def choose_trained(model: nn.Module, stage: Recipe, layout: Layout, variant: Var
     elif stage.train.what == "full":
         own -= lora
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in own)
+        scheduled = stage.softness is not None and _SOFTNESS.search(name) is not None
+        parameter.requires_grad_(name in own and not scheduled)
     return [name for name in names if name in own]
 
 

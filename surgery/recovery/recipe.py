@@ -188,6 +188,53 @@ class Match(_Section):
     name: Literal["match"]
 
 
+class Sparsity(_Section):
+    """Screening is to reject keys: a price, beside the objective, on those that it accepts.
+
+    What is counted are all keys of all heads, in the layers whose thresholds are trained. The count is exact; its
+    gradient is that of a soft count, which keys that are just rejected or just accepted move most.
+    """
+
+    target: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="Share of the keys to reject. The price is paid below it alone; without it, always.",
+    )
+    weight: PositiveFloat = Field(
+        default=1.0, description="The price: so many nats per token is it worth to reject all keys rather than none."
+    )
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Self:
+        if self.target is None and "weight" not in self.model_fields_set:
+            raise ValueError("give target, or weight, or both")
+        return self
+
+    def described(self) -> str:
+        """In words."""
+        wanted = "keys rejected" if self.target is None else f"{self.target:.0%} of the keys rejected"
+        return f"{wanted}, at a price of {self.weight:g} nats"
+
+
+class Softness(_Section):
+    """Screening's softness tau over the steps, the same for all heads, in place of learning it."""
+
+    start: NonNegativeFloat = Field(description="At the first step.")
+    end: NonNegativeFloat = Field(description="At the last step, and after it; 0 is hard.")
+    schedule: Literal["linear", "geometric"] = Field(
+        default="linear", description="How it goes from one to the other: equal steps, or equal factors."
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.schedule == "geometric" and 0 in (self.start, self.end):
+            raise ValueError("schedule: geometric cannot start or end at 0; set linear")
+        return self
+
+    def described(self) -> str:
+        """In words."""
+        return f"softness from {self.start:g} to {self.end:g}"
+
+
 class Optimizer(_Section):
     """AdamW. The operation's parameters have their own learning rate and never decay."""
 
@@ -268,6 +315,8 @@ class Stage(_Section):
     objective: Annotated[NextToken | Distill | Match, Field(discriminator="name")] | None = Field(
         default=None, description="What this stage minimises."
     )
+    sparsity: Sparsity | None = Field(default=None, description="How many keys screening is to reject.")
+    softness: Softness | None = Field(default=None, description="How screening's softness goes in this stage.")
     optimizer: Optimizer | None = Field(default=None, description="Rates and schedule; the schedule spans the stage.")
     batch: Batch | None = Field(default=None, description="Sequences per step in this stage.")
 
@@ -287,6 +336,8 @@ class Recipe(_Section):
     data: Data
     train: Annotated[TrainScale | TrainLora | TrainFull, Field(discriminator="what")] = TrainScale()
     objective: Annotated[NextToken | Distill | Match, Field(discriminator="name")] = NextToken()
+    sparsity: Sparsity | None = None
+    softness: Softness | None = None
     optimizer: Optimizer = Optimizer()
     budget: Budget | None = Field(default=None, description="Needed unless every stage says it.")
     batch: Batch = Batch()

@@ -22,7 +22,7 @@ from surgery.recovery.reading import read_recipe
 from surgery.recovery.recipe import Recipe
 from surgery.recovery.session import FinetuneResult, Session
 from surgery.recovery.sharding import own_sharding
-from surgery.recovery.variants import check_control, check_objective
+from surgery.recovery.variants import check_control, check_objective, check_screening
 
 OnProgress = Callable[[dict[str, Any]], None]
 PLACEHOLDER = "path/to/"
@@ -77,6 +77,7 @@ def finetune(
     for stage in valid.stage_recipes():
         trained_names(stage, layout, checkpoint.tensors)
         check_objective(stage, layout)
+        check_screening(stage, layout)
         check_packed(stage, checkpoint.config)
     for control in valid.controls:
         check_control(control, layout)

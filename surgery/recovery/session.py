@@ -39,6 +39,8 @@ class FinetuneResult:
     training_loss: float | None = None
     held_out_loss_before: float | None = None
     held_out_loss_after: float | None = None
+    rejected_before: float | None = None
+    rejected_after: float | None = None
     comparison: Comparison | None = None
     scale: Mapping[str, Mapping[str, Sequence[float]]] | None = None
     resumed_from: int | None = None
@@ -122,7 +124,9 @@ class Session:
     def _result(self, outcome: Outcome, comparison: Comparison | None, resumed_from: int | None) -> FinetuneResult:
         from surgery.recovery.measuring import mean_loss
 
-        losses = [row["loss"] for row in self.folder.rows() if "loss" in row]
+        rows = self.folder.rows()
+        losses = [row["loss"] for row in rows if "loss" in row]
+        rejected = [row["held_out_rejected"] for row in rows if "held_out_rejected" in row]
         return FinetuneResult(
             plan=self.setup.plan,
             output=self.output,
@@ -132,6 +136,8 @@ class Session:
             training_loss=losses[-1] if losses else None,
             held_out_loss_before=mean_loss(outcome.losses.get("converted", [])),
             held_out_loss_after=mean_loss(outcome.losses.get("recovered", [])),
+            rejected_before=rejected[0] if rejected else None,
+            rejected_after=rejected[-1] if rejected else None,
             comparison=comparison,
             scale=outcome.scale,
             resumed_from=resumed_from,
@@ -158,6 +164,8 @@ class Session:
             "loss": result.training_loss,
             "held_out_loss_before": result.held_out_loss_before,
             "held_out_loss_after": result.held_out_loss_after,
+            "rejected_before": result.rejected_before,
+            "rejected_after": result.rejected_after,
             "held_out_tokens": setup.plan.held_out_tokens,
             "comparison": None if result.comparison is None else result.comparison.to_dict(),
             "data_sha256": setup.data.fingerprint,

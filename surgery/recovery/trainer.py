@@ -30,12 +30,13 @@ from surgery.data.streaming import RowStream, Snapshot
 from surgery.errors import SurgeryError, UsageError
 from surgery.recovery.errors import DivergedError
 from surgery.recovery.guard import DivergenceGuard
-from surgery.recovery.measuring import Losses, document_losses, mean_loss
+from surgery.recovery.measuring import Losses, document_losses, mean_loss, rejected_share
 from surgery.recovery.objectives import Teacher, inside, objective_sum
 from surgery.recovery.preparing import Layout, operation_parameters, optimizer_groups, put
 from surgery.recovery.processes import any_process
 from surgery.recovery.recipe import Recipe
 from surgery.recovery.sharding import average_gradients, is_sharded, load_state, whole, whole_state
+from surgery.recovery.sparsity import RejectedShare, penalty, set_softness, softness_at
 from surgery.recovery.state import STREAM_NAME, Progress, TrainingFolder, mark_complete, progress_of
 
 _SMALLER = "Try a smaller optimizer.scale_lr or optimizer.lr, a longer warmup, or a smaller clip."
@@ -188,6 +189,10 @@ class RecoveryTrainer(Trainer):
         self._longest = max((row for source in train for row in source), key=lambda row: row.tokens)
         self._started = time.monotonic()
         self._fresh_tokens = 0
+        self._rejected = RejectedShare(model)
+        # Sums over the step: tokens, and times them the price of sparsity and the share of rejected keys.
+        self._counted: torch.Tensor | None = None
+        self._softness: float | None = None
         self._sharded = any(is_sharded(parameter) for parameter in model.parameters())
         self._to_save: dict[str, torch.Tensor] = {}
         super().__init__(
@@ -244,12 +249,26 @@ class RecoveryTrainer(Trainer):
         if num_items_in_batch is None:
             num_items_in_batch = (inputs["labels"][:, 1:] != IGNORED).sum()
         objective, teacher = self._recipe.objective, self._teacher
+        self._rejected.clear()
         # accelerate puts the model's forward alone under autocast, and `match` calls attention modules.
         with self.accelerator.autocast():
             total = inside(model, inputs, lambda inner: objective_sum(objective, inner, inputs, teacher))
+        total = total + self._price(inputs)
         loss = total / num_items_in_batch
         loss = loss * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
+
+    def _price(self, inputs: dict[str, Any]) -> torch.Tensor | float:
+        """What the recipe's sparsity adds to the sum over the predicted tokens of a batch."""
+        share = self._rejected.share()
+        if share is None:
+            return 0.0
+        tokens = (inputs["labels"][:, 1:] != IGNORED).sum()
+        options = self._recipe.sparsity
+        price = tokens * (share.new_zeros(()) if options is None else penalty(options, share))
+        counted = torch.stack([tokens.to(share.dtype), price.detach(), tokens * share.detach()])
+        self._counted = counted if self._counted is None else self._counted + counted
+        return price
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """As Trainer's, but stops at a loss that is no finite number, and counts tokens."""
@@ -316,6 +335,11 @@ class RecoveryTrainer(Trainer):
         document_losses(self.module, some, size=self._recipe.batch.sequences, device=self.args.device, pad=self._pad)
         return (time.perf_counter() - started) * len(self._held_out) / len(some)
 
+    def held_out_rejected(self) -> float | None:
+        """Share of the held-out keys that screening rejects, from a sample; None without screening."""
+        with torch.random.fork_rng(devices=self._devices()), self.accelerator.autocast():
+            return rejected_share(self.module, self._held_out, device=self.args.device)
+
     def held_out_loss(self) -> float | None:
         """Mean of them; None without any."""
         return mean_loss(self.held_out_losses())
@@ -328,6 +352,9 @@ class RecoveryTrainer(Trainer):
         if not math.isfinite(loss):
             raise self._diverged(f"the held-out loss became {loss}")
         metrics = {"eval_loss": loss}
+        rejected = self.held_out_rejected()
+        if rejected is not None:
+            metrics["eval_rejected"] = rejected
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -356,9 +383,14 @@ class RecoveryTrainer(Trainer):
             rates = {group["name"]: rate for group, rate in zip(groups, self._rates_used, strict=True)}
             row |= {"loss": logs["loss"], "learning_rates": rates, "grad_norm": float(logs["grad_norm"])}
             row["scale"] = self.scale_by_layer()
+            if self._softness is not None:
+                row["softness"] = self._softness
             logs.update({f"learning_rate_{name}": rate for name, rate in rates.items()})
+            self._log_rejected(row, logs)
         elif "eval_loss" in logs:
             row["held_out_loss"] = logs["eval_loss"]
+            if "eval_rejected" in logs:
+                row["held_out_rejected"] = logs["eval_rejected"]
         else:
             row = {}  # Trainer's own summary at the end
         if row and self.is_world_process_zero():
@@ -368,6 +400,30 @@ class RecoveryTrainer(Trainer):
         if "loss" in row and self._guard.add(self.step, logs["loss"]):
             raise self._risen()
         super().log(logs, start_time)
+
+    def _log_rejected(self, row: dict[str, Any], logs: dict[str, float]) -> None:
+        """The share of rejected keys in this step's text; the price of sparsity by itself, and not in the loss."""
+        if self._counted is None:
+            return
+        tokens, price, share = self.accelerator.reduce(self._counted).tolist()
+        self._counted = None
+        row["rejected"] = logs["rejected"] = share / tokens
+        if self._recipe.sparsity is not None:
+            row["sparsity"] = logs["sparsity"] = price / tokens
+            row["loss"] = logs["loss"] = logs["loss"] - price / tokens
+
+    def set_softness(self) -> float | None:
+        """Softness as the recipe's schedule has it for the step that comes next; the last value after the last."""
+        options = self._recipe.softness
+        if options is None:
+            return None
+        value = softness_at(options, self.state.global_step, self.args.max_steps)
+        set_softness(self.module, value, set(self._layout.chosen(self._recipe)))
+        return value
+
+    def begin_step(self) -> None:
+        """Set what goes by a schedule of ours, and note it for the log."""
+        self._softness = self.set_softness()
 
     def note_rates(self) -> None:
         """Remember the learning rates of the step that is about to be taken."""
@@ -559,10 +615,18 @@ class RecoveryTrainer(Trainer):
         return [device] if device.type == "cuda" else []
 
 
-class RatesCallback(TrainerCallback):
-    """Notes the learning rates before each step."""
+class StepCallback(TrainerCallback):
+    """Sets what goes by a schedule of ours, and notes the learning rates before each step."""
 
     trainer: RecoveryTrainer
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Called by Trainer."""
+        self.trainer.begin_step()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Called by Trainer; what is saved after a step is as the next one begins."""
+        self.trainer.set_softness()
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Called by Trainer."""

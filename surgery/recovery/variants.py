@@ -60,6 +60,29 @@ def check_objective(stage: Recipe, layout: Layout) -> None:
         )
 
 
+def check_screening(stage: Recipe, layout: Layout) -> None:
+    """Refuse to ask of screening what none of the trained layers can do.
+
+    Raises:
+        PlanRefusedError: ``sparsity`` or ``softness`` is given, and no layer that is trained has thresholds.
+    """
+    asked = [key for key in ("sparsity", "softness") if getattr(stage, key) is not None]
+    if not asked:
+        return
+    screened = {layer for one in layout.operations if one.get("name") == "screening" for layer in one["layers"]}
+    if not screened:
+        done = sorted({" ".join(map(str, layout.described(options))) for options in layout.operations})
+        raise PlanRefusedError(
+            f"{asked[0]} is about screening's thresholds; the model has {' and '.join(done)}.",
+            hint=f"Leave {asked[0]} out, or convert with --to screening.",
+        )
+    if not screened & set(layout.chosen(stage)):
+        raise PlanRefusedError(
+            f"{asked[0]} is about screening's thresholds; none of train.layers {stage.train.layers!r} has any.",
+            hint=f"Leave {asked[0]} out, or train layers that screening is on.",
+        )
+
+
 def become(model: nn.Module, variant: Variant, layout: Layout) -> None:
     """Make a freshly loaded model the variant, in place."""
     if variant == "operated":

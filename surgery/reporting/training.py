@@ -15,9 +15,12 @@ def training_curves(
 ) -> None:
     """Draw loss, learning rates and the operation's parameters by layer over the steps, as a PNG.
 
+    Where screening was trained, the share of keys that it rejects is beside them.
+
     Args:
-        rows: of ``log.jsonl``: ``step``, and ``loss``, ``learning_rates`` and ``scale`` or ``held_out_loss``. A later
-            stage's have its number as ``stage``; a dotted line is where one begins.
+        rows: of ``log.jsonl``: ``step``, and ``loss``, ``learning_rates``, ``scale`` and ``rejected``, or
+            ``held_out_loss`` and ``held_out_rejected``. A later stage's have its number as ``stage``; a dotted line is
+            where one begins.
         path: of the picture.
         controls: rows of each control, by name.
     """
@@ -27,8 +30,10 @@ def training_curves(
     held_out = [row for row in rows if "held_out_loss" in row]
     borders = [row["step"] - 0.5 for last, row in pairwise(steps) if row.get("stage", 1) != last.get("stage", 1)]
     kinds = sorted({kind for row in steps for kind in row.get("scale", {})})
-    figure = Figure(figsize=(4.2 * (2 + len(kinds)), 3.4), layout="constrained")
-    axes = figure.subplots(1, 2 + len(kinds), squeeze=False)[0]
+    screened = any("rejected" in row for row in steps)
+    count = 2 + len(kinds) + screened
+    figure = Figure(figsize=(4.2 * count, 3.4), layout="constrained")
+    axes = figure.subplots(1, count, squeeze=False)[0]
 
     axes[0].plot([row["step"] for row in steps], [row["loss"] for row in steps], label="training", linewidth=1)
     if held_out:
@@ -50,7 +55,9 @@ def training_curves(
         axes[1].set_yscale("log", nonpositive="mask")
     if steps:
         axes[1].legend()
-    for axis, kind in zip(axes[2:], kinds, strict=True):
+    if screened:
+        _rejected(axes[2], rows)
+    for axis, kind in zip(axes[2 + screened :], kinds, strict=True):
         _by_layer(axis, steps, kind)
     for axis in axes:
         axis.set_xlabel("step")
@@ -59,6 +66,17 @@ def training_curves(
         axis.grid(alpha=0.3)
     # No date and no version, so that the same log gives the same picture.
     figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
+
+
+def _rejected(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Share of keys rejected in the text of each step, and in what is held out."""
+    for key, label, line in (("rejected", "training", "-"), ("held_out_rejected", "held out", "o-")):
+        own = [row for row in rows if key in row]
+        if own:
+            shares = [100 * row[key] for row in own]
+            axis.plot([row["step"] for row in own], shares, line, label=label, linewidth=1)
+    axis.set_ylabel("keys rejected (%)")
+    axis.legend()
 
 
 def _by_layer(axis: Any, steps: Sequence[Mapping[str, Any]], kind: str) -> None:

@@ -243,7 +243,8 @@ class Screening(Operation):
 
     Where alpha saturates its gradient is zero, and an edge in integers has none. A surrogate takes its place: t and
     tau get the gradient of sigmoid((rho - t - tau/2) / (max(tau, 0.1)/4)) where alpha is 0 or 1, and the window that
-    of sigmoid(4 (log2 w - log2(distance + 1))).
+    of sigmoid(4 (log2 w - log2(distance + 1))), within an octave of its edge alone: a text teaches nothing to a
+    window that reaches far beyond it. What is rejected is counted with a gradient too: :meth:`count_rejected`.
     """
 
     HARD = 1e-7  # the softness that stands for none: one step of float32
@@ -260,6 +261,8 @@ class Screening(Operation):
         self.full_window: int = options["full_window"]
         self.observer: Callable[[Observation], None] | None = None
         self.observed_rows: torch.Tensor | None = None  # numbers of the queries that the observer is shown; None: all
+        # Wherever parameters learn it is given the rejected keys of each head, with a gradient, and how many keys.
+        self.counter: Callable[[torch.Tensor, int], None] | None = None
         self.path = "not run"  # which code ran last: open, reference, or the name of a backend
         self._known: tuple[Any, bool, list[_Band]] = (None, False, [])
         self._add_parameters("threshold", "softness", "log2_window")
@@ -322,11 +325,42 @@ class Screening(Operation):
             surrogate = torch.sigmoid((relevance.detach() - threshold - softness / 2) / width)
             saturated = (softness < self.SOFT) | (ramp == 0) | (ramp == 1)
             alpha = torch.where(saturated, alpha.detach() + (surrogate - surrogate.detach()), alpha)
-            edge = torch.sigmoid(4 * (log2_window - (distance.clamp(min=0) + 1).to(alpha.dtype).log2()))
+            octaves = log2_window - (distance.clamp(min=0) + 1).to(alpha.dtype).log2()
+            edge = torch.sigmoid(4 * octaves) * (octaves.detach().abs() < 1)
             alpha = alpha * (inside.to(alpha.dtype) + (edge - edge.detach()))
         else:
             alpha = alpha * inside
         return alpha.masked_fill(sinks, 1.0)
+
+    def count_rejected(self, relevance: torch.Tensor, accepted: torch.Tensor, block: _Block) -> torch.Tensor:
+        """Rejected keys per head ``(heads,)``: the exact number, with a gradient that reaches t and w.
+
+        A number has no gradient. In its place is that of a soft count, in which what is accepted of a key is
+        1/2 + x / (2 (1 + |x|)), x = (rho - t) / (max(tau, 0.1)/4), and sigmoid(4 (log2 w - log2(distance + 1)))
+        within an octave of the window's edge. So a key pulls at t whether it is just accepted or just rejected, and,
+        by the long tails, also where t is far below all keys, as in an open head. Relevance gets no gradient: keys
+        are not to become irrelevant so that they can be rejected.
+
+        Args:
+            relevance: rho, ``(batch, heads, queries, keys)``.
+            accepted: alpha within the window, zero for keys that are not allowed; of the same shape.
+            block: where the keys are.
+        """
+        threshold, softness, log2_window = self._of_all_heads()
+        with torch.no_grad():
+            free = block.allowed & ~block.sinks
+            number = ((accepted == 0) & block.allowed).sum((0, 2, 3)).float()
+            width = softness.clamp(min=0.1) / 4
+            away = 1 + ((relevance - threshold) / width).abs()
+            inside = free & self._inside(block.distance, log2_window)
+            by_threshold = (inside / (2 * width * away * away)).sum((0, 2, 3))
+            octaves = log2_window - (block.distance.clamp(min=0) + 1).to(relevance.dtype).log2()
+            edge = torch.sigmoid(4 * octaves)
+            at_edge = free & (octaves.abs() < 1) & (relevance > threshold)
+            by_window = (4 * edge * (1 - edge) * at_edge).sum((0, 2, 3))
+        # What is added is zero, and has the gradient alone: no matrix of pairs is kept for it.
+        of_t, of_w = (value.flatten() - value.detach().flatten() for value in (threshold, log2_window))
+        return number + by_threshold * of_t - by_window * of_w
 
     def _of_all_heads(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """t, tau and log2 w, ``(heads, 1, 1)``; heads that were not chosen are open."""
@@ -534,6 +568,9 @@ def _screened(
         if reference:
             whole = _weights(eager, module, query, key, value, attention_mask, block, **kwargs)
             accepted = screening.acceptance(relevance, block.distance, block.sinks) * block.allowed
+            if screening.counter is not None and screening.learns():
+                keys = int(block.allowed.sum()) * (len(query) // len(block.allowed))
+                screening.counter(screening.count_rejected(relevance, accepted, block), keys)
             kept = _renormalised(whole, accepted, hasattr(module, "sinks")).to(value.dtype)
             kept = nn.functional.dropout(kept, kwargs.get("dropout", 0.0), module.training)
             weights.append(nn.functional.pad(kept, (0, key.shape[2] - block.keys)))

@@ -47,3 +47,15 @@ def test_a_single_step_without_a_rate_warns_of_nothing(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         training_curves(rows, tmp_path / "a.png")
+
+
+def test_the_share_of_rejected_keys_is_drawn_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels: list[str] = []
+    monkeypatch.setattr(Axes, "set_ylabel", lambda self, text, **_: labels.append(text))
+    rows = [{**row, "rejected": 0.1 * row["step"]} for row in _rows(5)]
+    training_curves([*rows, {"step": 5, "held_out_loss": 1.0, "held_out_rejected": 0.5}], tmp_path / "a.png")
+    assert labels.count("keys rejected (%)") == 1
+    training_curves(_rows(5), tmp_path / "b.png")
+    assert labels.count("keys rejected (%)") == 1

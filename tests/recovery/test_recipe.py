@@ -229,6 +229,7 @@ def test_shipped_recipes() -> None:
         "ssmax-from-paper-start",
         "distill",
         "extend-context",
+        "screening-recover",
         "tiny",
     } <= names
     for recipe in shipped_files("recipes"):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from surgery.conversion import convert
 from surgery.data import collate, make_rows
 from surgery.errors import PlanRefusedError
 from surgery.loading import RunOptions, load_model
@@ -207,6 +208,10 @@ def test_shipped_recipes_run(recipe: Any, converted: Converted, texts: Path, tmp
     path.write_text(recipe.text)
     read = read_recipe(path)
     stages, model = len(read.stages), converted(form="paper")
+    if read.sparsity is not None:
+        start = {"threshold": 0.0, "softness": 0.2, "log2_window": 4.0}
+        output = tmp_path / "screened"
+        model = convert(model.parent / "source", "screening", start=start, output=output).output
     result = finetune(
         path,
         overrides=[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 
 from surgery.conversion import convert
+from surgery.errors import PlanRefusedError, UsageError
 from surgery.loading import load_model
 from surgery.recovery import finetune
+from tests.recovery.conftest import crash
 
 NAMES = ("threshold", "softness", "log2_window")
 
@@ -53,3 +56,93 @@ def test_with_lora_the_saved_adapter_holds_them(screened: Path, make_recipe: Any
         names = list(adapter.keys())
     for parameter in NAMES:
         assert sum(name.endswith(parameter) for name in names) == 3
+
+
+def sparse(screened: Path, make_recipe: Any, **sections: Any) -> dict[str, Any]:
+    defaults: dict[str, Any] = {
+        "train": {"what": "scale"},
+        "budget": {"steps": 15},
+        "checkpoints": {"every": 100},
+        "optimizer": {"scale_lr": 0.06, "warmup": 0},
+    }
+    return dict(make_recipe(screened, **{**defaults, **sections}))
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "surgery" / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_target_is_reached_and_not_passed(screened: Path, make_recipe: Any, tmp_path: Path) -> None:
+    result = finetune(sparse(screened, make_recipe, sparsity={"target": 0.8}, objective={"name": "distill"}))
+    assert result.rejected_before is not None and result.rejected_after is not None
+    assert result.rejected_before < 0.65 and 0.75 < result.rejected_after < 0.85
+    rows = [row for row in log(tmp_path / "out") if "rejected" in row]
+    assert len(rows) == 15
+    for row in rows:
+        assert row["sparsity"] == pytest.approx(max(0.0, 0.8 - row["rejected"]), abs=0.05)  # by documents' lengths
+        assert row["loss"] < 0.5  # the price is not in it
+    assert rows[0]["sparsity"] > 0.1 and abs(rows[-1]["rejected"] - 0.8) < 0.05
+
+
+@pytest.mark.slow
+def test_without_a_target_the_price_is_paid_always(screened: Path, make_recipe: Any, tmp_path: Path) -> None:
+    result = finetune(sparse(screened, make_recipe, sparsity={"weight": 5.0}, budget={"steps": 12}))
+    assert result.rejected_after is not None and result.rejected_after > (result.rejected_before or 0) + 0.1
+    row = next(row for row in log(tmp_path / "out") if "rejected" in row)
+    assert row["sparsity"] == pytest.approx(5 * (1 - row["rejected"]), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_recomputed_activations_count_once(screened: Path, make_recipe: Any, tmp_path: Path) -> None:
+    shares = []
+    for name, again in (("kept", False), ("again", True)):
+        recipe = sparse(
+            screened, make_recipe, sparsity={"target": 0.9}, budget={"steps": 2}, output=str(tmp_path / name)
+        )
+        finetune({**recipe, "gradient_checkpointing": again})
+        shares.append([(row["rejected"], row["loss"]) for row in log(tmp_path / name) if "rejected" in row])
+    for kept, again in zip(*shares, strict=True):
+        assert kept == pytest.approx(again)
+
+
+@pytest.mark.slow
+def test_an_open_start_learns_to_reject(converted: Any, make_recipe: Any, tmp_path: Path) -> None:
+    opened = convert(converted().parent / "source", "screening", open=True, output=tmp_path / "open").output
+    optimizer = {"scale_lr": 0.15, "warmup": 0}
+    result = finetune(sparse(opened, make_recipe, sparsity={"target": 0.5}, optimizer=optimizer))
+    assert result.rejected_before == 0.0 and result.rejected_after is not None and result.rejected_after > 0.3
+
+
+def test_softness_goes_by_its_schedule_and_survives_a_stop(screened: Path, make_recipe: Any, tmp_path: Path) -> None:
+    stages = [
+        {"softness": {"start": 0.4, "end": 0.1, "schedule": "geometric"}, "budget": {"steps": 3}},
+        {"softness": {"start": 0.1, "end": 0.0}, "budget": {"steps": 2}},
+    ]
+    recipe = sparse(screened, make_recipe, stages=stages, checkpoints={"every": 1})
+    whole = {**recipe, "output": str(tmp_path / "whole")}
+    finetune(whole)
+    rows = [row for row in log(tmp_path / "whole") if "loss" in row]
+    assert [row["softness"] for row in rows] == pytest.approx([0.4, 0.2, 0.1, 0.1, 0.0])
+    assert all("softness" not in row["scale"] for row in rows)
+    crash(recipe, step=2)
+    finetune(recipe, resume=True)
+    before, after = parameters(tmp_path / "whole"), parameters(tmp_path / "out")
+    assert all(torch.equal(value, torch.zeros(4)) for name, value in after.items() if name.endswith("softness"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_cannot_be_asked_is_refused(screened: Path, converted: Any, make_recipe: Any) -> None:
+    with pytest.raises(PlanRefusedError, match="sparsity is about screening's thresholds; the model has ssmax"):
+        finetune(make_recipe(converted(), sparsity={"target": 0.8}))
+    with pytest.raises(UsageError, match=r"sparsity: give target, or weight, or both"):
+        finetune(make_recipe(screened, sparsity={}))
+    with pytest.raises(UsageError, match="did you mean `target`"):
+        finetune(make_recipe(screened, sparsity={"taget": 0.8}))
+    with pytest.raises(UsageError, match="geometric cannot start or end at 0"):
+        finetune(make_recipe(screened, softness={"start": 0.1, "end": 0, "schedule": "geometric"}))
+
+
+def test_a_plan_says_what_is_asked_of_screening(screened: Path, make_recipe: Any) -> None:
+    softness = {"start": 0.1, "end": 0.02}
+    plan = finetune(make_recipe(screened, sparsity={"target": 0.8}, softness=softness), dry_run=True).plan
+    assert plan.screening == "80% of the keys rejected, at a price of 1 nats, softness from 0.1 to 0.02"

@@ -19,7 +19,7 @@ from surgery.recovery.objectives import attention_modules, next_token_sum, objec
 from surgery.recovery.planning import effective_precision
 from surgery.recovery.preparing import Layout, operation_parameters, optimizer_groups, prepare_model
 from surgery.recovery.state import TrainingFolder
-from surgery.recovery.trainer import RatesCallback, RecoveryTrainer, training_arguments
+from surgery.recovery.trainer import RecoveryTrainer, StepCallback, training_arguments
 from tests.recovery.conftest import Converted, MakeRecipe
 
 
@@ -66,7 +66,7 @@ def _trainer(recipe: dict[str, Any], folder: Path, rows: list[Row] | None = None
     model = prepare_model(load_model(Path(valid.model), RunOptions(device="cpu", dtype=dtype)), valid, layout)
     training = TrainingFolder(folder / "run")
     training.path.mkdir(parents=True)
-    rates = RatesCallback()
+    rates = StepCallback()
     trainer = RecoveryTrainer(
         model,
         training_arguments(valid, training.path, valid.length.steps or 1, "cpu"),

@@ -310,3 +310,43 @@ def test_bands_are_looked_up_again_when_a_parameter_changes() -> None:
         (None, False, [0]),
         (128, True, [1]),
     ]
+
+
+def counted(made: Screening, rho: torch.Tensor) -> torch.Tensor:
+    """What count_rejected says of a row of keys, the last of which is the query's own."""
+    relevance = rho[None, None, None]
+    distance = torch.arange(len(rho) - 1, -1, -1)[None, None, None]
+    none = torch.zeros_like(distance, dtype=torch.bool)
+    block = modeling._Block(torch.tensor([len(rho) - 1]), len(rho), distance, ~none, none)
+    return made.count_rejected(relevance, made.acceptance(relevance, distance, none), block)
+
+
+@pytest.mark.parametrize("rho", [0.29, 0.31])
+def test_the_count_is_exact_and_pulls_at_t_on_either_side_of_the_edge(rho: float) -> None:
+    made = module(threshold=0.3, softness=0.05)
+    number = counted(made, torch.tensor([rho, -0.5, 0.9]))
+    assert number.tolist() == [2.0 if rho < 0.3 else 1.0]
+    number.sum().backward()
+    assert made.threshold.grad is not None and made.log2_window.grad is not None
+    # x = 0.4 of the key near the edge, and the tails of the two others.
+    expected = sum(1 / (0.05 * (1 + abs(other - 0.3) / 0.025) ** 2) for other in (rho, -0.5, 0.9))
+    assert made.threshold.grad.item() == pytest.approx(expected, rel=1e-4)
+    assert made.softness.grad is None or made.softness.grad.item() == 0.0
+
+
+def test_the_count_pulls_at_an_open_head_and_at_a_window_near_its_edge_alone() -> None:
+    made = module()
+    counted(made, torch.linspace(-0.3, 0.9, 40)).sum().backward()
+    assert made.threshold.grad is not None and made.threshold.grad.item() > 1e-3
+    assert made.log2_window.grad is not None and made.log2_window.grad.item() == 0.0
+    made = module(log2_window=torch.tensor(4.0))
+    number = counted(made, torch.ones(40))
+    assert number.tolist() == [24.0]
+    number.sum().backward()
+    assert made.log2_window.grad is not None and made.log2_window.grad.item() < -1.0
+
+
+def test_a_text_teaches_nothing_to_a_window_that_reaches_far_beyond_it() -> None:
+    made = module()
+    accept(made, torch.ones(200)).sum().backward()
+    assert made.log2_window.grad is not None and made.log2_window.grad.item() == 0.0

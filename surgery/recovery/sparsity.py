@@ -1,0 +1,72 @@
+"""What a recipe asks of screening beside its objective: a share of rejected keys, and a softness that anneals."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from surgery.recovery.recipe import Softness, Sparsity
+
+
+def screened_layers(model: nn.Module) -> dict[int, Any]:
+    """The screening modules of a model by layer, in order; PEFT's wrappers where it has put any."""
+    found: list[Any] = [module for module in model.modules() if hasattr(module, "screening")]
+    return {int(module.layer_idx): module.screening for module in sorted(found, key=lambda one: int(one.layer_idx))}
+
+
+class RejectedShare:
+    """Counts what screening rejects in the passes that train it.
+
+    The count of every layer that learns comes with a gradient for its thresholds and windows, as the travelling code
+    says in ``Screening.count_rejected``.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Watch a model, in place of whoever watched it."""
+        self._rejected: dict[int, torch.Tensor] = {}
+        self._keys: dict[int, int] = {}
+        for layer, screening in screened_layers(model).items():
+            screening.counter = self._counter(layer)
+
+    def _counter(self, layer: int) -> Any:
+        def count(rejected: torch.Tensor, keys: int) -> None:
+            self._rejected[layer] = self._rejected.get(layer, 0) + rejected
+            self._keys[layer] = self._keys.get(layer, 0) + keys
+
+        return count
+
+    def clear(self) -> None:
+        """Forget; with recomputed activations the way back counts again."""
+        self._rejected, self._keys = {}, {}
+
+    def share(self) -> torch.Tensor | None:
+        """Rejected keys over all keys, the mean over heads and layers, with gradient; None where nothing learned."""
+        if not self._rejected:
+            return None
+        shares = [rejected.mean() / max(1, self._keys[layer]) for layer, rejected in self._rejected.items()]
+        return torch.stack(shares).mean()
+
+
+def penalty(options: Sparsity, share: torch.Tensor) -> torch.Tensor:
+    """What is added to the loss per token: the price of the keys that should have been rejected and were not."""
+    missing = (1.0 if options.target is None else options.target) - share
+    return options.weight * missing.clamp(min=0)
+
+
+def softness_at(options: Softness, step: int, steps: int) -> float:
+    """tau of a step (from 0) of a stage: ``start`` at the first, ``end`` at the last and after it."""
+    part = min(1.0, step / (steps - 1)) if steps > 1 else 1.0
+    if options.schedule == "geometric":
+        return math.exp((1 - part) * math.log(options.start) + part * math.log(options.end))
+    return (1 - part) * options.start + part * options.end
+
+
+@torch.no_grad()
+def set_softness(model: nn.Module, value: float, layers: set[int]) -> None:
+    """Give tau to every head of these layers."""
+    for layer, screening in screened_layers(model).items():
+        if layer in layers:
+            screening.softness.fill_(value)
