@@ -6,6 +6,7 @@ partial RoPE, query norms, grouped heads, experts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 VOCABULARY = 96
@@ -220,13 +221,11 @@ TINY: dict[str, dict[str, Any]] = {
 REPRESENTATIVES = ("gemma2", "gpt2", "lfm2", "llama", "nemotron", "qwen3_moe")
 
 
-def families_for_the_matrix() -> list[Any]:
-    """Parameters for a test: every family, those that are no representatives marked slow."""
+def families_for_the_matrix(quick: Sequence[str] = REPRESENTATIVES) -> list[Any]:
+    """Parameters for a test: every family, those that are not among the quick ones marked slow."""
     import pytest
 
-    return [
-        pytest.param(family, marks=[] if family in REPRESENTATIVES else [pytest.mark.slow]) for family in sorted(TINY)
-    ]
+    return [pytest.param(family, marks=[] if family in quick else [pytest.mark.slow]) for family in sorted(TINY)]
 
 
 def tiny_config(model_type: str, **changes: Any) -> Any:

@@ -99,6 +99,15 @@ class Family:
         extras = {"counted_at": self.counted_at, "relay": self.relay}
         return {"attention": self.attention} | {name: value for name, value in extras.items() if value}
 
+    def check_operation(self, operation: str) -> None:
+        """Nothing, where the operation may be performed on the family.
+
+        Raises:
+            PlanRefusedError: it does not hold on this family, with the reason.
+        """
+        if reason := self.without.get(operation):
+            raise PlanRefusedError(f"{operation} is not for the family {self.model_type!r}: {reason}")
+
 
 @cache
 def _document() -> dict[str, Any]:

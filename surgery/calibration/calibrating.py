@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 
 OnProgress = Callable[[int, int, str], None]
 
-# How many choices are tried on the held-out passages, and by how much the first step changes the price.
+# How many choices are tried on the held-out passages; at least so many after the first that holds; and by how much
+# the first step changes the price. While nothing holds, each step down is the square of the one before.
 TRIALS = 6
+TRIALS_AFTER_HOLDING = 3
 FIRST_STEP = 4.0
+# The last price that is tried: it buys only what costs nothing by the estimate, and a lower one buys the same.
+LEAST_KNOB = 1e-30
 # A pass forward and back costs about so many passes forward.
 BACKWARD_COST = 3
 
@@ -145,6 +149,7 @@ def calibrate(
 
 
 def _resolved(options: Mapping[str, Any], anatomy: Anatomy) -> ScreeningOptions:
+    anatomy.family.check_operation("screening")
     given = {**options, "name": "screening", "open": True}
     resolved: OperationOptions = OPERATIONS["screening"].resolve(ScreeningOptions.model_validate(given), anatomy)
     assert isinstance(resolved, ScreeningOptions)
@@ -207,21 +212,28 @@ class _Work:
         fails: float | None = None
         best: tuple[Choice, list[GuardText]] | None = None
         trials: list[Trial] = []
-        for _ in range(TRIALS):
+        last = TRIALS
+        fall = FIRST_STEP
+        while best is None or len(trials) < last:
             choice = by_mass(evidence, knob) if by_budget else by_damage(evidence, knob)
             set_values(self.model, head_values(choice, grid, self.settings.softness), self.screening.heads)
             measured = guard.measure(until=allowed)
             worst = max(text.change for text in measured)
             trials.append(Trial(knob, choice.rejected, choice.damage, worst))
             if worst <= allowed and len(measured) == len(passages):
+                if holds is None:
+                    last = max(TRIALS, len(trials) + TRIALS_AFTER_HOLDING)
                 holds = knob
                 if best is None or choice.rejected > best[0].rejected:
                     best = choice, measured
-                if by_budget:
+                if by_budget and fails is None:
                     break  # what was asked for holds: more was not asked for
+            elif knob == LEAST_KNOB:
+                break
             else:
                 fails = knob
-            knob = _next_knob(holds, fails)
+            knob = max(_next_knob(holds, fails, fall), LEAST_KNOB)
+            fall = min(fall * fall, 1 / LEAST_KNOB)
         if best is None:
             raise SurgeryError(
                 f"no choice keeps the loss on held-out text within +{allowed:g}: after {len(trials)} trials "
@@ -271,11 +283,11 @@ def _first_price(evidence: Evidence, allowed: float) -> float:
     return low
 
 
-def _next_knob(holds: float | None, fails: float | None) -> float:
-    """Between the two where both are known, on a logarithmic scale; else a step up or down."""
+def _next_knob(holds: float | None, fails: float | None, fall: float) -> float:
+    """Between the two where both are known, on a logarithmic scale; else a step up, or down by ``fall``."""
     if holds is not None and fails is not None:
         return math.sqrt(holds * fails)
     if holds is not None:
         return holds * FIRST_STEP
     assert fails is not None
-    return fails / FIRST_STEP
+    return fails / fall

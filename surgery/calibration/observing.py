@@ -9,7 +9,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from surgery.calibration.grid import Grid, Tally, tally_head
-from surgery.evaluation.losses import LOGITS_AT_ONCE, base_model_gives, with_hidden
+from surgery.evaluation.losses import LOGITS_AT_ONCE, backbone, base_model_gives, with_hidden
+from surgery.evaluation.prefilling import last_only
 
 # Above this the activations of a passage are not kept but computed again, layer by layer, on the way back.
 LONGEST_KEPT = 1536
@@ -125,13 +126,19 @@ class _Watcher:
 def _backward(model: Any, tokens: torch.Tensor) -> None:
     """Gradients of the summed next-token loss, with logits a few rows at a time."""
     length = tokens.shape[1]
-    embeddings = model.get_input_embeddings()(tokens).detach().requires_grad_()
     seen: list[Any] = []
-    hook = model.base_model.register_forward_hook(lambda module, arguments, output: seen.append(output))
-    try:
-        model(inputs_embeds=embeddings, use_cache=False, logits_to_keep=1)
-    finally:
-        hook.remove()
+    with ExitStack() as stack:
+        # No parameter needs a gradient: it begins at the embeddings. A family may scale them in place, which torch
+        # allows on a copy only.
+        stack.callback(
+            model.get_input_embeddings()
+            .register_forward_hook(lambda module, arguments, output: output.detach().requires_grad_().clone())
+            .remove
+        )
+        stack.callback(
+            backbone(model).register_forward_hook(lambda module, arguments, output: seen.append(output)).remove
+        )
+        model(input_ids=tokens, use_cache=False, **last_only(model))
     output = seen[-1]
     hidden = output["last_hidden_state"]
     cut = hidden.detach().requires_grad_()

@@ -31,7 +31,7 @@ def open_model(folder: Path, anatomy: Anatomy, operations: Sequence[Mapping[str,
     with tempfile.TemporaryDirectory(prefix="surgery-calibration-") as scratch:
         model = load_model(_changed(folder, Path(scratch), changes) if changes else folder, run)
     travelling = [dict(options) for options in operations if not OPERATIONS[str(options["name"])].in_config_alone]
-    operate(model, {"attention": anatomy.family.attention, "operations": travelling})
+    operate(model, {**anatomy.family.for_runtime, "operations": travelling})
     return model.requires_grad_(False)
 
 

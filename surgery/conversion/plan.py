@@ -136,8 +136,7 @@ def make_plan(
         operation = OPERATIONS[options.name]
         if any(other.name == options.name for other in resolved):
             raise UsageError(f"the operation {options.name!r} is given twice")
-        if reason := anatomy.family.without.get(options.name):
-            raise PlanRefusedError(f"{options.name} is not for the family {anatomy.family.model_type!r}: {reason}")
+        anatomy.family.check_operation(options.name)
         if any(other.get("name") == options.name for other in before):
             raise PlanRefusedError(
                 f"{options.name} was performed on this checkpoint already",

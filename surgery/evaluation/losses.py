@@ -66,13 +66,22 @@ def _base_output(model: Any, input_ids: torch.Tensor, cache: Any) -> Any:
     """The base model's output, called exactly as the whole model calls it; the cache grows by the tokens."""
     seen: list[Any] = []
     kept = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
-    hook = model.get_decoder().register_forward_hook(lambda module, arguments, output: seen.append(output))
+    hook = backbone(model).register_forward_hook(lambda module, arguments, output: seen.append(output))
     try:
         # Without the last the whole matrix of logits would be made once, to be thrown away.
         model(input_ids=input_ids, **kept, **last_only(model))
     finally:
         hook.remove()
     return seen[-1]
+
+
+def backbone(model: Any) -> Any:
+    """What makes the hidden states that the model's head reads: its decoder (OPT's head passes by its base model).
+
+    ModernBERT calls the last part of its head the decoder; its base model is the right one.
+    """
+    decoder = model.get_decoder()
+    return decoder if hasattr(decoder, "get_input_embeddings") else model.base_model
 
 
 def with_hidden(output: Any, hidden: torch.Tensor) -> Any:
@@ -85,7 +94,7 @@ def with_hidden(output: Any, hidden: torch.Tensor) -> Any:
 @contextmanager
 def base_model_gives(model: Any, output: Any) -> Iterator[None]:
     """The model's own head on an output of its base model that is at hand, which does not run."""
-    base = model.get_decoder()  # what the head calls: OPT's skips its base model
+    base = backbone(model)
     before = base.__dict__.get("forward")  # accelerate puts its own there
     base.forward = lambda *arguments, **keywords: output
     try:

@@ -44,8 +44,18 @@ def identity_checks(
     source_logits: torch.Tensor | None,
     plan: Mapping[str, Any],
     trained: str | None,
+    wanted: int,
 ) -> list[Check]:
-    """The operated model against the source: off it must be the source, and at an identity start on as well."""
+    """The operated model against the source: off it must be the source, and at an identity start on as well.
+
+    Args:
+        model: the operated one.
+        tokens: ``(1, length)``.
+        source_logits: of the source on these tokens.
+        plan: of the conversion.
+        trained: what the weights were trained by since, if they were.
+        wanted: how many tokens were asked for, which may be more than the model has positions for.
+    """
     off_name, on_name = "operation off = source", "starts as the source"
     if source_logits is None:
         reason = "give the source with --against"
@@ -57,7 +67,8 @@ def identity_checks(
         off = (plain_logits(model, tokens) - source_logits).abs().max().item()
     # Up to a query's n, nothing that follows counts.
     length = min(tokens.shape[1], identity_length(plan))
-    checks = [bounded(off_name, off, 0.0, f"{tokens.shape[1]} tokens: greatest logit difference")]
+    short = f" (of {wanted}: it has positions for no more)" if tokens.shape[1] < wanted else ""
+    checks = [bounded(off_name, off, 0.0, f"{tokens.shape[1]} tokens{short}: greatest logit difference")]
     names = [options["name"] for options in plan["operations"]]
     identity = [stated for name, stated in zip(names, plan["identity"], strict=True) if name != "rope"]
     if not identity:
@@ -181,15 +192,20 @@ def _changed(module: Any) -> Iterator[None]:
 
 
 def _beyond_reference(model: PreTrainedModel, tokens: torch.Tensor, plan: Mapping[str, Any]) -> Check:
-    """``logn`` has no parameter to change. n follows the positions, so a short text at far positions is enough."""
+    """``logn`` has no parameter to change: a short text is given such n as a long one would have.
+
+    Its positions stay the first ones, since a model with a table of them has none beyond.
+    """
     import torch
 
+    from surgery.runtime.modeling_surgery import VISIBLE_KEYS
+
     reference = max(int(options.get("reference_length", 0)) for options in plan["operations"])
-    positions = (torch.arange(tokens.shape[1]) + reference + 1)[None].to(model.device)
+    beyond: Any = {VISIBLE_KEYS: (torch.arange(tokens.shape[1]) + reference + 2.0)[None].to(model.device)}
     with torch.no_grad():
-        on = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+        on = model(input_ids=tokens, use_cache=False, **beyond).logits
         with operations_off(model, rope=False):
-            off = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+            off = model(input_ids=tokens, use_cache=False, **beyond).logits
     moved = (on - off).abs().max().item()
     detail = f"beyond N = {reference}, on differs from off by {moved:.3g}"
     return Check("ablation", "passed" if moved > 0.0 else "failed", detail, moved)

@@ -24,6 +24,8 @@ RANDOM_SPREAD = 0.08
 # Screening that starts open is still open a little further on, so its parameters are drawn from ranges that bite.
 RANDOM_RANGES = {"threshold": (-0.3, 0.3), "softness": (0.05, 0.3), "log2_window": (2.0, 6.0)}
 DECODED_TOKENS = 8
+# Slots of padding before a row, or after it.
+PADDING = 7
 
 
 @contextmanager
@@ -165,19 +167,19 @@ def _padded(model: Model, tokens: torch.Tensor, left: int, right: int) -> tuple[
 
 
 def _left_padded(model: Model, tokens: torch.Tensor, plain: torch.Tensor) -> float:
-    row, mask = _padded(model, tokens, 7, 0)
+    row, mask = _padded(model, tokens, PADDING, 0)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    return _greatest(_logits(model, row, attention_mask=mask, position_ids=positions)[:, 7:], plain)
+    return _greatest(_logits(model, row, attention_mask=mask, position_ids=positions)[:, PADDING:], plain)
 
 
 def _left_padded_plainly(model: Model, tokens: torch.Tensor, plain: torch.Tensor) -> float:
-    row, mask = _padded(model, tokens, 7, 0)
-    return _greatest(_logits(model, row, attention_mask=mask)[:, 7:], plain)
+    row, mask = _padded(model, tokens, PADDING, 0)
+    return _greatest(_logits(model, row, attention_mask=mask)[:, PADDING:], plain)
 
 
 def _left_padded_cached(model: Model, tokens: torch.Tensor, plain: torch.Tensor) -> float:
     """What ``generate`` does with a padded prompt: prefill, then one token with the longer mask."""
-    row, mask = _padded(model, tokens, 7, 0)
+    row, mask = _padded(model, tokens, PADDING, 0)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     out = model(input_ids=row[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], use_cache=True)
     last = model(
@@ -191,8 +193,8 @@ def _left_padded_cached(model: Model, tokens: torch.Tensor, plain: torch.Tensor)
 
 
 def _right_padded(model: Model, tokens: torch.Tensor, plain: torch.Tensor) -> float:
-    row, mask = _padded(model, tokens, 0, 7)
-    return _greatest(_logits(model, row, attention_mask=mask)[:, :-7], plain)
+    row, mask = _padded(model, tokens, 0, PADDING)
+    return _greatest(_logits(model, row, attention_mask=mask)[:, :-PADDING], plain)
 
 
 def _packed(model: Model, tokens: torch.Tensor, plain: torch.Tensor) -> float:

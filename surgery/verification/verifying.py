@@ -22,7 +22,7 @@ from surgery.verification.behaviour import ablation_checks, identity_checks, pla
 from surgery.verification.checks import Check, Verification
 from surgery.verification.files import file_checks
 from surgery.verification.fresh import FreshRequest, fresh_checks
-from surgery.verification.presentations import PRESENTATIONS
+from surgery.verification.presentations import DECODED_TOKENS, PADDING, PRESENTATIONS
 from surgery.verification.rope import rope_checks
 from surgery.verification.truncated import truncate
 from surgery.version import __version__
@@ -69,7 +69,7 @@ def verify(
         revision: of a hub source.
         files_only: check what lies on the disk, every byte of it, and run no model; needs no torch.
         layers: check the first so many layers only, so that a big model fits a small machine.
-        length: tokens for the comparison with the source.
+        length: tokens for the comparison with the source; no more than the model has positions for.
         max_loss_increase: nats per token by which the loss may rise over the source's on ``text``.
         text: files, folders and globs of text, for the loss.
         run: device and attention backend. Checks compute in float32 whatever the dtype of the checkpoint.
@@ -183,7 +183,8 @@ def _running_checks(
     run = run.model_copy(update={"dtype": "float32"})
     has_tokenizer = (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file()
     vocabulary = int(checkpoint.config["vocab_size"])
-    tokens = _tokens(folder, has_tokenizer, length, vocabulary)
+    anatomy = read_anatomy(checkpoint)
+    tokens = _tokens(folder, has_tokenizer, min(length, anatomy.positions), vocabulary)
     source_logits = None
     if source is not None:
         say("running the source", 0, 1)
@@ -219,13 +220,14 @@ def _running_checks(
     say("loading in a fresh process", 0, 1)
     checks += fresh_checks(request, plain_logits(model, tokens[:, :FRESH_TOKENS]), reference_tokens)
     say("comparing with the source", 0, 1)
-    checks += identity_checks(model, tokens, source_logits, plan, trained_weights(folder))
-    checks += rope_checks(model, tokens[:, :FRESH_TOKENS], plan, read_anatomy(checkpoint))
+    checks += identity_checks(model, tokens, source_logits, plan, trained_weights(folder), length)
+    checks += rope_checks(model, tokens[:, :FRESH_TOKENS], plan, anatomy)
     device_tokens = tokens.to(model.device)
     with torch.no_grad():
         # Each presentation is run twice: with the operation off, and on.
         each = _counting(say, "n", 2 * len(PRESENTATIONS))
-        checks += presentation_checks(model, device_tokens[:, :PRESENTATION_TOKENS], each)
+        room = max(anatomy.positions - PADDING, 2 * DECODED_TOKENS)
+        checks += presentation_checks(model, device_tokens[:, : min(PRESENTATION_TOKENS, room)], each)
         each = _counting(say, "ablation", len(operation_modules(model)))
         checks += ablation_checks(model, device_tokens[:, :ABLATION_TOKENS], plan, each)
     return checks

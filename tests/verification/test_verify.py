@@ -163,6 +163,19 @@ def test_families_without_a_tokenizer(make_source: Any, family: str, tmp_path: P
         assert result.failed == (), result.failed
 
 
+@pytest.mark.usefixtures("without_fresh_process")
+@pytest.mark.parametrize("form", ["anchored", "logn"])
+def test_no_longer_than_a_model_has_positions_for(make_source: Any, form: str, tmp_path: Path) -> None:
+    """CTRL reads its positions from a table, which ends."""
+    from surgery.conversion import convert
+
+    source = make_source("ctrl")
+    result = verify(convert(source, form=form, output=tmp_path / "out").output, against=source, record=False)
+    assert result.failed == (), result.failed
+    (off,) = (check for check in result.checks if check.name == "operation off = source")
+    assert off.detail.startswith("64 tokens (of 512: it has positions for no more)")
+
+
 def test_files_alone_run_no_model(make_pair: Callable[..., Path], source: Path) -> None:
     """The checks of the disk, in a process that never loads torch; the record says what they were."""
     out = make_pair()
