@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from surgery.anatomy import Anatomy, read_anatomy
-from surgery.calibration.passages import Passage, divide
+from surgery.calibration.passages import Passage, divide, short_names
 from surgery.calibration.results import Calibration, GuardText, LayerChoice, Trial
 from surgery.checkpoint import open_checkpoint, resolve
 from surgery.data import read_documents
@@ -109,7 +109,7 @@ def calibrate(
             hint="Give --lengths that it knows.",
         )
     tokenizer = load_tokenizer(source.folder, trust_remote_code=run.trust_remote_code)
-    documents = read_documents([text] if isinstance(text, str | Path) else text)
+    documents = short_names(read_documents([text] if isinstance(text, str | Path) else text))
     passages = divide(documents, tokenizer, lengths, observe=settings.observe, hold_out=settings.hold_out)
 
     from surgery.calibration.running import open_model

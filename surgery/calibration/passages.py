@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from surgery.data import Document
@@ -32,6 +34,17 @@ class Passages:
     observed: tuple[Passage, ...]
     held_out: tuple[Passage, ...]
     texts: tuple[dict[str, Any], ...]
+
+
+def short_names(documents: Sequence[Document]) -> list[Document]:
+    """The documents named by their paths below the folder that all of them share: the record travels."""
+    parts = [PurePath(document.name).parts for document in documents]
+    folders = zip(*(path[:-1] for path in parts), strict=False)
+    shared = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, folders))
+    return [
+        replace(document, name=PurePath(*path[shared:]).as_posix())
+        for document, path in zip(documents, parts, strict=True)
+    ]
 
 
 def divide(
@@ -62,8 +75,9 @@ def divide(
     ]
     observed: list[Passage] = []
     held_out: list[Passage] = []
-    # In the order of names, files of one kind would come first and be all that a few passages are taken from.
-    order = sorted(range(len(documents)), key=lambda index: hashlib.sha256(documents[index].name.encode()).digest())
+    # In the order of names, files of one kind would come first and be all that a few passages are taken from. The
+    # order hangs on what the texts say alone, so that they give the same calibration wherever they lie.
+    order = sorted(range(len(documents)), key=lambda index: hashlib.sha256(documents[index].text.encode()).digest())
     counts = [{"observed": 0, "held_out": 0} for _ in documents]
     starts = [0] * len(documents)
     borders = [2 * len(ids) // 3 for ids in tokens]

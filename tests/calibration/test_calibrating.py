@@ -15,6 +15,7 @@ import torch
 from surgery.anatomy import FAMILIES
 from surgery.calibration import Calibration, CalibrationSettings, calibrate, read_calibration
 from surgery.calibration.guarding import Guard
+from surgery.calibration.passages import divide, short_names
 from surgery.calibration.results import GuardText
 from surgery.conversion import convert, make_plan, revert
 from surgery.errors import PlanRefusedError, SurgeryError, UsageError
@@ -60,7 +61,6 @@ def test_it_rejects_keys_and_the_held_out_loss_holds(calibration: Calibration) -
 def test_the_converted_model_does_what_the_guard_measured(
     source: Path, texts: Path, calibration: Calibration, tmp_path: Path
 ) -> None:
-    from surgery.calibration.passages import divide
     from surgery.data import read_documents
     from surgery.evaluation.losses import token_losses
     from surgery.loading import load_tokenizer
@@ -92,6 +92,22 @@ def test_the_record_travels_and_gives_the_same_checkpoint_again(
 
 def test_the_same_text_gives_the_same_calibration(source: Path, texts: Path, calibration: Calibration) -> None:
     assert calibrate(source, [texts], settings=SETTINGS).hash == calibration.hash
+
+
+def test_it_does_not_matter_where_the_texts_lie(texts: Path, tmp_path: Path) -> None:
+    """Neither for what is observed nor for what is recorded: the order of the texts hung on their whole paths."""
+    from surgery.data import read_documents
+    from surgery.loading import load_tokenizer
+
+    save_tiny_tokenizer(tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    found = []
+    for number in range(4):
+        place = Path(shutil.copytree(texts, tmp_path / str(number) / "texts"))
+        documents = short_names(read_documents([place]))
+        found.append(divide(documents, tokenizer, (32, 64), observe=4, hold_out=2))
+    assert found[0].texts[0]["name"] == "0.txt"
+    assert all(other == found[0] for other in found[1:])
 
 
 def test_a_budget_of_mass(source: Path, texts: Path) -> None:
