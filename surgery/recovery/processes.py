@@ -42,6 +42,11 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def process_count() -> int:
+    """How many processes do this run together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def any_process(flag: bool) -> bool:
     """Whether any process says so."""
     import torch

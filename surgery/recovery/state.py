@@ -21,7 +21,7 @@ from typing import Any
 from surgery.checkpoint import dump_json, fsync_folder, fsync_tree, human, load_json
 from surgery.checkpoint.locking import FileLock
 from surgery.errors import SurgeryError, UsageError
-from surgery.recovery.processes import is_first
+from surgery.recovery.processes import is_first, process_count
 from surgery.recovery.recipe import Recipe
 
 MARKER = "complete.json"
@@ -93,7 +93,7 @@ class TrainingFolder:
 
         Raises:
             UsageError: there is an earlier run and neither ``resume`` nor ``force``; there is none to resume; or
-                recipe, data or model are not those that it began with.
+                recipe, data, model or the number of processes are not those that it began with.
         """
         run = self.path / _RUN
         if not resume:
@@ -106,7 +106,8 @@ class TrainingFolder:
                 )
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(parents=True)
-            _write(run, {"schema": 1, "identity": identity, "recipe": recipe.model_dump(mode="json")})
+            began = {"identity": identity, "processes": process_count(), "recipe": recipe.model_dump(mode="json")}
+            _write(run, {"schema": 1, **began})
             return None
         if not run.exists():
             raise UsageError(
@@ -237,6 +238,12 @@ class TrainingFolder:
             raise UsageError(
                 f"The interrupted run had another recipe: {', '.join(changed)} differ.",
                 hint="Resume with the same recipe and --set, or start over with --force.",
+            )
+        # A step is the rows of all processes, and each keeps its own random state.
+        if run.get("processes", 1) != process_count():
+            raise UsageError(
+                f"The interrupted run had {run.get('processes', 1)} process(es), and this is one of {process_count()}.",
+                hint="Resume with as many as before, or start over with --force.",
             )
         other = [what for what, value in identity.items() if run.get("identity", {}).get(what) != value]
         if other:

@@ -116,7 +116,9 @@ def test_kill_nine(make_long: MakeLong, undisturbed: Path, tmp_path: Path) -> No
     _same(undisturbed, tmp_path / "out")
 
 
-def test_resume_refuses_what_would_not_be_the_same_run(make_recipe: MakeRecipe, tmp_path: Path, texts: Path) -> None:
+def test_resume_refuses_what_would_not_be_the_same_run(
+    make_recipe: MakeRecipe, tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = shutil.copytree(texts, tmp_path / "texts")
     recipe = make_recipe(data={"text": str(own)}, checkpoints={"every": 1, "keep": 1})
     with pytest.raises(UsageError, match="no interrupted run"):
@@ -129,6 +131,10 @@ def test_resume_refuses_what_would_not_be_the_same_run(make_recipe: MakeRecipe, 
         finetune(recipe)
     with pytest.raises(UsageError, match="another recipe: seed"):
         finetune({**recipe, "seed": 1}, resume=True)
+    with monkeypatch.context() as two:
+        two.setattr("surgery.recovery.state.process_count", lambda: 2)
+        with pytest.raises(UsageError, match=r"had 1 process\(es\), and this is one of 2"):
+            finetune(recipe, resume=True)
     (own / "00.txt").write_text("other words than before, and more of them than there were")
     with pytest.raises(UsageError, match="another data"):
         finetune(recipe, resume=True)
