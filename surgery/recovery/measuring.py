@@ -17,7 +17,7 @@ from surgery.recovery.objectives import token_logits
 Losses = list[NDArray[np.float64]]
 
 # The share of rejected keys is counted on no more than this.
-SAMPLED_ROWS = 8
+SAMPLED_ROWS = 4
 SAMPLED_QUERIES = 64
 
 

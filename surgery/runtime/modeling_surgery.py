@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 
 FORMAT_VERSION = 1
@@ -338,8 +339,8 @@ class Screening(Operation):
         A number has no gradient. In its place is that of a soft count, in which what is accepted of a key is
         1/2 + x / (2 (1 + |x|)), x = (rho - t) / (max(tau, 0.1)/4), and sigmoid(4 (log2 w - log2(distance + 1)))
         within an octave of the window's edge. So a key pulls at t whether it is just accepted or just rejected, and,
-        by the long tails, also where t is far below all keys, as in an open head. Relevance gets no gradient: keys
-        are not to become irrelevant so that they can be rejected.
+        by the long tails, also where t is far below all keys, as in an open head. Every eighth query stands for all.
+        Relevance gets no gradient: keys are not to become irrelevant so that they can be rejected.
 
         Args:
             relevance: rho, ``(batch, heads, queries, keys)``.
@@ -348,16 +349,19 @@ class Screening(Operation):
         """
         threshold, softness, log2_window = self._of_all_heads()
         with torch.no_grad():
-            free = block.allowed & ~block.sinks
             number = ((accepted == 0) & block.allowed).sum((0, 2, 3)).float()
+            every = slice(None, None, COUNTED_EVERY)
+            relevance, distance = relevance[:, :, every], block.distance[:, :, every]
+            free = (block.allowed & ~block.sinks)[:, :, every]
+            each = len(block.rows) / relevance.shape[2]
             width = softness.clamp(min=0.1) / 4
             away = 1 + ((relevance - threshold) / width).abs()
-            inside = free & self._inside(block.distance, log2_window)
-            by_threshold = (inside / (2 * width * away * away)).sum((0, 2, 3))
-            octaves = log2_window - (block.distance.clamp(min=0) + 1).to(relevance.dtype).log2()
+            inside = free & self._inside(distance, log2_window)
+            by_threshold = (each * inside / (2 * width * away * away)).sum((0, 2, 3))
+            octaves = log2_window - (distance.clamp(min=0) + 1).to(relevance.dtype).log2()
             edge = torch.sigmoid(4 * octaves)
             at_edge = free & (octaves.abs() < 1) & (relevance > threshold)
-            by_window = (4 * edge * (1 - edge) * at_edge).sum((0, 2, 3))
+            by_window = (4 * each * edge * (1 - edge) * at_edge).sum((0, 2, 3))
         # What is added is zero, and has the gradient alone: no matrix of pairs is kept for it.
         of_t, of_w = (value.flatten() - value.detach().flatten() for value in (threshold, log2_window))
         return number + by_threshold * of_t - by_window * of_w
@@ -395,6 +399,8 @@ OPERATIONS: dict[str, type[Operation]] = {"ssmax": SSMax, "screening": Screening
 
 # Elements of one (batch, heads, queries, keys) block, 2 MiB in float32: queries are taken in blocks of that size.
 BLOCK_ELEMENTS = 2**19
+# How many queries one stands for in the gradient of a count.
+COUNTED_EVERY = 8
 
 
 def _locate_keys(
@@ -564,19 +570,19 @@ def _screened(
         return _in_bands(backend, module, query, unscaled_query, key, value, visible_keys, **kwargs), None
     outputs, weights = [], []
     for block in _blocks(screening, query, key.shape[2], attention_mask, visible_keys):
-        relevance = screening.relevance(unscaled_query[:, :, block.rows], key[:, :, : block.keys])
         if reference:
-            whole = _weights(eager, module, query, key, value, attention_mask, block, **kwargs)
-            accepted = screening.acceptance(relevance, block.distance, block.sinks) * block.allowed
-            if screening.counter is not None and screening.learns():
-                keys = int(block.allowed.sum()) * (len(query) // len(block.allowed))
-                screening.counter(screening.count_rejected(relevance, accepted, block), keys)
-            kept = _renormalised(whole, accepted, hasattr(module, "sinks")).to(value.dtype)
-            kept = nn.functional.dropout(kept, kwargs.get("dropout", 0.0), module.training)
-            weights.append(nn.functional.pad(kept, (0, key.shape[2] - block.keys)))
-            groups = query.shape[1] // value.shape[1]
-            outputs.append((kept @ value[:, :, : block.keys].repeat_interleave(groups, 1)).transpose(1, 2))
+            part = functools.partial(_reference, eager, module, attention_mask, block, **kwargs)
+            tensors = (query, unscaled_query, key, value)
+            # Kept for the way back, what a block computes for every pair of query and key would be gigabytes.
+            output, kept, rejected = (
+                checkpoint(part, *tensors, use_reentrant=False) if screening.learns() else part(*tensors)
+            )
+            if rejected is not None:
+                screening.counter(rejected, int(block.allowed.sum()) * (len(query) // len(block.allowed)))
+            weights.append(kept)
+            outputs.append(output)
         else:
+            relevance = screening.relevance(unscaled_query[:, :, block.rows], key[:, :, : block.keys])
             bias = _additive(screening, relevance, block)
             survives = (bias > -torch.inf).any(-1, keepdim=True)
             if attention_mask is not None and attention_mask.dtype != torch.bool:
@@ -587,6 +593,36 @@ def _screened(
             output, _ = backend(module, query[:, :, block.rows], *present, bias, **kwargs)
             outputs.append(output * survives.transpose(1, 2))
     return torch.cat(outputs, 1).contiguous(), torch.cat(weights, 2) if weights else None
+
+
+def _reference(
+    eager: Callable[..., Any] | None,
+    module: nn.Module,
+    attention_mask: torch.Tensor | None,
+    block: _Block,
+    query: torch.Tensor,
+    unscaled_query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """A block of queries by the reference of :func:`_screened`.
+
+    Returns:
+        ``(batch, rows, heads, head_dim)``; the weights, for all keys; and the rejected keys per head, where they are
+        asked for.
+    """
+    screening: Any = module.screening
+    whole = _weights(eager, module, query, key, value, attention_mask, block, **kwargs)
+    relevance = screening.relevance(unscaled_query[:, :, block.rows], key[:, :, : block.keys])
+    accepted = screening.acceptance(relevance, block.distance, block.sinks) * block.allowed
+    counts = screening.counter is not None and screening.learns()
+    rejected = screening.count_rejected(relevance, accepted, block) if counts else None
+    kept = _renormalised(whole, accepted, hasattr(module, "sinks")).to(value.dtype)
+    kept = nn.functional.dropout(kept, kwargs.get("dropout", 0.0), module.training)
+    groups = query.shape[1] // value.shape[1]
+    output = (kept @ value[:, :, : block.keys].repeat_interleave(groups, 1)).transpose(1, 2)
+    return output, nn.functional.pad(kept, (0, key.shape[2] - block.keys)), rejected
 
 
 def _in_bands(
