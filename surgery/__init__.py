@@ -16,7 +16,7 @@ from surgery.anatomy.registration import register
 from surgery.version import __version__
 
 if TYPE_CHECKING:
-    from surgery.calibration import calibrate
+    from surgery.calibration import calibrate, sweep
     from surgery.conversion import convert, make_plan, refresh, revert
     from surgery.evaluation import evaluate
     from surgery.loading import RunOptions
@@ -36,6 +36,7 @@ _HOMES = {
     "merge": "surgery.recovery",
     "refresh": "surgery.conversion",
     "revert": "surgery.conversion",
+    "sweep": "surgery.calibration",
     "verify": "surgery.verification",
 }
 
@@ -52,6 +53,7 @@ __all__ = [
     "refresh",
     "register",
     "revert",
+    "sweep",
     "verify",
 ]
 

@@ -2,9 +2,11 @@
 
 ``calibrate`` observes passages (forward and back, on a sample of queries), chooses for every head under one price for
 damage, and tries the choice on passages that were held out until the loss there rises by no more than is allowed.
+``sweep`` measures several choices from the same evidence: the loss against the share of keys that is rejected.
 """
 
 from surgery.calibration.calibrating import CalibrationSettings, calibrate
 from surgery.calibration.results import Calibration, read_calibration
+from surgery.calibration.sweeping import Sweep, sweep
 
-__all__ = ["Calibration", "CalibrationSettings", "calibrate", "read_calibration"]
+__all__ = ["Calibration", "CalibrationSettings", "Sweep", "calibrate", "read_calibration", "sweep"]

@@ -101,13 +101,8 @@ def calibrate(
     run = run or RunOptions()
     source = resolve(model, revision)
     anatomy = read_anatomy(open_checkpoint(source))
-    screening = _resolved(options or {}, anatomy)
-    lengths = settings.lengths or tuple(length for length in (1024, 4096) if length <= anatomy.trained_length)
-    if not lengths or max(lengths) > anatomy.trained_length:
-        raise UsageError(
-            f"the model was trained at {anatomy.trained_length} tokens; lengths {lengths or (1024, 4096)} go beyond",
-            hint="Give --lengths that it knows.",
-        )
+    screening = resolved_options(options or {}, anatomy)
+    lengths = known_lengths(settings, anatomy)
     tokenizer = load_tokenizer(source.folder, trust_remote_code=run.trust_remote_code)
     documents = short_names(read_documents([text] if isinstance(text, str | Path) else text))
     passages = divide(documents, tokenizer, lengths, observe=settings.observe, hold_out=settings.hold_out)
@@ -115,7 +110,7 @@ def calibrate(
     from surgery.calibration.running import open_model
 
     loaded = open_model(source.folder, anatomy, [*before, screening.resolved()], run)
-    work = _Work(loaded, screening, anatomy, settings, on_progress)
+    work = Work(loaded, screening, anatomy, settings, on_progress)
     evidence, grid = work.observe(passages.observed)
     choice, guard, trials = work.choose(evidence, grid, passages.held_out)
     warnings = []
@@ -132,14 +127,7 @@ def calibrate(
     return Calibration(
         model=source.name,
         commit=source.commit,
-        settings={
-            **settings.model_dump(mode="json"),
-            "lengths": list(lengths),
-            "heads": None if screening.heads is None else list(screening.heads),
-            "sinks": screening.sinks,
-            "full_window": screening.full_window,
-            "before": [str(other["name"]) for other in before],
-        },
+        settings=recorded(settings, lengths, screening, before),
         texts=passages.texts,
         layers=work.layers(choice, evidence, grid),
         guard=tuple(guard),
@@ -148,7 +136,40 @@ def calibrate(
     )
 
 
-def _resolved(options: Mapping[str, Any], anatomy: Anatomy) -> ScreeningOptions:
+def known_lengths(settings: CalibrationSettings, anatomy: Anatomy) -> tuple[int, ...]:
+    """The lengths that are asked for, or the usual ones.
+
+    Raises:
+        UsageError: the model was not trained at them.
+    """
+    lengths = settings.lengths or tuple(length for length in (1024, 4096) if length <= anatomy.trained_length)
+    if not lengths or max(lengths) > anatomy.trained_length:
+        raise UsageError(
+            f"the model was trained at {anatomy.trained_length} tokens; lengths {lengths or (1024, 4096)} go beyond",
+            hint="Give --lengths that it knows.",
+        )
+    return lengths
+
+
+def recorded(
+    settings: CalibrationSettings,
+    lengths: Sequence[int],
+    screening: ScreeningOptions,
+    before: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """What a calibration says of how it was made."""
+    return {
+        **settings.model_dump(mode="json"),
+        "lengths": list(lengths),
+        "heads": None if screening.heads is None else list(screening.heads),
+        "sinks": screening.sinks,
+        "full_window": screening.full_window,
+        "before": [str(other["name"]) for other in before],
+    }
+
+
+def resolved_options(options: Mapping[str, Any], anatomy: Anatomy) -> ScreeningOptions:
+    """Options of the operation, as it starts while it is calibrated: open."""
     anatomy.family.check_operation("screening")
     given = {**options, "name": "screening", "open": True}
     resolved: OperationOptions = OPERATIONS["screening"].resolve(ScreeningOptions.model_validate(given), anatomy)
@@ -156,7 +177,7 @@ def _resolved(options: Mapping[str, Any], anatomy: Anatomy) -> ScreeningOptions:
     return resolved
 
 
-class _Work:
+class Work:
     """The model at hand, and progress over all that is done with it."""
 
     def __init__(
@@ -185,11 +206,11 @@ class _Work:
         self.total = BACKWARD_COST * sum(len(passage.tokens) for passage in passages)
         found: list[tuple[int, Tally]] = []
         for passage in passages:
-            self._say(0, f"observing {passage.text}")
+            self.say(0, f"observing {passage.text}")
             rows = sample_rows(len(passage.tokens), self.settings.rows, generator)
             tokens = torch.tensor([passage.tokens], device=self.model.device)
             found.append((len(passage.tokens), observe_passage(self.model, tokens, grid, rows)))
-            self._say(BACKWARD_COST * len(passage.tokens), f"observing {passage.text}")
+            self.say(BACKWARD_COST * len(passage.tokens), f"observing {passage.text}")
         return weigh(found), grid
 
     def choose(
@@ -204,10 +225,10 @@ class _Work:
         from surgery.calibration.guarding import Guard, head_values, set_values
 
         allowed = self.settings.max_loss_increase
-        guard = Guard(self.model, passages, self._say)
+        guard = Guard(self.model, passages, self.say)
         self.total += (TRIALS + 1) * guard.tokens
         by_budget = self.settings.budget is not None
-        knob = self.settings.budget if self.settings.budget is not None else _first_price(evidence, allowed)
+        knob = self.settings.budget if self.settings.budget is not None else first_price(evidence, allowed)
         holds: float | None = None
         fails: float | None = None
         best: tuple[Choice, list[GuardText]] | None = None
@@ -263,13 +284,14 @@ class _Work:
             found.append(LayerChoice(layer, threshold, softness, log2_window, tuple(shares), is_open))
         return tuple(found)
 
-    def _say(self, tokens: int, what: str) -> None:
+    def say(self, tokens: int, what: str) -> None:
+        """Note work that was done, in tokens of a forward pass."""
         self.done += tokens
         if self.on_progress is not None:
             self.on_progress(self.done, max(self.total, self.done), what)
 
 
-def _first_price(evidence: Evidence, allowed: float) -> float:
+def first_price(evidence: Evidence, allowed: float) -> float:
     """The price at which the estimate of the damage is what is allowed, by halving."""
     from surgery.calibration.choosing import by_damage
 

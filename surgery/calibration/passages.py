@@ -70,9 +70,7 @@ def divide(
         UsageError: the texts are too short to observe a passage and hold one out.
     """
     prefix = special_prefix(tokenizer)
-    tokens = [
-        list(tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]) for document in documents
-    ]
+    tokens = _tokenized(documents, tokenizer)
     observed: list[Passage] = []
     held_out: list[Passage] = []
     # In the order of names, files of one kind would come first and be all that a few passages are taken from. The
@@ -112,3 +110,40 @@ def divide(
         for document, ids, count in zip(documents, tokens, counts, strict=True)
     )
     return Passages(tuple(observed), tuple(held_out), texts)
+
+
+def take(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int], count: int
+) -> tuple[Passage, ...]:
+    """Passages to measure on alone: of each length ``count``, from the beginning of the texts on, which take turns.
+
+    Raises:
+        UsageError: no text has a passage of a length.
+    """
+    prefix = special_prefix(tokenizer)
+    tokens = _tokenized(documents, tokenizer)
+    starts = [0] * len(documents)
+    found: list[Passage] = []
+    for length in sorted(set(lengths)):
+        room, before = length - len(prefix), len(found)
+        turns = 0
+        while len(found) - before < count and turns < count:
+            turns += 1
+            for index, ids in enumerate(tokens):
+                if len(found) - before < count and starts[index] + room <= len(ids):
+                    part = tuple(ids[starts[index] : starts[index] + room])
+                    found.append(Passage(documents[index].name, prefix + part))
+                    starts[index] += room
+        if len(found) == before:
+            raise UsageError(
+                f"the longest of the {len(documents)} texts to measure on has {max(map(len, tokens))} tokens, of which "
+                f"shorter passages take their part first; a passage has {length}.",
+                hint="Give longer texts, or shorter --lengths.",
+            )
+    return tuple(found)
+
+
+def _tokenized(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    return [
+        list(tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]) for document in documents
+    ]

@@ -44,6 +44,7 @@ from surgery.commands import finetune as _finetune  # noqa: E402, F401
 from surgery.commands import merge as _merge  # noqa: E402, F401
 from surgery.commands import evaluate as _evaluate  # noqa: E402, F401
 from surgery.commands import report as _report  # noqa: E402, F401
+from surgery.commands import screen_sweep as _screen_sweep  # noqa: E402, F401
 from surgery.commands import zoo as _zoo  # noqa: E402, F401
 from surgery.commands import recipes as _recipes  # noqa: E402, F401
 from surgery.commands import revert as _revert  # noqa: E402, F401

@@ -11,8 +11,10 @@ from surgery.commands import console
 from surgery.errors import UsageError
 
 if TYPE_CHECKING:
+    from surgery.calibration import CalibrationSettings
     from surgery.calibration.results import Calibration
     from surgery.conversion.plan import PreparedPlan
+    from surgery.loading import RunOptions
 
 
 @dataclass(frozen=True)
@@ -83,23 +85,10 @@ def plan_with_calibration(
 def _calibrate(
     model: str, prepared: PreparedPlan, asked: Asked, given: dict[str, Any], revision: str | None
 ) -> Calibration:
-    from pydantic import ValidationError
-
-    from surgery.calibration import CalibrationSettings, calibrate
-    from surgery.conversion.plan import problems
-    from surgery.loading import RunOptions
+    from surgery.calibration import calibrate
 
     console.silence_transformers()
-    counts = given.pop("passages", None)
-    if counts is not None:
-        if len(counts) != 2:
-            raise UsageError("--passages needs two numbers: to observe, and to hold out", hint="--passages 8,4")
-        given |= {"observe": counts[0], "hold_out": counts[1]}
-    try:
-        settings = CalibrationSettings.model_validate(given)
-        run = RunOptions.model_validate(dict(asked.run))
-    except ValidationError as error:
-        raise UsageError(f"calibration: {problems(error)}") from error
+    settings, run = settings_from(given, asked.run)
     resolved = {str(options["name"]): options for options in prepared.plan.operations}
     own = {name: resolved["screening"][name] for name in ("layers", "heads", "sinks", "full_window")}
     with console.progress() as bar:
@@ -118,6 +107,30 @@ def _calibrate(
             run=run,
             on_progress=on_progress,
         )
+
+
+def settings_from(given: Mapping[str, Any], run: Mapping[str, Any]) -> tuple[CalibrationSettings, RunOptions]:
+    """Settings of a calibration and of what runs it, from flags that were given; ``passages`` are two numbers.
+
+    Raises:
+        UsageError: a value is not possible.
+    """
+    from pydantic import ValidationError
+
+    from surgery.calibration import CalibrationSettings
+    from surgery.conversion.plan import problems
+    from surgery.loading import RunOptions
+
+    settings = dict(given)
+    counts = settings.pop("passages", None)
+    if counts is not None:
+        if len(counts) != 2:
+            raise UsageError("--passages needs two numbers: to observe, and to hold out", hint="--passages 8,4")
+        settings |= {"observe": counts[0], "hold_out": counts[1]}
+    try:
+        return CalibrationSettings.model_validate(settings), RunOptions.model_validate(dict(run))
+    except ValidationError as error:
+        raise UsageError(f"calibration: {problems(error)}") from error
 
 
 def print_calibration(calibration: Calibration) -> None:

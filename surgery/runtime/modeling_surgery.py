@@ -571,7 +571,7 @@ def _screened(
     outputs, weights = [], []
     for block in _blocks(screening, query, key.shape[2], attention_mask, visible_keys):
         if reference:
-            part = functools.partial(_reference, eager, module, attention_mask, block, **kwargs)
+            part: Callable[..., Any] = functools.partial(_reference, eager, module, attention_mask, block, **kwargs)
             tensors = (query, unscaled_query, key, value)
             # Kept for the way back, what a block computes for every pair of query and key would be gigabytes.
             output, kept, rejected = (

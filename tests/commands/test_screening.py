@@ -89,3 +89,37 @@ def test_open(surgery: Any, model: Path, tmp_path: Path) -> None:
 def test_flags_that_do_not_fit(surgery: Any, runnable: Path, flags: tuple[str, ...], message: str) -> None:
     ran = surgery("convert", runnable, *flags)
     assert ran.code == 2 and message in ran.err.replace("\n", " ")
+
+
+def test_the_command_writes_table_picture_and_calibrations(
+    surgery: Any, runnable: Path, texts: Path, tmp_path: Path
+) -> None:
+    given = ("screen-sweep", runnable, "--text", texts, "--lengths", "48", "--passages", "2,1", "-o", tmp_path / "out")
+    ran = surgery(*given, "--allow", "0.01,0.3", "--json")
+    assert ran.code == 0, ran.err
+    document = ran.document()
+    assert [point["allowed"] for point in document["points"]] == [0.01, 0.3]
+    assert document["files"] == [
+        "calibration-0.01.json",
+        "calibration-0.3.json",
+        "sweep.png",
+        "sweep.svg",
+        "sweep-dark.svg",
+        "sweep.json",
+    ]
+    assert sorted(document["files"]) == sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text())["points"] == document["points"]
+    assert (tmp_path / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    again = surgery(*given, "--allow", "0.3")
+    assert again.code == 2 and "holds a sweep already" in again.err
+    ran = surgery(*given, "--allow", "0.3", "--force")
+    assert not (tmp_path / "out" / "calibration-0.01.json").exists()
+    assert ran.code == 0 and "keys rejected" in ran.out and "Next: surgery convert" in ran.out
+
+
+def test_flags_that_cannot_be(surgery: Any, runnable: Path, texts: Path) -> None:
+    ran = surgery("screen-sweep", runnable)
+    assert ran.code == 2 and "no text was given" in ran.err
+    for wrong in ("0,0.1", "much", "nan"):
+        ran = surgery("screen-sweep", runnable, "--text", texts, "--allow", wrong)
+        assert ran.code == 2 and "numbers above 0" in ran.err, wrong

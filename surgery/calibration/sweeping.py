@@ -1,0 +1,195 @@
+"""``sweep``: what is observed once, decided under several prices, and measured on other text: the curve to choose from.
+
+A calibration finds one choice. A sweep shows what others would give: for each loss that may be allowed, the share of
+keys that is rejected and the loss that it really costs. Each point is a calibration that `convert` takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery.anatomy import read_anatomy
+from surgery.calibration.calibrating import (
+    CalibrationSettings,
+    OnProgress,
+    Work,
+    first_price,
+    known_lengths,
+    recorded,
+    resolved_options,
+)
+from surgery.calibration.passages import divide, short_names, take
+from surgery.calibration.results import Calibration, GuardText, Trial
+from surgery.checkpoint import open_checkpoint, resolve
+from surgery.data import read_documents
+from surgery.errors import UsageError
+from surgery.loading import RunOptions, load_tokenizer
+
+# Nats per token, estimated; what these cost in truth is what a sweep measures.
+ALLOWED = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
+
+
+@dataclass(frozen=True)
+class AtLength:
+    """What a point gives on the measured passages of one length: means over them, and the passage that loses most."""
+
+    tokens: int
+    passages: int
+    rejected: float
+    change: float
+    worst: float
+    worst_text: str
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One choice.
+
+    Attributes:
+        allowed: rise of the loss that was allowed, as the observed passages estimate it; nats per token.
+        price: of damage, that comes to it.
+        estimated: rise of the loss of what was chosen.
+        observed: share of keys rejected in the observed passages.
+        lengths: what was measured.
+        calibration: the choice, as `convert` takes it; its guard has every measured passage.
+    """
+
+    allowed: float
+    price: float
+    estimated: float
+    observed: float
+    lengths: tuple[AtLength, ...]
+    calibration: Calibration
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, without the values of every head."""
+        plain = {name: getattr(self, name) for name in ("allowed", "price", "estimated", "observed")}
+        return {
+            **plain,
+            "lengths": [asdict(length) for length in self.lengths],
+            "passages": [{**asdict(text), "change": text.change} for text in self.calibration.guard],
+            "calibration_sha256": self.calibration.hash,
+        }
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All points, from the least that was allowed to the most.
+
+    Attributes:
+        model, commit: what was swept.
+        settings: what was asked for.
+        texts: name of each text, and passages that were observed and held out.
+        other_text: whether it was measured on texts of their own rather than on what was held out.
+        points: the choices.
+    """
+
+    model: str
+    commit: str | None
+    settings: Mapping[str, Any]
+    texts: tuple[Mapping[str, Any], ...]
+    other_text: bool
+    points: tuple[SweepPoint, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "model": self.model,
+            "commit": self.commit,
+            "settings": dict(self.settings),
+            "texts": [dict(text) for text in self.texts],
+            "other_text": self.other_text,
+            "points": [point.to_dict() for point in self.points],
+        }
+
+
+def sweep(
+    model: str | Path,
+    text: Sequence[str | Path],
+    *,
+    measure_on: Sequence[str | Path] = (),
+    allowed: Sequence[float] = ALLOWED,
+    options: Mapping[str, Any] | None = None,
+    settings: CalibrationSettings | None = None,
+    revision: str | None = None,
+    run: RunOptions | None = None,
+    on_progress: OnProgress | None = None,
+) -> Sweep:
+    """Measure several choices of thresholds and windows, all from one look at the texts.
+
+    Args:
+        model: a folder or hub id that was not converted.
+        text: files, folders and globs to observe.
+        measure_on: others to measure on; without any, what is held out of ``text``.
+        allowed: estimated rises of the loss, each of which gives a point.
+        options: of the operation ``screening``: layers, heads, sinks, full_window.
+        settings: lengths, passages and softness. ``hold_out`` is how many passages of the shortest length are measured;
+            of texts of their own, of each length. What guards a calibration has no part in it.
+        revision: branch, tag or commit of a hub model.
+        run: device, dtype and attention backend.
+        on_progress: called with work done, work in all (both in tokens of a forward pass), and what is being done.
+
+    Raises:
+        UsageError: no text, too little of it, or nothing allowed.
+        PlanRefusedError: screening cannot be applied to this model.
+    """
+    if not allowed or min(allowed) <= 0:
+        raise UsageError(f"allowed losses {list(allowed)}: each must be above 0, in nats per token")
+    settings = settings or CalibrationSettings()
+    run = run or RunOptions()
+    source = resolve(model, revision)
+    anatomy = read_anatomy(open_checkpoint(source))
+    screening = resolved_options(options or {}, anatomy)
+    lengths = known_lengths(settings, anatomy)
+    tokenizer = load_tokenizer(source.folder, trust_remote_code=run.trust_remote_code)
+    documents = short_names(read_documents(text))
+    passages = divide(documents, tokenizer, lengths, observe=settings.observe, hold_out=settings.hold_out)
+    measured = passages.held_out
+    if measure_on:
+        measured = take(short_names(read_documents(measure_on)), tokenizer, lengths, settings.hold_out)
+
+    from surgery.calibration.choosing import by_damage
+    from surgery.calibration.guarding import Guard, head_values, set_values
+    from surgery.calibration.running import open_model
+
+    work = Work(
+        open_model(source.folder, anatomy, [screening.resolved()], run), screening, anatomy, settings, on_progress
+    )
+    evidence, grid = work.observe(passages.observed)
+    guard = Guard(work.model, measured, work.say)
+    work.total += (len(allowed) + 1) * guard.tokens
+    kept = {**recorded(settings, lengths, screening), "max_loss_increase": None}
+    points = []
+    for limit in sorted(set(allowed)):
+        price = first_price(evidence, limit)
+        choice = by_damage(evidence, price)
+        set_values(work.model, head_values(choice, grid, settings.softness), screening.heads)
+        found = guard.measure()
+        worst = max(text.change for text in found)
+        calibration = Calibration(
+            model=source.name,
+            commit=source.commit,
+            settings=kept,
+            texts=passages.texts,
+            layers=work.layers(choice, evidence, grid),
+            guard=tuple(found),
+            trials=(Trial(price, choice.rejected, choice.damage, worst),),
+            warnings=("a point of a sweep: no guard chose it",),
+        )
+        points.append(SweepPoint(limit, price, choice.damage, choice.rejected, by_length(found), calibration))
+    return Sweep(source.name, source.commit, kept, passages.texts, bool(measure_on), tuple(points))
+
+
+def by_length(measured: Sequence[GuardText]) -> tuple[AtLength, ...]:
+    """Means over the passages of each length."""
+    found = []
+    for tokens in sorted({text.tokens for text in measured}):
+        own = [text for text in measured if text.tokens == tokens]
+        worst = max(own, key=lambda text: text.change)
+        rejected = sum(text.rejected for text in own) / len(own)
+        change = sum(text.change for text in own) / len(own)
+        found.append(AtLength(tokens, len(own), rejected, change, worst.change, worst.text))
+    return tuple(found)

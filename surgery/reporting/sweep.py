@@ -1,0 +1,25 @@
+"""The picture of a sweep, as files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def draw_sweep(result: Mapping[str, Any]) -> dict[str, bytes]:
+    """Loss against keys rejected, by file name: PNG, and SVG for light and for dark pages.
+
+    Args:
+        result: what ``Sweep.to_dict()`` gives.
+    """
+    from surgery.reporting.figures.sweep import loss_against_rejected
+    from surgery.reporting.theme import DARK, LIGHT, drawn_in, to_png, to_svg
+
+    with drawn_in(LIGHT):
+        files = {
+            "sweep.png": to_png(loss_against_rejected(result, LIGHT), LIGHT),
+            "sweep.svg": to_svg(loss_against_rejected(result, LIGHT)),
+        }
+    with drawn_in(DARK):
+        files["sweep-dark.svg"] = to_svg(loss_against_rejected(result, DARK))
+    return files

@@ -1,0 +1,88 @@
+"""Sweeping a tiny model: one look, several choices, each measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from surgery.calibration import CalibrationSettings, Sweep, sweep
+from surgery.calibration.passages import take
+from surgery.conversion import convert
+from surgery.data import read_documents
+from surgery.errors import UsageError
+from surgery.evaluation.losses import token_losses
+from surgery.loading import load_model, load_tokenizer, operations_off
+from tests.calibration.test_calibrating import with_tokenizer
+from tests.tokenizers import write_texts
+
+SETTINGS = CalibrationSettings(lengths=(32, 64), observe=4, hold_out=2, rows=24)
+ALLOWED = (0.001, 0.02, 0.3)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    write_texts(folder, documents=4, words=120)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(make_source: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_tokenizer(make_source("llama"), tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def swept(source: Path, texts: Path) -> Sweep:
+    return sweep(source, [texts], measure_on=[texts], allowed=ALLOWED, settings=SETTINGS)
+
+
+def test_what_is_allowed_rejects_more_the_more_it_is(swept: Sweep) -> None:
+    assert [point.allowed for point in swept.points] == list(ALLOWED)
+    assert all(0 < point.estimated <= point.allowed for point in swept.points[1:])
+    for place, tokens in enumerate((32, 64)):
+        own = [point.lengths[place] for point in swept.points]
+        assert {(one.tokens, one.passages) for one in own} == {(tokens, 2)}
+        shares = [one.rejected for one in own]
+        assert shares == sorted(shares) and shares[-1] > shares[0] + 0.1
+        assert all(one.worst >= one.change for one in own)
+
+
+def test_a_point_is_a_calibration_that_gives_what_was_measured(
+    swept: Sweep, source: Path, texts: Path, tmp_path: Path
+) -> None:
+    point = swept.points[1]
+    model = load_model(convert(source, "screening", calibration=point.calibration, output=tmp_path / "out").output)
+    passages = take(read_documents([texts]), load_tokenizer(source), (32, 64), 2)
+    changes = []
+    for passage in passages:
+        tokens = torch.tensor([passage.tokens])
+        with operations_off(model):
+            before = token_losses(model, tokens).double().mean()
+        changes.append(float(token_losses(model, tokens).double().mean() - before))
+    assert changes == pytest.approx([text.change for text in point.calibration.guard], abs=1e-5)
+    assert [one.change for one in point.lengths] == pytest.approx(
+        [sum(changes[:2]) / 2, sum(changes[2:]) / 2], abs=1e-5
+    )
+    assert [one.worst for one in point.lengths] == pytest.approx([max(changes[:2]), max(changes[2:])], abs=1e-5)
+
+
+def test_without_other_text_what_is_held_out_is_measured(source: Path, texts: Path) -> None:
+    found = sweep(source, [texts], allowed=(0.02,), settings=SETTINGS)
+    assert not found.other_text
+    assert sum(text["held_out"] for text in found.texts) == len(found.points[0].calibration.guard) == 3
+
+
+def test_what_is_taken_to_measure_on_comes_from_all_texts_and_twice_from_none(source: Path, texts: Path) -> None:
+    documents = read_documents([texts])
+    passages = take(documents, load_tokenizer(source), (32, 64), 5)
+    assert [len(passage.tokens) for passage in passages] == [32] * 5 + [64] * 5
+    assert len({passage.text for passage in passages[:4]}) == len({passage.text for passage in passages[5:9]}) == 4
+    assert len({passage.tokens for passage in passages}) == 10
+    assert passages[4].text == passages[0].text
+    beginnings = {passage.tokens[:32] for passage in passages}
+    assert len(beginnings) == 10  # a longer passage does not begin where a shorter one did
+    with pytest.raises(UsageError, match="to measure on has"):
+        take(documents, load_tokenizer(source), (4096,), 1)
