@@ -12,7 +12,7 @@ from surgery.checkpoint.headers import DTYPE_BITS, TensorInfo, read_header, tens
 from surgery.checkpoint.names import quote, safe_relative
 from surgery.checkpoint.output import check_output
 from surgery.checkpoint.placing import place_file
-from surgery.checkpoint.source import Source, resolve
+from surgery.checkpoint.source import Source, as_named, resolve
 from surgery.checkpoint.staging import StagedFolder, tidy
 from surgery.checkpoint.strict_json import dump_json, load_json
 from surgery.checkpoint.writing import NewTensor, replace_file, write_index, write_json, write_safetensors
@@ -27,6 +27,7 @@ __all__ = [
     "Source",
     "StagedFolder",
     "TensorInfo",
+    "as_named",
     "check_output",
     "dump_json",
     "free_bytes",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,14 @@ class Snapshot:
     def blobs(self) -> Path:
         """The only folder outside the snapshot that its links may point into."""
         return self.repository / "blobs"
+
+
+def content_hash(path: Path) -> str | None:
+    """The SHA-256 that the hub gives a file: the name of its blob in the cache; None for any other file."""
+    blob = path.resolve()
+    snapshot = snapshot_of(path.parent)
+    is_blob = snapshot is not None and blob.parent == snapshot.blobs and _SHA256.fullmatch(blob.name)
+    return blob.name if is_blob else None
 
 
 def snapshot_of(folder: Path) -> Snapshot | None:

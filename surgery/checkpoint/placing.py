@@ -5,8 +5,9 @@ import os
 import stat
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from surgery.checkpoint.names import quote
 from surgery.errors import CheckpointError
@@ -31,12 +32,22 @@ _NOT_HERE = {
 }
 
 
-def place_file(source: Path, target: Path, mode: Mode = "auto", on_bytes: OnBytes | None = None) -> Placed:
+class Digest(Protocol):
+    """What ``hashlib`` gives."""
+
+    def update(self, data: memoryview, /) -> None:
+        """Take in more bytes."""
+
+
+def place_file(
+    source: Path, target: Path, mode: Mode = "auto", on_bytes: OnBytes | None = None, digest: Digest | None = None
+) -> Placed:
     """Put the content of `source` under the new name `target`, and say how.
 
     ``auto`` shares the blocks where the file system can (reflink), else copies in the kernel; ``copy`` always copies;
     ``link`` makes a hard link. A link is followed to the file it points to (the hub cache's blobs). The source is
-    only ever opened for reading; `on_bytes` is told of the bytes as they are placed.
+    only ever opened for reading; `on_bytes` is told of the bytes as they are placed. A `digest` takes in the bytes that
+    are copied, which then pass through this process; it needs the mode ``copy``, since the others read nothing.
 
     Raises:
         CheckpointError: the source is missing or not a regular file, or changes during the copy; the target exists or
@@ -50,7 +61,7 @@ def place_file(source: Path, target: Path, mode: Mode = "auto", on_bytes: OnByte
         if mode == "link":
             placed = _link(content, target)
         else:
-            return _copy(content, target, share=mode == "auto", on_bytes=on_bytes)
+            return _copy(content, target, share=mode == "auto", on_bytes=on_bytes, digest=digest)
     except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(f"{quote(source.name)} cannot be placed as {quote(str(target))}: {reason}.") from error
@@ -73,7 +84,7 @@ def _link(content: Path, target: Path) -> Placed:
     return "linked"
 
 
-def _copy(content: Path, target: Path, *, share: bool, on_bytes: OnBytes | None) -> Placed:
+def _copy(content: Path, target: Path, *, share: bool, on_bytes: OnBytes | None, digest: Digest | None) -> Placed:
     reading = os.open(content, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
         # O_EXCL: an existing name could be a link into the source.
@@ -86,7 +97,7 @@ def _copy(content: Path, target: Path, *, share: bool, on_bytes: OnBytes | None)
                     on_bytes(size)
             else:
                 placed = "copied"
-                _copy_bytes(reading, writing, size, on_bytes)
+                _copy_bytes(reading, writing, size, on_bytes, digest)
             if os.fstat(writing).st_size != size or os.fstat(reading).st_size != size:
                 raise CheckpointError(f"{quote(content.name)} changed while it was copied.")
         except BaseException:  # Ctrl-C too: half a file must not be taken for a whole one
@@ -113,10 +124,10 @@ def _reflink(reading: int, writing: int) -> bool:
     return True
 
 
-def _copy_bytes(reading: int, writing: int, size: int, on_bytes: OnBytes | None) -> None:
+def _copy_bytes(reading: int, writing: int, size: int, on_bytes: OnBytes | None, digest: Digest | None) -> None:
     """Copy with the first way that works here; each goes on where the one before it stopped."""
     done = 0
-    for step in _ways():
+    for step in _ways() if digest is None else [partial(_read_write, digest=digest)]:
         try:
             while done < size:
                 count = step(reading, writing, done, min(_CHUNK, size - done))
@@ -153,11 +164,13 @@ def _sendfile(reading: int, writing: int, offset: int, count: int) -> int:
     return os.sendfile(writing, reading, offset, count)
 
 
-def _read_write(reading: int, writing: int, offset: int, count: int) -> int:
+def _read_write(reading: int, writing: int, offset: int, count: int, digest: Digest | None = None) -> int:
     os.lseek(reading, offset, os.SEEK_SET)
     os.lseek(writing, offset, os.SEEK_SET)
     block = os.read(reading, min(count, _BLOCK))
     left = memoryview(block)
+    if digest is not None:
+        digest.update(left)
     while left:
         left = left[os.write(writing, left) :]
     return len(block)

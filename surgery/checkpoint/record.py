@@ -8,6 +8,7 @@ RECORD_FOLDER = "surgery"
 FORMAT_VERSION = 1  # of converted checkpoints; newer ones are refused
 PLAN_NAME = f"{RECORD_FOLDER}/plan.json"
 HISTORY_NAME = f"{RECORD_FOLDER}/history.json"
+SHARDS_NAME = f"{RECORD_FOLDER}/shards.json"
 CALIBRATION_NAME = f"{RECORD_FOLDER}/calibration.json"
 VERIFICATION_NAME = f"{RECORD_FOLDER}/verify.json"
 EVALUATION_NAME = f"{RECORD_FOLDER}/evaluate.json"

@@ -29,7 +29,10 @@ _REVISION = re.compile(r"[A-Za-z0-9_][\w./+-]{0,254}", re.ASCII)
 
 @dataclass(frozen=True)
 class Source:
-    """A model that is on disk. `name` is fit for printing and recording: a hub id or a folder's name, never a path."""
+    """A model that is on disk.
+
+    `name` is fit for printing and recording: a hub id, or the name that was given for a folder, never a path.
+    """
 
     folder: Path
     name: str
@@ -120,7 +123,12 @@ def _local(folder: Path) -> Source:
     snapshot = snapshot_of(folder)
     if snapshot is not None:
         return Source(folder, snapshot.hub_id, snapshot.commit, snapshot.hub_id)
-    return Source(folder, folder.resolve().name or "model", None, None)
+    return Source(folder, as_named(folder).name or "model", None, None)
+
+
+def as_named(folder: Path) -> Path:
+    """A folder as it was given, in full: links keep their own name, unless ``..`` leads to above their target."""
+    return folder.resolve() if ".." in folder.parts else folder.absolute()
 
 
 def _fetch(hub_id: str, revision: str | None, *, local_only: bool) -> Source:

@@ -144,7 +144,7 @@ def print_calibration(calibration: Calibration) -> None:
         table.add_column(column)
     for text in calibration.guard:
         name = console.printable(Path(text.text).name)
-        table.add_row(name, str(text.tokens), f"{text.loss:.4f}", f"{text.change:+.4f}", f"{text.rejected:.1%}")
+        table.add_row(name, str(text.tokens), f"{text.loss:.4f}", f"{text.change:+z.4f}", f"{text.rejected:.1%}")
     console.out.print(table)
     heads = sum(len(layer.open) for layer in calibration.layers)
     opened = sum(sum(layer.open) for layer in calibration.layers)

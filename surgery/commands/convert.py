@@ -173,12 +173,18 @@ def convert(
     ] = False,
     copy: Annotated[
         bool,
-        typer.Option("--copy", help="Copy them even where the file system could share.", rich_help_panel="Writing"),
+        typer.Option(
+            "--copy",
+            help="Copy them even where blocks could be shared, and record their SHA-256.",
+            rich_help_panel="Writing",
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, write nothing.", rich_help_panel="Writing")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the output.", rich_help_panel="Writing")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an earlier output of this tool.", rich_help_panel="Writing")
+    ] = False,
     as_json: console.JsonOption = False,
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,

@@ -95,7 +95,9 @@ def evaluate(
         except KeyboardInterrupt:
             console.err.print(f"What is finished is in {finished}; the same command goes on from there.", markup=False)
             raise
-    given = {"against": against, "suite": suite, "length": length, "documents": documents, "dtype": dtype}
+    given = {"against": against, "suite": suite, "length": length, "documents": documents}
+    if dtype != "auto":
+        given["dtype"] = dtype
     document = {
         **result.to_dict(),
         "provenance": {"command": _command_line(model, text or [], **given), "measured": time.strftime("%Y-%m-%d")},

@@ -42,7 +42,7 @@ def finetune(
     measure: Annotated[
         bool, typer.Option("--measure", help="With --dry-run: a trial step, for an estimate of time and memory.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Start over; replace an output that is not empty.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start over; replace an earlier output of this tool.")] = False,
     json_: console.JsonOption = False,
     events: console.EventsOption = None,
     device: console.DeviceOption = "auto",
@@ -180,6 +180,7 @@ class _Bar:
 
 def _plan_table(plan: FinetunePlan) -> Table:
     from surgery.checkpoint import human
+    from surgery.reporting.wording import counted
 
     table = Table(title=f"finetune {plan.model}: {plan.what}", show_header=False, title_justify="left")
     rows = {
@@ -188,9 +189,10 @@ def _plan_table(plan: FinetunePlan) -> Table:
         "tokens": f"{plan.tokens:,}" + ("" if plan.streaming else f", the training text {plan.passes:,.1f} times"),
         "training text": "streamed"
         if plan.streaming
-        else f"{plan.train_tokens:,} tokens in {plan.train_rows:,} sequences, {plan.train_documents:,} documents",
-        "held out": f"{plan.held_out_tokens:,} tokens in {plan.held_out_rows:,} sequences of "
-        f"{plan.held_out_documents:,} documents"
+        else f"{plan.train_tokens:,} tokens in {counted(plan.train_rows, 'sequence')}, "
+        + counted(plan.train_documents, "document"),
+        "held out": f"{plan.held_out_tokens:,} tokens in {counted(plan.held_out_rows, 'sequence')} of "
+        + counted(plan.held_out_documents, "document")
         + ("" if plan.held_out_share is None else f", which hold {plan.held_out_share:.0%} of the text"),
         "layers": f"{len(plan.layers)}",
         "trained": ", ".join(f"{count:,} {_GROUPS[kind]}" for kind, count in plan.parameters.items())
@@ -221,7 +223,7 @@ def _plan_table(plan: FinetunePlan) -> Table:
     if plan.controls:
         rows["controls"] = f"{', '.join(plan.controls)}; each takes as long as the run itself"
     if plan.dropped_documents:
-        rows["left out"] = f"{plan.dropped_documents} documents that are also held out"
+        rows["left out"] = f"{counted(plan.dropped_documents, 'document')} also among the held-out ones"
     for name, value in rows.items():
         table.add_row(name, value)
     return table
@@ -237,7 +239,7 @@ def _result_table(result: FinetuneResult) -> Table:
     table = Table(title=f"trained: {result.plan.what}", show_header=False, title_justify="left")
     before, after = result.held_out_loss_before, result.held_out_loss_after
     if before is not None and after is not None:
-        table.add_row("held-out loss", f"{before:.4f} -> {after:.4f} ({after - before:+.4f})")
+        table.add_row("held-out loss", f"{before:.4f} -> {after:.4f} ({after - before:+z.4f})")
     if result.rejected_before is not None and result.rejected_after is not None:
         table.add_row("keys rejected", f"{result.rejected_before:.1%} -> {result.rejected_after:.1%}, held-out text")
     table.add_row("steps", f"{result.steps:,}, {result.tokens:,} tokens, {result.seconds:,.1f} s")
@@ -248,8 +250,11 @@ def _result_table(result: FinetuneResult) -> Table:
 
 def _comparison_table(comparison: Comparison) -> Table:
     """All models on the same held-out tokens, with intervals; differences are paired, so theirs are narrower."""
+    from surgery.reporting.wording import counted
+
     table = Table(
-        title=f"held-out loss, nats per token: {comparison.tokens:,} tokens of {comparison.documents:,} documents",
+        title=f"held-out loss, nats per token: {counted(comparison.tokens, 'token')} of "
+        f"{counted(comparison.documents, 'document')}",
         title_justify="left",
         caption=f"{comparison.interval['level']:.0%} intervals: {comparison.interval['method']}, "
         f"{comparison.interval['samples']:,} samples; differences are paired",
@@ -274,5 +279,5 @@ def _comparison_table(comparison: Comparison) -> Table:
 
 def _interval(estimate: Estimate, sign: str) -> str:
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:{sign}.4f}"
-    return f"{estimate.value:{sign}.4f} ({estimate.low:{sign}.4f} to {estimate.high:{sign}.4f})"
+        return f"{estimate.value:{sign}z.4f}"
+    return f"{estimate.value:{sign}z.4f} ({estimate.low:{sign}z.4f} to {estimate.high:{sign}z.4f})"

@@ -16,7 +16,7 @@ def merge(
     adapter: Annotated[Path, typer.Argument(help="Folder of a LoRA adapter, such as OUT/adapter.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the merged checkpoint.")],
     base: Annotated[str | None, typer.Option(help="Folder or hub id; by default what the adapter names.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the output.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier output of this tool.")] = False,
     device: console.DeviceOption = "auto",
     json_: console.JsonOption = False,
     verbose: console.VerboseOption = False,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from surgery.commands import console
 from surgery.commands.app import app
+
+if TYPE_CHECKING:
+    from surgery.conversion.reverting import RevertResult
 
 
 @app.command()
@@ -16,7 +19,7 @@ def revert(
     model: Annotated[Path, typer.Argument(help="Converted checkpoint.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the source to.")],
     link: Annotated[bool, typer.Option("--link", help="Hard-link shards instead of copying.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the output.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier output of this tool.")] = False,
     as_json: console.JsonOption = False,
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
@@ -40,9 +43,20 @@ def revert(
         how = ", ".join(sorted(set(result.placed.values())))
         written = f"wrote {result.output} ({result.files} files, {len(result.placed)} shard(s) {how})"
         console.out.print(written, markup=False, highlight=False, soft_wrap=True)
-        console.out.print(
-            "The weights are those of the converted checkpoint; that they are still the source's was not checked. "
-            "`surgery verify CONVERTED --against SOURCE` compares them.",
-            markup=False,
-            soft_wrap=True,
-        )
+        console.out.print(_compared(result), markup=False, highlight=False, soft_wrap=True)
+        console.next_step("surgery", "inspect", str(result.output))
+
+
+def _compared(result: RevertResult) -> str:
+    """What is known of the bytes."""
+    if result.placed and len(result.compared) == len(result.placed):
+        return "The weights are byte for byte those that were converted (sha256)."
+    why = (
+        "linked files are not read"
+        if "linked" in result.placed.values()
+        else "only `convert --copy`, or a model from the hub, leaves hashes to compare with"
+    )
+    return (
+        f"The weights are those of the converted checkpoint; that they are still the source's was not checked ({why}). "
+        "`surgery verify CONVERTED --against SOURCE` compares them."
+    )

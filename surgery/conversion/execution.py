@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +15,16 @@ from surgery.checkpoint import (
     INDEX_NAME,
     NewTensor,
     StagedFolder,
+    as_named,
     place_file,
     require_space,
     write_index,
     write_json,
     write_safetensors,
 )
-from surgery.checkpoint.record import CALIBRATION_NAME, PLAN_NAME
+from surgery.checkpoint.hub_cache import content_hash
+from surgery.checkpoint.placing import Digest
+from surgery.checkpoint.record import CALIBRATION_NAME, PLAN_NAME, SHARDS_NAME
 from surgery.conversion.card import write_card
 from surgery.conversion.plan import (
     CARD_NAME,
@@ -76,8 +80,7 @@ def default_output(prepared: PreparedPlan) -> Path:
     if source.hub_id is not None:
         parent, stem = Path(), source.name.rsplit("/", 1)[-1]
     else:
-        # `..` after a link means the folder above its target, which only resolving finds.
-        folder = source.folder.resolve() if ".." in source.folder.parts else source.folder.absolute()
+        folder = as_named(source.folder)
         parent, stem = folder.parent, folder.name or source.name
     names = [str(options["name"]) for options in prepared.plan.operations]
     return parent / "-".join([stem, *names])
@@ -102,8 +105,9 @@ def convert(
         to: name of an operation, or a list of options for several, in order.
         output: folder to write; by default beside the source, named after the operation.
         revision: branch, tag or commit of a hub model.
-        mode: how unchanged shards are placed: reflink if the file system can, else copied; or hard links.
-        force: replace an output that is there already.
+        mode: how unchanged shards are placed: reflink if the file system can, else copied; copied, with their SHA-256
+            recorded; or hard links.
+        force: replace an earlier output of this tool.
         on_bytes: called with bytes done and bytes in all.
         calibration: of :func:`surgery.calibrate`, for ``screening``.
         options: options of a single operation (``form="paper"``, ``layers="0-3"``, ...).
@@ -166,13 +170,21 @@ def _write(
     source = checkpoint.folder
     report = adding_up(on_bytes, checkpoint.disk_bytes)
     placed: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for shard, name in plan.shards.items():
-        placed[name] = _place(source / shard, staged / name, mode, report)
+        # Where every byte is read in any case, or the hub has said it, what they were costs nothing to remember.
+        digest = hashlib.sha256() if mode == "copy" else None
+        placed[name] = _place(source / shard, staged / name, mode, report, digest)
+        known = digest.hexdigest() if digest is not None else content_hash(source / shard)
+        if known is not None:
+            hashes[name] = known
         _step(on_step, f"placed {name}")
     for name in plan.kept_files:
         # Small files are always copied: a program that edits a tokenizer in place must not reach the source.
         _place(source / name, staged / name, "copy", report)
     _keep_source_record(prepared, staged)
+    if hashes:
+        write_json(staged / SHARDS_NAME, {"schema": 1, "sha256": hashes})
     _step(on_step, "kept files")
     new = {tensor.name: _filled(tensor.shape, tensor.start) for tensor in plan.tensors}
     weight_map = {name: plan.shards[info.shard] for name, info in checkpoint.tensors.items()}
@@ -211,9 +223,11 @@ def _keep_source_record(prepared: PreparedPlan, staged: Path) -> None:
         _place(prepared.checkpoint.folder / name, record / name, "copy", lambda _: None)
 
 
-def _place(source: Path, target: Path, mode: PlaceMode, report: Callable[[int], None]) -> str:
+def _place(
+    source: Path, target: Path, mode: PlaceMode, report: Callable[[int], None], digest: Digest | None = None
+) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
-    return place_file(source, target, mode, report)
+    return place_file(source, target, mode, report, digest)
 
 
 def _filled(shape: tuple[int, ...], start: float | tuple[float, ...]) -> NewTensor:

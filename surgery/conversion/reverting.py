@@ -18,10 +18,11 @@ from surgery.checkpoint import (
     place_file,
     require_space,
     safe_relative,
+    sha256_file,
     sha256_json,
 )
 from surgery.checkpoint.advice import adapter_folder
-from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME, RECORD_FOLDER, check_format
+from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME, RECORD_FOLDER, SHARDS_NAME, check_format
 from surgery.conversion.execution import PlaceMode, Progress, adding_up
 from surgery.conversion.plan import CARD_NAME, Plan
 from surgery.errors import CheckpointError, PlanRefusedError
@@ -29,15 +30,28 @@ from surgery.errors import CheckpointError, PlanRefusedError
 
 @dataclass(frozen=True)
 class RevertResult:
-    """Where the source was written again, how many files it has, and how each shard was placed, by its name there."""
+    """What was written.
+
+    Attributes:
+        output: where the source is again.
+        files: how many files it has.
+        placed: how each shard was placed (reflink, copied or linked), by its name there.
+        compared: the shards whose bytes were read and are those that were converted.
+    """
 
     output: Path
     files: int
     placed: Mapping[str, str]
+    compared: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {"output": str(self.output), "files": self.files, "placed": dict(self.placed)}
+        return {
+            "output": str(self.output),
+            "files": self.files,
+            "placed": dict(self.placed),
+            "compared": list(self.compared),
+        }
 
 
 def read_plan(folder: Path, *, check_hash: bool = True) -> dict[str, Any]:
@@ -85,11 +99,12 @@ def revert(
     """Write the source of a converted checkpoint to ``output``.
 
     Scales that were trained are dropped; nothing else was changed by that. After the weights themselves were trained
-    the source is no longer in the checkpoint, and the request is refused.
+    the source is no longer in the checkpoint, and the request is refused. Where the conversion has recorded what its
+    shards were (with ``copy``, and of models in the hub cache), their bytes are compared, unless they are linked.
 
     Raises:
         PlanRefusedError: not a converted checkpoint, or its weights were trained.
-        CheckpointError: files that the plan names are missing or changed in size.
+        CheckpointError: files that the plan names are missing, or shards are not what was converted.
     """
     folder = Path(model).expanduser()
     plan = read_plan(folder)
@@ -97,7 +112,9 @@ def revert(
     open_checkpoint(folder)  # a broken checkpoint is refused before anything is written
     total = sum((folder / name).stat().st_size for name in restored)
     report = adding_up(on_bytes, total)
+    hashes = {} if mode == "link" else _recorded_hashes(folder)
     placed: dict[str, str] = {}
+    compared = []
     with StagedFolder(Path(output), force=force, source=folder, unmarked=restored.values()) as staged:
         require_space(staged.path, 0 if mode == "link" else total)
         for name, target in restored.items():
@@ -107,8 +124,31 @@ def revert(
             how = place_file(folder / name, path, mode if is_shard else "copy", report)
             if is_shard:
                 placed[target] = how
+            if is_shard and name in hashes:
+                _check_same(path, f"{folder.name}: {name}", hashes[name])
+                compared.append(target)
         staged.commit()
-    return RevertResult(Path(output), len(restored), placed)
+    return RevertResult(Path(output), len(restored), placed, tuple(compared))
+
+
+def _recorded_hashes(folder: Path) -> dict[str, str]:
+    """What the conversion has recorded of its shards; empty where it read none of them."""
+    if not (folder / SHARDS_NAME).is_file():
+        return {}
+    hashes = load_json(folder / SHARDS_NAME).get("sha256")
+    if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
+        raise CheckpointError(f"{folder.name}: {SHARDS_NAME} has no hashes")
+    return hashes
+
+
+def _check_same(written: Path, name: str, recorded: str) -> None:
+    found = sha256_file(written)
+    if found != recorded:
+        raise CheckpointError(
+            f"{name} is not what was converted (sha256 {found[:16]}, then {recorded[:16]}), so the source cannot be "
+            "given back.",
+            hint="The file was changed or damaged since. Take the source from where it came from.",
+        )
 
 
 def _restored_files(folder: Path, plan: dict[str, Any]) -> dict[str, str]:

@@ -94,7 +94,7 @@ def _warnings(sections: Sequence[Any], models: Sequence[ModelUse]) -> list[str]:
         longest = max(longest, data.longest)
         if data.longest < data.length:
             found.append(
-                f"No text fills {data.length} tokens; the longest sequence has {data.longest}, and nothing is known "
+                f"{section.title}: the longest sequence has {data.longest} tokens of {data.length}; nothing is known "
                 "beyond."
             )
         documents = sum(1 for text in data.texts if text.sequences)
@@ -105,8 +105,8 @@ def _warnings(sections: Sequence[Any], models: Sequence[ModelUse]) -> list[str]:
         used = documents if section.kind == "sliding" else data.sequences
         if section.kind in ("loss", "sliding") and used == limit and (data.left_out or data.unread):
             what = "text" if section.kind == "sliding" else "sequence"
-            asked = f"{what} was" if limit == 1 else f"{what}s were"
-            found.append(f"At most {limit} {asked} asked for; there is more.")
+            asked = f"one {what} was" if limit == 1 else f"{limit} {what}s were"
+            found.append(f"{section.title}: {asked} asked for; the texts hold more.")
     for use in models:
         if use.trained_length is not None and longest > use.trained_length:
             found.append(

@@ -67,6 +67,8 @@ class Resampling:
     def mean(self, sums: NDArray[np.float64], counts: NDArray[np.float64]) -> Estimate:
         """Sum over sum of counts, each given item by item; no interval where fewer than two groups count."""
         value = float(sums.sum() / counts.sum())
+        # What is smaller is the rounding of a sum that is zero, and must not decide that an interval excludes zero.
+        noise = 1e-12 * float(np.abs(sums).sum() / counts.sum())
         sums, counts = self.by_group(sums), self.by_group(counts)
         if (counts > 0).sum() < 2:
             return Estimate(value, None, None)
@@ -75,8 +77,9 @@ class Resampling:
         means = (self._weights @ sums)[drawn] / weighted[drawn]
         tail = (1 - self.interval.level) / 2
         low, high = np.quantile(means, [tail, 1 - tail])
+        low, high = (0.0 if abs(bound) <= noise else float(bound) for bound in (low, high))
         # Rounding may put the mean of equal numbers a hair outside their interval.
-        return Estimate(value, min(float(low), value), max(float(high), value))
+        return Estimate(value, min(low, value), max(high, value))
 
 
 class Sample:
@@ -163,10 +166,10 @@ def judge(difference: Estimate, margin: float, *, more_is_better: bool = False) 
 
 def change_in_words(difference: Estimate, interval: Interval = INTERVAL) -> str:
     """``+0.0012 (95% interval +0.0003 to +0.0020)``."""
-    sentence = f"{difference.value:+.4f}"
+    sentence = f"{difference.value:+z.4f}"  # what rounds to zero has no minus sign
     if difference.low is None or difference.high is None:
         return sentence
-    return f"{sentence} ({interval.level:.0%} interval {difference.low:+.4f} to {difference.high:+.4f})"
+    return f"{sentence} ({interval.level:.0%} interval {difference.low:+z.4f} to {difference.high:+z.4f})"
 
 
 def conclude(measure: str, overall: Bucket, buckets: Sequence[Bucket], margin: float) -> Finding:

@@ -57,7 +57,7 @@ def merge(
         adapter: folder with adapter_config.json and adapter_model.safetensors.
         output: folder for the result, in the format and dtypes of the base.
         base: folder or hub id; by default what the adapter names.
-        force: replace an output that is not empty.
+        force: replace an earlier output of this tool.
         device: that compares.
 
     Raises:

@@ -52,7 +52,7 @@ def finetune(
         dry_run: read the text and plan, train nothing; no weights are read and torch is not imported.
         measure: with ``dry_run``, load the model all the same and take a trial step of each stage, for an estimate of
             time and memory.
-        force: start over where an interrupted run is, and replace an output that is not empty.
+        force: start over where an interrupted run is, and replace an earlier output of this tool.
         device: auto, cpu, cuda or mps.
         attn_implementation: attention backend; by default transformers' choice.
         on_progress: called with an event, a plain dictionary with ``event``: plan, sharding, teacher, trial,

@@ -91,7 +91,7 @@ def write_result(
         output: where it goes.
         changed: trained tensors by their name in ``source``.
         record: what is remembered of the training.
-        force: replace an output that is not empty.
+        force: replace an earlier output of this tool.
         verify: called with the staged folder before it appears; what it raises leaves nothing behind.
 
     Raises:
@@ -134,7 +134,7 @@ def write_adapter(source: Checkpoint, output: Path, adapter: Any, record: Record
         output: where it goes.
         adapter: called with the folder to write PEFT's files into.
         record: what is remembered of the training.
-        force: replace an output that is not empty.
+        force: replace an earlier output of this tool.
     """
     with StagedFolder(output, force=force, source=source.folder) as staged:
         for name in source.other_files:

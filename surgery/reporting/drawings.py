@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from surgery.reporting import descriptions, figures
+from surgery.reporting import descriptions, figures, wording
 from surgery.reporting.theme import DARK, LIGHT, Theme, drawn_in, to_png, to_svg
 
 Plain = Mapping[str, Any]
@@ -141,9 +141,10 @@ def _operation(draw: _Pen, learned: Plain) -> Iterator[Drawing]:
 def _training(draw: _Pen, run: Plain) -> Drawing | None:
     if not figures.has_training_losses(run["rows"]):
         return None
+    steps = sum("loss" in row for row in run["rows"])
     return draw(
         "training",
-        f"{run.get('label', 'training')}: {len(run['rows'])} logged steps.",
+        f"{run.get('label', 'training')}: {wording.counted(steps, 'logged step')}.",
         descriptions.describe_training(run["rows"]),
         partial(figures.training_curves, run["rows"]),
     )

@@ -101,7 +101,7 @@ def _render(template: str, result: Plain, *, escaped: bool, drawings: Drawings |
 
 
 def _facts(result: Plain) -> dict[str, Any]:
-    facts: dict[str, Any] = {"versions": result["environment"]}
+    facts: dict[str, Any] = {"version of": result["environment"]}
     uses = list(result["models"])
     roles = ["model"] if len(uses) == 1 else [f"model {number + 1}" for number in range(len(uses))]
     if result["against"] is not None:

@@ -53,7 +53,7 @@ def perplexity(value: float | None) -> str:
     if value is None:
         return DASH
     if value < 1000:
-        return f"{value:.4g}"
+        return f"{value:#.4g}"
     return f"{value:,.0f}" if value < 1e9 else f"{value:.3g}"
 
 

@@ -44,7 +44,8 @@ class Verification:
         counts = {status: sum(check.status == status for check in self.checks) for status in ("passed", "skipped")}
         if self.failed:
             return f"{len(self.failed)} of {len(self.checks)} checks failed"
-        return f"{counts['passed']} checks passed" + (f", {counts['skipped']} skipped" if counts["skipped"] else "")
+        passed = f"{counts['passed']} check{'' if counts['passed'] == 1 else 's'} passed"
+        return passed + (f", {counts['skipped']} skipped" if counts["skipped"] else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; a measured value that is not finite is null, since JSON has no such number."""

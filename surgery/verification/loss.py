@@ -44,11 +44,11 @@ def loss_check(
     section = result.section("loss")
     overall = section.results[0].overall
     change = overall.difference
-    between = "" if change.low is None else f" (95% interval {change.low:+.4f} to {change.high:+.4f})"
+    between = "" if change.low is None else f" (95% interval {change.low:+z.4f} to {change.high:+z.4f})"
     return Check(
         "loss",
         "passed" if change.value <= most else "failed",
-        f"changed by {change.value:+.4f}{between} over {overall.tokens} predictions of up to {section.data.longest} "
+        f"changed by {change.value:+z.4f}{between} over {overall.tokens} predictions of up to {section.data.longest} "
         f"tokens; at most {most:+g} was asked for",
         change.value,
         most,

@@ -38,7 +38,9 @@ def test_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert resolve(".").name == "model"
     (tmp_path / "alias").symlink_to(folder)
-    assert resolve(tmp_path / "alias").name == "model"
+    assert resolve(tmp_path / "alias").name == "alias", "the name that was given"
+    assert resolve("../model").name == "model"
+    assert resolve(tmp_path / "alias" / "..").name == "org", "the folder above the link's target"
 
 
 def test_snapshot_folder_knows_its_id_and_commit(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import shutil
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from surgery.checkpoint import open_checkpoint, same_tensor_bytes
+from surgery.checkpoint import open_checkpoint, same_tensor_bytes, sha256_file
+from surgery.checkpoint.record import SHARDS_NAME
 from surgery.conversion import convert, execution
 from surgery.conversion.execution import execute
 from surgery.conversion.plan import NEW_SHARD, SHARD_PREFIX, make_plan
@@ -26,9 +28,17 @@ SSMAX = [{"name": "ssmax"}]
 
 def test_two_conversions_give_equal_bytes(source: Path, tmp_path: Path) -> None:
     before = listing(source)
-    first = convert(source, output=tmp_path / "a", mode="copy").output
-    second = convert(shutil.copytree(source, tmp_path / "moved" / source.name), output=tmp_path / "b").output
-    assert tree(first) == tree(second)
+    moved = shutil.copytree(source, tmp_path / "moved" / source.name)
+    first, again = (
+        tree(convert(place, output=tmp_path / name).output) for name, place in zip("12", (source, moved), strict=True)
+    )
+    copied = tree(convert(source, output=tmp_path / "a", mode="copy").output)
+    assert first == again
+    # What was read while it was copied is in the record, and nothing else differs.
+    assert {name: content for name, content in copied.items() if name != SHARDS_NAME} == first
+    assert copied == tree(convert(moved, output=tmp_path / "b", mode="copy").output)
+    hashes = json.loads(copied[SHARDS_NAME])["sha256"]
+    assert hashes == {name: sha256_file(tmp_path / "a" / name) for name in hashes} and len(hashes) >= 1
     assert listing(source) == before
 
 

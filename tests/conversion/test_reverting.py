@@ -11,8 +11,8 @@ import pytest
 
 import surgery.commands.revert  # noqa: F401
 from surgery.anatomy import read_anatomy
-from surgery.checkpoint import NewTensor, open_checkpoint, sha256_json, write_safetensors
-from surgery.checkpoint.record import HISTORY_NAME
+from surgery.checkpoint import NewTensor, open_checkpoint, sha256_file, sha256_json, write_safetensors
+from surgery.checkpoint.record import HISTORY_NAME, SHARDS_NAME
 from surgery.commands import console
 from surgery.commands.app import app
 from surgery.conversion import PLAN_NAME, convert, revert
@@ -171,9 +171,57 @@ def test_an_output_is_replaced_with_force_only(converted: Path, make_kind: MakeK
         revert(converted, output=converted, force=True)
 
 
+@pytest.mark.parametrize("mode", ["copy", "hub"])
+def test_bytes_are_compared_where_they_were_recorded(make_kind: MakeKind, mode: Any, tmp_path: Path) -> None:
+    source = make_kind("sharded")
+    if mode == "hub":
+        source = _in_the_hub_cache(source, tmp_path / "models--org--name")
+    out = convert(source, output=tmp_path / "out", mode="copy" if mode == "copy" else "link").output
+    shards = sorted(path.name for path in source.glob("*.safetensors"))
+    result = revert(out, output=tmp_path / "back")
+    assert sorted(result.compared) == shards and sorted(result.placed) == shards
+    assert revert(out, output=tmp_path / "linked", mode="link").compared == ()
+    shard = out / f"source-{shards[-1]}"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.unlink()
+    shard.write_bytes(content)
+    shutil.rmtree(tmp_path / "back")
+    error = refused(out, tmp_path)
+    assert shard.name in error.message and "is not what was converted" in error.message
+
+
+def _in_the_hub_cache(source: Path, repository: Path) -> Path:
+    """Large files lie in blobs that are named by their SHA-256."""
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for path in source.iterdir():
+        blob = repository / "blobs" / (sha256_file(path) if path.suffix == ".safetensors" else "1" * 40 + path.name)
+        shutil.copy(path, blob)
+        (snapshot / path.name).symlink_to(Path("../../blobs") / blob.name)
+    return snapshot
+
+
+def test_what_is_not_read_when_converting_is_not_recorded(make_kind: MakeKind, tmp_path: Path) -> None:
+    for mode in ("auto", "link"):
+        out = convert(make_kind("single"), output=tmp_path / mode, mode=mode).output  # type: ignore[arg-type]
+        assert not (out / SHARDS_NAME).exists()
+    assert revert(tmp_path / "auto", output=tmp_path / "back").compared == ()
+
+
+def test_hashes_that_cannot_be_read_are_an_error(make_kind: MakeKind, tmp_path: Path) -> None:
+    out = convert(make_kind("single"), output=tmp_path / "out", mode="copy").output
+    (out / SHARDS_NAME).write_text('{"sha256": 3}')
+    assert SHARDS_NAME in refused(out, tmp_path).message
+
+
 def test_the_command_says_that_bytes_were_not_compared(
     converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert console.run(app, ["revert", str(converted), "-o", str(tmp_path / "back"), "-q"]) == 0
     printed = capsys.readouterr().out
-    assert "not checked" in printed and "surgery verify" in printed
+    assert "not checked" in printed and "surgery verify" in printed and "convert --copy" in printed
+    assert console.run(app, ["revert", str(converted), "-o", str(tmp_path / "linked"), "--link"]) == 0
+    printed = capsys.readouterr().out
+    assert "linked files are not read" in printed and printed.endswith(f"Next: surgery inspect {tmp_path / 'linked'}\n")

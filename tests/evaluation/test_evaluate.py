@@ -142,10 +142,10 @@ def test_progress_reaches_the_end_and_never_goes_back(trained: Path, shuffled: P
 
 def test_warnings(trained: Path, texts: Path) -> None:
     short, _ = _loss(trained, text=[texts], length=4096)
-    assert any("No text fills 4096 tokens; the longest sequence has 64" in warning for warning in short.warnings)
+    assert any(": the longest sequence has 64 tokens of 4096; " in warning for warning in short.warnings)
     limited, _ = _loss(trained, text=[texts], documents=1)
     assert any("One document gives no interval" in warning for warning in limited.warnings)
-    assert any("At most 1 sequence was asked for" in warning for warning in limited.warnings)
+    assert any(": one sequence was asked for; the texts hold more." in warning for warning in limited.warnings)
 
 
 def test_beyond_the_trained_length_is_measured_and_said(trained: Path, copy_of: Any, texts: Path) -> None:

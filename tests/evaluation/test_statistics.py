@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from surgery.errors import UsageError
 from surgery.evaluation.results import Estimate, Finding
-from surgery.evaluation.statistics import Sample, check_edges, combine, conclude, default_edges, judge
+from surgery.evaluation.statistics import (
+    Resampling,
+    Sample,
+    change_in_words,
+    check_edges,
+    combine,
+    conclude,
+    default_edges,
+    judge,
+)
 
 MARGIN = 0.005
 
@@ -80,6 +89,17 @@ def test_equal_losses_differ_by_exactly_nothing() -> None:
     assert overall.difference == Estimate(0.0, 0.0, 0.0) and overall.verdict == "no difference"
     verdict = conclude("loss", overall, [overall], MARGIN)
     assert verdict.word == "no difference" and "exactly the same" in verdict.sentence
+
+
+def test_rounding_does_not_decide() -> None:
+    """In twelfths the lower end is zero; as sums of floats it is 1.4e-17."""
+    sums = np.array([4, 5, 5, 1, 3, 5, -4, -1]) / 12
+    found = Resampling(range(8)).mean(sums, np.ones(8))
+    assert found.low == 0 and judge(found, 0.01, more_is_better=True) == "undecided"
+
+
+def test_what_rounds_to_zero_has_no_sign() -> None:
+    assert change_in_words(Estimate(-1e-5, -2e-5, 1e-5)) == "+0.0000 (95% interval +0.0000 to +0.0000)"
 
 
 def test_differences_that_cancel_are_not_no_difference() -> None:

@@ -65,7 +65,7 @@ def test_markup_in_names_is_text() -> None:
 def test_numbers() -> None:
     assert (number(None), number(2.70611), number(-0.5, 2)) == ("\u2013", "2.7061", "\u22120.50")
     assert (signed(0.0), signed(0.00312), signed(-1.0, 1), signed(None)) == ("0", "+0.0031", "\u22121.0", "\u2013")
-    assert (perplexity(14.9707), perplexity(49152.3), perplexity(1e30)) == ("14.97", "49,152", "1e+30")
+    assert [perplexity(value) for value in (14.9707, 17.5, 49152.3, 1e30)] == ["14.97", "17.50", "49,152", "1e+30"]
     assert (span(1, 1), span(1025, 2048)) == ("1", "1,025\u20132,048")
     assert typographic("by -0.0102 (-0.0145 to -0.0060), model-2 x-3") == (
         "by \u22120.0102 (\u22120.0145 to \u22120.0060), model-2 x-3"
