@@ -48,6 +48,7 @@ def place_file(
     ``link`` makes a hard link. A link is followed to the file it points to (the hub cache's blobs). The source is
     only ever opened for reading; `on_bytes` is told of the bytes as they are placed. A `digest` takes in the bytes that
     are copied, which then pass through this process; it needs the mode ``copy``, since the others read nothing.
+    Missing folders of the target are made.
 
     Raises:
         CheckpointError: the source is missing or not a regular file, or changes during the copy; the target exists or
@@ -58,6 +59,7 @@ def place_file(
         status = content.stat()
         if not stat.S_ISREG(status.st_mode):
             raise CheckpointError(f"{quote(source.name)} is not a regular file.")
+        target.parent.mkdir(parents=True, exist_ok=True)
         if mode == "link":
             placed = _link(content, target)
         else:

@@ -23,7 +23,6 @@ from surgery.checkpoint import (
     write_safetensors,
 )
 from surgery.checkpoint.hub_cache import content_hash
-from surgery.checkpoint.placing import Digest
 from surgery.checkpoint.record import CALIBRATION_NAME, PLAN_NAME, SHARDS_NAME
 from surgery.conversion.card import write_card
 from surgery.conversion.plan import (
@@ -174,14 +173,14 @@ def _write(
     for shard, name in plan.shards.items():
         # Where every byte is read in any case, or the hub has said it, what they were costs nothing to remember.
         digest = hashlib.sha256() if mode == "copy" else None
-        placed[name] = _place(source / shard, staged / name, mode, report, digest)
+        placed[name] = place_file(source / shard, staged / name, mode, report, digest)
         known = digest.hexdigest() if digest is not None else content_hash(source / shard)
         if known is not None:
             hashes[name] = known
         _step(on_step, f"placed {name}")
     for name in plan.kept_files:
         # Small files are always copied: a program that edits a tokenizer in place must not reach the source.
-        _place(source / name, staged / name, "copy", report)
+        place_file(source / name, staged / name, "copy", report)
     _keep_source_record(prepared, staged)
     if hashes:
         write_json(staged / SHARDS_NAME, {"schema": 1, "sha256": hashes})
@@ -215,19 +214,11 @@ def modeling_code() -> bytes:
 def _keep_source_record(prepared: PreparedPlan, staged: Path) -> None:
     """Keep the source's own config, index and card, from which ``revert`` gives the source back."""
     record = staged / RECORD_FOLDER / "source"
-    record.mkdir(parents=True)
     for name in (CONFIG_NAME, INDEX_NAME, CARD_NAME):
         if (prepared.checkpoint.folder / name).is_file():
             place_file(prepared.checkpoint.folder / name, record / name, "copy")
     for name in prepared.plan.source_record:
-        _place(prepared.checkpoint.folder / name, record / name, "copy", lambda _: None)
-
-
-def _place(
-    source: Path, target: Path, mode: PlaceMode, report: Callable[[int], None], digest: Digest | None = None
-) -> str:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return place_file(source, target, mode, report, digest)
+        place_file(prepared.checkpoint.folder / name, record / name, "copy")
 
 
 def _filled(shape: tuple[int, ...], start: float | tuple[float, ...]) -> NewTensor:

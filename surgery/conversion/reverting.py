@@ -118,14 +118,12 @@ def revert(
     with StagedFolder(Path(output), force=force, source=folder, unmarked=restored.values()) as staged:
         require_space(staged.path, 0 if mode == "link" else total)
         for name, target in restored.items():
-            path = staged.path / target
-            path.parent.mkdir(parents=True, exist_ok=True)
             is_shard = name in plan["shards"].values()
-            how = place_file(folder / name, path, mode if is_shard else "copy", report)
+            how = place_file(folder / name, staged.path / target, mode if is_shard else "copy", report)
             if is_shard:
                 placed[target] = how
             if is_shard and name in hashes:
-                _check_same(path, f"{folder.name}: {name}", hashes[name])
+                _check_same(staged.path / target, f"{folder.name}: {name}", hashes[name])
                 compared.append(target)
         staged.commit()
     return RevertResult(Path(output), len(restored), placed, tuple(compared))

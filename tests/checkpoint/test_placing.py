@@ -198,3 +198,12 @@ def test_fsync_opens_for_reading_only(source: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "open", watch)
     fsync_file(source)
     assert flags == [os.O_RDONLY]
+
+
+def test_missing_folders_are_made_and_an_error_there_is_clear(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"x")
+    place_file(source, tmp_path / "a" / "b" / "c")
+    assert (tmp_path / "a" / "b" / "c").read_bytes() == b"x"
+    with pytest.raises(CheckpointError, match="cannot be placed"):
+        place_file(source, source / "under a file" / "c")
