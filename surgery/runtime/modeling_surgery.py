@@ -31,6 +31,7 @@ import transformers
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer
 
 FORMAT_VERSION = 1
 PREFIX = "Surgery"
@@ -227,6 +228,13 @@ class _Band(NamedTuple):
     groups: list[int]
 
 
+class _Reach(NamedTuple):
+    """Of each key-value head: the widest window of its query heads (None: none), and whether no threshold rejects."""
+
+    windows: list[int | None]
+    accepting: list[bool]
+
+
 class Screening(Operation):
     """Rejects keys: per query head an absolute threshold on the relevance, and a window on the distance.
 
@@ -265,39 +273,38 @@ class Screening(Operation):
         # Wherever parameters learn it is given the rejected keys of each head, with a gradient, and how many keys.
         self.counter: Callable[[torch.Tensor, int], None] | None = None
         self.path = "not run"  # which code ran last: open, reference, or the name of a backend
-        self._known: tuple[Any, bool, list[_Band]] = (None, False, [])
+        self._known: dict[int, tuple[Any, _Reach]] = {}
         self._add_parameters("threshold", "softness", "log2_window")
 
     def is_open(self) -> bool:
         """Whether every head accepts every key. Looked up again only after a parameter has changed."""
-        return self._look_up(1)[1]
+        each = self.reach(self.num_heads)
+        return all(each.accepting) and all(window is None for window in each.windows)
 
     def bands(self, groups: int) -> list[_Band]:
         """The key-value heads, ``groups`` in all, by what of the keys their query heads look at."""
-        return self._look_up(groups)[2]
+        reach = self.reach(groups)
+        found: dict[tuple[int | None, bool], list[int]] = {}
+        for group, (window, accepting) in enumerate(zip(reach.windows, reach.accepting, strict=True)):
+            # Windows are rounded up to powers of two, so that there are few bands; each head keeps its own edge.
+            width = None if window is None else 2 ** math.ceil(math.log2(window))
+            found.setdefault((width, accepting), []).append(group)
+        return [_Band(width, accepting, members) for (width, accepting), members in found.items()]
 
-    def _look_up(self, groups: int) -> tuple[Any, bool, list[_Band]]:
+    def reach(self, groups: int) -> _Reach:
+        """What the key-value heads, ``groups`` in all, are asked for. Looked up again after a parameter has changed."""
         parameters = (self.threshold, self.softness, self.log2_window)
         # Tensors made under torch.inference_mode count no versions; they are looked at each time.
         counted = not any(parameter.is_inference() for parameter in parameters)
-        state = (groups, *((id(parameter), parameter._version) for parameter in parameters)) if counted else None
-        if state is None or self._known[0] != state:
+        state = tuple((id(parameter), parameter._version) for parameter in parameters) if counted else None
+        known = self._known.get(groups)
+        if state is None or known is None or known[0] != state:
             threshold, softness, log2_window = (value.flatten() for value in self._of_all_heads())
-            windows = self._windows_of(log2_window)
-            windows = windows.masked_fill(windows >= self.full_window, torch.inf)
-            accepting = threshold < -1 - softness
-            found: dict[tuple[int | None, bool], list[int]] = {}
-            widest = windows.view(groups, -1).amax(-1).tolist()
-            for group, (window, all_accept) in enumerate(
-                zip(widest, accepting.view(groups, -1).all(-1).tolist(), strict=True)
-            ):
-                # Windows are rounded up to powers of two, so that there are few bands; each head keeps its own edge.
-                width = None if math.isinf(window) else 2 ** math.ceil(math.log2(window))
-                found.setdefault((width, all_accept), []).append(group)
-            opened = bool((accepting & torch.isinf(windows)).all())
-            bands = [_Band(width, all_accept, members) for (width, all_accept), members in found.items()]
-            self._known = (state, opened, bands)
-        return self._known
+            widest = self._windows_of(log2_window).view(groups, -1).amax(-1).tolist()
+            accepting = (threshold < -1 - softness).view(groups, -1).all(-1).tolist()
+            windows = [None if window >= self.full_window else int(window) for window in widest]
+            known = self._known[groups] = (state, _Reach(windows, accepting))
+        return known[1]
 
     def learns(self) -> bool:
         """Whether threshold, softness or window are to get gradients now."""
@@ -314,9 +321,19 @@ class Screening(Operation):
         key = nn.functional.normalize(_at_least_float32(key), dim=-1)
         return (query @ key.transpose(-1, -2)).view(batch, heads, length, -1)
 
-    def acceptance(self, relevance: torch.Tensor, distance: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
-        """alpha within the window ``(batch, heads, queries, keys)``, with the surrogate gradients of the class."""
-        threshold, softness, log2_window = self._of_all_heads()
+    def acceptance(
+        self,
+        relevance: torch.Tensor,
+        distance: torch.Tensor,
+        sinks: torch.Tensor,
+        members: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """alpha within the window ``(batch, heads, queries, keys)``, with the surrogate gradients of the class.
+
+        ``members``: numbers of the query heads that ``relevance`` holds; all of them where absent.
+        """
+        values = self._of_all_heads()
+        threshold, softness, log2_window = values if members is None else (value[members] for value in values)
         above = relevance - threshold
         ramp = (above / softness.clamp(min=self.HARD)).clamp(0, 1)
         alpha = ramp * ramp
@@ -438,6 +455,7 @@ class _Block(NamedTuple):
     """A block of queries and where their keys are: see :class:`Observation`.
 
     ``keys`` is how many of the keys it needs: those after its last query are left out where nothing hides them.
+    ``bias`` is what a mask adds to the scores; None: nothing but what ``allowed`` says.
     """
 
     rows: torch.Tensor
@@ -445,6 +463,19 @@ class _Block(NamedTuple):
     distance: torch.Tensor
     allowed: torch.Tensor
     sinks: torch.Tensor
+    bias: torch.Tensor | None
+
+    def at(self, columns: torch.Tensor) -> _Block:
+        """The same queries with the keys of ``columns`` alone, ``(batch or 1, keys)``; -1 stands for no key."""
+        rows = max(len(columns), len(self.allowed))
+        index = columns.clamp(min=0)[:, None, None].expand(rows, 1, len(self.rows), -1)
+
+        def taken(values: torch.Tensor) -> torch.Tensor:
+            return values.expand(rows, *values.shape[1:]).gather(-1, index)
+
+        allowed = taken(self.allowed) & (columns >= 0)[:, None, None]
+        bias = None if self.bias is None else taken(self.bias)
+        return _Block(self.rows, columns.shape[-1], taken(self.distance), allowed, taken(self.sinks), bias)
 
 
 def _blocks(
@@ -463,7 +494,10 @@ def _blocks(
         present = int(numbers[-1]) + 1 if attention_mask is None and queries > 1 and not whole else keys
         block = numbers.to(query.device)
         distance, allowed, place = _locate_keys(attention_mask, visible_keys, block, present, queries)
-        yield _Block(block, present, distance, allowed, (place >= 0) & (place < screening.sinks))
+        bias = None
+        if attention_mask is not None and attention_mask.dtype != torch.bool:
+            bias = attention_mask[:, :, block, :present]
+        yield _Block(block, present, distance, allowed, (place >= 0) & (place < screening.sinks), bias)
 
 
 def _weights(
@@ -472,19 +506,15 @@ def _weights(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
     block: _Block,
     **kwargs: Any,
 ) -> torch.Tensor:
     """Softmax weights of a block of queries before screening, by the family's own dense attention."""
     if eager is None:
         raise ValueError(f"{type(module).__name__} names no dense attention of its own, which screening needs here.")
-    bias = torch.zeros((), dtype=query.dtype, device=query.device)
-    if attention_mask is not None and attention_mask.dtype != torch.bool:
-        bias = attention_mask[:, :, block.rows, : block.keys]
+    bias = torch.zeros((), dtype=query.dtype, device=query.device) if block.bias is None else block.bias
     bias = bias.masked_fill(~block.allowed, torch.finfo(query.dtype).min)
-    key, value = key[:, :, : block.keys], value[:, :, : block.keys]
-    return eager(module, query[:, :, block.rows], key, value, bias, **{**kwargs, "dropout": 0.0})[1]
+    return eager(module, query, key, value, bias, **{**kwargs, "dropout": 0.0})[1]
 
 
 def _observed(
@@ -504,7 +534,7 @@ def _observed(
     rows = screening.observed_rows
     with torch.no_grad():
         for block in _blocks(screening, query, key.shape[2], attention_mask, visible_keys, rows, whole=True):
-            weights = _weights(eager, module, query, key, value, attention_mask, block, **kwargs)
+            weights = _weights(eager, module, query[:, :, block.rows], key, value, block, **kwargs)
             relevance = screening.relevance(unscaled_query[:, :, block.rows], key)
             accepted = screening.acceptance(relevance, block.distance, block.sinks) * block.allowed
             located = (block.distance, block.allowed, block.sinks)
@@ -523,6 +553,13 @@ def _present(
             'attn_implementation="sdpa" or "eager".'
         )
     return key, value
+
+
+def _no_mask(name: str) -> str:
+    return (
+        f"screening needs a mask per head that is added to the scores, which the attention implementation {name!r} "
+        'is not known to take. Load the model with attn_implementation="sdpa" or "eager".'
+    )
 
 
 def _screened(
@@ -558,10 +595,7 @@ def _screened(
     reference = backend is eager or screening.learns()
     screening.path = "reference" if reference else name
     if not reference and name != "sdpa":
-        raise ValueError(
-            f"screening needs a mask per head that is added to the scores, which the attention implementation {name!r} "
-            'is not known to take. Load the model with attn_implementation="sdpa" or "eager".'
-        )
+        raise ValueError(_no_mask(name))
     key, value = _present(attention_mask, query, key, value)
     strange = [word for word in ("softcap", "position_bias", "s_aux") if kwargs.get(word) is not None]
     strange += ["dropout"] if module.training and kwargs.get("dropout") else []
@@ -570,59 +604,82 @@ def _screened(
         return _in_bands(backend, module, query, unscaled_query, key, value, visible_keys, **kwargs), None
     outputs, weights = [], []
     for block in _blocks(screening, query, key.shape[2], attention_mask, visible_keys):
+        present = (key[:, :, : block.keys], value[:, :, : block.keys])
+        tensors = (query[:, :, block.rows], unscaled_query[:, :, block.rows], *present)
         if reference:
-            part: Callable[..., Any] = functools.partial(_reference, eager, module, attention_mask, block, **kwargs)
-            tensors = (query, unscaled_query, key, value)
+            part: Callable[..., Any] = functools.partial(_reference, eager, module, block, **kwargs)
             # Kept for the way back, what a block computes for every pair of query and key would be gigabytes.
             output, kept, rejected = (
                 checkpoint(part, *tensors, use_reentrant=False) if screening.learns() else part(*tensors)
             )
             if rejected is not None:
                 screening.counter(rejected, int(block.allowed.sum()) * (len(query) // len(block.allowed)))
-            weights.append(kept)
-            outputs.append(output)
+            weights.append(nn.functional.pad(kept, (0, key.shape[2] - block.keys)))
         else:
-            relevance = screening.relevance(unscaled_query[:, :, block.rows], key[:, :, : block.keys])
-            bias = _additive(screening, relevance, block)
-            survives = (bias > -torch.inf).any(-1, keepdim=True)
-            if attention_mask is not None and attention_mask.dtype != torch.bool:
-                bias = bias + attention_mask[:, :, block.rows]
-            # A row of -inf alone would give NaN. What it gives instead is multiplied by zero.
-            bias = torch.where(survives, bias, torch.zeros_like(bias)).to(query.dtype)
-            present = (key[:, :, : block.keys], value[:, :, : block.keys])
-            output, _ = backend(module, query[:, :, block.rows], *present, bias, **kwargs)
-            outputs.append(output * survives.transpose(1, 2))
+            output = _masked(backend, module, block, *tensors, **kwargs)
+        outputs.append(output)
     return torch.cat(outputs, 1).contiguous(), torch.cat(weights, 2) if weights else None
 
 
 def _reference(
     eager: Callable[..., Any] | None,
     module: nn.Module,
-    attention_mask: torch.Tensor | None,
     block: _Block,
     query: torch.Tensor,
     unscaled_query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    members: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """A block of queries by the reference of :func:`_screened`.
 
+    Args:
+        eager: the family's own dense attention.
+        query, unscaled_query: of the block, ``(batch, heads, rows, head_dim)``.
+        key, value: of the block's keys.
+        members: numbers of the query heads; all of them where absent.
+
     Returns:
-        ``(batch, rows, heads, head_dim)``; the weights, for all keys; and the rejected keys per head, where they are
-        asked for.
+        ``(batch, rows, heads, head_dim)``; the weights, for the block's keys; and the rejected keys per head, where
+        they are asked for.
     """
     screening: Any = module.screening
-    whole = _weights(eager, module, query, key, value, attention_mask, block, **kwargs)
-    relevance = screening.relevance(unscaled_query[:, :, block.rows], key[:, :, : block.keys])
-    accepted = screening.acceptance(relevance, block.distance, block.sinks) * block.allowed
+    whole = _weights(eager, module, query, key, value, block, **kwargs)
+    relevance = screening.relevance(unscaled_query, key)
+    accepted = screening.acceptance(relevance, block.distance, block.sinks, members) * block.allowed
     counts = screening.counter is not None and screening.learns()
     rejected = screening.count_rejected(relevance, accepted, block) if counts else None
     kept = _renormalised(whole, accepted, hasattr(module, "sinks")).to(value.dtype)
     kept = nn.functional.dropout(kept, kwargs.get("dropout", 0.0), module.training)
     groups = query.shape[1] // value.shape[1]
-    output = (kept @ value[:, :, : block.keys].repeat_interleave(groups, 1)).transpose(1, 2)
-    return output, nn.functional.pad(kept, (0, key.shape[2] - block.keys)), rejected
+    return (kept @ value.repeat_interleave(groups, 1)).transpose(1, 2), kept, rejected
+
+
+def _masked(
+    backend: Callable[..., Any],
+    module: nn.Module,
+    block: _Block,
+    query: torch.Tensor,
+    unscaled_query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    members: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """A block of queries by a backend that is given ln alpha as a mask; arguments as of :func:`_reference`."""
+    screening: Any = module.screening
+    relevance = screening.relevance(unscaled_query, key)
+    accepted = screening.acceptance(relevance, block.distance, block.sinks, members) * block.allowed
+    rejected = accepted == 0
+    bias = accepted.masked_fill(rejected, 1.0).log().masked_fill(rejected, -torch.inf)
+    survives = ~rejected.all(-1, keepdim=True)
+    if block.bias is not None:
+        bias = bias + block.bias
+    # A row of -inf alone would give NaN. What it gives instead is multiplied by zero.
+    bias = torch.where(survives, bias, torch.zeros_like(bias)).to(query.dtype)
+    output, _ = backend(module, query, key, value, bias, **kwargs)
+    return output * survives.transpose(1, 2)
 
 
 def _in_bands(
@@ -747,13 +804,6 @@ def _taken(tensor: torch.Tensor, chosen: list[slice], dimension: int) -> torch.T
     return parts[0] if len(parts) == 1 else torch.cat(parts, dimension)
 
 
-def _additive(screening: Screening, relevance: torch.Tensor, block: _Block) -> torch.Tensor:
-    """ln alpha of a block, -inf where a key is rejected or not allowed."""
-    accepted = screening.acceptance(relevance, block.distance, block.sinks) * block.allowed
-    rejected = accepted == 0
-    return accepted.masked_fill(rejected, 1.0).log().masked_fill(rejected, -torch.inf)
-
-
 def _renormalised(weights: torch.Tensor, accepted: torch.Tensor, has_sink: bool) -> torch.Tensor:
     """Weights times what is accepted, over what is left of their sum; zero where nothing is left.
 
@@ -779,6 +829,335 @@ def _left(weights: torch.Tensor, accepted: torch.Tensor, has_sink: bool) -> torc
         survivors = survivors + 1 - weights.sum(-1, keepdim=True)
     divisor = torch.where(left > 0.5, left, survivors)
     return torch.where(survivors > 0, divisor, torch.ones_like(divisor))
+
+
+# ------------------------------------------------------------------------------------------- windowed cache
+
+
+class _Kept(NamedTuple):
+    """What is kept of some key-value heads that share a window.
+
+    Attributes:
+        groups: numbers of the key-value heads.
+        window: how many keys back their query heads look, themselves included; None: at all keys.
+        keys, values: ``(batch, groups, kept, head_dim)``.
+        columns: which keys of the sequence they are, ``(batch or 1, kept)``, rising; -1 where a row holds fewer.
+        sinks: which of them are the first of their document, of the same shape.
+    """
+
+    groups: list[int]
+    window: int | None
+    keys: torch.Tensor
+    values: torch.Tensor
+    columns: torch.Tensor
+    sinks: torch.Tensor
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> _Kept:
+        """With every tensor that has the batch's rows changed."""
+        rows = [change(one) if len(one) > 1 else one for one in (self.columns, self.sinks)]
+        return _Kept(self.groups, self.window, change(self.keys), change(self.values), *rows)
+
+
+class _Noted(NamedTuple):
+    """What a cache is told of the tokens that a forward pass adds; see :meth:`WindowedCache.note`."""
+
+    real: torch.Tensor
+    first: torch.Tensor
+    plain: bool
+
+
+class _KeptKeys(torch.Tensor):
+    """Stands for all keys (or values) of a layer where a family's code passes them on; holds those that were kept.
+
+    Nothing but operated attention can compute with it, and everything else that tries stops with an error.
+    """
+
+    kept: list[_Kept]
+
+    @classmethod
+    def of(cls, kept: list[_Kept], like: torch.Tensor, length: int) -> _KeptKeys:
+        """Of the shape of all keys, in the memory of one number."""
+        batch, groups, _, size = like.shape
+        made = like.new_full((1,), torch.nan).expand(batch, groups, length, size).as_subclass(cls)
+        made.kept = kept
+        return made
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Shape, dtype and device may be asked for."""
+        name = func.__name__
+        name = getattr(func.__self__, "__name__", name) if name == "__get__" else name
+        if name in ("shape", "ndim", "dtype", "device", "layout", "is_cuda", "size", "dim", "is_floating_point"):
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        raise RuntimeError(
+            f"{name} was asked of the keys of a windowed cache, which holds only those "
+            "inside the windows. This family's code needs all of them: use a cache of another kind."
+        )
+
+
+class WindowedLayer(CacheLayerMixin):
+    """Keys and values of one screened layer: of each key-value head those inside its window, and the first ones.
+
+    A key-value head is as wide as the widest window of its query heads; where one of them looks at all keys, all are
+    kept. Rows of a batch may be padded: windows count real keys only, and every row keeps the first keys of its own.
+    """
+
+    def __init__(self, windows: list[int | None], sinks: int) -> None:
+        """``windows``: of each query head, None where it has none; ``sinks``: first keys that are kept."""
+        super().__init__()
+        self.windows, self.first_keys = windows, sinks
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.kept: list[_Kept] = []
+        self.noted: _Noted | None = None
+        self.length = 0
+        self.plain = True  # whether every row holds the same columns
+        self.is_initialized = False
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Make room for the key-value heads that there are, sorted by their windows."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        count = key_states.shape[1]
+        each = len(self.windows) // count
+        members: dict[int | None, list[int]] = {}
+        for group in range(count):
+            own = self.windows[group * each : (group + 1) * each]
+            widest = None if None in own else max(window for window in own if window is not None)
+            members.setdefault(widest, []).append(group)
+        none = torch.empty(1, 0, dtype=torch.long, device=self.device)
+        self.kept = [
+            _Kept(groups, window, key_states[:, groups, :0], value_states[:, groups, :0], none, none.bool())
+            for window, groups in members.items()
+        ]
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add keys and values, drop what no later query can look at, and return what these queries may look at."""
+        noted, self.noted = self.noted, None
+        if noted is None:
+            raise RuntimeError("a windowed cache works in the forward pass of its own model alone")
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        past, added = self.length, key_states.shape[-2]
+        self.length = past + added
+        self.plain = self.plain and noted.plain
+        numbers = torch.arange(past, self.length, device=key_states.device)[None]
+        columns = numbers if self.plain else numbers.masked_fill(~noted.real, -1)
+        now = []
+        for number, old in enumerate(self.kept):
+            new = _Kept(
+                old.groups, old.window, key_states[:, old.groups], value_states[:, old.groups], columns, noted.first
+            )
+            whole = new if past == 0 else self._joined(self._trimmed(old, key_states.shape[0]), new)
+            now.append(whole)
+            # A single token is trimmed when the next one comes, which saves a copy of the window.
+            self.kept[number] = whole if added == 1 else self._trimmed(whole, key_states.shape[0])
+        if past == 0 or [part.window for part in now] == [None]:
+            # The first call brings all keys itself; and a layer without windows has all.
+            whole = now[0]
+            return (key_states, value_states) if past == 0 else (whole.keys, whole.values)
+        return tuple(_KeptKeys.of(now, states, self.length) for states in (key_states, value_states))  # type: ignore[return-value]
+
+    def _joined(self, old: _Kept, new: _Kept) -> _Kept:
+        rows = max(len(old.columns), len(new.columns))
+        columns, sinks = (
+            torch.cat([a.expand(rows, -1), b.expand(rows, -1)], -1)
+            for a, b in ((old.columns, new.columns), (old.sinks, new.sinks))
+        )
+        keys, values = torch.cat([old.keys, new.keys], 2), torch.cat([old.values, new.values], 2)
+        return _Kept(old.groups, old.window, keys, values, columns, sinks)
+
+    def _trimmed(self, kept: _Kept, batch: int) -> _Kept:
+        """Without the keys that no query after the last one can look at; in new memory where any are dropped."""
+        if kept.window is None:
+            return kept
+        count, room = kept.columns.shape[-1], self.first_keys + kept.window - 1
+        if count <= room:
+            return kept
+        if self.plain:
+            parts = [slice(0, self.first_keys), slice(count - kept.window + 1, count)]
+            taken = [_taken(tensor, parts, 2) for tensor in (kept.keys, kept.values)]
+            return _Kept(kept.groups, kept.window, *taken, *(_taken(one, parts, 1) for one in kept[4:]))
+        columns, sinks = (one.expand(batch, -1) for one in kept[4:])
+        real = columns >= 0
+        later = real.flip(-1).cumsum(-1).flip(-1) - real.long()  # real keys after this one
+        columns = columns.masked_fill(~(real & (sinks | (later < kept.window - 1))), -1)
+        order = columns.argsort(-1)[:, count - room :]  # those to be dropped come first
+
+        def gathered(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.gather(2, order[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3]))
+
+        tensors = (gathered(kept.keys), gathered(kept.values), columns.gather(1, order), sinks.gather(1, order))
+        return _Kept(kept.groups, kept.window, *tensors)
+
+    def nbytes(self) -> int:
+        """Memory of the keys and values, in bytes."""
+        return sum(tensor.numel() * tensor.element_size() for kept in self.kept for tensor in (kept.keys, kept.values))
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """As if all keys were there: masks are made for all, and each head takes its columns."""
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """How many tokens have been seen."""
+        return self.length
+
+    def get_max_length(self) -> int:
+        """No bound."""
+        return -1
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.kept = [kept.each(change) for kept in self.kept]
+
+    def offload(self) -> None:
+        """To the processor's memory."""
+        self._each(lambda tensor: tensor.to("cpu", non_blocking=True))
+
+    def prefetch(self) -> None:
+        """Back to the device."""
+        self._each(lambda tensor: tensor.to(self.device, non_blocking=True))
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Rows in another order, for beam search."""
+        self._each(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row several times."""
+        self._each(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Some of the rows."""
+        self._each(lambda tensor: tensor[indices, ...])
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused: keys that a shorter sequence needs are gone."""
+        if tokens_to_remove != 0:
+            raise ValueError(
+                "a windowed cache cannot be rolled back, as assisted generation asks for: what lies outside the "
+                "windows is gone. Set config.windowed_cache = False."
+            )
+
+
+class WindowedCache(DynamicCache):
+    """transformers' cache for a screened model, whose screened layers keep only what windows can reach.
+
+    What a query is answered is the same as with all keys in the cache. Other layers are as in ``DynamicCache``.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """``model``: with screening on some layers; its windows must not grow while the cache is in use."""
+        super().__init__(config=model.config)
+        module: Any
+        screened: dict[int, Screening] = {}
+        for module in model.modules():
+            if isinstance(getattr(module, "screening", None), Screening) and not hasattr(module, "sinks"):
+                screened[int(module.layer_idx)] = module.screening
+        windowed = 0
+        for number, screening in screened.items():
+            if type(self.layers[number]) is DynamicLayer and screening.enabled:
+                windows = screening.reach(screening.num_heads).windows
+                self.layers[number] = WindowedLayer(windows, screening.sinks)
+                windowed += 1
+        if not windowed:
+            raise ValueError(
+                "windowed_cache needs a layer with screening whose cache is an ordinary one: not of a sliding or "
+                "recurrent layer, and without learned sinks. This model has none; set config.windowed_cache = False."
+            )
+
+    def note(self, attention_mask: Any, visible_keys: torch.Tensor) -> None:
+        """What the model is about to run on, so that layers know which keys are real and which come first.
+
+        Args:
+            attention_mask: as the base model is given it: ``(batch, past + length)``, or None.
+            visible_keys: n of the new tokens, ``(batch or 1, length)``.
+        """
+        past, added = self.get_seq_length(), visible_keys.shape[-1]
+        if attention_mask is not None and (not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2):
+            raise ValueError("windowed_cache works with a 2-D attention mask or none.")
+        real = torch.ones_like(visible_keys, dtype=torch.bool)
+        if attention_mask is not None:
+            if attention_mask.shape[-1] != past + added:
+                raise ValueError(
+                    f"the attention mask covers {attention_mask.shape[-1]} tokens, but {past} are in the windowed "
+                    f"cache and {added} are new."
+                )
+            real = attention_mask[:, past:].to(visible_keys.device) != 0
+            visible_keys, real = torch.broadcast_tensors(visible_keys, real)
+        places = torch.arange(past + 1, past + added + 1, device=visible_keys.device)
+        plain = bool(real.all()) and bool((visible_keys == places).all())
+        if plain:
+            visible_keys, real = visible_keys[:1], real[:1]
+        for layer in self.layers:
+            if isinstance(layer, WindowedLayer):
+                layer.noted = _Noted(real, visible_keys <= layer.first_keys, plain)
+
+    def nbytes(self) -> int:
+        """Memory of all keys and values, in bytes."""
+        total = 0
+        layer: Any
+        for layer in self.layers:
+            if isinstance(layer, WindowedLayer):
+                total += layer.nbytes()
+            elif getattr(layer, "keys", None) is not None:
+                total += layer.keys.nbytes + layer.values.nbytes
+        return total
+
+
+def _with_kept_keys(
+    name: str,
+    backend: Callable[..., Any],
+    eager: Callable[..., Any] | None,
+    module: nn.Module,
+    query: torch.Tensor,
+    unscaled_query: torch.Tensor,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    visible_keys: torch.Tensor,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention over what a :class:`WindowedLayer` has kept; arguments as of :func:`_screened`."""
+    screening: Any = getattr(module, "screening", None)
+    watched = screening is not None and (screening.observer is not None or screening.counter is not None)
+    if screening is None or not screening.enabled or watched:
+        raise ValueError(
+            "a windowed cache no longer holds the keys that attention without screening, or counting, looks at."
+        )
+    reach = screening.reach(key.shape[1])
+    for kept in key.kept:
+        asked = [reach.windows[group] for group in kept.groups]
+        if kept.window is not None and any(window is None or window > kept.window for window in asked):
+            raise ValueError("windows have grown since this windowed cache was made: begin with a new one.")
+    if name not in ("sdpa", "eager"):
+        raise ValueError(_no_mask(name))
+    screening.path = f"{name} with kept keys"
+    reference = eager if backend is eager else None
+    each, total = query.shape[1] // key.shape[1], key.shape[2]
+    _, _ = _present(attention_mask, query[:, :, :1], key, value)
+    output = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
+    for block in _blocks(screening, query, total, attention_mask, visible_keys, whole=True):
+        for kept in key.kept:
+            members = torch.tensor([group * each + head for group in kept.groups for head in range(each)])
+            members = members.to(query.device)
+            q, unscaled = (one[:, members][:, :, block.rows] for one in (query, unscaled_query))
+            k, v = kept.keys, kept.values
+            if kept.window is None and reference is None and all(reach.accepting[group] for group in kept.groups):
+                mask = None if attention_mask is None else attention_mask[:, :, block.rows]
+                part = backend(module, q, k, v, mask, **kwargs)[0]
+            else:
+                located = block if kept.window is None else block.at(kept.columns)
+                tensors = (located, q, unscaled, k, v, members)
+                if reference is None:
+                    part = _masked(backend, module, *tensors, **kwargs)
+                else:
+                    part = _reference(reference, module, *tensors, **kwargs)[0]
+            output[:, block.rows[:, None], members] = part
+    return output, None
 
 
 # Operations that the family's own class performs as config.json says; they have no module.
@@ -818,6 +1197,10 @@ def _operated(
         window = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
         multiplier = ssmax(visible_keys.to(query.device), window)
         query = (query * multiplier).to(query.dtype)
+    if isinstance(key, _KeptKeys):
+        return _with_kept_keys(
+            name, backend, eager, module, query, unscaled_query, key, value, attention_mask, visible_keys, **kwargs
+        )
     if screens:
         tensors = (query, unscaled_query, key, value, attention_mask, visible_keys.to(query.device))
         if screening.observer is not None:
@@ -975,7 +1358,13 @@ def unlock(config: dict[str, Any]) -> dict[str, Any]:
 
 
 class SurgeryConfigMixin:
-    """A family's config with the block ``surgery``; takes the locks off on load and puts them on when saving."""
+    """A family's config with the block ``surgery``; takes the locks off on load and puts them on when saving.
+
+    ``windowed_cache = True``, in config.json or given to ``from_pretrained``, makes :class:`WindowedCache` the cache of
+    ``generate`` and of a forward pass that is given none.
+    """
+
+    windowed_cache = False
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -1033,8 +1422,10 @@ class _Counting:
         kwargs.update(zip(self._positional_names, args))  # type: ignore[attr-defined]  # noqa: B905
         tokens, embeddings = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         inputs = tokens if tokens is not None else embeddings
+        cache = kwargs.get("past_key_values")
+        if cache is None and getattr(self.config, "windowed_cache", False) and self._fills_a_cache(kwargs):  # type: ignore[attr-defined]
+            cache = kwargs["past_key_values"] = WindowedCache(self)  # type: ignore[arg-type]
         if inputs is not None and VISIBLE_KEYS not in kwargs:
-            cache = kwargs.get("past_key_values")
             kwargs[VISIBLE_KEYS] = count_visible_keys(
                 length=inputs.shape[1],
                 device=inputs.device,
@@ -1044,7 +1435,13 @@ class _Counting:
             )
             if self.surgery_relays:
                 setattr(self, VISIBLE_KEYS, kwargs[VISIBLE_KEYS])
+        if isinstance(cache, WindowedCache):
+            cache.note(kwargs.get("attention_mask"), kwargs[VISIBLE_KEYS])
         return super().forward(**kwargs)  # type: ignore[misc]
+
+    def _fills_a_cache(self, kwargs: dict[str, Any]) -> bool:
+        asked = kwargs.get("use_cache")
+        return not self.training and (self.config.use_cache if asked is None else asked)  # type: ignore[attr-defined]
 
 
 class SurgeryModelMixin(_InitialValues, _Counting):
@@ -1066,6 +1463,17 @@ class SurgeryHeadMixin(_InitialValues):
             base_model.__class__ = _class_for(PREFIX + type(base_model).__name__)
             _install(base_model, self.config)  # type: ignore[attr-defined]
         super().post_init()  # type: ignore[misc]
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """As transformers' own; its default cache becomes a windowed one where the config says so."""
+        given = model_kwargs.get("past_key_values")
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
+        cache = model_kwargs.get("past_key_values")
+        wanted = self.config.windowed_cache and given is None and not generation_config.is_assistant  # type: ignore[attr-defined]
+        if wanted and type(cache) is DynamicCache and not cache.offloading:
+            model_kwargs["past_key_values"] = WindowedCache(self)  # type: ignore[arg-type]
 
 
 class _StrictLoading:

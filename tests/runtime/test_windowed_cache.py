@@ -1,0 +1,222 @@
+"""The windowed cache: what it keeps, and that nobody can tell by the answers that it keeps less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+from surgery.loading import operation_modules, operations_off
+from surgery.runtime.modeling_surgery import WindowedCache, WindowedLayer
+from tests.families import TINY
+from tests.runtime.test_family_matrix import BOUND, load, logits, tokens
+from tests.runtime.test_screening_matrix import screened
+
+# Heads 0 and 1 share keys, and so do 2 and 3: the first two look 9 keys back at most, the others 5 and everywhere.
+WINDOWS = (9, 6, 5, 64)
+SINKS = 2
+
+
+def windowed(make_source: Any, out: Path, family: str = "llama", windows: tuple[int, ...] = WINDOWS) -> Any:
+    model = load(screened(make_source(family), out, sinks=SINKS))
+    modules: dict[str, Any] = operation_modules(model)
+    with torch.no_grad():
+        for module in modules.values():
+            module.threshold.copy_(torch.tensor([-0.3, 0.1, -3.0, 0.2]))
+            module.softness.copy_(torch.tensor([0.1, 0.3, 0.0, 0.2]))
+            module.log2_window.copy_(torch.tensor(windows).float().log2())
+    return model
+
+
+def run(model: Any, cache: Any, ids: torch.Tensor, pieces: tuple[int, ...], mask: torch.Tensor | None) -> torch.Tensor:
+    """The tokens in pieces of these lengths through a cache."""
+    found, start = [], 0
+    for length in pieces:
+        stop = start + length
+        given: dict[str, Any] = {}
+        if mask is not None:
+            given = {"attention_mask": mask[:, :stop]}
+            given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, start:stop]
+        with torch.no_grad():
+            out = model(input_ids=ids[:, start:stop], past_key_values=cache, use_cache=True, **given)
+        found.append(out.logits)
+        start = stop
+    assert start == ids.shape[1] and cache.get_seq_length() == start
+    return torch.cat(found, 1)
+
+
+def rows(*padding: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of 40 tokens, each with so many of padding on the left, and in the middle after the 20th."""
+    ids = torch.cat([tokens(40).roll(number, -1) for number in range(len(padding))])
+    mask = torch.ones_like(ids)
+    for row, (left, middle) in enumerate(padding):
+        mask[row, :left] = 0
+        mask[row, 20 - middle : 20] = 0
+    return ids, mask
+
+
+CASES: dict[str, Any] = {
+    "one row": (((0, 0),), False),
+    "one row with a mask": (((0, 0),), True),
+    "left-padded": (((7, 0),), True),
+    "rows of unequal lengths": (((0, 0), (11, 0), (3, 0)), True),
+    "padded on the right of the prompt": (((0, 0), (2, 6)), True),
+}
+# Families, as configured in the tests, for which there is nothing to be dropped, or whose code wants all keys.
+UNABLE = {
+    **dict.fromkeys(("cohere2", "cohere2_moe", "exaone_moe", "falcon_h1"), "windowed_cache needs a layer"),
+    "diffllama": "use a cache of another kind",
+}
+HARDEST = "padded on the right of the prompt"
+PIECES = {"prefill and tokens": (20, *[1] * 20), "chunks and tokens": (8, 12, 3, 9, *[1] * 8), "tokens": (1,) * 40}
+
+
+@pytest.mark.parametrize(
+    ("family", "case"),
+    [
+        # In short: each case once, and dense attention with a soft cap and sliding layers (gemma2) on the hardest.
+        pytest.param(
+            family,
+            case,
+            marks=[] if family == "llama" or (family, case) == ("gemma2", HARDEST) else [pytest.mark.slow],
+        )
+        for family in ("gemma2", "llama", "qwen3")
+        for case in CASES
+    ],
+)
+def test_the_answer_is_that_of_a_cache_with_all_keys(make_source: Any, tmp_path: Path, family: str, case: str) -> None:
+    model = windowed(make_source, tmp_path / "out", family)
+    ids, mask = rows(*CASES[case][0])
+    for pieces in PIECES.values():
+        given = (ids, pieces, mask if CASES[case][1] else None)
+        expected = run(model, DynamicCache(config=model.config), *given)
+        cache = WindowedCache(model)
+        found = run(model, cache, *given)
+        assert any(isinstance(layer, WindowedLayer) for layer in cache.layers)
+        assert (found - expected)[mask.bool()].abs().max() < BOUND
+
+
+@pytest.mark.parametrize("case", ["one row", HARDEST])
+def test_only_windows_and_first_keys_are_kept(make_source: Any, tmp_path: Path, case: str) -> None:
+    model = windowed(make_source, tmp_path / "out")
+    ids, mask = rows(*CASES[case][0])
+    cache, everything = WindowedCache(model), DynamicCache(config=model.config)
+    run(model, cache, ids, (20, *[1] * 20), mask)
+    run(model, everything, ids, (20, *[1] * 20), mask)
+    one = 2 * 8 * 4 * ids.shape[0]  # bytes of a key and a value of one key-value head: 8 numbers of float32 each
+    (first,) = {layer.nbytes() for layer in cache.layers if isinstance(layer, WindowedLayer)}
+    assert first == one * (SINKS + 9 + 40)
+    assert cache.nbytes() == 3 * first
+    assert sum(layer.keys.nbytes + layer.values.nbytes for layer in everything.layers) == 3 * one * 80
+
+
+def test_nothing_else_holds_the_memory_of_what_was_dropped(make_source: Any, tmp_path: Path) -> None:
+    model = windowed(make_source, tmp_path / "out", windows=(9, 6, 5, 7))
+    cache = WindowedCache(model)
+    run(model, cache, tokens(40), (40,), None)
+    for layer in cache.layers:
+        for kept in layer.kept:
+            assert kept.keys.untyped_storage().nbytes() == kept.keys.nbytes
+            assert kept.columns.tolist() == [[0, 1, *range(40 - kept.window + 1, 40)]]
+
+
+@pytest.mark.parametrize(
+    "family", [family if family == "llama" else pytest.param(family, marks=pytest.mark.slow) for family in sorted(TINY)]
+)
+def test_generate_uses_it_where_the_config_says_so(make_source: Any, tmp_path: Path, family: str) -> None:
+    model = windowed(make_source, tmp_path / "out", family)
+    prompt = torch.nn.functional.pad(tokens(20), (4, 0))
+    given = {"attention_mask": (torch.arange(24) >= 4).long()[None], "max_new_tokens": 12, "do_sample": False}
+    given |= {"return_dict_in_generate": True, "output_logits": True}
+    expected = model.generate(prompt, **given)
+    assert not isinstance(expected.past_key_values, WindowedCache)
+    model.config.windowed_cache = True
+    if reason := UNABLE.get(family):
+        with pytest.raises((ValueError, RuntimeError), match=reason):
+            model.generate(prompt, **given)
+        return
+    model.save_pretrained(tmp_path / "saved")
+    found = load(tmp_path / "saved").generate(prompt, **given)
+    assert isinstance(found.past_key_values, WindowedCache)
+    assert any(isinstance(layer, WindowedLayer) for layer in found.past_key_values.layers)
+    for one, other in zip(found.logits, expected.logits, strict=True):
+        assert (one - other).abs().max() < BOUND
+    assert torch.equal(found.sequences, expected.sequences)
+
+
+def test_from_pretrained_takes_it_and_a_plain_forward_makes_it(make_source: Any, tmp_path: Path) -> None:
+    model = windowed(make_source, tmp_path / "out")
+    model.save_pretrained(tmp_path / "saved")
+    again = load(tmp_path / "saved", windowed_cache=True)
+    with torch.no_grad():
+        out = again(input_ids=tokens(), use_cache=True)
+        assert isinstance(out.past_key_values, WindowedCache)
+        assert again(input_ids=tokens(), use_cache=False).past_key_values is None
+    assert "windowed_cache" not in model.config.to_json_string()
+    assert '"windowed_cache": true' in again.config.to_json_string()
+
+
+def test_beams_and_other_orders_of_rows(make_source: Any, tmp_path: Path) -> None:
+    model = windowed(make_source, tmp_path / "out")
+    ids, mask = rows((0, 0), (11, 0))
+    given = {"attention_mask": mask, "num_beams": 3, "max_new_tokens": 8}
+    expected = model.generate(ids, **given)
+    model.config.windowed_cache = True
+    assert torch.equal(model.generate(ids, **given), expected)
+
+
+def test_a_static_cache_is_still_there_for_the_asking(make_source: Any, tmp_path: Path) -> None:
+    model = windowed(make_source, tmp_path / "out")
+    given = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True}
+    expected = model.generate(tokens(20), **given)
+    model.config.windowed_cache = True
+    found = model.generate(tokens(20), cache_implementation="static", **given)
+    assert isinstance(found.past_key_values, StaticCache)
+    assert torch.equal(found.sequences, expected.sequences)
+
+
+def test_what_it_cannot_do_is_an_error(make_source: Any, tmp_path: Path) -> None:
+    model = windowed(make_source, tmp_path / "out", windows=(9, 6, 5, 7))
+    cache = WindowedCache(model)
+    run(model, cache, tokens(20), (20,), None)
+    with pytest.raises(ValueError, match="rolled back"):
+        cache.crop(-2)
+    with operations_off(model), pytest.raises(ValueError, match="without screening"):
+        model(input_ids=tokens(1), past_key_values=cache)
+    cache = WindowedCache(model)
+    run(model, cache, tokens(20), (20,), None)
+    modules: dict[str, Any] = operation_modules(model)
+    for module in modules.values():
+        with torch.no_grad():
+            module.log2_window.fill_(4.0)
+    with pytest.raises(ValueError, match="windows have grown"):
+        model(input_ids=tokens(1), past_key_values=cache)
+    with pytest.raises(ValueError, match="2-D attention mask"):
+        model(
+            input_ids=tokens(4),
+            past_key_values=WindowedCache(model),
+            attention_mask=torch.ones(4, 4, dtype=torch.bool).tril()[None, None],
+        )
+    with pytest.raises(ValueError, match="needs a layer with screening"):
+        WindowedCache(load(make_source("llama")))
+
+
+def test_code_that_wants_all_keys_is_told(make_source: Any, tmp_path: Path) -> None:
+    model = windowed(make_source, tmp_path / "out")
+    cache = WindowedCache(model)
+    run(model, cache, tokens(20), (20,), None)
+    cache.note(None, torch.tensor([[21.0]]))
+    key, _ = cache.layers[0].update(torch.zeros(1, 2, 1, 8), torch.zeros(1, 2, 1, 8))
+    assert key.shape == (1, 2, 21, 8)
+    with pytest.raises(RuntimeError, match="use a cache of another kind"):
+        key.transpose(1, 2)
+
+
+def test_without_a_cache_nothing_changes(make_source: Any, tmp_path: Path) -> None:
+    model = windowed(make_source, tmp_path / "out")
+    expected = logits(model, tokens())
+    model.config.windowed_cache = True
+    assert torch.equal(logits(model, tokens()), expected)
