@@ -463,7 +463,7 @@ class _Block(NamedTuple):
     distance: torch.Tensor
     allowed: torch.Tensor
     sinks: torch.Tensor
-    bias: torch.Tensor | None
+    bias: torch.Tensor | None = None
 
     def at(self, columns: torch.Tensor) -> _Block:
         """The same queries with the keys of ``columns`` alone, ``(batch or 1, keys)``; -1 stands for no key."""
