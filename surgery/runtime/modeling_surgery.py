@@ -334,21 +334,14 @@ class Screening(Operation):
         """
         values = self._of_all_heads()
         threshold, softness, log2_window = values if members is None else (value[members] for value in values)
-        above = relevance - threshold
-        ramp = (above / softness.clamp(min=self.HARD)).clamp(0, 1)
-        alpha = ramp * ramp
         inside = self._inside(distance, log2_window)
         if self.learns():
-            width = softness.detach().clamp(min=0.1) / 4
-            surrogate = torch.sigmoid((relevance.detach() - threshold - softness / 2) / width)
-            saturated = (softness < self.SOFT) | (ramp == 0) | (ramp == 1)
-            alpha = torch.where(saturated, alpha.detach() + (surrogate - surrogate.detach()), alpha)
-            octaves = log2_window - (distance.clamp(min=0) + 1).to(alpha.dtype).log2()
-            edge = torch.sigmoid(4 * octaves) * (octaves.detach().abs() < 1)
-            alpha = alpha * (inside.to(alpha.dtype) + (edge - edge.detach()))
-        else:
-            alpha = alpha * inside
-        return alpha.masked_fill(sinks, 1.0)
+            alpha: torch.Tensor = _Acceptance.apply(
+                relevance, threshold, softness, log2_window, distance, sinks, inside
+            )
+            return alpha
+        ramp = ((relevance - threshold) / softness.clamp(min=self.HARD)).clamp(0, 1)
+        return (ramp * ramp * inside).masked_fill(sinks, 1.0)
 
     def count_rejected(self, relevance: torch.Tensor, accepted: torch.Tensor, block: _Block) -> torch.Tensor:
         """Rejected keys per head ``(heads,)``: the exact number, with a gradient that reaches t and w.
@@ -407,6 +400,61 @@ class Screening(Operation):
     def extra_repr(self) -> str:
         """What print(model) shows."""
         return f"form=gated, sinks={self.sinks}, heads={self.num_heads if self.heads is None else self.heads}"
+
+
+class _Acceptance(torch.autograd.Function):
+    """``Screening.acceptance`` with the gradients that its class says.
+
+    By hand, because autograd goes over the matrix of all pairs several times as often, which is what training waits
+    for. Arguments are as there; ``threshold``, ``softness`` and ``log2_window`` are ``(heads, 1, 1)``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        relevance: torch.Tensor,
+        threshold: torch.Tensor,
+        softness: torch.Tensor,
+        log2_window: torch.Tensor,
+        distance: torch.Tensor,
+        sinks: torch.Tensor,
+        inside: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(relevance, threshold, softness, log2_window, distance, sinks, inside)
+        ramp = _Acceptance.ramp(relevance, threshold, softness)
+        return ramp.mul_(ramp).mul_(inside).masked_fill_(sinks, 1.0)
+
+    @staticmethod
+    def ramp(relevance: torch.Tensor, threshold: torch.Tensor, softness: torch.Tensor) -> torch.Tensor:
+        return (relevance - threshold).div_(softness.clamp(min=Screening.HARD)).clamp_(0, 1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        relevance, threshold, softness, log2_window, distance, sinks, inside = ctx.saved_tensors
+        gradient = gradient.masked_fill(sinks, 0.0)
+        ramp = _Acceptance.ramp(relevance, threshold, softness)
+
+        by_window = torch.zeros_like(log2_window)
+        octaves = (distance.clamp(min=0) + 1).to(gradient.dtype).log2()
+        near = (log2_window.flatten() - octaves.max() < 1).nonzero().flatten()
+        if len(near):  # only heads whose window ends within what is here
+            away = log2_window[near] - octaves
+            edge = torch.sigmoid(4 * away)
+            slope = edge.sub_(edge * edge).mul_(4).mul_(away.abs() < 1)
+            by_window[near] = (gradient[:, near] * ramp[:, near].square() * slope).sum((0, 2, 3)).view(-1, 1, 1).float()
+
+        width = softness.clamp(min=0.1) / 4
+        soft = (relevance - (threshold + softness / 2)).div_(width).sigmoid_()
+        soft = soft.sub_(soft * soft).div_(width)
+        exact = (ramp > 0) & (ramp < 1) & (softness >= Screening.SOFT)
+        slope = torch.where(exact, ramp * (2 / softness.clamp(min=Screening.HARD)), soft)
+        pulled = gradient.mul_(inside).mul_(slope)
+        of_softness = pulled * torch.where(exact, ramp, 0.5)
+        by_threshold, by_softness = (
+            -total.sum((0, 2, 3)).view_as(threshold).to(threshold.dtype) for total in (pulled, of_softness)
+        )
+        return pulled.mul_(exact), by_threshold, by_softness, by_window, None, None, None
 
 
 OPERATIONS: dict[str, type[Operation]] = {"ssmax": SSMax, "screening": Screening}
@@ -589,7 +637,7 @@ def _screened(
         kwargs: as the family's attention gives them to the backend.
 
     Returns:
-        ``(batch, queries, heads, head_dim)``, and the weights if the reference ran.
+        ``(batch, queries, heads, head_dim)``, and the weights where the backend is "eager".
     """
     screening: Any = module.screening
     reference = backend is eager or screening.learns()
@@ -614,7 +662,8 @@ def _screened(
             )
             if rejected is not None:
                 screening.counter(rejected, int(block.allowed.sum()) * (len(query) // len(block.allowed)))
-            weights.append(nn.functional.pad(kept, (0, key.shape[2] - block.keys)))
+            if backend is eager:  # other backends give none
+                weights.append(nn.functional.pad(kept, (0, key.shape[2] - block.keys)))
         else:
             output = _masked(backend, module, block, *tensors, **kwargs)
         outputs.append(output)
@@ -813,12 +862,33 @@ def _renormalised(weights: torch.Tensor, accepted: torch.Tensor, has_sink: bool)
     """
     weights = _at_least_float32(weights)
     if accepted.requires_grad:
-        # A rejected key far heavier than all survivors would pull at its threshold without bound: it is held to one.
-        with torch.no_grad():
-            share = _left(weights, accepted, has_sink) / weights.clamp(min=1e-30)
-            share = torch.where(accepted == 0, share.clamp(max=1), torch.ones_like(share))
-        accepted = accepted.detach() + share * (accepted - accepted.detach())
+        renormalised: torch.Tensor = _Renormalised.apply(weights, accepted, has_sink)
+        return renormalised
     return weights * accepted / _left(weights, accepted, has_sink)
+
+
+class _Renormalised(torch.autograd.Function):
+    """:func:`_renormalised`, by hand for the sake of time, where what is accepted gets a gradient.
+
+    Exact but for one thing: a rejected key far heavier than all survivors would pull at its threshold without bound,
+    and is held to one. The gradient of the weights is that of a softmax's: right up to a constant in each row, which
+    softmax's own gradient takes away.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weights: torch.Tensor, accepted: torch.Tensor, has_sink: bool) -> torch.Tensor:
+        divisor = _left(weights, accepted, has_sink)
+        ctx.save_for_backward(weights, accepted, divisor)
+        return (weights * accepted).div_(divisor)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        weights, accepted, divisor = ctx.saved_tensors
+        mean = (gradient * weights * accepted).sum(-1, keepdim=True).div_(divisor)
+        by_weights = (gradient * accepted).sub_((accepted - 1).mul_(mean)).div_(divisor)
+        held = torch.where(accepted == 0, torch.minimum(weights, divisor), weights)
+        return by_weights, held.mul_(gradient - mean).div_(divisor), None
 
 
 def _left(weights: torch.Tensor, accepted: torch.Tensor, has_sink: bool) -> torch.Tensor:

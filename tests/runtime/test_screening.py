@@ -350,3 +350,46 @@ def test_a_text_teaches_nothing_to_a_window_that_reaches_far_beyond_it() -> None
     made = module()
     accept(made, torch.ones(200)).sum().backward()
     assert made.log2_window.grad is not None and made.log2_window.grad.item() == 0.0
+
+
+@pytest.mark.parametrize("softness", [0.0, 0.05, 0.4])
+def test_the_gradients_by_hand_are_those_of_the_formulas(softness: float) -> None:
+    """What the class says, in autograd's own terms: exact inside the ramp, surrogates where it saturates."""
+    torch.manual_seed(0)
+    length, sizes = 24, torch.tensor([3.0, 4.0, 9.0, 2.0])
+    distance = (torch.arange(length)[:, None] - torch.arange(length))[None, None]
+    allowed, sinks = distance >= 0, (torch.arange(length) < 1) & (distance >= 0)
+    scores, rho = torch.randn(2, 4, length, length), torch.rand(2, 4, length, length) * 2 - 1
+    pull = torch.randn_like(scores)
+
+    def gradients(by_hand: bool) -> list[torch.Tensor]:
+        made = module(4, threshold=torch.tensor([0.1, 0.2, -1.9, 0.8]), softness=softness, log2_window=sizes)
+        z, r = scores.clone().requires_grad_(), rho.clone().requires_grad_()
+        weights = z.masked_fill(~allowed, -1e30).softmax(-1)
+        if by_hand:
+            out = _renormalised(weights, made.acceptance(r, distance, sinks) * allowed, False)
+        else:
+            out = formula(made, weights, r)
+        (out * pull).sum().backward()
+        return [value.grad for value in (z, r, *made.parameters()) if value.grad is not None]
+
+    def formula(made: Screening, weights: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+        t, tau, w = (value.view(-1, 1, 1) for value in (made.threshold, made.softness, made.log2_window))
+        ramp = ((r - t) / tau.clamp(min=1e-7)).clamp(0, 1)
+        soft = torch.sigmoid((r.detach() - t - tau / 2) / (tau.detach().clamp(min=0.1) / 4))
+        saturated = (ramp == 0) | (ramp == 1) | (tau < 1e-3)
+        alpha = torch.where(saturated, (ramp**2).detach() + soft - soft.detach(), ramp**2)
+        octaves = w - (distance.clamp(min=0) + 1).log2()
+        edge = torch.sigmoid(4 * octaves) * (octaves.abs() < 1)
+        alpha = alpha * ((distance < made.windows().view(-1, 1, 1)) + edge - edge.detach())
+        alpha = alpha.masked_fill(sinks, 1.0) * allowed
+        with torch.no_grad():
+            held = ((weights * alpha).sum(-1, keepdim=True) / weights.clamp(min=1e-30)).clamp(max=1)
+            held = torch.where(alpha == 0, held, 1.0)
+        alpha = alpha.detach() + held * (alpha - alpha.detach())
+        return weights * alpha / (weights * alpha).sum(-1, keepdim=True)
+
+    own, expected = gradients(True), gradients(False)
+    assert len(own) == len(expected) == 5
+    for ours, theirs in zip(own, expected, strict=True):
+        assert ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
