@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from surgery.checkpoint.names import quote
 from surgery.errors import CheckpointError, OutputBusyError
 
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
@@ -64,7 +65,7 @@ class FileLock:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         except OSError as error:
             raise CheckpointError(
-                f"Nothing can be written beside {self._what}: {self._path.name}: {error.strerror}."
+                f"Nothing can be written in {quote(str(self._path.parent))}: {error.strerror}."
             ) from error
         try:
             _lock(descriptor)

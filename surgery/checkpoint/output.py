@@ -60,8 +60,9 @@ def check_output(
     carries none, one that holds no other files than `unmarked` names (relative, with ``/``).
 
     Raises:
-        UsageError: it is a file, a non-empty folder without `force`, the source or something inside or around it, or
-            a folder that must not be replaced (home, the current one or one above, one that is no earlier output).
+        UsageError: it is a file or would lie in one, a non-empty folder without `force`, the source or something inside
+            or around it, or a folder that must not be replaced (home, the current one or one above, one that is no
+            earlier output).
         CheckpointError: it cannot be looked at.
     """
     given = quote(str(out))
@@ -75,6 +76,10 @@ def check_output(
         raise UsageError(f"{given} cannot be the name of an output.", hint="Choose another name.")
     if source is not None:
         _check_apart(out, source.resolve(), given)
+    if (above := _file_above(out)) is not None:
+        raise UsageError(
+            f"The output {given} would lie in {quote(above.name)}, which is a file.", hint="Choose another folder."
+        )
     if not occupied:
         return out
     if not out.is_dir():
@@ -95,6 +100,12 @@ def check_output(
             hint="Choose another folder, or empty this one yourself.",
         )
     return out
+
+
+def _file_above(out: Path) -> Path | None:
+    """The first thing above that exists, where it is no folder."""
+    above = next((path for path in out.parents if path.exists()), None)
+    return above if above is not None and not above.is_dir() else None
 
 
 def _no_output(out: Path, unmarked: Collection[str] | None) -> str | None:

@@ -13,6 +13,7 @@ from typing import Self
 
 from surgery.checkpoint.disk import fsync_folder, fsync_tree
 from surgery.checkpoint.locking import FileLock
+from surgery.checkpoint.names import quote
 from surgery.checkpoint.output import check_output, discard, new_run, repair, sibling
 from surgery.errors import CheckpointError
 
@@ -76,7 +77,9 @@ class StagedFolder:
             self._step("created")
         except OSError as error:
             self._clean()
-            raise CheckpointError(f"Nothing can be written beside {self.out.name}: {error.strerror}.") from error
+            raise CheckpointError(
+                f"Nothing can be written in {quote(str(self.out.parent))}: {error.strerror}."
+            ) from error
         except BaseException:
             self._clean()
             raise

@@ -228,6 +228,8 @@ def convert(
         },
         run={"device": device, "dtype": dtype, "attn_implementation": attn_implementation},
     )
+    if output is not None and calibrate:
+        check_output(output, force=force)  # before minutes of calibrating, and again once the source is known
     prepared = plan_with_calibration(model, operations_from_flags(to, options), asked, revision, dry_run=dry_run)
     target = output or default_output(prepared)
     if dry_run:

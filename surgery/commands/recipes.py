@@ -59,6 +59,8 @@ def copy(
     recipe = shipped_file("recipes", name)
     target = path or Path(f"{recipe.name}.yaml")
     if target.is_dir():
+        if (target / "config.json").is_file():
+            raise UsageError(f"{target} is a model folder.", hint="Give another folder, or a file name.")
         target = target / f"{recipe.name}.yaml"
     try:
         with target.open("x", encoding="utf-8") as file:

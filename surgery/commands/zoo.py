@@ -109,15 +109,14 @@ def status(manifest: _Manifest, as_json: console.JsonOption = False, verbose: co
 @zoo.command()
 def report(manifest: _Manifest, as_json: console.JsonOption = False, verbose: console.VerboseOption = False) -> None:
     """Write summary.json and report.html from the ledger into the output folder; every run does so at its end."""
-    from surgery.zoo.running import zoo_status
+    from surgery.zoo.running import open_zoo
     from surgery.zoo.summaries import write_summary
 
     console.setup(verbose=verbose)
-    summary = zoo_status(manifest)
-    output = Path(summary["output"])
-    if not output.is_dir():
-        raise UsageError(f"There is no {output} yet.", hint=f"surgery zoo run {manifest}")
-    files = [path.as_posix() for path in write_summary(summary, output)]
+    opened = open_zoo(manifest)
+    if not opened.ledger.is_file():
+        raise UsageError(f"There is no zoo in {opened.output} yet.", hint=f"surgery zoo run {manifest}")
+    files = [path.as_posix() for path in write_summary(opened.summary(), opened.output)]
     if as_json:
         console.emit("zoo-report", {"files": files})
     else:

@@ -13,6 +13,7 @@ from surgery.anatomy.reading import MODEL_TYPE_PREFIX
 from surgery.checkpoint import CONFIG_NAME, dump_json, load_json
 from surgery.checkpoint.locking import FileLock
 from surgery.checkpoint.record import HISTORY_NAME
+from surgery.checkpoint.source import check_folder
 from surgery.conversion.execution import modeling_code
 from surgery.conversion.plan import FORMAT_VERSION, MODELING_NAME
 from surgery.errors import CheckpointError, PlanRefusedError
@@ -57,8 +58,7 @@ def refresh(model: str | Path) -> RefreshResult:
         CheckpointError: it is of a newer format, or cannot be written.
     """
     folder = Path(model).expanduser()
-    if not folder.is_dir():
-        raise CheckpointError(f"no such folder: {folder}")
+    check_folder(folder)
     _check(folder.name, load_json(folder / CONFIG_NAME))
     code = modeling_code()
     path = folder / MODELING_NAME

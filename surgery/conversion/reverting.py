@@ -23,6 +23,7 @@ from surgery.checkpoint import (
 )
 from surgery.checkpoint.advice import adapter_folder
 from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME, RECORD_FOLDER, SHARDS_NAME, check_format
+from surgery.checkpoint.source import check_folder
 from surgery.conversion.execution import PlaceMode, Progress, adding_up
 from surgery.conversion.plan import CARD_NAME, Plan
 from surgery.errors import CheckpointError, PlanRefusedError
@@ -65,12 +66,14 @@ def read_plan(folder: Path, *, check_hash: bool = True) -> dict[str, Any]:
         PlanRefusedError: the folder was not converted by this tool.
         CheckpointError: the plan was changed afterwards, or is of a newer format; or the folder is an adapter.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"no such folder: {folder}")
+    check_folder(folder)
     if not (folder / PLAN_NAME).is_file():
         if (folder / "adapter_config.json").is_file():
             raise adapter_folder(folder)
-        raise PlanRefusedError(f"{folder.name}: not a converted checkpoint (it has no {PLAN_NAME})")
+        raise PlanRefusedError(
+            f"{folder.name}: not a converted checkpoint (it has no {PLAN_NAME})",
+            hint="Give the folder that `surgery convert`, `finetune` or `merge` wrote.",
+        )
     plan = load_json(folder / PLAN_NAME, limit=64_000_000)
     check_format(plan.get("format_version"), folder.name)
     if (folder / CONFIG_NAME).is_file():

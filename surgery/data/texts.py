@@ -59,5 +59,6 @@ def read_documents(patterns: Iterable[str | Path]) -> list[Document]:
         if text.strip():
             documents.append(Document(name=path.as_posix(), text=text))
     if not documents:
-        raise UsageError(f"all {len(found)} text files are empty")
+        names = [str(path) for path in found]
+        raise UsageError(f"all {len(names)} text files are empty" if len(names) > 1 else f"{names[0]} is empty")
     return documents

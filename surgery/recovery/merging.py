@@ -16,6 +16,7 @@ from surgery.checkpoint import (
     sha256_file,
     sha256_json,
 )
+from surgery.checkpoint.source import check_folder
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError, VerificationError
 from surgery.recovery.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_RECORD, base_identity
 from surgery.recovery.preparing import is_operation, quiet_peft
@@ -62,11 +63,12 @@ def merge(
 
     Raises:
         UsageError: the folder is no adapter, the base is not found.
-        CheckpointError: the adapter was trained on another base, or does not fit.
+        CheckpointError: there is no such folder, the adapter was trained on another base, or does not fit.
         PlanRefusedError: an adapter of another kind, or one that would pull tied weights apart.
         VerificationError: the result, loaded again, is not the same model; nothing was written.
     """
     folder = Path(adapter).expanduser()
+    check_folder(folder)
     config = _adapter_config(folder)
     source = _base(folder, config, base)
     checkpoint = open_checkpoint(source)

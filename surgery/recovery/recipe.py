@@ -109,7 +109,7 @@ class _Train(_Section):
             for part in value.split(","):
                 match = _RANGE.fullmatch(part.strip())
                 if match is None or (match[2] is not None and int(match[2]) < int(match[1])):
-                    raise ValueError(f"{part.strip()!r} is neither a layer nor a range like 0-9")
+                    raise ValueError("must hold layers and ranges of layers, such as 0-9,12")
         elif value == []:
             raise ValueError("must name at least one layer")
         return value

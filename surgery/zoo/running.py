@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from surgery.checkpoint import tidy
+from surgery.checkpoint import CONFIG_NAME, quote, tidy
 from surgery.checkpoint.locking import FileLock
-from surgery.errors import CheckpointError, SurgeryError
+from surgery.errors import CheckpointError, SurgeryError, UsageError
 from surgery.zoo.engines import Engine, LocalEngine
 from surgery.zoo.items import Item, expand
 from surgery.zoo.ledger import Ledger, LedgerState, new_run_id, read_ledger
@@ -104,10 +104,11 @@ def run_zoo(
     Raises:
         CheckpointError: the output cannot be written, or its ledger is broken.
         OutputBusyError: another run works on it.
-        UsageError: Ray is asked for and not installed.
+        UsageError: Ray is asked for and not installed; the output holds a model, or pages of something else.
     """
     tell = on_event or (lambda event: None)
     folder = zoo.ledger.parent
+    _check_output(zoo)
     try:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -133,6 +134,16 @@ def run_zoo(
     finally:
         lock.release()
     return zoo.summary()
+
+
+def _check_output(zoo: Zoo) -> None:
+    """Other folders may lie beside the outputs, but the summary must not replace a stranger's files."""
+    for name in (CONFIG_NAME, "summary.json", "report.html"):
+        if (zoo.output / name).exists() and not zoo.ledger.is_file():
+            raise UsageError(
+                f"The output {quote(str(zoo.output))} was not made by this tool: it holds {name}.",
+                hint="Choose another folder for `output` in the manifest.",
+            )
 
 
 def _settle(zoo: Zoo, plan: ZooPlan, state: LedgerState, schedule: Schedule, run: str) -> None:

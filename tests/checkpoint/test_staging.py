@@ -239,7 +239,7 @@ def test_no_permission(tmp_path: Path) -> None:
 
 def test_parent_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(CheckpointError), StagedFolder(tmp_path / "file" / "out"):
+    with pytest.raises(UsageError, match="'file', which is a file"), StagedFolder(tmp_path / "file" / "out"):
         pass
 
 

@@ -47,6 +47,11 @@ def _adapter(place: Path) -> Path:
     return place / "adapter"
 
 
+def _file(place: Path) -> Path:
+    (place / "file").write_text("x")
+    return place / "file"
+
+
 def _full(place: Path) -> Path:
     (place / "full").mkdir()
     (place / "full" / "mine").write_text("x")
@@ -78,14 +83,38 @@ CASES: dict[str, Callable[[Path, Path], Case]] = {
         2,
         ["full", "no earlier output"],
     ),
+    "output, before calibrating": lambda model, place: (
+        ["convert", model, "--to", "screening", "--calibrate", model / "config.json", "-o", _full(place)],
+        2,
+        ["full", "--force"],
+    ),
     "output inside": lambda model, place: (["convert", model, "--to", "ssmax", "-o", model / "x"], 2, ["inside"]),
+    "output in a file": lambda model, place: (
+        ["convert", model, "--to", "ssmax", "-o", model / "config.json" / "x"],
+        2,
+        ["config.json"],
+    ),
+    "output below a file": lambda model, place: (
+        ["convert", model, "--to", "ssmax", "-o", _file(place) / "deep" / "x"],
+        2,
+        ["'file', which is a file"],
+    ),
+    "nothing can be written": lambda model, place: (
+        ["convert", model, "--to", "ssmax", "-o", "/proc/x"],
+        2,
+        ["Nothing can be written in '/proc'"],
+    ),
+    "verify a file": lambda model, place: (["verify", _file(place)], 2, ["is not a folder", "Give the model's folder"]),
+    "revert a file": lambda model, place: (["revert", _file(place), "-o", place / "b"], 2, ["is not a folder"]),
+    "refresh a file": lambda model, place: (["refresh", _file(place)], 2, ["is not a folder"]),
+    "merge a file": lambda model, place: (["merge", _file(place), "-o", place / "b"], 2, ["is not a folder"]),
     "truncated": lambda model, place: (["convert", _broken(place), "--to", "ssmax"], 2, ["model.safetensors"]),
     "bin only": lambda model, place: (["convert", _bin(place), "--to", "ssmax"], 2, ["safetensors"]),
     "unknown family": lambda model, place: (["inspect", _family(place, "lama")], 3, ["'lama'", "'llama'"]),
     "refused family": lambda model, place: (["inspect", _family(place, "qwen")], 3, [REFUSED["qwen"]]),
     "nothing to convert": lambda model, place: (["convert", _sliding(place), "--to", "ssmax"], 3, ["--layers all"]),
     "no such layer": lambda model, place: (["convert", model, "--to", "ssmax", "--layers", "9"], 3, ["9", "0-3"]),
-    "not converted": lambda model, place: (["verify", model], 3, ["model", "plan.json"]),
+    "not converted": lambda model, place: (["verify", model], 3, ["model", "plan.json", "`surgery convert`"]),
     "verify an adapter": lambda model, place: (["verify", _adapter(place)], 2, ["surgery merge", "adapter"]),
     "nothing to revert": lambda model, place: (["revert", model, "-o", place / "b"], 3, ["not a converted"]),
     "no output": lambda model, place: (["revert", model], 2, ["--output"]),
@@ -106,6 +135,12 @@ def test_the_exit_code_and_the_message(surgery: Any, model: Path, tmp_path: Path
     assert listing(tmp_path) == before, "an error must write nothing"
     from_the_library = "error:" in ran.err
     assert ("Traceback" in ran.err) == (verbose and from_the_library)
+
+
+def test_a_recipe_is_not_copied_into_a_model(surgery: Any, model: Path) -> None:
+    before = listing(model)
+    ran = surgery("recipes", "copy", "tiny", model)
+    assert ran.code == 2 and "is a model folder" in ran.err and listing(model) == before
 
 
 @pytest.mark.parametrize("case", CASES)

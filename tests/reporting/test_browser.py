@@ -78,6 +78,13 @@ def test_it_prints(browser: Any, page_file: Path, tmp_path: Path) -> None:
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"  # paper is white
     source = page.locator("source").first.get_attribute("srcset")
     assert page.locator("img").first.evaluate("image => image.currentSrc") != source
+    # On paper nothing scrolls, and a number is not cut in two: its row is as high as one line.
+    page.set_viewport_size({"width": 718, "height": 1000})  # A4 between Chromium's margins
+    heights = page.evaluate(
+        "[...document.querySelectorAll('table:not(.text) tbody tr')].map(row => row.getBoundingClientRect().height)"
+    )
+    assert len(heights) > 10 and max(heights) < 30
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     page.pdf(path=tmp_path / "page.pdf", format="A4")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
     page.close()

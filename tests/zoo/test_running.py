@@ -18,7 +18,7 @@ import pytest
 
 from surgery.checkpoint import StagedFolder
 from surgery.conversion import convert
-from surgery.errors import OutputBusyError
+from surgery.errors import OutputBusyError, UsageError
 from surgery.verification import verify
 from surgery.zoo import engines, worker
 from surgery.zoo.isolation import ItemProcess, _kill_tree, request_for, run_isolated
@@ -44,6 +44,16 @@ def workers() -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+@pytest.mark.parametrize("name", ["config.json", "report.html"])
+def test_a_folder_of_something_else_is_no_output(make_zoo: MakeZoo, name: str) -> None:
+    zoo = make_zoo()
+    zoo.output.mkdir(parents=True)
+    (zoo.output / name).write_text("mine")
+    with pytest.raises(UsageError, match=name):
+        run_zoo(zoo)
+    assert [path.name for path in zoo.output.iterdir()] == [name] and (zoo.output / name).read_text() == "mine"
 
 
 def test_outputs_are_those_of_single_commands(make_zoo: MakeZoo, tmp_path: Path) -> None:
