@@ -6,12 +6,13 @@ keys that is rejected and the loss that it really costs. Each point is a calibra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from surgery.anatomy import read_anatomy
+from surgery.anatomy import Anatomy, read_anatomy
 from surgery.calibration.calibrating import (
     CalibrationSettings,
     OnProgress,
@@ -27,18 +28,25 @@ from surgery.checkpoint import open_checkpoint, resolve
 from surgery.data import read_documents
 from surgery.errors import UsageError
 from surgery.loading import RunOptions, load_tokenizer
+from surgery.operations.screening import ScreeningOptions
 
 # Nats per token, estimated; what these cost in truth is what a sweep measures.
 ALLOWED = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
+BLOCK = 128
 
 
 @dataclass(frozen=True)
 class AtLength:
-    """What a point gives on the measured passages of one length: means over them, and the passage that loses most."""
+    """What a point gives on the measured passages of one length: means over them, and the passage that loses most.
+
+    ``blocks`` is the share of the blocks of 128 queries and 128 keys that no query head of a key-value head looks at,
+    by its windows alone: the work that is never done.
+    """
 
     tokens: int
     passages: int
     rejected: float
+    blocks: float
     change: float
     worst: float
     worst_text: str
@@ -179,17 +187,46 @@ def sweep(
             trials=(Trial(price, choice.rejected, choice.damage, worst),),
             warnings=("a point of a sweep: no guard chose it",),
         )
-        points.append(SweepPoint(limit, price, choice.damage, choice.rejected, by_length(found), calibration))
+        measures = by_length(found, _group_windows(calibration, anatomy, screening), screening.sinks)
+        points.append(SweepPoint(limit, price, choice.damage, choice.rejected, measures, calibration))
     return Sweep(source.name, source.commit, kept, passages.texts, bool(measure_on), tuple(points))
 
 
-def by_length(measured: Sequence[GuardText]) -> tuple[AtLength, ...]:
-    """Means over the passages of each length."""
+def by_length(measured: Sequence[GuardText], windows: Sequence[float], sinks: int) -> tuple[AtLength, ...]:
+    """Means over the passages of each length; ``windows`` of the key-value heads of all layers."""
     found = []
     for tokens in sorted({text.tokens for text in measured}):
         own = [text for text in measured if text.tokens == tokens]
         worst = max(own, key=lambda text: text.change)
         rejected = sum(text.rejected for text in own) / len(own)
         change = sum(text.change for text in own) / len(own)
-        found.append(AtLength(tokens, len(own), rejected, change, worst.change, worst.text))
+        blocks = sum(blocks_outside(window, tokens, sinks) for window in windows) / len(windows)
+        found.append(AtLength(tokens, len(own), rejected, blocks, change, worst.change, worst.text))
     return tuple(found)
+
+
+def blocks_outside(window: float, tokens: int, sinks: int) -> float:
+    """Share of the causal blocks of 128 queries and 128 keys that hold no key inside a window, and no first key."""
+    count = math.ceil(tokens / BLOCK)
+    outside = sum(
+        1
+        for row in range(count)
+        for column in range(row)
+        # The nearest pair: the block's first query, and its last key.
+        if row * BLOCK - (column * BLOCK + BLOCK - 1) >= window and column * BLOCK >= sinks
+    )
+    return outside / (count * (count + 1) / 2)
+
+
+def _group_windows(calibration: Calibration, anatomy: Anatomy, screening: ScreeningOptions) -> list[float]:
+    """The widest window of each key-value head of the screened layers; a head that was not chosen has none."""
+    assert screening.full_window is not None
+    found = []
+    for layer in calibration.layers:
+        each = anatomy.heads // anatomy.layers[layer.layer].kv_heads
+        chosen = range(anatomy.heads) if screening.heads is None else screening.heads
+        widths = dict(zip(chosen, (round(2**value) for value in layer.log2_window), strict=True))
+        windows = [float(widths.get(head, screening.full_window)) for head in range(anatomy.heads)]
+        windows = [math.inf if window >= screening.full_window else window for window in windows]
+        found += [max(windows[first : first + each]) for first in range(0, anatomy.heads, each)]
+    return found

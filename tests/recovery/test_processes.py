@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from surgery.conversion import convert
 from surgery.errors import UsageError
 from surgery.recovery import finetune
 from surgery.recovery.sharding import own_sharding
@@ -192,6 +193,35 @@ def test_sharded_resume_is_exact(make_recipe: MakeRecipe, converted: Converted, 
     _same(tmp_path / "two", tmp_path / "three", relative=0, absolute=0)
     for name in (OPERATION, "trained-model.safetensors", "adapter/adapter_model.safetensors"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "three" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", [{}, SHARDED], ids=["whole", "sharded"])
+def test_rejected_keys_are_counted_over_all_processes(
+    make_recipe: MakeRecipe, converted: Converted, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """The price is that of each sequence, so that it does not hang on how many run side by side."""
+    start = {"threshold": 0.0, "softness": 0.2, "log2_window": 4.0}
+    model = convert(converted().parent / "source", "screening", start=start, output=tmp_path / "model").output
+
+    def recipe(output: Path, accumulation: int) -> dict[str, Any]:
+        return make_recipe(
+            model,
+            output=str(output),
+            train={"what": "scale+lora", "rank": 2},
+            sparsity={"target": 0.8},
+            batch={"sequences": 1, "accumulation": accumulation},
+            budget={"steps": 3},
+        )
+
+    finetune(recipe(tmp_path / "one", 2))
+    done = _launch(tmp_path, recipe(tmp_path / "two", 1), environment=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for ours, theirs in zip(_rows(tmp_path / "one"), _rows(tmp_path / "two"), strict=True):
+        for key in ("loss", "rejected", "sparsity", "grad_norm", "held_out_loss", "held_out_rejected"):
+            assert (key in ours) == (key in theirs)
+            assert key not in ours or theirs[key] == pytest.approx(ours[key], rel=1e-4), key
+    assert sum(row.get("sparsity", 0) > 0 for row in _rows(tmp_path / "two")) == 3
 
 
 @pytest.mark.slow

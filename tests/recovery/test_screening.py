@@ -47,15 +47,18 @@ def test_scale_trains_every_parameter_and_nothing_else(
 
 
 def test_with_lora_the_saved_adapter_holds_them(screened: Path, make_recipe: Any, tmp_path: Path) -> None:
-    finetune(make_recipe(screened, train={"what": "scale+lora", "rank": 2}))
+    softness = {"start": 0.2, "end": 0.07}
+    finetune(make_recipe(screened, train={"what": "scale+lora", "rank": 2}, softness=softness))
     from safetensors import safe_open
 
     files = list((tmp_path / "out").rglob("adapter_model.safetensors"))
     assert files
     with safe_open(files[0], "pt") as adapter:
         names = list(adapter.keys())
+        scheduled = [adapter.get_tensor(name) for name in names if name.endswith("softness")]
     for parameter in NAMES:
         assert sum(name.endswith(parameter) for name in names) == 3
+    assert all(torch.equal(value, torch.full((4,), 0.07)) for value in scheduled)
 
 
 def sparse(screened: Path, make_recipe: Any, **sections: Any) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def test_an_open_start_learns_to_reject(converted: Any, make_recipe: Any, tmp_pa
 def test_softness_goes_by_its_schedule_and_survives_a_stop(screened: Path, make_recipe: Any, tmp_path: Path) -> None:
     stages = [
         {"softness": {"start": 0.4, "end": 0.1, "schedule": "geometric"}, "budget": {"steps": 3}},
-        {"softness": {"start": 0.1, "end": 0.0}, "budget": {"steps": 2}},
+        {"softness": {"start": 0.1, "end": 0.0}, "budget": {"steps": 2}, "sparsity": {"target": 0.9}},
     ]
     recipe = sparse(screened, make_recipe, stages=stages, checkpoints={"every": 1})
     whole = {**recipe, "output": str(tmp_path / "whole")}
