@@ -10,6 +10,7 @@ alternative, in turn with it in the same run, is transformers' own sdpa attentio
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 from pathlib import Path
 from typing import Any
@@ -38,22 +39,46 @@ def main() -> None:
     report("bands", rows, options.out)
 
 
-def measure(length: int, repeats: int, device: str, dtype: str) -> list[dict[str, Any]]:
+def tensors(length: int, device: str, dtype: str) -> tuple[Any, Any, Any, Any]:
+    """Random query, key and value, ``(1, heads, length, SIZE)``, and n of each query."""
     import torch
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    from surgery.runtime import modeling_surgery as modeling
 
     generator = torch.Generator(device=device).manual_seed(0)
     query, key, value = (
         torch.randn(1, heads, length, SIZE, generator=generator, device=device).to(getattr(torch, dtype))
         for heads in (HEADS, GROUPS, GROUPS)
     )
-    n = torch.arange(1, length + 1, device=device, dtype=torch.float32)[None]
+    return query, key, value, torch.arange(1, length + 1, device=device, dtype=torch.float32)[None]
+
+
+def layer(opened: int, window: int, threshold: float, device: str) -> Any:
+    """An attention module whose first ``opened`` key-value heads are open; the others have a window and a threshold.
+
+    Where all are open, the threshold is given to all of them.
+    """
+    import torch
+
+    from surgery.runtime import modeling_surgery as modeling
+
     module: Any = torch.nn.Module().eval()
     module.num_key_value_groups, module.is_causal = HEADS // GROUPS, True
     start = {"threshold": -3.0, "softness": 0.05, "log2_window": 30.0}
     options = {"form": "gated", "sinks": 4, "full_window": 2**20, "start": start}
+    module.screening = modeling.Screening(options, HEADS).to(device).requires_grad_(False)
+    banded = slice(opened * HEADS // GROUPS, None) if opened < GROUPS else slice(0, None)
+    module.screening.threshold[banded] = threshold
+    if window:
+        module.screening.log2_window[banded] = torch.tensor(float(window)).log2()
+    return module
+
+
+def measure(length: int, repeats: int, device: str, dtype: str) -> list[dict[str, Any]]:
+    import torch
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    from surgery.runtime import modeling_surgery as modeling
+
+    query, key, value, n = tensors(length, device, dtype)
 
     def synchronised(function: Any) -> Any:
         def run() -> None:
@@ -64,10 +89,12 @@ def measure(length: int, repeats: int, device: str, dtype: str) -> list[dict[str
 
         return run
 
-    def sdpa() -> Any:
-        return sdpa_attention_forward(module, query, key, value, None, scaling=SIZE**-0.5)
+    plain = layer(GROUPS, 0, -3.0, device)
 
-    def screened() -> Any:
+    def sdpa() -> Any:
+        return sdpa_attention_forward(plain, query, key, value, None, scaling=SIZE**-0.5)
+
+    def screened(module: Any) -> Any:
         keywords = {"scaling": SIZE**-0.5, modeling.VISIBLE_KEYS: n}
         return modeling._operated("sdpa", sdpa_attention_forward, None, module, query, key, value, None, **keywords)
 
@@ -76,13 +103,9 @@ def measure(length: int, repeats: int, device: str, dtype: str) -> list[dict[str
         for threshold in (-3.0, 0.0):
             if opened == GROUPS and threshold == -3.0:
                 continue
-            module.screening = modeling.Screening(options, HEADS).to(device)
-            banded = slice(opened * HEADS // GROUPS, None) if opened < GROUPS else slice(0, None)
-            with torch.no_grad():
-                module.screening.threshold[banded] = threshold
-                if window:
-                    module.screening.log2_window[banded] = torch.tensor(float(window)).log2()
-            seconds = interleaved({"sdpa": synchronised(sdpa), "screened": synchronised(screened)}, repeats)
+            module = layer(opened, window, threshold, device)
+            ways = {"sdpa": sdpa, "screened": functools.partial(screened, module)}
+            seconds = interleaved({name: synchronised(way) for name, way in ways.items()}, repeats)
             rows.append(
                 {
                     "tokens": length,
