@@ -31,6 +31,8 @@ _COMMON: dict[str, Any] = {
 # Parts that several families share.
 _MOE: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _LOCAL_MOE: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
+# The default is 1, which no Granite has: scores far too sharp for float32, whose rounding they blow up.
+_GRANITE: dict[str, Any] = {"attention_multiplier": 0.3}
 _ROUTED: dict[str, Any] = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _LINEAR: dict[str, Any] = {
     "linear_num_value_heads": 4,
@@ -109,17 +111,18 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "gpt_neox": {"num_key_value_heads": None, "rotary_pct": 0.5, "use_parallel_residual": True},
     "gpt_oss": {**_LOCAL_MOE, "head_dim": 8, "sliding_window": WINDOW},
-    "granite": {"attention_multiplier": 0.3, "residual_multiplier": 0.9, "logits_scaling": 2.0},
-    "granite_swa": {},
-    "granitemoe": {**_LOCAL_MOE},
-    "granitemoe_swa": {},
+    "granite": {**_GRANITE, "residual_multiplier": 0.9, "logits_scaling": 2.0},
+    "granite_swa": {**_GRANITE},
+    "granitemoe": {**_GRANITE, **_LOCAL_MOE},
+    "granitemoe_swa": {**_GRANITE},
     "granitemoehybrid": {
+        **_GRANITE,
         **_LOCAL_MOE,
         **_MAMBA,
         "shared_intermediate_size": 24,
         "layer_types": ["attention", "mamba", "attention"],
     },
-    "granitemoeshared": {"initializer_range": 0.2, **_LOCAL_MOE, "shared_intermediate_size": 24},
+    "granitemoeshared": {**_GRANITE, "initializer_range": 0.2, **_LOCAL_MOE, "shared_intermediate_size": 24},
     "helium": {"head_dim": 8},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 4, "moe_topk": 2},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -10,8 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from surgery.errors import PlanRefusedError
+from surgery.errors import CheckpointError, PlanRefusedError
 
+_PATH = re.compile(r"[\w.]*(\{layer\})?[\w.]*")
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -53,6 +56,7 @@ class Family:
             something else than plainly, so that a converted one does too; with the reason.
         without: operations that are refused on this family, with the reason.
         notes: what else a user should know.
+        unverified: a probe made the row, for one checkpoint; the table has none.
     """
 
     model_type: str
@@ -87,6 +91,7 @@ class Family:
     breaks: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     without: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     notes: tuple[str, ...] = ()
+    unverified: bool = False
 
     def __post_init__(self) -> None:
         for attribute, suffix in (("architecture", "ForCausalLM"), ("config_class", "Config"), ("base_model", "Model")):
@@ -95,9 +100,23 @@ class Family:
 
     @property
     def for_runtime(self) -> dict[str, Any]:
-        """What the travelling code must know, for the block ``surgery`` of config.json."""
-        extras = {"counted_at": self.counted_at, "relay": self.relay}
+        """What the travelling code must know, for the block ``surgery`` of config.json; a probed row travels whole."""
+        extras = {
+            "counted_at": self.counted_at,
+            "relay": self.relay,
+            "family": self._row() if self.unverified else None,
+        }
         return {"attention": self.attention} | {name: value for name, value in extras.items() if value}
+
+    def _row(self) -> dict[str, Any]:
+        """What differs from the defaults, as JSON has it."""
+        row = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            default = {} if entry.name in ("keys", "defaults", "breaks", "without") else entry.default
+            if value != default and entry.name != "model_type":
+                row[entry.name] = dict(value) if isinstance(value, Mapping) else value
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in row.items()}
 
     def check_operation(self, operation: str) -> None:
         """Nothing, where the operation may be performed on the family.
@@ -150,8 +169,35 @@ VERIFIED_WITH: str = _document()["verified_with"]
 REFUSED: Mapping[str, str] = _refused()
 
 
-def find_family(model_type: str) -> Family:
+def probed_family(model_type: str, row: Any) -> Family:
+    """The row that a probe once made, as a converted checkpoint's config.json holds it.
+
+    Raises:
+        CheckpointError: it is none: a key is unknown, a value has another type, or a name is no name.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    known = {entry.name for entry in fields(Family)} - {"model_type"}
+    try:
+        if not isinstance(row, Mapping) or not row.keys() <= known or row.get("unverified") is not True:
+            raise ValueError("not a row of the table")
+        text = json.dumps({**row, "model_type": model_type})
+        family: Family = TypeAdapter(Family).validate_json(text, strict=True)
+        names = (family.architecture, family.config_class, family.base_model, family.query, *family.keys.values())
+        paths = (family.base_prefix, family.counted_at, family.attention)
+        if not all(map(str.isidentifier, names)) or not all(map(_PATH.fullmatch, paths)):
+            raise ValueError("a name in it is none")
+    except (ValidationError, ValueError, TypeError) as error:
+        raise CheckpointError(f"config.json: surgery.family: {error}") from error
+    return family
+
+
+def find_family(model_type: str, finding: str = "") -> Family:
     """The row of a model type.
+
+    Args:
+        model_type: as in config.json.
+        finding: what is known of the model at hand, for the error.
 
     Raises:
         PlanRefusedError: there is none, with the reason where one is known, else the nearest family.
@@ -165,5 +211,7 @@ def find_family(model_type: str) -> Family:
     nearest = process.extractOne(model_type, list(FAMILIES), scorer=fuzz.ratio, score_cutoff=60)
     nearby = f"The nearest supported family is {nearest[0]!r}. " if nearest else ""
     raise PlanRefusedError(
-        f"the family {model_type!r} is not supported", hint=f"{nearby}`surgery families` lists those that are."
+        f"the family {model_type!r} is not supported" + (f"; {finding}" if finding else ""),
+        hint=f"{nearby}`surgery families` lists those that are. `surgery convert --allow-unverified` has a look at its "
+        "model in transformers, without the weights, and goes on where it can.",
     )

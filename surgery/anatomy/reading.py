@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from surgery.anatomy.families import Family, find_family
+from surgery.anatomy.families import Family, find_family, probed_family
 from surgery.anatomy.locks import unlock
 from surgery.anatomy.rope import Rope, read_ropes, trained_length
 from surgery.checkpoint import Checkpoint
@@ -24,6 +25,8 @@ _LABELS: dict[Kind, str] = {
     "linear": "linear_attention",
     "chunked": "chunked_attention",
 }
+# Names of projections that make queries, where nothing else is known of a model.
+_QUERY_TENSOR = re.compile(r"\.\d+\..*\b(q_proj|qkv_proj|query_key_value|c_attn|Wqkv|wq|q_b_proj)\.weight$")
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,12 @@ class Anatomy:
         return self.layers[0].heads
 
 
-def read_anatomy(checkpoint: Checkpoint) -> Anatomy:
+def read_anatomy(checkpoint: Checkpoint, *, family: Family | None = None) -> Anatomy:
     """Read the anatomy of a model folder, converted or not.
+
+    Args:
+        checkpoint: the folder's headers.
+        family: in place of the table's row: the one of a probe.
 
     Raises:
         PlanRefusedError: the family is not supported, or its attention is not causal.
@@ -100,7 +107,10 @@ def read_anatomy(checkpoint: Checkpoint) -> Anatomy:
     earlier = _operations(block.get("base"), what="surgery.base") if operations else ()
     if operations:
         model_type = model_type.removeprefix(MODEL_TYPE_PREFIX)
-    family = find_family(model_type)
+    if family is None and operations and block is not None and "family" in block:
+        family = probed_family(model_type, block["family"])
+    elif family is None:
+        family = find_family(model_type, _finding(checkpoint))
     reader = _Reader(family, config)
     if config.get("use_bidirectional_attention"):
         raise PlanRefusedError("config.json: use_bidirectional_attention is on, so the attention is not causal")
@@ -148,6 +158,15 @@ def read_anatomy(checkpoint: Checkpoint) -> Anatomy:
         operations=operations,
         source_operations=earlier,
     )
+
+
+def _finding(checkpoint: Checkpoint) -> str:
+    """What the names of the tensors say of attention in a model that the table does not know."""
+    modules = Counter(match[1] for name in checkpoint.tensors if (match := _QUERY_TENSOR.search(name)))
+    if not modules:
+        return "its tensors hold no projection by a name that is known to make queries"
+    query, count = modules.most_common(1)[0]
+    return f"its tensors hold {query} in {count} layers"
 
 
 def _prefix(checkpoint: Checkpoint, family: Family, count: int) -> str:

@@ -13,6 +13,13 @@ def register() -> None:
 
 
 def _config_classes() -> dict[str, str]:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     from surgery.anatomy.families import FAMILIES
 
-    return {model_type: family.config_class for model_type, family in FAMILIES.items()}
+    # Those that the table does not have may have been converted unverified.
+    others = {
+        name: CONFIG_MAPPING_NAMES[name] for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name in CONFIG_MAPPING_NAMES
+    }
+    return {**others, **{model_type: family.config_class for model_type, family in FAMILIES.items()}}

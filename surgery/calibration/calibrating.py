@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
-from surgery.anatomy import Anatomy, read_anatomy
+from surgery.anatomy import Anatomy, Family, read_anatomy
 from surgery.calibration.passages import Passage, divide, short_names
 from surgery.calibration.results import Calibration, GuardText, LayerChoice, Trial
 from surgery.checkpoint import open_checkpoint, resolve
@@ -79,6 +79,7 @@ def calibrate(
     revision: str | None = None,
     run: RunOptions | None = None,
     on_progress: OnProgress | None = None,
+    family: Family | None = None,
 ) -> Calibration:
     """Choose thresholds and windows for a model on texts, without training.
 
@@ -91,6 +92,7 @@ def calibrate(
         revision: branch, tag or commit of a hub model.
         run: device, dtype and attention backend.
         on_progress: called with work done, work in all (both in tokens of a forward pass), and what is being done.
+        family: what a probe made of a family that the table does not have.
 
     Raises:
         UsageError: no text, or too little of it.
@@ -100,7 +102,7 @@ def calibrate(
     settings = settings or CalibrationSettings()
     run = run or RunOptions()
     source = resolve(model, revision)
-    anatomy = read_anatomy(open_checkpoint(source))
+    anatomy = read_anatomy(open_checkpoint(source), family=family)
     screening = resolved_options(options or {}, anatomy)
     lengths = known_lengths(settings, anatomy)
     tokenizer = load_tokenizer(source.folder, trust_remote_code=run.trust_remote_code)

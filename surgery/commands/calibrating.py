@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,13 @@ def numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
 
 
 def plan_with_calibration(
-    model: str, operations: Sequence[Mapping[str, Any]], asked: Asked, revision: str | None, *, dry_run: bool
+    model: str,
+    operations: Sequence[Mapping[str, Any]],
+    asked: Asked,
+    revision: str | None,
+    *,
+    dry_run: bool,
+    allow_unverified: bool = False,
 ) -> PreparedPlan:
     """The plan of the operations; where texts were given, after calibrating on them. A dry run does not calibrate.
 
@@ -53,6 +60,7 @@ def plan_with_calibration(
     """
     from surgery.conversion import make_plan
 
+    plan = partial(make_plan, model, revision=revision, allow_unverified=allow_unverified)
     screening = next((given for given in operations if given["name"] == "screening"), None)
     given = {name: value for name, value in asked.settings.items() if value is not None}
     if screening is None and (asked.text or asked.file or given):
@@ -71,15 +79,15 @@ def plan_with_calibration(
     if asked.file is not None:
         from surgery.calibration.results import read_calibration
 
-        return make_plan(model, operations, revision=revision, calibration=read_calibration(asked.file))
+        return plan(operations, calibration=read_calibration(asked.file))
     if not asked.text:
-        return make_plan(model, operations, revision=revision)
+        return plan(operations)
     pending = [{**one, "calibration": "pending"} if one is screening else one for one in operations]
-    prepared = make_plan(model, pending, revision=revision)
+    prepared = plan(pending)
     if dry_run:
         return prepared
     calibration = _calibrate(model, prepared, asked, given, revision)
-    return make_plan(model, operations, revision=revision, calibration=calibration)
+    return plan(operations, calibration=calibration)
 
 
 def _calibrate(
@@ -106,6 +114,7 @@ def _calibrate(
             revision=revision,
             run=run,
             on_progress=on_progress,
+            family=prepared.anatomy.family if prepared.anatomy.family.unverified else None,
         )
 
 

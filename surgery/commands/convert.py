@@ -179,6 +179,14 @@ def convert(
             rich_help_panel="Writing",
         ),
     ] = False,
+    allow_unverified: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unverified",
+            help="Of a family that is not in `surgery families`, go on by what its model in transformers shows.",
+            rich_help_panel="Writing",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, write nothing.", rich_help_panel="Writing")
     ] = False,
@@ -230,7 +238,16 @@ def convert(
     )
     if output is not None and calibrate:
         check_output(output, force=force)  # before minutes of calibrating, and again once the source is known
-    prepared = plan_with_calibration(model, operations_from_flags(to, options), asked, revision, dry_run=dry_run)
+    if allow_unverified:
+        console.silence_transformers()
+    prepared = plan_with_calibration(
+        model,
+        operations_from_flags(to, options),
+        asked,
+        revision,
+        dry_run=dry_run,
+        allow_unverified=allow_unverified,
+    )
     target = output or default_output(prepared)
     if dry_run:
         check_output(target, force=force, source=prepared.checkpoint.folder)

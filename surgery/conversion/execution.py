@@ -95,6 +95,7 @@ def convert(
     force: bool = False,
     on_bytes: Progress | None = None,
     calibration: Calibration | None = None,
+    allow_unverified: bool = False,
     **options: Any,
 ) -> ConversionResult:
     """Convert a checkpoint: plan, then execute.
@@ -109,13 +110,16 @@ def convert(
         force: replace an earlier output of this tool.
         on_bytes: called with bytes done and bytes in all.
         calibration: of :func:`surgery.calibrate`, for ``screening``.
+        allow_unverified: see :func:`make_plan`.
         options: options of a single operation (``form="paper"``, ``layers="0-3"``, ...).
 
     Raises:
         SurgeryError: see :func:`make_plan`; also an output that exists, or too little disk space.
     """
     operations = [{"name": to, **options}] if isinstance(to, str) else list(to)
-    prepared = make_plan(model, operations, revision=revision, calibration=calibration)
+    prepared = make_plan(
+        model, operations, revision=revision, calibration=calibration, allow_unverified=allow_unverified
+    )
     return execute(prepared, Path(output) if output is not None else None, mode=mode, force=force, on_bytes=on_bytes)
 
 

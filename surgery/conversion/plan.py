@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgery.anatomy import Anatomy, read_anatomy
+from surgery.anatomy import FAMILIES, REFUSED, Anatomy, Family, read_anatomy
 from surgery.anatomy.reading import MODEL_TYPE_PREFIX
 from surgery.checkpoint import Checkpoint, Source, open_checkpoint, quote, resolve, sha256_json
 from surgery.checkpoint.record import FORMAT_VERSION, RECORD_FOLDER
@@ -105,6 +105,7 @@ def make_plan(
     *,
     revision: str | None = None,
     calibration: Calibration | None = None,
+    allow_unverified: bool = False,
 ) -> PreparedPlan:
     """Plan a conversion from headers and config.json; no weight is read and nothing is written.
 
@@ -113,6 +114,8 @@ def make_plan(
         operations: options of each operation, in order; each names itself under ``name``.
         revision: branch, tag or commit of a hub model.
         calibration: where the thresholds and windows of ``screening`` come from.
+        allow_unverified: go on with a family that the table does not have, by what a probe of transformers' model
+            shows; imports torch.
 
     Raises:
         CheckpointError: the source is missing, broken or hostile.
@@ -121,7 +124,7 @@ def make_plan(
     """
     source = resolve(model, revision)
     checkpoint = open_checkpoint(source)
-    anatomy = read_anatomy(checkpoint)
+    anatomy = read_anatomy(checkpoint, family=unverified_family(checkpoint) if allow_unverified else None)
     _check_source(checkpoint, anatomy)
     before = (*anatomy.source_operations, *anatomy.operations)
     resolved: list[OperationOptions] = []
@@ -187,6 +190,20 @@ def make_plan(
         source_record=tuple(filter(_in_record, checkpoint.other_files)),
     )
     return PreparedPlan(plan, source, checkpoint, anatomy, calibration)
+
+
+def unverified_family(checkpoint: Checkpoint) -> Family | None:
+    """What a probe makes of a family that the table neither has nor refuses; None for one that it does.
+
+    Raises:
+        PlanRefusedError: the probe finds no attention that could be operated on.
+    """
+    model_type = str(checkpoint.config.get("model_type"))
+    if model_type in FAMILIES or model_type in REFUSED or model_type.startswith(MODEL_TYPE_PREFIX):
+        return None
+    from surgery.anatomy.probing import probe
+
+    return probe(checkpoint)
 
 
 def _calibrated(

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from surgery.errors import SurgeryError
 from surgery.loading import operation_modules
 
 if TYPE_CHECKING:
@@ -91,6 +92,14 @@ class Multipliers:
         return SimpleNamespace(logits=torch.cat(rows, dim=-1), past_key_values=answer.past_key_values)
 
 
+class PresentationError(SurgeryError):
+    """The model's own code cannot be run in a presentation at all."""
+
+    def __init__(self, name: str, error: Exception) -> None:
+        self.name, self.detail = name, f"its code cannot be run so: {type(error).__name__}: {error}"
+        super().__init__(f"{name}: {self.detail}")
+
+
 def presentation_differences(
     model: Model, tokens: torch.Tensor, on_progress: Callable[[str], None] | None = None
 ) -> dict[str, float]:
@@ -103,6 +112,9 @@ def presentation_differences(
 
     Returns:
         Name of the presentation -> greatest absolute difference over all real positions.
+
+    Raises:
+        PresentationError: the model takes or gives something else than the presentation needs, a cache of its own say.
     """
     import torch
 
@@ -112,7 +124,10 @@ def presentation_differences(
         for name, present in PRESENTATIONS.items():
             if on_progress is not None:
                 on_progress(name)
-            found = present(model, tokens, plain)
+            try:
+                found = present(model, tokens, plain)
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                raise PresentationError(name, error) from error
             if found is not None:
                 results[name] = found
     return results

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgery.anatomy import read_anatomy
+from surgery.anatomy import Family, read_anatomy
 from surgery.checkpoint import Checkpoint, open_checkpoint, resolve
 from surgery.conversion.card import has_code
 from surgery.conversion.execution import modeling_code
@@ -92,7 +92,7 @@ def verify(
     checkpoint = open_checkpoint(folder)
     source = open_checkpoint(resolve(against, revision)) if against is not None else None
     if source is not None:
-        _check_source(source, plan)
+        _check_source(source, plan, read_anatomy(checkpoint).family)
     say = on_progress or (lambda *_: None)
     checks = file_checks(
         checkpoint, plan, source, modeling_code(), lambda done, total: say("comparing tensors", done, total)
@@ -123,11 +123,12 @@ def verify(
     return verification
 
 
-def _check_source(source: Checkpoint, plan: dict[str, Any]) -> None:
+def _check_source(source: Checkpoint, plan: dict[str, Any], family: Family) -> None:
     """Another model than the one that was converted is a mistake of the call, and says nothing of the checkpoint."""
-    found, wanted = read_anatomy(source), plan["source"]["model_type"]
-    if found.family.model_type != wanted:
-        raise UsageError(f"--against: this source is a {found.family.model_type}, but a {wanted} was converted")
+    wanted = plan["source"]["model_type"]
+    found = source.config.get("model_type") if family.unverified else read_anatomy(source).family.model_type
+    if found != wanted:
+        raise UsageError(f"--against: this source is a {found}, but a {wanted} was converted")
 
 
 def _check_loss_arguments(
@@ -164,7 +165,8 @@ def _truncated(
         raise UsageError(f"--layers {layers}: no operation was performed on these; the first is on {min(operated)}")
     truncate(checkpoint, anatomy, layers, scratch / "converted")
     if source is not None:
-        truncate(source, read_anatomy(source), layers, scratch / "source")
+        own = read_anatomy(source, family=anatomy.family if anatomy.family.unverified else None)
+        truncate(source, own, layers, scratch / "source")
         source = open_checkpoint(scratch / "source")
     return open_checkpoint(scratch / "converted"), source
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -71,6 +72,20 @@ def refused(folder: Path, tmp_path: Path) -> SurgeryError:
         revert(folder, output=tmp_path / "back")
     assert listing(tmp_path) == before
     return caught.value
+
+
+def test_a_folder_that_cannot_be_made_is_said(converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = Path.mkdir
+
+    def full(path: Path, *arguments: Any, **keywords: Any) -> None:
+        if path.name == "assets":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        make(path, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(CheckpointError, match=r"cannot be placed as .*No space left"):
+        revert(converted, output=tmp_path / "back")
+    assert not (tmp_path / "back").exists()
 
 
 @pytest.mark.parametrize("trained", [["full"], ["scale+lora"], ["scale", "full", "scale"]])
