@@ -84,9 +84,16 @@ def check_output(
         return out
     if not out.is_dir():
         raise UsageError(f"The output {given} exists and is not a folder.", hint="Choose another name.")
+    strange = _no_output(out, unmarked)
+    if not force and strange:  # --force would not help
+        raise UsageError(
+            f"The output {given} is not empty: it holds {strange}, and is no earlier output of this tool.",
+            hint="Choose another folder.",
+        )
     if not force:
         raise UsageError(
-            f"The output {given} is not empty.", hint="Choose another folder, or replace this one with --force."
+            f"The output {given} is not empty: it holds an earlier output.",
+            hint="Choose another folder, or replace this one with --force.",
         )
     for kept in (Path.cwd(), Path.home()):
         if kept.resolve().is_relative_to(out):
@@ -94,7 +101,7 @@ def check_output(
                 f"The output {given} holds your home or the current folder and is not replaced.",
                 hint="Choose another folder.",
             )
-    if strange := _no_output(out, unmarked):
+    if strange:
         raise UsageError(
             f"The output {given} is no earlier output of this tool and is not replaced; it holds {strange}.",
             hint="Choose another folder, or empty this one yourself.",

@@ -72,11 +72,11 @@ CASES: dict[str, Callable[[Path, Path], Case]] = {
     ),
     "start": lambda model, place: (["convert", model, "--to", "ssmax", "--start", "scale"], 2, ["scale=0.1"]),
     "link and copy": lambda model, place: (["convert", model, "--to", "ssmax", "--link", "--copy"], 2, ["--copy"]),
-    "output": lambda model, place: (["convert", model, "--to", "ssmax", "-o", _full(place)], 2, ["full", "--force"]),
+    "output": lambda model, place: (["convert", model, "--to", "ssmax", "-o", _full(place)], 2, ["full", "'mine'"]),
     "output, dry": lambda model, place: (
         ["convert", model, "--to", "ssmax", "-o", _full(place), "--dry-run"],
         2,
-        ["full", "--force"],
+        ["full", "'mine'"],
     ),
     "output, forced": lambda model, place: (
         ["convert", model, "--to", "ssmax", "-o", _full(place), "--force"],
@@ -86,7 +86,7 @@ CASES: dict[str, Callable[[Path, Path], Case]] = {
     "output, before calibrating": lambda model, place: (
         ["convert", model, "--to", "screening", "--calibrate", model / "config.json", "-o", _full(place)],
         2,
-        ["full", "--force"],
+        ["full", "'mine'"],
     ),
     "output inside": lambda model, place: (["convert", model, "--to", "ssmax", "-o", model / "x"], 2, ["inside"]),
     "output in a file": lambda model, place: (
@@ -135,6 +135,13 @@ def test_the_exit_code_and_the_message(surgery: Any, model: Path, tmp_path: Path
     assert listing(tmp_path) == before, "an error must write nothing"
     from_the_library = "error:" in ran.err
     assert ("Traceback" in ran.err) == (verbose and from_the_library)
+
+
+def test_force_is_named_only_where_it_helps(surgery: Any, model: Path, tmp_path: Path) -> None:
+    assert "--force" not in surgery("convert", model, "--to", "ssmax", "-o", _full(tmp_path)).err
+    assert surgery("convert", model, "--to", "ssmax", "-o", tmp_path / "out").code == 0
+    again = surgery("convert", model, "--to", "ssmax", "-o", tmp_path / "out")
+    assert again.code == 2 and "an earlier output" in again.err and "--force" in again.err
 
 
 def test_a_recipe_is_not_copied_into_a_model(surgery: Any, model: Path) -> None:
