@@ -169,7 +169,8 @@ class _Bar:
             self._bar.update(
                 self._task,
                 completed=event["step"],
-                description=f"training, loss {event['loss']:.4f}",
+                description=f"training, loss {event['loss']:.4f}"
+                + (f", {event['rejected']:.1%} of the keys rejected" if "rejected" in event else ""),
                 rate=f"{event['tokens_per_second']:,.0f} tokens/s",
             )
         elif kind == "control":

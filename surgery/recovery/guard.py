@@ -57,8 +57,12 @@ class DivergenceGuard:
             self.lowest = mean if self.lowest is None else min(self.lowest, mean)
         return self._above >= self._steps
 
+    def add_row(self, row: Mapping[str, Any]) -> bool:
+        """As :meth:`add`, for a step's row of the log: its loss, and the price of sparsity, for which it is traded."""
+        return self.add(row["step"], row["loss"] + row.get("sparsity", 0.0))
+
     def add_rows(self, rows: Sequence[Mapping[str, Any]], stage: int) -> None:
         """Note what a resumed run did before."""
         for row in rows:
             if "loss" in row and row.get("stage", 1) == stage + 1:
-                self.add(row["step"], row["loss"])
+                self.add_row(row)

@@ -397,7 +397,7 @@ class RecoveryTrainer(Trainer):
             row["seconds"] = round(self.seconds, 3)
             self._folder.append(row)
             self._tell(row)
-        if "loss" in row and self._guard.add(self.step, logs["loss"]):
+        if "loss" in row and self._guard.add_row(row):
             raise self._risen()
         super().log(logs, start_time)
 

@@ -45,6 +45,14 @@ def test_guard() -> None:
     assert other.lowest is None, "each stage has its own"
 
 
+def test_loss_that_is_traded_for_rejected_keys_has_not_risen() -> None:
+    rows = [{"step": step, "loss": 0.03 * step, "sparsity": 0.8 - 0.04 * step} for step in range(1, 12)]
+    bare = [{"step": row["step"], "loss": row["loss"]} for row in rows]
+    for found, diverges in ((rows, False), (bare, True)):
+        guard = DivergenceGuard(Guard(steps=3))
+        assert any(guard.add_row(row) for row in found) == diverges
+
+
 def test_a_rising_loss_stops_the_run_and_keeps_what_was_good(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
