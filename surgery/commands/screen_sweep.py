@@ -71,8 +71,7 @@ def screen_sweep(
     if not text:
         raise UsageError("no text was given to choose on", hint="Give several kinds: --text 'texts/*.txt'.")
     folder = output or Path(f"{Path(model).name or 'model'}-sweep")
-    if (folder / _RESULTS).exists() and not force:
-        raise UsageError(f"{folder} holds a sweep already.", hint="Give another -o, or --force to replace it.")
+    _check_output(folder, force=force)
     chosen = {
         "lengths": numbers("--lengths", lengths),
         "passages": numbers("--passages", passages),
@@ -110,6 +109,24 @@ def screen_sweep(
     console.out.print(f"wrote {folder}: {', '.join(written)}", markup=False, highlight=False, soft_wrap=True)
     middle = f"{folder}/{_calibration_name(result.points[len(result.points) // 2].allowed)}"
     console.next_step("surgery", "convert", "--to", "screening", model, "--calibration", middle)
+
+
+def _check_output(folder: Path, *, force: bool) -> None:
+    """Before anything is measured: a sweep goes into a new folder, or in place of an earlier one.
+
+    Raises:
+        UsageError: the folder holds something else, or a sweep and ``force`` is not given.
+    """
+    from surgery.evaluation.places import check_writable
+
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file.", hint="Give a folder: -o NAME.")
+    check_writable(folder)
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if found and _RESULTS not in found:
+        raise UsageError(f"{folder} holds what is no sweep: {found[0]}.", hint="Give another -o, or an empty folder.")
+    if found and not force:
+        raise UsageError(f"{folder} holds a sweep already.", hint="Give another -o, or --force to replace it.")
 
 
 def _losses(text: str) -> tuple[float, ...]:

@@ -41,7 +41,7 @@ def check_report(folder: Path, *, force: bool = False, beside: Collection[Path] 
     given = quote(str(folder))
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output {given}: there is a file of this name.", hint="Give a folder.")
-    _check_writable(folder)
+    check_writable(folder)
     if not folder.is_dir():
         return
     if is_evaluation(folder / EVALUATION):
@@ -95,7 +95,7 @@ def _refuse(folder: Path, strange: list[str]) -> None:
         )
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Write something where the report will be, and take it away: hours of measuring must not end in an error."""
     place = folder
     while not place.exists() and place != place.parent:

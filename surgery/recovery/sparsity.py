@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from surgery.loading import operation_modules
+from surgery.recovery.preparing import Layout
 from surgery.recovery.recipe import Softness, Sparsity
 
 
-def screened_layers(model: nn.Module) -> dict[int, Any]:
-    """The screening modules of a model by layer, in order; PEFT's wrappers where it has put any."""
-    found: list[Any] = [module for module in model.modules() if hasattr(module, "screening")]
-    return {int(module.layer_idx): module.screening for module in sorted(found, key=lambda one: int(one.layer_idx))}
+def screened_layers(model: nn.Module, layout: Layout) -> dict[int, Any]:
+    """The screening modules of a model by layer; PEFT's wrappers where it has put any."""
+    named = {name: module for name, module in operation_modules(model).items() if name.endswith(".screening")}
+    return {number: module for name, module in named.items() if (number := layout.layer(f"{name}.")) is not None}
 
 
 class RejectedShare:
@@ -24,11 +26,11 @@ class RejectedShare:
     says in ``Screening.count_rejected``.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, layout: Layout) -> None:
         """Watch a model, in place of whoever watched it."""
         self._rejected: dict[int, torch.Tensor] = {}
         self._keys: dict[int, int] = {}
-        for layer, screening in screened_layers(model).items():
+        for layer, screening in screened_layers(model, layout).items():
             screening.counter = self._counter(layer)
 
     def _counter(self, layer: int) -> Any:
@@ -65,8 +67,8 @@ def softness_at(options: Softness, step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def set_softness(model: nn.Module, value: float, layers: set[int]) -> None:
+def set_softness(model: nn.Module, layout: Layout, value: float, layers: set[int]) -> None:
     """Give tau to every head of these layers."""
-    for layer, screening in screened_layers(model).items():
+    for layer, screening in screened_layers(model, layout).items():
         if layer in layers:
             screening.softness.fill_(value)

@@ -189,7 +189,7 @@ class RecoveryTrainer(Trainer):
         self._longest = max((row for source in train for row in source), key=lambda row: row.tokens)
         self._started = time.monotonic()
         self._fresh_tokens = 0
-        self._rejected = RejectedShare(model)
+        self._rejected = RejectedShare(model, layout)
         # Sums over the step: tokens, and times them the price of sparsity and the share of rejected keys.
         self._counted: torch.Tensor | None = None
         self._softness: float | None = None
@@ -418,7 +418,7 @@ class RecoveryTrainer(Trainer):
         if options is None:
             return None
         value = softness_at(options, self.state.global_step, self.args.max_steps)
-        set_softness(self.module, value, set(self._layout.chosen(self._recipe)))
+        set_softness(self.module, self._layout, value, set(self._layout.chosen(self._recipe)))
         return value
 
     def begin_step(self) -> None:

@@ -117,6 +117,15 @@ def test_the_command_writes_table_picture_and_calibrations(
     assert ran.code == 0 and "keys rejected" in ran.out and "Next: surgery convert" in ran.out
 
 
+def test_a_sweep_goes_into_a_folder_of_its_own(surgery: Any, runnable: Path, texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("keep")
+    for output, message in ((tmp_path / "mine", "holds what is no sweep"), (tmp_path / "mine/thesis.txt", "is a file")):
+        ran = surgery("screen-sweep", runnable, "--text", texts, "-o", output, "--force")
+        assert ran.code == 2 and message in ran.err.replace("\n", " ")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "keep"
+
+
 def test_flags_that_cannot_be(surgery: Any, runnable: Path, texts: Path) -> None:
     ran = surgery("screen-sweep", runnable)
     assert ran.code == 2 and "no text was given" in ran.err
