@@ -176,29 +176,17 @@ def _print(result: Sweep) -> None:
 
     where = "other text" if result.other_text else "held-out text"
     table = Table(title=f"Loss against keys rejected, measured on {where}", title_justify="left")
-    for column in (
-        "allowed",
-        "price",
-        "tokens",
-        "passages",
-        "keys rejected",
-        "blocks skipped",
-        "change",
-        "worst",
-        "in",
-    ):
-        table.add_column(column, justify="left" if column == "in" else "right")
+    for column in ("allowed", "tokens", "passages", "keys rejected", "blocks skipped", "change", "worst"):
+        table.add_column(column, justify="right", overflow="fold")
     for point in result.points:
         for number, length in enumerate(point.lengths):
-            first = [f"{point.allowed:g}", f"{point.price:.3g}"] if number == 0 else ["", ""]
             table.add_row(
-                *first,
+                f"{point.allowed:g}" if number == 0 else "",
                 f"{length.tokens:,}",
                 str(length.passages),
                 f"{length.rejected:.1%}",
                 f"{length.blocks:.1%}",
                 f"{length.change:+.4f}",
                 f"{length.worst:+.4f}",
-                console.printable(Path(length.worst_text).name),
             )
     console.out.print(table)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from surgery.commands import console
 from tests.commands.conftest import program
 from tests.tokenizers import save_tiny_tokenizer, write_texts
 
@@ -92,7 +93,7 @@ def test_flags_that_do_not_fit(surgery: Any, runnable: Path, flags: tuple[str, .
 
 
 def test_the_command_writes_table_picture_and_calibrations(
-    surgery: Any, runnable: Path, texts: Path, tmp_path: Path
+    surgery: Any, runnable: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = ("screen-sweep", runnable, "--text", texts, "--lengths", "48", "--passages", "2,1", "-o", tmp_path / "out")
     ran = surgery(*given, "--allow", "0.01,0.3", "--json")
@@ -112,9 +113,13 @@ def test_the_command_writes_table_picture_and_calibrations(
     assert (tmp_path / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
     again = surgery(*given, "--allow", "0.3")
     assert again.code == 2 and "holds a sweep already" in again.err
+    monkeypatch.setattr(console, "out", console.Console(width=80))
     ran = surgery(*given, "--allow", "0.3", "--force")
+    point = json.loads((tmp_path / "out" / "sweep.json").read_text())["points"][0]["lengths"][0]
+    for cell in (f"{point['rejected']:.1%}", f"{point['change']:+.4f}", f"{point['worst']:+.4f}"):
+        assert cell in ran.out, "no number is cut off on a narrow terminal"
     assert not (tmp_path / "out" / "calibration-0.01.json").exists()
-    assert ran.code == 0 and "keys rejected" in ran.out and "Next: surgery convert" in ran.out
+    assert ran.code == 0 and "rejected" in ran.out and "Next: surgery convert" in ran.out
 
 
 def test_a_sweep_goes_into_a_folder_of_its_own(surgery: Any, runnable: Path, texts: Path, tmp_path: Path) -> None:
