@@ -37,7 +37,7 @@ class Screening(Operation):
         "Screening rejects keys: rho = cos(q, k), after norms and RoPE, is held against a threshold t of the head, and "
         "the distance against its window. Softmax weights are multiplied by clamp((rho - t) / tau, 0, 1)^2 and "
         "renormalised over what survives; the first tokens of a document are always kept. It needs "
-        '`attn_implementation="sdpa"` or `"eager"`; with others it stops with an error.'
+        '`attn_implementation="sdpa"`, `"flex_attention"` or `"eager"`; with others it stops with an error.'
     )
 
     def skipping(self, layer: AttentionLayer) -> str | None:
