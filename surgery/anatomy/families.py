@@ -184,7 +184,7 @@ def probed_family(model_type: str, row: Any) -> Family:
         text = json.dumps({**row, "model_type": model_type})
         family: Family = TypeAdapter(Family).validate_json(text, strict=True)
         names = (family.architecture, family.config_class, family.base_model, family.query, *family.keys.values())
-        paths = (family.base_prefix, family.counted_at, family.attention)
+        paths = (family.base_prefix, *family.disk_prefixes, family.counted_at, family.attention)
         if not all(map(str.isidentifier, names)) or not all(map(_PATH.fullmatch, paths)):
             raise ValueError("a name in it is none")
     except (ValidationError, ValueError, TypeError) as error:

@@ -41,14 +41,14 @@ def probe(checkpoint: Checkpoint) -> Family:
 
     model = _on_meta(model_type, checkpoint, refuse)
     try:
-        return _row(model_type, model, refuse)
+        return _row(checkpoint, model_type, model, refuse)
     except PlanRefusedError:
         raise
     except Exception as error:  # whatever a config or module of a kind that was never seen says to being looked at
         raise refuse(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
 
 
-def _row(model_type: str, model: Any, refuse: Any) -> Family:
+def _row(checkpoint: Checkpoint, model_type: str, model: Any, refuse: Any) -> Family:
     stock: Any = model.config
     if stock.get_text_config() is not stock:
         raise refuse("its language model is a part of a larger one")
@@ -64,8 +64,9 @@ def _row(model_type: str, model: Any, refuse: Any) -> Family:
     _check_code(model, base.get_submodule(counted_at), found, refuse)
     query, rows, axis = _query(stock, found, refuse)
     windows = {getattr(module, "sliding_window", None) for module in found.values()}
-    slides = "sliding_attention" in (getattr(stock, "layer_types", None) or ())
-    if len(windows - {None}) > 1 or (slides and windows == {None}):
+    labels = getattr(stock, "layer_types", None)  # full layers may carry the window as well
+    slides = "sliding_attention" in (labels or ())
+    if len(windows - {None}) > 1 or (slides and windows == {None}) or (labels is None and len(windows) > 1):
         raise refuse("the windows of its layers could not be found")
     sinks = any("sink" in name for module in found.values() for name, _ in module.named_parameters(recurse=False))
     without = {"rope": "the positions of an unverified family are left as they are"}
@@ -78,6 +79,7 @@ def _row(model_type: str, model: Any, refuse: Any) -> Family:
         config_class=type(stock).__name__,
         base_model=type(base).__name__,
         base_prefix=f"{model.base_model_prefix}.",
+        disk_prefixes=_disk_prefixes(checkpoint, f"{attention}.{query}.weight", f"{model.base_model_prefix}."),
         counted_at=counted_at,
         attention=attention,
         relay=True,  # right whether or not its layers hand keywords on
@@ -86,7 +88,7 @@ def _row(model_type: str, model: Any, refuse: Any) -> Family:
         query_axis=axis,
         softcap="attn_logit_softcapping" if getattr(stock, "attn_logit_softcapping", None) else None,
         window="sliding_window" if windows - {None} else None,
-        sliding="none" if not windows - {None} else "layer_types" if None in windows else "every",
+        sliding="none" if windows == {None} else "every" if labels is None else "layer_types",
         hybrid=len(found) < stock.num_hidden_layers,
         sdpa=bool(model._supports_sdpa),
         rope="none",
@@ -100,6 +102,13 @@ def _row(model_type: str, model: Any, refuse: Any) -> Family:
         ),
         unverified=True,
     )
+
+
+def _disk_prefixes(checkpoint: Checkpoint, tensor: str, own: str) -> tuple[str, ...]:
+    """What stands before the path of the queries' tensor on disk, where transformers renames it."""
+    pattern = re.compile(rf"(.*){re.escape(tensor).replace(re.escape('{layer}'), '[0-9]+')}")
+    found = {match[1] for name in checkpoint.tensors if (match := pattern.fullmatch(name))}
+    return tuple(sorted(found - {own}))
 
 
 def _on_meta(model_type: str, checkpoint: Checkpoint, refuse: Any) -> Any:

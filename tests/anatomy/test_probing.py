@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -51,7 +52,7 @@ def tiny(folder: Path, model_type: str, *, weights: bool = True, **changes: Any)
 
 
 _MORE: dict[str, dict[str, Any]] = {
-    "beam": {"head_dim": 8}, "flint": {}, "hy_v3": {"head_dim": 8, **_MOE}, "kolibri1": {"head_dim": 8, **_MOE},
+    "beam": {"head_dim": 8}, "flint": {**_MOE}, "hy_v3": {"head_dim": 8, **_MOE}, "kolibri1": {"head_dim": 8, **_MOE},
 }  # fmt: skip
 
 
@@ -139,6 +140,7 @@ def test_what_is_refused_even_so(tmp_path: Path, model_type: str, message: str) 
     class Checkpoint:
         folder = tmp_path
         config = json.loads((tmp_path / "config.json").read_text())
+        tensors = MappingProxyType({})
 
     with pytest.raises(PlanRefusedError, match=message):
         probe(Checkpoint())  # type: ignore[arg-type]
