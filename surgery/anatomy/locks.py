@@ -20,10 +20,16 @@ LOCKS: dict[str, Any] = {
 }
 
 
-def lock(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with :data:`LOCKS` on; ``surgery.locks`` keeps what they displace."""
-    locks = {name: {"lock": value} | ({"was": config[name]} if name in config else {}) for name, value in LOCKS.items()}
-    return {**config, **LOCKS, "surgery": {**config["surgery"], "locks": locks}}
+def lock(config: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    """The config with :data:`LOCKS` on; ``surgery.locks`` keeps what they displace.
+
+    Args:
+        config: with its block ``surgery``.
+        keys: the family's own spelling of config keys; a lock on a key that its config class lacks holds nothing.
+    """
+    own = {keys.get(name, name): value for name, value in LOCKS.items()}
+    locks = {name: {"lock": value} | ({"was": config[name]} if name in config else {}) for name, value in own.items()}
+    return {**config, **own, "surgery": {**config["surgery"], "locks": locks}}
 
 
 def unlock(config: Mapping[str, Any]) -> dict[str, Any]:
