@@ -43,19 +43,22 @@ def truncate(checkpoint: Checkpoint, anatomy: Anatomy, layers: int, target: Path
     write_safetensors(target / SINGLE_NAME, kept, {"format": "pt"})
     size = sum(len(tensor.data) for tensor in kept.values())
     write_index(target / INDEX_NAME, dict.fromkeys(kept, SINGLE_NAME), size)
-    write_json(target / CONFIG_NAME, truncated_config(checkpoint.config, len(anatomy.layers), layers))
+    write_json(target / CONFIG_NAME, _truncated_config(checkpoint.config, anatomy, layers))
     for name in checkpoint.other_files:
         if "/" not in name:
             place_file(checkpoint.folder / name, target / name, "copy")
 
 
-def truncated_config(config: Mapping[str, Any], before: int, layers: int) -> dict[str, Any]:
+def _truncated_config(config: Mapping[str, Any], anatomy: Anatomy, layers: int) -> dict[str, Any]:
     """config.json for fewer layers: every list with one entry per layer is cut, and the operations' layers too."""
+    before = len(anatomy.layers)
     cut = {
         name: value[:layers] if isinstance(value, list) and len(value) == before and name != "architectures" else value
         for name, value in config.items()
     }
-    cut["num_hidden_layers"] = layers
+    # In the family's own spelling, and in no other where both are there.
+    cut.pop("num_hidden_layers", None)
+    cut[anatomy.family.keys.get("num_hidden_layers", "num_hidden_layers")] = layers
     block = config.get("surgery")
     if isinstance(block, Mapping):
         operations = [

@@ -151,9 +151,9 @@ def test_what_cannot_be_verified(source: Path, tmp_path: Path, make_pair: Callab
 
 
 @pytest.mark.usefixtures("without_fresh_process")
-@pytest.mark.parametrize("family", ["gemma2", "qwen3_moe", "gpt_neox"])
+@pytest.mark.parametrize("family", ["gemma2", "qwen3_moe", "gpt_neox", "gpt2"])
 def test_families_without_a_tokenizer(make_source: Any, family: str, tmp_path: Path) -> None:
-    """Sliding layers, experts that are renamed on load, fused projections; also the first layers of each."""
+    """Sliding layers, renamed experts, fused projections, own spellings; also the first layers of each."""
     from surgery.conversion import convert
 
     source = make_source(family)
