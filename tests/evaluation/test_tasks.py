@@ -57,6 +57,7 @@ def _suite(definitions: Path, **part: Any) -> dict[str, Any]:
     return {"name": "own", "parts": [own]}
 
 
+@pytest.mark.slow
 def test_the_wrapper_gives_what_the_command_gives(
     trained: Path, shuffled: Path, definitions: Path, tmp_path: Path
 ) -> None:

@@ -60,7 +60,7 @@ def test_no_document_on_both_sides(make_recipe: MakeRecipe, files: Path, streami
     assert again.fingerprint == data.fingerprint and again.held_out == data.held_out
 
 
-@pytest.mark.parametrize("at", [1, 3, 5])
+@pytest.mark.parametrize("at", [3, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 5))])
 def test_a_streamed_run_resumes_exactly(make_recipe: MakeRecipe, files: Path, tmp_path: Path, at: int) -> None:
     recipe = make_recipe(
         data={**_sources(files), "streaming": True},

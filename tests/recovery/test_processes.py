@@ -132,6 +132,7 @@ def test_an_error_of_one_stops_both(make_recipe: MakeRecipe, converted: Converte
     assert "no interrupted run to resume" in done.stderr and "The first process stopped" in done.stderr
 
 
+@pytest.mark.slow
 def test_sharded_equals_one(make_recipe: MakeRecipe, converted: Converted, tmp_path: Path) -> None:
     """Attention matched to a second copy with the operation alone, then every weight."""
 

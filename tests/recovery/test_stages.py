@@ -39,7 +39,8 @@ def _log(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
-@pytest.mark.parametrize("at", [1, 3, 4, 6, 7])
+# 4 crosses the border: the checkpoint it goes on from is the last of the first stage.
+@pytest.mark.parametrize("at", [4, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 3, 6, 7))])
 def test_resume_across_stages_is_exact(
     make_recipe: MakeRecipe, converted: Converted, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, at: int
 ) -> None:

@@ -185,6 +185,7 @@ def test_thresholds_are_drawn_like_scales(tmp_path: Path) -> None:
     assert "below the median value" in page.words and "N =" not in page.words
 
 
+@pytest.mark.slow
 def test_the_same_data_give_the_same_bytes(full: tuple[Path, str, Page], tmp_path: Path) -> None:
     folder, text, _ = full
     again, _ = _write(tmp_path, result(everything=True), histories=HISTORIES)

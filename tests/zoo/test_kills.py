@@ -72,6 +72,7 @@ def same_results(killed: Path, undisturbed: Path) -> None:
         assert content == results[1][name], name
 
 
+@pytest.mark.slow
 def test_a_small_zoo_killed_until_it_is_done(tmp_path: Path) -> None:
     for family in FAMILIES[:3]:
         bare_source(tmp_path / "models" / family, family)
