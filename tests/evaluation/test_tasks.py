@@ -83,6 +83,7 @@ def test_the_wrapper_gives_what_the_command_gives(
     assert json.loads(written.read_text())["results"]["surgery_copying"]["acc,none"] == score.value
 
 
+@pytest.mark.slow
 def test_equal_models_score_the_same(trained: Path, operated: Path, definitions: Path) -> None:
     result = evaluate(operated, against=trained, suite=_suite(definitions, limit=3), run=CPU)
     (own,) = result.section("tasks").results

@@ -238,12 +238,11 @@ def test_ctrl_c_cleans_up_and_the_next_run_goes_on(make_zoo: MakeZoo) -> None:
             raise KeyboardInterrupt
 
     summary = run_zoo(zoo, on_event=interrupt)
-    assert not summary["ended"] and states(summary) == {
-        "llama-ssmax": "done",
-        "qwen2-ssmax": "waiting",
-        "qwen3-ssmax": "waiting",
-    }
-    assert names(zoo.output) == ["llama-ssmax"] and workers() == []
+    found = states(summary)
+    # The item at work may be whole before its worker hears of the interruption: done then, and never half.
+    assert not summary["ended"] and found.pop("qwen2-ssmax") in ("waiting", "done")
+    assert found == {"llama-ssmax": "done", "qwen3-ssmax": "waiting"}
+    assert set(names(zoo.output)) in ({"llama-ssmax"}, {"llama-ssmax", "qwen2-ssmax"}) and workers() == []
     run = read_ledger(zoo.ledger).run
     summary = run_zoo(zoo)
     assert summary["ended"] and set(states(summary).values()) == {"done"} and read_ledger(zoo.ledger).run == run
