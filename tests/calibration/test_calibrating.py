@@ -21,28 +21,11 @@ from surgery.conversion import convert, make_plan, revert
 from surgery.errors import PlanRefusedError, SurgeryError, UsageError
 from surgery.evaluation.rejection import counting_rejections
 from surgery.loading import load_model, operation_modules
+from tests.calibration.conftest import with_tokenizer
 from tests.families import REPRESENTATIVES, VOCABULARY, families_for_the_matrix
-from tests.tokenizers import save_tiny_tokenizer, write_texts
+from tests.tokenizers import save_tiny_tokenizer
 
 SETTINGS = CalibrationSettings(lengths=(32, 64), observe=4, hold_out=2, rows=24, max_loss_increase=0.05)
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("texts")
-    write_texts(folder, documents=4, words=120)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def source(make_source: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return with_tokenizer(make_source("llama"), tmp_path_factory.mktemp("model"))
-
-
-def with_tokenizer(source: Path, target: Path) -> Path:
-    folder = Path(shutil.copytree(source, target / source.name))
-    save_tiny_tokenizer(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,23 +21,9 @@ from surgery.errors import UsageError
 from surgery.evaluation.losses import token_losses
 from surgery.loading import load_model, load_tokenizer, operations_off
 from surgery.operations.screening import ScreeningOptions
-from tests.calibration.test_calibrating import with_tokenizer
-from tests.tokenizers import write_texts
 
 SETTINGS = CalibrationSettings(lengths=(32, 64), observe=4, hold_out=2, rows=24)
 ALLOWED = (0.001, 0.02, 0.3)
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("texts")
-    write_texts(folder, documents=4, words=120)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def source(make_source: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return with_tokenizer(make_source("llama"), tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
