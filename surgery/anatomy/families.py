@@ -118,6 +118,26 @@ class Family:
                 row[entry.name] = dict(value) if isinstance(value, Mapping) else value
         return {name: list(value) if isinstance(value, tuple) else value for name, value in row.items()}
 
+    def spelling(self, key: str) -> str:
+        """The family's own spelling of a config key: ``n_embd`` for ``hidden_size``; a dot leads into an object."""
+        return self.keys.get(key, key)
+
+    def value(self, config: Mapping[str, Any], key: str) -> Any:
+        """What a config says of a key in either spelling, else the family's default; null where it says null.
+
+        Args:
+            config: the family's own, as config.json has it.
+            key: in Llama's spelling.
+        """
+        for spelling in (self.spelling(key), key):
+            *path, last = spelling.split(".")
+            holder: Any = config
+            for part in path:
+                holder = holder.get(part) if isinstance(holder, Mapping) else None
+            if isinstance(holder, Mapping) and last in holder:
+                return holder[last]
+        return self.defaults.get(key)
+
     def check_operation(self, operation: str) -> None:
         """Nothing, where the operation may be performed on the family.
 

@@ -6,7 +6,10 @@ The modelling file holds the same two functions for use inside transformers; bot
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from surgery.anatomy.families import Family
 
 # An attention implementation that does not exist; and, because a keyword of from_pretrained overrides that one, a text
 # where every family's config class requires a number: its error quotes the text. The plain base config, which the
@@ -20,14 +23,14 @@ LOCKS: dict[str, Any] = {
 }
 
 
-def lock(config: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+def lock(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """The config with :data:`LOCKS` on; ``surgery.locks`` keeps what they displace.
 
     Args:
         config: with its block ``surgery``.
-        keys: the family's own spelling of config keys; a lock on a key that its config class lacks holds nothing.
+        family: its own spelling counts; a lock on a key that its config class lacks holds nothing.
     """
-    own = {keys.get(name, name): value for name, value in LOCKS.items()}
+    own = {family.spelling(name): value for name, value in LOCKS.items()}
     locks = {name: {"lock": value} | ({"was": config[name]} if name in config else {}) for name, value in own.items()}
     return {**config, **own, "surgery": {**config["surgery"], "locks": locks}}
 

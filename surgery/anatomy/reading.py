@@ -98,19 +98,11 @@ def read_anatomy(checkpoint: Checkpoint, *, family: Family | None = None) -> Ana
         CheckpointError: config.json lacks what it must say, or disagrees with the tensors.
     """
     config = unlock(checkpoint.config)
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str):
-        raise CheckpointError("config.json: model_type is missing", hint="Is this a Hugging Face model folder?")
     block = config.pop("surgery", None)
     operations = _operations(block)
     check_format(block.get("format_version") if block is not None else None, checkpoint.folder.name)
     earlier = _operations(block.get("base"), what="surgery.base") if operations else ()
-    if operations:
-        model_type = model_type.removeprefix(MODEL_TYPE_PREFIX)
-    if family is None and operations and block is not None and "family" in block:
-        family = probed_family(model_type, block["family"])
-    elif family is None:
-        family = find_family(model_type, _finding(checkpoint))
+    family = family or family_of(checkpoint.config, _finding(checkpoint))
     reader = _Reader(family, config)
     if config.get("use_bidirectional_attention"):
         raise PlanRefusedError("config.json: use_bidirectional_attention is on, so the attention is not causal")
@@ -160,6 +152,37 @@ def read_anatomy(checkpoint: Checkpoint, *, family: Family | None = None) -> Ana
     )
 
 
+def family_of(config: Mapping[str, Any], finding: str = "") -> Family:
+    """The family of a model, converted or not, from its config.json.
+
+    Args:
+        config: as config.json has it.
+        finding: what is known of the model at hand, for the error.
+
+    Raises:
+        PlanRefusedError: the family is not supported.
+        CheckpointError: config.json names no type, or its block ``surgery`` is broken.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise CheckpointError("config.json: model_type is missing", hint="Is this a Hugging Face model folder?")
+    block = config.get("surgery")
+    if not _operations(block):
+        return find_family(model_type, finding)
+    model_type = model_type.removeprefix(MODEL_TYPE_PREFIX)
+    row = block.get("family") if isinstance(block, Mapping) else None
+    return find_family(model_type, finding) if row is None else probed_family(model_type, row)
+
+
+def count_layers(config: Mapping[str, Any], family: Family) -> int:
+    """How many layers a model of the family has.
+
+    Raises:
+        CheckpointError: config.json does not say, or says nonsense.
+    """
+    return _Reader(family, config).layers()
+
+
 def _finding(checkpoint: Checkpoint) -> str:
     """What the names of the tensors say of attention in a model that the table does not know."""
     modules = Counter(match[1] for name in checkpoint.tensors if (match := _QUERY_TENSOR.search(name)))
@@ -196,22 +219,14 @@ class _Reader:
         self.config = config
 
     def value(self, key: str) -> Any:
-        """The key's value, in either spelling; null counts as absent only where the family itself replaces it."""
-        for spelling in (self.family.keys.get(key, key), key):
-            *path, last = spelling.split(".")
-            holder: Any = self.config
-            for part in path:
-                holder = holder.get(part) if isinstance(holder, Mapping) else None
-            if isinstance(holder, Mapping) and last in holder:
-                return holder[last]
-        return self.family.defaults.get(key)
+        return self.family.value(self.config, key)
 
     def integer(self, key: str, otherwise: int | None = None, *, least: int = 1) -> int:
         value = self.value(key)
         if value is None:
             value = otherwise
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
-            name = self.family.keys.get(key, key)
+            name = self.family.spelling(key)
             raise CheckpointError(f"config.json: {name} must be a whole number, at least {least}, not {value!r}")
         return value
 

@@ -358,7 +358,7 @@ def converted_config(prepared: PreparedPlan) -> dict[str, Any]:
             "AutoModelForCausalLM": f"{module}.{plan.architecture}",
         },
     }
-    return lock(config, family.keys)
+    return lock(config, family)
 
 
 def needed_bytes(prepared: PreparedPlan, mode: str) -> int:

@@ -148,7 +148,9 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: Trai
     passes = sum(stage.tokens / once[stage.sequence_length] for stage in stages)
     second = needs_second_copy(recipes)
     teaches = any(stage.objective != "next_token" for stage in stages)
-    memories = [_memory(own, checkpoint, precision, sum(stage.parameters.values()), second) for own, stage in whole]
+    memories = [
+        _memory(own, checkpoint, layout, precision, sum(stage.parameters.values()), second) for own, stage in whole
+    ]
     return FinetunePlan(
         model=recipe.model,
         output=recipe.output,
@@ -247,14 +249,18 @@ def _groups(recipe: Recipe, checkpoint: Checkpoint, layout: Layout) -> dict[str,
     return {kind: count for kind, count in groups.items() if count}
 
 
-def _memory(recipe: Recipe, checkpoint: Checkpoint, precision: str, trained: int, second: bool) -> Memory:
+def _memory(
+    recipe: Recipe, checkpoint: Checkpoint, layout: Layout, precision: str, trained: int, second: bool
+) -> Memory:
     size = 2 if precision == "bfloat16" else _FLOAT
     compute = 2 if precision.startswith("bfloat16") else _FLOAT
-    config = checkpoint.config
-    hidden = int(config.get("hidden_size") or 0)
-    inner = int(config.get("intermediate_size") or 4 * hidden)
-    layers = int(config.get("num_hidden_layers") or 0)
-    vocabulary = int(config.get("vocab_size") or 0)
+
+    def size_of(key: str) -> int:
+        return int(layout.family.value(checkpoint.config, key) or 0)
+
+    hidden, vocabulary = size_of("hidden_size"), size_of("vocab_size")
+    inner = size_of("intermediate_size") or 4 * hidden
+    layers = layout.count
     tokens = recipe.batch.sequences * recipe.data.sequence_length
     # Kept for the backward pass, per token: about ten vectors of the hidden size and three of the feed-forward's; the
     # logits twice in float32.

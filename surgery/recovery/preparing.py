@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rapidfuzz import process
 
+from surgery.anatomy.reading import count_layers, family_of
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.recovery.recipe import Optimizer, Recipe, TrainLora
 
@@ -39,7 +40,8 @@ class Layout:
         """Read the block.
 
         Raises:
-            PlanRefusedError: the model was not converted.
+            PlanRefusedError: the model was not converted, or its family is not known.
+            CheckpointError: config.json does not say how many layers there are.
         """
         block = config.get("surgery")
         if not isinstance(block, Mapping) or not block.get("operations"):
@@ -52,7 +54,8 @@ class Layout:
         self._layer = re.compile(rf"(?:^|\.){re.escape(before)}(\d+)\.")
         self._attention = re.compile(rf"(?:^|\.){re.escape(before)}(\d+){re.escape(after)}\.(.+)")
         self.operations: list[Mapping[str, Any]] = list(block["operations"])
-        self.count = int(config.get("num_hidden_layers") or 0)
+        self.family = family_of(config)
+        self.count = count_layers(config, self.family)
 
     @staticmethod
     def described(options: Mapping[str, Any]) -> list[str]:

@@ -58,7 +58,7 @@ def _truncated_config(config: Mapping[str, Any], anatomy: Anatomy, layers: int) 
     }
     # In the family's own spelling, and in no other where both are there.
     cut.pop("num_hidden_layers", None)
-    cut[anatomy.family.keys.get("num_hidden_layers", "num_hidden_layers")] = layers
+    cut[anatomy.family.spelling("num_hidden_layers")] = layers
     block = config.get("surgery")
     if isinstance(block, Mapping):
         operations = [

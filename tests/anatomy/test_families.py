@@ -257,7 +257,7 @@ def test_lock_and_unlock_are_inverse_here_and_in_the_travelling_code(value: Any)
     from surgery.runtime import modeling_surgery
 
     config = bare_config("llama", initializer_range=value, surgery={"operations": []})
-    locked = lock(config, {})
+    locked = lock(config, FAMILIES["llama"])
     assert {name: locked[name] for name in LOCKS} == LOCKS
     for opened in (unlock(locked), modeling_surgery.unlock(locked)):
         del opened["surgery"]
@@ -270,8 +270,6 @@ def test_every_family_has_the_number_that_the_second_lock_is_on() -> None:
     import transformers
 
     def has_it(family: Family) -> bool:
-        return hasattr(
-            getattr(transformers, family.config_class), family.keys.get("initializer_range", "initializer_range")
-        )
+        return hasattr(getattr(transformers, family.config_class), family.spelling("initializer_range"))
 
     assert [name for name, family in FAMILIES.items() if not has_it(family)] == []

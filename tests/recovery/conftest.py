@@ -119,17 +119,24 @@ Converted = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
-    """``converted("llama", form="bias")``: a tiny converted checkpoint, made once; never written to."""
+    """``converted("llama", form="bias")``: a tiny converted checkpoint, made once; never written to.
+
+    ``by_hand=False`` gives its source alone, for families that :func:`convert_by_hand` does not know.
+    """
     made: dict[str, Path] = {}
 
-    def make(family: str = "llama", *, dtype: Any = None, spread: float = 0.05, **options: Any) -> Path:
-        key = f"{family}-{dtype}-{spread}-{sorted(options.items())}"
+    def make(
+        family: str = "llama", *, dtype: Any = None, spread: float = 0.05, by_hand: bool = True, **options: Any
+    ) -> Path:
+        key = f"{family}-{dtype}-{spread}-{by_hand}-{sorted(options.items())}"
         if key not in made:
             folder = tmp_path_factory.mktemp("converted")
             model = tiny_model(family, vocab_size=260, initializer_range=spread)
             (model if dtype is None else model.to(dtype)).save_pretrained(folder / "source")
             write_tokenizer(folder / "source")
-            made[key] = convert_by_hand(folder / "source", folder / "model", **options)
+            made[key] = (
+                convert_by_hand(folder / "source", folder / "model", **options) if by_hand else folder / "source"
+            )
         return made[key]
 
     return make

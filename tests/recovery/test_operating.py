@@ -54,6 +54,20 @@ def test_converting_in_the_recipe_is_converting_before_it(
     assert tree(source) == before and not list(tmp_path.glob("*.training"))
 
 
+@pytest.mark.parametrize("family", ["gpt2", "ctrl", "dbrx", "nemotron_h", "opt"])
+def test_families_that_spell_their_sizes_in_their_own_way(
+    make_recipe: MakeRecipe, converted: Converted, tmp_path: Path, family: str
+) -> None:
+    """Layers can be chosen, and the memory of the layers is part of the estimate."""
+    out = convert(converted(family, by_hand=False), output=tmp_path / "model").output
+    plan = finetune(make_recipe(out, train={"what": "scale", "layers": "0"}), dry_run=True).plan
+    assert plan.layers == (0,) and plan.parameters == {"scale": 4}
+    layers = {"gpt2": 3, "ctrl": 3, "dbrx": 3, "nemotron_h": 4, "opt": 3}[family]
+    inner = {"gpt2": 4 * 32, "ctrl": 8192, "dbrx": 24}.get(family, 48)
+    tokens, logits = 2 * 48, 2 * 2 * 48 * 260 * 4
+    assert plan.memory.activations == logits + layers * tokens * 4 * (10 * 32 + 3 * inner)
+
+
 def test_it_resumes_exactly(make_recipe: MakeRecipe, source: Path, tmp_path: Path) -> None:
     recipe = make_recipe(source, train=LORA, operations=[ROPE, SSMAX], checkpoints={"every": 1})
     finetune({**copy.deepcopy(recipe), "output": str(tmp_path / "undisturbed")})
