@@ -50,16 +50,18 @@ def recipe(way: str, model: Path, output: Path, options: Any) -> dict[str, Any]:
         {**what, "name": f"{index}-{what['objective']['name']}", "budget": {"tokens": round(share * options.tokens)}}
         for index, (what, share) in enumerate(WAYS[way])
     ]
+    optimizer = {"scale_lr": options.scale_lr, "warmup": 0.05, "betas": [0.9, 0.95]}
+    held_out = [str(path) for path in options.held_out_files or []] or options.held_out
     return {
         "model": str(model),
         "output": str(output),
         "data": {
             "text": [str(path) for path in options.text],
-            "held_out": options.held_out,
+            "held_out": held_out,
             "sequence_length": options.length,
         },
         "train": LORA["train"] if "lora" in way else SCALE["train"],
-        "optimizer": {"scale_lr": options.scale_lr, "lr": options.lr, "warmup": 0.05, "betas": [0.9, 0.95]},
+        "optimizer": {**optimizer, **({"lr": options.lr} if "lora" in way else {})},
         "stages": stages,
         "evaluation": {"sequences": options.sequences},
         "checkpoints": {"every": 100_000},
@@ -101,6 +103,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=60_000)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--held-out", type=float, default=0.2)
+    parser.add_argument("--held-out-files", nargs="+", help="files among the texts to hold out, in place of a share")
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--scale-lr", type=float, default=0.02)
     parser.add_argument("--lr", type=float, default=1e-3)

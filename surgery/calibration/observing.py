@@ -9,8 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from surgery.calibration.grid import Grid, Tally, tally_head
-from surgery.evaluation.losses import LOGITS_AT_ONCE, backbone, base_model_gives, with_hidden
-from surgery.evaluation.prefilling import last_only
+from surgery.loading.head import LOGITS_AT_ONCE, base_output, head_logits, vocabulary, with_hidden
 
 # Above this the activations of a passage are not kept but computed again, layer by layer, on the way back.
 LONGEST_KEPT = 1536
@@ -126,7 +125,6 @@ class _Watcher:
 def _backward(model: Any, tokens: torch.Tensor) -> None:
     """Gradients of the summed next-token loss, with logits a few rows at a time."""
     length = tokens.shape[1]
-    seen: list[Any] = []
     with ExitStack() as stack:
         # No parameter needs a gradient: it begins at the embeddings. A family may scale them in place, which torch
         # allows on a copy only.
@@ -135,18 +133,14 @@ def _backward(model: Any, tokens: torch.Tensor) -> None:
             .register_forward_hook(lambda module, arguments, output: output.detach().requires_grad_().clone())
             .remove
         )
-        stack.callback(
-            backbone(model).register_forward_hook(lambda module, arguments, output: seen.append(output)).remove
-        )
-        model(input_ids=tokens, use_cache=False, **last_only(model))
-    output = seen[-1]
+        output = base_output(model, input_ids=tokens, use_cache=False)
     hidden = output["last_hidden_state"]
     cut = hidden.detach().requires_grad_()
-    rows = max(1, LOGITS_AT_ONCE // model.get_output_embeddings().weight.shape[0])
+    output = with_hidden(output, cut)
+    rows = max(1, LOGITS_AT_ONCE // vocabulary(model))
     for start in range(0, length - 1, rows):
         stop = min(start + rows, length - 1)
-        with base_model_gives(model, with_hidden(output, cut[:, start:stop])):
-            logits = model(input_ids=tokens[:, start:stop], use_cache=False).logits
+        logits = head_logits(model, output, tokens, start, stop)
         loss = cross_entropy(logits[0].float(), tokens[0, start + 1 : stop + 1], reduction="sum")
         loss.backward()
     hidden.backward(cut.grad)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from surgery.anatomy import FAMILIES
 from surgery.anatomy.reading import MODEL_TYPE_PREFIX
 from surgery.errors import SurgeryError
+from surgery.loading.head import last_only
 
 
 @torch.no_grad()
@@ -51,11 +51,6 @@ def new_cache(model: Any) -> Any:
     from transformers import DynamicCache
 
     return DynamicCache(config=model.config.get_text_config())
-
-
-def last_only(model: Any) -> dict[str, int]:
-    """The keyword that spares the logits of all positions but the last, for models that know it."""
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 @contextmanager

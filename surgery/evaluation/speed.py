@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from surgery.evaluation.prefilling import last_only, new_cache
+from surgery.evaluation.prefilling import new_cache
+from surgery.loading.head import last_only
 
 Call = Callable[[], Any]
 

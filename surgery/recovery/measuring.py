@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from surgery.data import IGNORED, Row, collate
 from surgery.evaluation.rejection import counting_rejections
-from surgery.recovery.objectives import token_logits
+from surgery.recovery.logits import Logits, pieces, run, targets
 
 Losses = list[NDArray[np.float64]]
 
@@ -39,9 +39,9 @@ def document_losses(model: nn.Module, rows: Sequence[Row], *, size: int, device:
         chosen = rows[start : start + size]
         batch = {key: value.to(device) for key, value in collate(chosen, pad).items()}
         labels = batch["labels"][:, 1:]
-        logits = token_logits(model, batch)[:, :-1].float().flatten(0, 1)
-        losses = functional.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="none")
-        losses = losses.view_as(labels)
+        parts = pieces(model, batch)
+        logits = Logits(model, batch, whole=len(parts) == 1)
+        losses = torch.cat([_losses(logits(part), targets(batch, part)) for part in parts], dim=1)
         for number, row in enumerate(chosen):
             begin = 0
             for place, document in enumerate(row.documents):
@@ -52,6 +52,13 @@ def document_losses(model: nn.Module, rows: Sequence[Row], *, size: int, device:
                 begin += len(document)
     model.train(was_training)
     return [np.concatenate(found[key]) for key in sorted(found)]
+
+
+def _losses(logits: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+    found = functional.cross_entropy(
+        logits.float().flatten(0, 1), predicted.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return found.view_as(predicted)
 
 
 @torch.no_grad()
@@ -67,7 +74,7 @@ def rejected_share(model: nn.Module, rows: Sequence[Row], *, device: torch.devic
     for row in rows[:: max(1, len(rows) // SAMPLED_ROWS)][:SAMPLED_ROWS]:
         batch = {key: value.to(device) for key, value in collate([row]).items()}
         with counting_rejections(model, torch.arange(0, row.tokens, max(1, row.tokens // SAMPLED_QUERIES))) as counts:
-            token_logits(model, batch)
+            run(model, batch)
         if counts.shares():
             shares.append(counts.total())
     model.train(was_training)

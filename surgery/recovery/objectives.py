@@ -13,24 +13,21 @@ from torch.nn import functional
 
 from surgery.data import IGNORED
 from surgery.loading import operation_modules, operations_off
+from surgery.recovery.logits import Batch, Logits, pieces, run, summed, targets
 from surgery.recovery.recipe import Distill, Match, NextToken
 
-Batch = dict[str, torch.Tensor]
 _PEFT = "base_model.model."
 
 
-def token_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Logits ``(rows, length, vocabulary)`` of packed rows. No cache: with one, transformers sees no borders."""
-    logits: torch.Tensor = model(
-        input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
-    ).logits
-    return logits
+def next_token_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Summed cross-entropy in float32.
 
-
-def next_token_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Summed cross-entropy in float32; ``labels`` are `IGNORED` where nothing is predicted."""
+    Args:
+        logits: ``(rows, positions, vocabulary)``.
+        targets: ``(rows, positions)``, the token that follows each position; `IGNORED` where nothing is predicted.
+    """
     return functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )
 
 
@@ -74,17 +71,27 @@ def objective_sum(
         batch: from `surgery.data.collate`.
         teacher: who teaches; by default the model itself with operation and adapter off.
     """
-    if isinstance(objective, NextToken):
-        return next_token_sum(token_logits(model, batch), batch["labels"])
     if isinstance(objective, Match):
         return match_sum(model, batch, teacher)
+    parts = pieces(model, batch)
+    whole = len(parts) == 1
+    if isinstance(objective, NextToken):
+        logits = Logits(model, batch, whole=whole)
+        return summed(parts, lambda part: next_token_sum(logits(part), targets(batch, part)))
     with torch.no_grad(), teaching(model, teacher) as taught:
-        target = token_logits(taught, batch)
-    student = token_logits(model, batch)
-    loss = objective.share * _divergence_sum(student, target, batch["labels"], objective.temperature)
-    if objective.share < 1:
-        loss = loss + (1 - objective.share) * next_token_sum(student, batch["labels"])
-    return loss
+        taught_logits = Logits(taught, batch, whole=whole)
+    student_logits = Logits(model, batch, whole=whole)
+
+    def distilled(part: slice) -> torch.Tensor:
+        predicted, student = targets(batch, part), student_logits(part)
+        with torch.no_grad():  # operation and adapter have no part in the head, which is the teacher's in any case
+            taught = taught_logits(part)
+        loss = objective.share * _divergence_sum(student, taught, predicted, objective.temperature)
+        if objective.share < 1:
+            loss = loss + (1 - objective.share) * next_token_sum(student, predicted)
+        return loss
+
+    return summed(parts, distilled)
 
 
 def match_sum(model: nn.Module, batch: Batch, teacher: Teacher | None = None) -> torch.Tensor:
@@ -102,7 +109,7 @@ def match_sum(model: nn.Module, batch: Batch, teacher: Teacher | None = None) ->
                 calls[name] = (args, dict(kwargs), _hidden(output))
 
             hooks.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
-        token_logits(taught, batch)
+        run(taught, batch)
     # One entry per predicted token, as in the other objectives: a document's first token sees itself alone.
     counted = (batch["labels"] != IGNORED)[..., None]
     total = torch.zeros((), device=counted.device)
@@ -157,10 +164,10 @@ def original(model: nn.Module) -> Iterator[None]:
 
 
 def _divergence_sum(
-    student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, temperature: float
+    student: torch.Tensor, teacher: torch.Tensor, targets: torch.Tensor, temperature: float
 ) -> torch.Tensor:
     """KL(teacher | student), times the squared temperature, which keeps gradients comparable (Hinton et al. 2015)."""
-    predicted = labels[:, 1:] != IGNORED
-    student_log = (student[:, :-1][predicted].float() / temperature).log_softmax(-1)
-    teacher_log = (teacher[:, :-1][predicted].float() / temperature).log_softmax(-1)
+    predicted = targets != IGNORED
+    student_log = (student[predicted].float() / temperature).log_softmax(-1)
+    teacher_log = (teacher[predicted].float() / temperature).log_softmax(-1)
     return temperature**2 * functional.kl_div(student_log, teacher_log, reduction="sum", log_target=True)

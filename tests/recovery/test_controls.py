@@ -16,7 +16,7 @@ from surgery.errors import PlanRefusedError
 from surgery.loading import RunOptions, load_model
 from surgery.recovery import finetune, read_recipe
 from surgery.recovery.comparison import compare
-from surgery.recovery.objectives import token_logits
+from surgery.recovery.logits import token_logits
 from surgery.recovery.preparing import Layout, choose_trained, prepare_model
 from surgery.recovery.variants import become
 from tests.recovery.conftest import Converted, MakeRecipe

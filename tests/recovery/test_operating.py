@@ -15,7 +15,8 @@ from surgery.errors import PlanRefusedError, SurgeryError
 from surgery.loading import load_model, operations_off
 from surgery.recovery import finetune
 from surgery.recovery.errors import RecipeError
-from surgery.recovery.objectives import original, token_logits
+from surgery.recovery.logits import token_logits
+from surgery.recovery.objectives import original
 from surgery.recovery.reading import dump_recipe, read_recipe
 from surgery.verification import verify
 from tests.conversion.conftest import tree

@@ -18,7 +18,8 @@ from surgery.data import collate, make_rows
 from surgery.errors import PlanRefusedError
 from surgery.loading import RunOptions, load_model
 from surgery.recovery import finetune, read_recipe
-from surgery.recovery.objectives import next_token_sum, token_logits
+from surgery.recovery.logits import token_logits
+from surgery.recovery.objectives import next_token_sum
 from surgery.schemas.shipped import shipped_files
 from tests.recovery.conftest import Converted, MakeRecipe
 
@@ -41,7 +42,7 @@ def _loss(model: Any) -> float:
     rows = make_rows([list(range(5, 60)), list(range(90, 50, -1))], 32, packing=True)
     batch = collate(rows)
     with torch.no_grad():
-        return next_token_sum(token_logits(model, batch), batch["labels"]).item()
+        return next_token_sum(token_logits(model, batch)[:, :-1], batch["labels"][:, 1:]).item()
 
 
 def test_scale_changes_the_small_shard_alone(make_recipe: MakeRecipe, converted: Converted, tmp_path: Path) -> None:

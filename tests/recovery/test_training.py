@@ -15,7 +15,8 @@ from surgery.errors import PlanRefusedError, SurgeryError, UsageError
 from surgery.loading import RunOptions, load_model
 from surgery.recovery import DivergedError, finetune, read_recipe
 from surgery.recovery.dataset import TrainingData, read_data
-from surgery.recovery.objectives import attention_modules, next_token_sum, objective_sum, original, token_logits
+from surgery.recovery.logits import token_logits
+from surgery.recovery.objectives import attention_modules, next_token_sum, objective_sum, original
 from surgery.recovery.planning import effective_precision
 from surgery.recovery.preparing import Layout, operation_parameters, optimizer_groups, prepare_model
 from surgery.recovery.state import TrainingFolder
@@ -41,7 +42,9 @@ def _rows(seed: int = 0, count: int = 6) -> list[Row]:
 def _mean_loss(model: Any, rows: list[Row]) -> float:
     batch = collate(rows)
     with torch.no_grad():
-        return next_token_sum(token_logits(model, batch), batch["labels"]).item() / sum(row.targets for row in rows)
+        return next_token_sum(token_logits(model, batch)[:, :-1], batch["labels"][:, 1:]).item() / sum(
+            row.targets for row in rows
+        )
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])
@@ -333,7 +336,7 @@ def test_distill_pulls_towards_the_original(make_recipe: MakeRecipe, converted: 
     paper = converted(form="paper", scale=1.5, spread=0.4)
     assert objective_sum(objective, load_model(paper, RunOptions(device="cpu")), batch).item() > 1
     mixed = read_recipe(make_recipe(objective={"name": "distill", "share": 0.25})).objective
-    plain = next_token_sum(token_logits(model, batch), batch["labels"]).item()
+    plain = next_token_sum(token_logits(model, batch)[:, :-1], batch["labels"][:, 1:]).item()
     assert objective_sum(mixed, model, batch).item() == pytest.approx(0.75 * plain, rel=1e-4)
 
     recipe = make_recipe(
