@@ -50,6 +50,12 @@ _MROPE: dict[str, Any] = {
     }
 }
 
+# Parts of models of vision and language: two tokens of the vocabulary stand for an image and its frame.
+IMAGE_TOKEN = VOCABULARY
+_VISION: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "patch_size": 14}
+_IMAGES: dict[str, Any] = {"image_token_id": IMAGE_TOKEN, "image_token_index": IMAGE_TOKEN}
+_WITH_IMAGES: dict[str, Any] = {"vocab_size": VOCABULARY + 4}
+
 TINY: dict[str, dict[str, Any]] = {
     "afmoe": {**_MOE, "head_dim": 8, "sliding_window": WINDOW, "num_dense_layers": 1, "global_attn_every_n_layers": 2},
     "apertus": {},
@@ -88,6 +94,18 @@ TINY: dict[str, dict[str, Any]] = {
     "flex_olmo": {"num_experts": 4, "num_experts_per_tok": 2},
     "gemma": {"head_dim": 8},
     "gemma2": {"head_dim": 8, "sliding_window": WINDOW, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 5.0},
+    "gemma3": {
+        "text_config": {
+            **_WITH_IMAGES,
+            "head_dim": 8,
+            "sliding_window": WINDOW,
+            "query_pre_attn_scalar": 8,
+            "sliding_window_pattern": 2,
+        },
+        "vision_config": {**_VISION, "num_hidden_layers": 1, "image_size": 56},
+        "mm_tokens_per_image": 4,
+        **_IMAGES,
+    },
     "gemma3_text": {"head_dim": 8, "sliding_window": WINDOW, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2},
     "gemma3n_text": {
         "head_dim": 8,
@@ -150,6 +168,11 @@ TINY: dict[str, dict[str, Any]] = {
         "layer_types": ["full_attention", "sliding_attention", "full_attention"],
     },
     "mistral": {"head_dim": 8, "sliding_window": None},
+    "mistral3": {
+        "text_config": {**_WITH_IMAGES, "head_dim": 8, "sliding_window": None},
+        "vision_config": {**_VISION, "num_hidden_layers": 1, "head_dim": 8, "image_size": 56},
+        **_IMAGES,
+    },
     "mixtral": {**_LOCAL_MOE, "sliding_window": None},
     "modernbert-decoder": {
         "local_attention": 16,
@@ -183,6 +206,27 @@ TINY: dict[str, dict[str, Any]] = {
     "phi3": {"partial_rotary_factor": 0.5, "sliding_window": None, "original_max_position_embeddings": TRAINED_LENGTH},
     "phimoe": {"router_jitter_noise": 0.0, "input_jitter_noise": 0.0, **_LOCAL_MOE, "sliding_window": None},
     "qwen2": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},
+    "qwen2_5_vl": {
+        "text_config": {
+            **_WITH_IMAGES,
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "max_window_layers": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+        },
+        "vision_config": {
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+            "fullatt_block_indexes": [0],
+        },
+        "image_token_id": IMAGE_TOKEN,
+        "video_token_id": IMAGE_TOKEN + 1,
+        "vision_start_token_id": IMAGE_TOKEN + 2,
+        "vision_end_token_id": IMAGE_TOKEN + 3,
+    },
     "qwen2_moe": {**_MOE, "shared_expert_intermediate_size": 24},
     "qwen3": {"head_dim": 16, "use_sliding_window": False},
     "qwen3_5_moe_text": {
@@ -232,12 +276,23 @@ def families_for_the_matrix(quick: Sequence[str] = REPRESENTATIVES) -> list[Any]
 
 
 def tiny_config(model_type: str, **changes: Any) -> Any:
-    """A transformers config of the family, with 3 layers and 4 heads."""
+    """A transformers config of the family, with 3 layers and 4 heads; the changes are to its language model."""
     from transformers import AutoConfig
 
-    own = TINY[model_type]
+    from surgery.anatomy import FAMILIES
+
+    own, family = TINY[model_type], FAMILIES[model_type]
+    if family.text is not None:
+        text = _config(family.text_types[0], {**own[family.text], **changes})
+        return AutoConfig.for_model(model_type, **{**own, family.text: text.to_dict()})
+    return _config(model_type, {**own, **changes})
+
+
+def _config(model_type: str, own: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
     left_out = [name for name in _COMMON if name in own and own[name] is None]
-    values = {name: value for name, value in {**_COMMON, **own, **changes}.items() if name not in left_out}
+    values = {name: value for name, value in {**_COMMON, **own}.items() if name not in left_out}
     config = AutoConfig.for_model(model_type, **values)
     for name, value in config.to_dict().items():
         if "drop" in name and isinstance(value, float):
@@ -245,16 +300,28 @@ def tiny_config(model_type: str, **changes: Any) -> Any:
     return config
 
 
+def auto_class(model_type: str) -> Any:
+    """The auto class of transformers that makes a model of the family."""
+    import transformers
+
+    from surgery.anatomy import FAMILIES
+
+    of_parts = FAMILIES[model_type].text is not None
+    return transformers.AutoModelForImageTextToText if of_parts else transformers.AutoModelForCausalLM
+
+
 def tiny_model(model_type: str, **changes: Any) -> Any:
     """A random float32 model of the family in evaluation mode; the same weights each time."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(tiny_config(model_type, **changes), attn_implementation="eager")
+        config = tiny_config(model_type, **changes)
+        model = auto_class(model_type).from_config(config, attn_implementation="eager")
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.dim() == 1:  # norms and biases start as constants, which would hide their order
                     parameter.add_(torch.randn_like(parameter) * (0.1 if "norm" in name else 0.02))
+                elif "projection" in name and not parameter.any():  # Gemma 3's, without which no image would matter
+                    parameter.normal_(std=0.3)
     return model.float().eval()

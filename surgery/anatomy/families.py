@@ -29,7 +29,11 @@ class Family:
         config_class: name of transformers' config class; ``<name>Config`` unless the row says.
         base_model: name of transformers' base model class; ``<name>Model`` unless the row says.
         base_prefix: prefix of the base model's tensors.
-        disk_prefixes: what stands for ``base_prefix`` in the names of tensors on disk, where transformers renames them.
+        disk_prefixes: what stands for ``base_prefix`` in the names of tensors on disk, where transformers renames them;
+            in a model of several parts, for ``base_prefix`` and ``counted_at``.
+        text: in a model of several parts, vision and language: config key of the language model's own config. Its
+            layers are operated on, the rest is left alone.
+        text_types: model types that the language model's own config may have.
         counted_at: module below the base model whose ``forward`` runs the layers; empty for the base model itself.
         attention: path of a layer's attention module below the base model.
         relay: whether its layers keep keywords to themselves, so that n must be handed over their heads.
@@ -66,6 +70,8 @@ class Family:
     base_model: str = ""
     base_prefix: str = "model."
     disk_prefixes: tuple[str, ...] = ()
+    text: str | None = None
+    text_types: tuple[str, ...] = ()
     counted_at: str = ""
     attention: str = "layers.{layer}.self_attn"
     relay: bool = False
@@ -122,16 +128,21 @@ class Family:
         """The family's own spelling of a config key: ``n_embd`` for ``hidden_size``; a dot leads into an object."""
         return self.keys.get(key, key)
 
+    def text_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The language model's own config: the whole but in a model of several parts, and in older files of those."""
+        part = config.get(self.text) if self.text is not None else None
+        return part if isinstance(part, Mapping) else config
+
     def value(self, config: Mapping[str, Any], key: str) -> Any:
         """What a config says of a key in either spelling, else the family's default; null where it says null.
 
         Args:
-            config: the family's own, as config.json has it.
-            key: in Llama's spelling.
+            config: as config.json has it.
+            key: in Llama's spelling; of the language model.
         """
         for spelling in (self.spelling(key), key):
             *path, last = spelling.split(".")
-            holder: Any = config
+            holder: Any = self.text_config(config)
             for part in path:
                 holder = holder.get(part) if isinstance(holder, Mapping) else None
             if isinstance(holder, Mapping) and last in holder:

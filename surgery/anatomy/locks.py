@@ -28,11 +28,19 @@ def lock(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
 
     Args:
         config: with its block ``surgery``.
-        family: its own spelling counts; a lock on a key that its config class lacks holds nothing.
+        family: its own spelling counts; a lock on a key that its config class lacks holds nothing. Neither does one on
+            a number outside the language model's own config, where there is one, so ``inside`` names that.
     """
-    own = {family.spelling(name): value for name, value in LOCKS.items()}
-    locks = {name: {"lock": value} | ({"was": config[name]} if name in config else {}) for name, value in own.items()}
-    return {**config, **own, "surgery": {**config["surgery"], "locks": locks}}
+    locks: dict[str, dict[str, Any]] = {family.spelling(name): {"lock": value} for name, value in LOCKS.items()}
+    if family.text is not None:
+        locks[family.spelling("initializer_range")]["inside"] = family.text
+    locked = dict(config)
+    for name, entry in locks.items():
+        holder = _holder(locked, entry)
+        if name in holder:
+            entry["was"] = holder[name]
+        holder[name] = entry["lock"]
+    return {**locked, "surgery": {**config["surgery"], "locks": locks}}
 
 
 def unlock(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,8 +48,20 @@ def unlock(config: Mapping[str, Any]) -> dict[str, Any]:
     opened = dict(config)
     block = config.get("surgery")
     locks = block.get("locks") if isinstance(block, Mapping) else None
-    for name, entry in (locks if isinstance(locks, Mapping) else {}).items():
-        opened.pop(name, None)
-        if isinstance(entry, Mapping) and "was" in entry:
-            opened[name] = entry["was"]
+    for name, said in (locks if isinstance(locks, Mapping) else {}).items():
+        entry: Mapping[str, Any] = said if isinstance(said, Mapping) else {}
+        holder = _holder(opened, entry)
+        holder.pop(name, None)
+        if "was" in entry:
+            holder[name] = entry["was"]
     return opened
+
+
+def _holder(config: dict[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a lock's key stands: a copy, put into the config, of the part that it is inside, if there is that part."""
+    inside = entry.get("inside")
+    part = config.get(inside) if isinstance(inside, str) else None
+    if not isinstance(inside, str) or not isinstance(part, Mapping):
+        return config
+    config[inside] = dict(part)
+    return config[inside]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from surgery.anatomy.families import Family, find_family, probed_family
+from surgery.anatomy.families import REFUSED, Family, find_family, probed_family
 from surgery.anatomy.locks import unlock
 from surgery.anatomy.rope import Rope, read_ropes, trained_length
 from surgery.checkpoint import Checkpoint
@@ -103,12 +103,14 @@ def read_anatomy(checkpoint: Checkpoint, *, family: Family | None = None) -> Ana
     check_format(block.get("format_version") if block is not None else None, checkpoint.folder.name)
     earlier = _operations(block.get("base"), what="surgery.base") if operations else ()
     family = family or family_of(checkpoint.config, _finding(checkpoint))
-    reader = _Reader(family, config)
-    if config.get("use_bidirectional_attention"):
+    _check_text_type(family, config)
+    own = family.text_config(config)
+    reader = _Reader(family, own)
+    if own.get("use_bidirectional_attention"):
         raise PlanRefusedError("config.json: use_bidirectional_attention is on, so the attention is not causal")
     count = reader.layers()
-    prefix = _prefix(checkpoint, family, count)
-    modules = [prefix + family.attention.format(layer=index) for index in range(count)]
+    path = _module_path(checkpoint, family, count)
+    modules = [path.format(layer=index) for index in range(count)]
     present = [_query_tensor(checkpoint, family, module) is not None for module in modules]
     kinds = reader.kinds(count, present if family.hybrid else None)
     heads = reader.integer("num_attention_heads")
@@ -141,8 +143,8 @@ def read_anatomy(checkpoint: Checkpoint, *, family: Family | None = None) -> Ana
         layers=tuple(layers),
         positions=positions,
         trained_length=trained_length((*earlier, *operations), positions),
-        ropes=read_ropes(family, config, reader.rope_labels(count), head_dim),
-        tied_embeddings=bool(reader.value("tie_word_embeddings") or False),
+        ropes=read_ropes(family, own, reader.rope_labels(count), head_dim),
+        tied_embeddings=_tied(family, config),
         dtypes=Counter(tensor.dtype for tensor in checkpoint.tensors.values()),
         parameters=checkpoint.total_parameters,
         bytes=checkpoint.total_bytes,
@@ -192,13 +194,38 @@ def _finding(checkpoint: Checkpoint) -> str:
     return f"its tensors hold {query} in {count} layers"
 
 
-def _prefix(checkpoint: Checkpoint, family: Family, count: int) -> str:
-    """The prefix under which the tensors on disk hold the attention; the family's own where none does."""
-    for prefix in family.disk_prefixes:
-        modules = (prefix + family.attention.format(layer=index) for index in range(count))
+def _check_text_type(family: Family, config: Mapping[str, Any]) -> None:
+    """Some models of several parts take any language model: only a known one may be operated on."""
+    if family.text is None:
+        return
+    part = config.get(family.text)
+    if part is not None and not isinstance(part, Mapping):
+        raise CheckpointError(f"config.json: {family.text} must be an object, not {part!r}")
+    found = part.get("model_type", family.text_types[0]) if part is not None else family.text_types[0]
+    if found not in family.text_types:
+        reason = f" ({REFUSED[found]})" if isinstance(found, str) and found in REFUSED else ""
+        raise PlanRefusedError(
+            f"the language model in this {family.model_type!r} is {found!r}{reason}; "
+            f"only {' or '.join(map(repr, family.text_types))} is supported there"
+        )
+
+
+def _tied(family: Family, config: Mapping[str, Any]) -> bool:
+    """Whether the head is the embedding; a model of several parts says so in either of its configs."""
+    key = "tie_word_embeddings"
+    said = [part[key] for part in (config, family.text_config(config)) if key in part]
+    return any(map(bool, said)) if said else bool(family.defaults.get(key))
+
+
+def _module_path(checkpoint: Checkpoint, family: Family, count: int) -> str:
+    """Path of a layer's attention module in the names of the tensors on disk; the model's own where none is there."""
+    own = family.base_prefix + family.attention
+    renamed = family.base_prefix + (f"{family.counted_at}." if family.text is not None else "")
+    for path in (own, *(prefix + own.removeprefix(renamed) for prefix in family.disk_prefixes)):
+        modules = (path.format(layer=index) for index in range(count))
         if any(_query_tensor(checkpoint, family, module) is not None for module in modules):
-            return prefix
-    return family.base_prefix
+            return path
+    return own
 
 
 def _operations(block: Any, what: str = "surgery") -> tuple[Mapping[str, Any], ...]:

@@ -358,6 +358,8 @@ def converted_config(prepared: PreparedPlan) -> dict[str, Any]:
             "AutoModelForCausalLM": f"{module}.{plan.architecture}",
         },
     }
+    if family.text is not None:
+        config["auto_map"]["AutoModelForImageTextToText"] = f"{module}.{plan.architecture}"
     return lock(config, family)
 
 

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
+from surgery.anatomy import FAMILIES
+from surgery.anatomy.reading import MODEL_TYPE_PREFIX
 from surgery.anatomy.registration import register
+from surgery.checkpoint import CONFIG_NAME, load_json
 from surgery.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -66,6 +69,13 @@ def check_attention(name: str) -> None:
         raise UsageError(f"--attn-implementation {name}: not known to transformers", hint=f"Known: {', '.join(known)}.")
 
 
+def auto_class(folder: Path) -> str:
+    """Name of the auto class of transformers that knows a model: some have other parts beside the language model."""
+    model_type = str(load_json(folder / CONFIG_NAME).get("model_type")).removeprefix(MODEL_TYPE_PREFIX)
+    family = FAMILIES.get(model_type)
+    return "AutoModelForCausalLM" if family is None or family.text is None else "AutoModelForImageTextToText"
+
+
 def load_model(folder: Path, options: RunOptions | None = None) -> PreTrainedModel:
     """Load a causal language model from a folder, in evaluation mode. Operated types need no remote code.
 
@@ -78,7 +88,7 @@ def load_model(folder: Path, options: RunOptions | None = None) -> PreTrainedMod
         UsageError: the device or the attention implementation is unknown.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     register()
     options = options or RunOptions()
@@ -91,10 +101,10 @@ def load_model(folder: Path, options: RunOptions | None = None) -> PreTrainedMod
     # Given as False, not left out: transformers would otherwise ask on the terminal and wait.
     arguments["trust_remote_code"] = options.trust_remote_code
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, **arguments)
+        model = getattr(transformers, auto_class(folder)).from_pretrained(folder, **arguments)
     except (ValueError, OSError, ImportError, KeyError) as error:
         raise CheckpointError(f"{folder.name}: transformers could not load the model: {error}") from error
-    return model.to(device).eval()  # type: ignore[arg-type]
+    return model.to(device).eval()
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -54,7 +54,9 @@ def count_visible_keys(
     """Number of keys that each query may attend to, itself included, however the sequence is presented.
 
     It is the least of what is known: the position in its own document plus one, and the number of real keys that
-    the mask shows up to the query. Positions of more than two dimensions (M-RoPE) are no counts and are not used.
+    the mask shows up to the query. Positions of more than two dimensions (M-RoPE) are no counts and are not used, but
+    for the text's own where they come first of four. What a 4-D mask shows beyond the query, as the tokens of an image
+    do of one another, is counted too.
 
     Args:
         length: number of queries in this call.
@@ -68,6 +70,8 @@ def count_visible_keys(
         ``(batch or 1, length)``, float32, at least 1.
     """
     positions = torch.arange(length, device=device) + past_length
+    if position_ids is not None and position_ids.dim() == 3 and position_ids.shape[0] == 4:
+        position_ids = position_ids[0]
     if position_ids is not None and position_ids.dim() <= 2:
         visible = position_ids.reshape(-1, length).to(device) + 1
     else:
@@ -83,7 +87,9 @@ def count_visible_keys(
     elif isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4:
         mask = attention_mask.to(device)
         allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-        visible = torch.minimum(visible, allowed[:, 0, -length:].sum(-1))
+        allowed = allowed[:, 0, -length:]
+        beyond = allowed & (torch.arange(allowed.shape[-1], device=device) > positions[:, None])
+        visible = torch.minimum(visible, (allowed & ~beyond).sum(-1)) + beyond.sum(-1)
     return visible.clamp(min=1).to(torch.float32)
 
 
@@ -1523,7 +1529,7 @@ def _relay_class(stock: type[nn.Module]) -> type[nn.Module]:
 @functools.cache
 def _counting_class(stock: type[nn.Module]) -> type[nn.Module]:
     """Subclass of the module inside a base model whose forward runs the layers; it counts the keys."""
-    return _made(_counting_class, stock, _Counting, {"_positional_names": _positional_names(stock)})
+    return _made(_counting_class, stock, _InnerModel, {"_positional_names": _positional_names(stock)})
 
 
 def _install(base_model: nn.Module, config: PreTrainedConfig) -> None:
@@ -1575,15 +1581,17 @@ def lock(config: dict[str, Any]) -> dict[str, Any]:
     """A copy of the config that a stock class refuses to load.
 
     A stock class would drop the new tensors with a printed line. So ``surgery.locks`` of config.json names entries
-    with a value that makes it stop (``lock``), and what the model's own value is (``was``; absent if it has none).
+    with a value that makes it stop (``lock``), what the model's own value is (``was``; absent if it has none), and in
+    which part of the config they stand, in a model of several parts (``inside``).
     """
     locked = dict(config)
     block = config.get("surgery") or {}
     for name, entry in block.get("locks", {}).items():
         entry.pop("was", None)
-        if name in config:
-            entry["was"] = config[name]
-        locked[name] = entry["lock"]
+        holder = _holder(locked, entry)
+        if name in holder:
+            entry["was"] = holder[name]
+        holder[name] = entry["lock"]
     return locked
 
 
@@ -1592,10 +1600,20 @@ def unlock(config: dict[str, Any]) -> dict[str, Any]:
     opened = dict(config)
     block = config.get("surgery") or {}
     for name, entry in block.get("locks", {}).items():
-        opened.pop(name, None)
+        holder = _holder(opened, entry)
+        holder.pop(name, None)
         if "was" in entry:
-            opened[name] = entry["was"]
+            holder[name] = entry["was"]
     return opened
+
+
+def _holder(config: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """Where a lock's key stands: a copy, put into the config, of the part that it is inside, if there is that part."""
+    part = config.get(entry.get("inside", ""))
+    if not isinstance(part, dict):
+        return config
+    config[entry["inside"]] = dict(part)
+    return config[entry["inside"]]
 
 
 class SurgeryConfigMixin:
@@ -1683,6 +1701,10 @@ class _Counting:
     def _fills_a_cache(self, kwargs: dict[str, Any]) -> bool:
         asked = kwargs.get("use_cache")
         return not self.training and (self.config.use_cache if asked is None else asked)  # type: ignore[attr-defined]
+
+
+class _InnerModel(_InitialValues, _Counting):
+    """The part of a base model whose forward runs the layers, where that is not the base model itself."""
 
 
 class SurgeryModelMixin(_InitialValues, _Counting):
@@ -1779,16 +1801,19 @@ def _register_conversions(model_type: str, class_name: str) -> None:
 
 def _register_auto_classes(config_class: type) -> None:
     """Tell the auto classes which model belongs to an operated config that the installed package registered."""
-    from transformers import AutoModel, AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if CONFIG_MAPPING._extra_content.get(config_class.model_type) is not config_class:  # type: ignore[attr-defined]
         return
     stock = config_class.__mro__[2]
     auto: Any
-    for auto in (AutoModel, AutoModelForCausalLM):
-        if stock in auto._model_mapping and config_class not in auto._model_mapping._extra_content:
-            auto.register(config_class, _class_for(PREFIX + auto._model_mapping[stock].__name__), exist_ok=True)
+    for auto in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText):
+        # A model of vision and language answers to AutoModelForCausalLM too, as it does by auto_map.
+        known = (auto, AutoModelForImageTextToText) if auto is AutoModelForCausalLM else (auto,)
+        models: list[Any] = [other._model_mapping[stock] for other in known if stock in other._model_mapping]
+        if models and config_class not in auto._model_mapping._extra_content:
+            auto.register(config_class, _class_for(PREFIX + models[0].__name__), exist_ok=True)
 
 
 def __getattr__(name: str) -> Any:

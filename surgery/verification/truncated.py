@@ -32,8 +32,9 @@ def truncate(checkpoint: Checkpoint, anatomy: Anatomy, layers: int, target: Path
         CheckpointError: the folder cannot be written.
     """
     target.mkdir(parents=True, exist_ok=True)
-    prefix = re.escape(anatomy.family.base_prefix + anatomy.family.attention.split("{layer}")[0])
-    of_layer = re.compile(rf"{prefix}(\d+)\.")
+    # As the tensors on disk have it.
+    prefix = anatomy.layers[0].module.partition(".0.")[0]
+    of_layer = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
     kept = {}
     for name, info in checkpoint.tensors.items():
         match = of_layer.match(name)
@@ -51,14 +52,17 @@ def truncate(checkpoint: Checkpoint, anatomy: Anatomy, layers: int, target: Path
 
 def _truncated_config(config: Mapping[str, Any], anatomy: Anatomy, layers: int) -> dict[str, Any]:
     """config.json for fewer layers: every list with one entry per layer is cut, and the operations' layers too."""
-    before = len(anatomy.layers)
+    before, family = len(anatomy.layers), anatomy.family
+    own = family.text_config(config)
     cut = {
         name: value[:layers] if isinstance(value, list) and len(value) == before and name != "architectures" else value
-        for name, value in config.items()
+        for name, value in own.items()
     }
     # In the family's own spelling, and in no other where both are there.
     cut.pop("num_hidden_layers", None)
-    cut[anatomy.family.spelling("num_hidden_layers")] = layers
+    cut[family.spelling("num_hidden_layers")] = layers
+    if family.text is not None and own is not config:
+        cut = {**config, family.text: cut}
     block = config.get("surgery")
     if isinstance(block, Mapping):
         operations = [

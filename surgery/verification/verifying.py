@@ -184,8 +184,8 @@ def _running_checks(
 
     run = run.model_copy(update={"dtype": "float32"})
     has_tokenizer = (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file()
-    vocabulary = int(checkpoint.config["vocab_size"])
     anatomy = read_anatomy(checkpoint)
+    vocabulary = int(anatomy.family.value(checkpoint.config, "vocab_size"))
     tokens = _tokens(folder, has_tokenizer, min(length, anatomy.positions), vocabulary)
     source_logits = None
     if source is not None:

@@ -26,16 +26,18 @@ SIZES_OF: dict[str, dict[str, Any]] = {
 
 
 def bare_config(model_type: str, /, **changes: Any) -> dict[str, Any]:
-    """As config.json; a change to ``...`` leaves the key out."""
-    values = {"model_type": model_type, **SIZES, **changes}
-    return {name: value for name, value in values.items() if value is not ...}
+    """As config.json; a change, which is to the language model's, to ``...`` leaves the key out."""
+    family = FAMILIES[model_type]
+    inner = model_type if family.text is None else family.text_types[0]
+    values = {name: value for name, value in {"model_type": inner, **SIZES, **changes}.items() if value is not ...}
+    return values if family.text is None else {"model_type": model_type, family.text: values}
 
 
 def bare_source(folder: Path, model_type: str = "llama", **changes: Any) -> Path:
     """A folder of a few kilobytes, written without torch."""
     config = bare_config(model_type, **changes)
     family = FAMILIES[model_type]
-    values = {**family.defaults, **config}
+    values = {**family.defaults, **family.text_config(config)}
     heads = values["num_attention_heads"]
     head_dim = values.get("head_dim") or values["hidden_size"] // heads
     rows = heads * head_dim

@@ -75,6 +75,7 @@ def derived_kinds(config: Any) -> list[str]:
     """
     if FAMILIES[config.model_type].hybrid:
         return ["full"] * config.num_hidden_layers
+    config = config.get_text_config()
     window = getattr(config, "sliding_window", None)
     if window is None or window >= config.max_position_embeddings:
         return ["full"] * config.num_hidden_layers
@@ -91,7 +92,8 @@ def test_layer_kinds_and_windows_are_those_of_transformers(
         open_checkpoint(bare_source(tmp_path / "model", family, **{**SIZES_OF.get(family, {}), **changes}))
     )
     assert [layer.kind for layer in anatomy.layers] == derived_kinds(config)
-    expected = [config.sliding_window if layer.kind == "sliding" else None for layer in anatomy.layers]
+    window = getattr(config.get_text_config(), "sliding_window", None)
+    expected = [window if layer.kind == "sliding" else None for layer in anatomy.layers]
     assert [layer.window for layer in anatomy.layers] == expected
 
 
@@ -109,25 +111,25 @@ def test_a_config_of_sizes_only_gets_the_defaults_of_transformers(family: str, t
     config = transformers_config(family, **changes)
     anatomy = read_anatomy(open_checkpoint(bare_source(tmp_path / "model", family, **changes)))
     layer = anatomy.layers[0]
-    assert anatomy.trained_length == config.max_position_embeddings
     assert anatomy.tied_embeddings == config.tie_word_embeddings
+    assert [entry.kind for entry in anatomy.layers] == derived_kinds(config)
+    config = config.get_text_config()
+    assert anatomy.trained_length == config.max_position_embeddings
     own = getattr(getattr(config, "attn_config", config), "kv_n_heads", None)
     assert layer.kv_heads == (own or getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     assert layer.head_dim == (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     assert layer.softcap == getattr(config, "attn_logit_softcapping", None)
-    assert [entry.kind for entry in anatomy.layers] == derived_kinds(config)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_names_in_the_table_are_those_of_the_model(family: str) -> None:
     import torch
-    import transformers
 
-    from tests.families import tiny_config
+    from tests.families import auto_class, tiny_config
 
     row = FAMILIES[family]
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(tiny_config(family))
+        model = auto_class(family).from_config(tiny_config(family))
     assert type(model).__name__ == row.architecture
     assert type(model.config).__name__ == row.config_class
     assert type(model.base_model).__name__ == row.base_model
@@ -153,13 +155,12 @@ def has_submodule(model: Any, path: str) -> bool:
 @pytest.mark.parametrize("family", sorted(name for name, row in FAMILIES.items() if row.hybrid))
 def test_a_hybrid_has_attention_where_the_model_has_it(family: str, make_source: Any) -> None:
     import torch
-    import transformers
 
-    from tests.families import tiny_config
+    from tests.families import auto_class, tiny_config
 
     row = FAMILIES[family]
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(tiny_config(family))
+        model = auto_class(family).from_config(tiny_config(family))
     layers = read_anatomy(open_checkpoint(make_source(family))).layers
     for layer in layers:
         path = f"{row.base_prefix}{row.attention.format(layer=layer.index)}.{row.query}"
@@ -270,6 +271,7 @@ def test_every_family_has_the_number_that_the_second_lock_is_on() -> None:
     import transformers
 
     def has_it(family: Family) -> bool:
-        return hasattr(getattr(transformers, family.config_class), family.spelling("initializer_range"))
+        config = getattr(transformers, family.config_class)().get_text_config()
+        return hasattr(config, family.spelling("initializer_range"))
 
     assert [name for name, family in FAMILIES.items() if not has_it(family)] == []

@@ -28,6 +28,10 @@ FOUND = (
 @pytest.mark.parametrize("model_type", families_for_the_matrix())
 def test_it_finds_what_the_table_says(make_source: Any, model_type: str) -> None:
     checkpoint = open_checkpoint(make_source(model_type))
+    if FAMILIES[model_type].text is not None:
+        with pytest.raises(PlanRefusedError, match=r"no causal language model|a part of a larger one"):
+            probe(checkpoint)
+        return
     row, found = FAMILIES[model_type], probe(checkpoint)
     assert {name: getattr(found, name) for name in FOUND} == {name: getattr(row, name) for name in FOUND}
     anatomy, expected = read_anatomy(checkpoint, family=found), read_anatomy(checkpoint)

@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from surgery.anatomy import FAMILIES, read_anatomy
-from surgery.checkpoint import open_checkpoint
+from surgery.checkpoint import load_json, open_checkpoint
 from surgery.conversion import convert
 from surgery.loading import operation_modules
 from surgery.verification.presentations import Multipliers, presentation_differences, randomized
-from tests.families import TINY, VOCABULARY, WINDOW, families_for_the_matrix
+from tests.families import TINY, VOCABULARY, WINDOW, auto_class, families_for_the_matrix
 
 LENGTH = 3 * WINDOW
 BOUND = 1e-4
@@ -30,7 +30,10 @@ def tokens(length: int = LENGTH) -> torch.Tensor:
 
 
 def load(folder: Path, **kwargs: Any) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **kwargs).eval()
+    model_type = load_json(folder / "config.json")["model_type"]
+    # What was operated on answers to AutoModelForCausalLM, whatever its family does.
+    auto = AutoModelForCausalLM if model_type.startswith("surgery_") else auto_class(model_type)
+    return auto.from_pretrained(folder, trust_remote_code=False, **kwargs).eval()
 
 
 def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from surgery.anatomy import FAMILIES, read_anatomy
 from surgery.checkpoint import open_checkpoint
 from surgery.conversion import convert
 from tests.families import VOCABULARY, WINDOW, families_for_the_matrix
+from tests.runtime.test_family_matrix import load
 
 SCALES = torch.tensor([0.15, 0.25, 0.35, 0.45])
 REFERENCE = 64
@@ -75,13 +76,13 @@ def ids() -> torch.Tensor:
 
 def pair(source: Path, out: Path, form: str) -> tuple[Any, Any]:
     """The stock model with the oracle, and the converted model with the same scales."""
-    stock = AutoModelForCausalLM.from_pretrained(source, attn_implementation="oracle").eval()
+    stock = load(source, attn_implementation="oracle")
     row = FAMILIES[stock.config.model_type]
     for layer in read_anatomy(open_checkpoint(source)).layers:
         if layer.kind != "none":
             stock.base_model.get_submodule(row.attention.format(layer=layer.index)).oracle_form = form
     folder = convert(source, form=form, layers="all", reference_length=REFERENCE, output=out).output
-    operated = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False).eval()
+    operated = load(folder)
     with torch.no_grad():
         for name, parameter in operated.named_parameters():
             if name.endswith("ssmax.scale"):

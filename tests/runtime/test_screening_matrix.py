@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from surgery.anatomy import FAMILIES
@@ -107,7 +107,7 @@ def _oracle() -> Any:
 
 @pytest.mark.usefixtures("_oracle")
 def test_the_model_computes_screening(make_source: Any, tmp_path: Path, family: str) -> None:
-    stock = AutoModelForCausalLM.from_pretrained(make_source(family), attn_implementation="screening_oracle").eval()
+    stock = load(make_source(family), attn_implementation="screening_oracle")
     operated = load(screened(make_source(family), tmp_path / "out", sinks=SINKS))
     set_parameters(operated)
     ids = torch.randint(3, VOCABULARY, (2, 2 * WINDOW), generator=torch.Generator().manual_seed(5))
