@@ -7,7 +7,7 @@ for reading, and no weight is read unless a function says so. Whatever is wrong 
 
 from surgery.checkpoint.disk import free_bytes, fsync_file, fsync_folder, fsync_tree, human, require_space
 from surgery.checkpoint.folder import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, Checkpoint, open_checkpoint
-from surgery.checkpoint.hashing import same_tensor_bytes, sha256_file, sha256_json, tensor_bytes
+from surgery.checkpoint.hashing import FollowingHashes, same_tensor_bytes, sha256_file, sha256_json, tensor_bytes
 from surgery.checkpoint.headers import DTYPE_BITS, TensorInfo, read_header, tensor_bits
 from surgery.checkpoint.names import quote, safe_relative
 from surgery.checkpoint.output import check_output
@@ -23,6 +23,7 @@ __all__ = [
     "INDEX_NAME",
     "SINGLE_NAME",
     "Checkpoint",
+    "FollowingHashes",
     "NewTensor",
     "Source",
     "StagedFolder",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from surgery.checkpoint import (
     CONFIG_NAME,
     INDEX_NAME,
+    FollowingHashes,
     NewTensor,
     StagedFolder,
     as_named,
@@ -172,16 +172,7 @@ def _write(
     plan, checkpoint = prepared.plan, prepared.checkpoint
     source = checkpoint.folder
     report = adding_up(on_bytes, checkpoint.disk_bytes)
-    placed: dict[str, str] = {}
-    hashes: dict[str, str] = {}
-    for shard, name in plan.shards.items():
-        # Where every byte is read in any case, or the hub has said it, what they were costs nothing to remember.
-        digest = hashlib.sha256() if mode == "copy" else None
-        placed[name] = place_file(source / shard, staged / name, mode, report, digest)
-        known = digest.hexdigest() if digest is not None else content_hash(source / shard)
-        if known is not None:
-            hashes[name] = known
-        _step(on_step, f"placed {name}")
+    placed, hashes = _place_shards(prepared, staged, mode, report, on_step)
     for name in plan.kept_files:
         # Small files are always copied: a program that edits a tokenizer in place must not reach the source.
         place_file(source / name, staged / name, "copy", report)
@@ -206,6 +197,28 @@ def _write(
     write_card(staged / CARD_NAME, content, source_card=source / CARD_NAME)
     _step(on_step, "wrote config")
     return placed
+
+
+def _place_shards(
+    prepared: PreparedPlan,
+    staged: Path,
+    mode: PlaceMode,
+    report: Callable[[int], None],
+    on_step: Callable[[str], None] | None,
+) -> tuple[dict[str, str], dict[str, str]]:
+    """How each shard was placed, and the SHA-256 of those of which it is known."""
+    source = prepared.checkpoint.folder
+    shards = prepared.plan.shards
+    placed: dict[str, str] = {}
+    with FollowingHashes() as following:
+        for shard, name in shards.items():
+            # Where every byte is read in any case, or the hub has said it, what they were costs little to remember.
+            on_piece = following.follow(source / shard, report) if mode == "copy" else report
+            placed[name] = place_file(source / shard, staged / name, mode, on_piece)
+            _step(on_step, f"placed {name}")
+        read = following.results()
+    known = {name: read.get(source / shard) or content_hash(source / shard) for shard, name in shards.items()}
+    return placed, {name: value for name, value in known.items() if value is not None}
 
 
 def modeling_code() -> bytes:

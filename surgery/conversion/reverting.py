@@ -12,13 +12,13 @@ from pydantic import TypeAdapter, ValidationError
 from surgery.checkpoint import (
     CONFIG_NAME,
     INDEX_NAME,
+    FollowingHashes,
     StagedFolder,
     load_json,
     open_checkpoint,
     place_file,
     require_space,
     safe_relative,
-    sha256_file,
     sha256_json,
 )
 from surgery.checkpoint.advice import adapter_folder
@@ -117,19 +117,23 @@ def revert(
     report = adding_up(on_bytes, total)
     hashes = {} if mode == "link" else _recorded_hashes(folder)
     placed: dict[str, str] = {}
-    compared = []
-    with StagedFolder(Path(output), force=force, source=folder, unmarked=restored.values()) as staged:
+    with (
+        StagedFolder(Path(output), force=force, source=folder, unmarked=restored.values()) as staged,
+        FollowingHashes() as following,
+    ):
         require_space(staged.path, 0 if mode == "link" else total)
         for name, target in restored.items():
             is_shard = name in plan["shards"].values()
-            how = place_file(folder / name, staged.path / target, mode if is_shard else "copy", report)
+            on_piece = following.follow(folder / name, report) if is_shard and name in hashes else report
+            how = place_file(folder / name, staged.path / target, mode if is_shard else "copy", on_piece)
             if is_shard:
                 placed[target] = how
-            if is_shard and name in hashes:
-                _check_same(staged.path / target, f"{folder.name}: {name}", hashes[name])
-                compared.append(target)
+        read = following.results()
+        for path, found in read.items():
+            _check_same(f"{folder.name}: {path.name}", found, hashes[path.relative_to(folder).as_posix()])
         staged.commit()
-    return RevertResult(Path(output), len(restored), placed, tuple(compared))
+    compared = tuple(target for name, target in restored.items() if folder / name in read)
+    return RevertResult(Path(output), len(restored), placed, compared)
 
 
 def _recorded_hashes(folder: Path) -> dict[str, str]:
@@ -142,8 +146,7 @@ def _recorded_hashes(folder: Path) -> dict[str, str]:
     return hashes
 
 
-def _check_same(written: Path, name: str, recorded: str) -> None:
-    found = sha256_file(written)
+def _check_same(name: str, found: str, recorded: str) -> None:
     if found != recorded:
         raise CheckpointError(
             f"{name} is not what was converted (sha256 {found[:16]}, then {recorded[:16]}), so the source cannot be "

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from surgery.checkpoint import (
+    FollowingHashes,
     NewTensor,
     TensorInfo,
     load_json,
+    place_file,
     read_header,
     same_tensor_bytes,
     sha256_file,
@@ -181,3 +184,35 @@ def test_tensor_bytes_beyond_the_first_page(tmp_path: Path) -> None:
         view = tensor_bytes(tmp_path / "x", info)
         assert bytes(view) == tensors[name].data and view.readonly
     assert json.dumps(info.shape) == "[1000]"
+
+
+def test_files_are_hashed_while_they_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashing_module, "_SMALL_CHUNK", 1000)
+    contents = {tmp_path / f"{number}": bytes([number]) * size for number, size in enumerate((999, 1000, 0, 2501))}
+    seen: list[int] = []
+    with FollowingHashes() as following:
+        for path, content in contents.items():
+            path.write_bytes(content)
+            place_file(path, path.with_suffix(".copy"), "copy", following.follow(path, seen.append))
+        found = following.results()
+    expected = {path: hashlib.sha256(content).hexdigest() for path, content in contents.items() if content}
+    assert found == expected and sum(seen) == 4500
+
+
+def test_a_file_that_shrinks_or_goes_while_it_is_hashed_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"12345")
+    with FollowingHashes() as following, pytest.raises(CheckpointError, match="x has become shorter"):
+        following.follow(path, lambda count: None)(6)
+        following.results()
+    with FollowingHashes() as following, pytest.raises(CheckpointError, match="No such file"):
+        following.follow(tmp_path / "y", lambda count: None)(6)
+        following.results()
+
+
+def test_hashing_ends_with_whatever_ended_the_copying(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"1")
+    with pytest.raises(KeyboardInterrupt), FollowingHashes() as following:
+        following.follow(tmp_path / "x", lambda count: None)(1)
+        raise KeyboardInterrupt
+    assert not any(thread.name == "hashing" for thread in threading.enumerate())
