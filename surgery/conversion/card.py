@@ -119,16 +119,18 @@ def _front_matter(plan: Mapping[str, Any], source_card: Path | None) -> str:
 
 def _inherited(source_card: Path | None) -> dict[str, Any]:
     """Licence and languages of the source's card, where they are plain tags; a card is a stranger's file."""
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAMLError
+
+    from surgery.schemas.yaml_text import MAX_BYTES, strangers_yaml
 
     if source_card is None or not source_card.is_file() or source_card.stat().st_size > 1_000_000:
         return {}
     parts = source_card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
-    if len(parts) < 3 or parts[0].strip():
+    if len(parts) < 3 or parts[0].strip() or len(parts[1]) > MAX_BYTES:
         return {}
     try:
-        found = YAML(typ="safe", pure=True).load(parts[1])
-    except (YAMLError, ValueError):
+        found = strangers_yaml().load(parts[1])
+    except (YAMLError, ValueError, RecursionError):
         return {}  # the card keeps its own words in surgery/source/README.md; only the tags are not taken over
     kept: dict[str, Any] = {}
     for key in ("license", "language"):

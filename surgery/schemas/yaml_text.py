@@ -8,13 +8,14 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.scanner import Scanner, ScannerError
 
 from surgery.errors import UsageError
 from surgery.schemas.problems import Problem, Schema
 
 MAX_BYTES = 256 * 1024
 _MOST_NODES = 5000
-_DEEPEST = 12
+DEEPEST = 12
 SCALARS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str"))
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 _ALLOWED = SCALARS | {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq", _TIMESTAMP}
@@ -64,7 +65,7 @@ def load_yaml(text: str, name: str, lines: dict[Keys, int], problems: list[Probl
     Raises:
         SchemaError: it is not YAML, or holds too much.
     """
-    yaml = YAML(typ="safe", pure=True)
+    yaml = strangers_yaml()
     try:
         root = yaml.compose(text)
     except MarkedYAMLError as error:
@@ -76,6 +77,26 @@ def load_yaml(text: str, name: str, lines: dict[Keys, int], problems: list[Probl
     if not isinstance(root, MappingNode):
         raise schema.error(name, [Problem("", 1, f"must hold keys and values, such as `{schema.example}`")])
     return _Plain(yaml, lines, problems, schema).mapping(root, ())
+
+
+class _ShallowScanner(Scanner):
+    """Stops at brackets in brackets in brackets: the time that they take grows with the square of their depth."""
+
+    def fetch_flow_collection_start(self, TokenClass: Any, to_push: str) -> None:  # noqa: N803 (the library's name)
+        if len(self.flow_context) >= DEEPEST:
+            mark = self.reader.get_mark()
+            raise ScannerError(None, None, "too deeply nested values", mark)
+        super().fetch_flow_collection_start(TokenClass, to_push)
+
+
+def strangers_yaml() -> YAML:
+    """A reader of plain values that takes time in proportion to the text, whatever stands in it.
+
+    Beside YAMLError and ValueError it raises RecursionError, for what is nested by indentation.
+    """
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Scanner = _ShallowScanner
+    return yaml
 
 
 class _Plain:
@@ -104,7 +125,7 @@ class _Plain:
     def value(self, node: Node, path: Keys) -> Any:
         self._nodes += 1
         line = node.start_mark.line + 1
-        if self._nodes > _MOST_NODES or len(path) > _DEEPEST:
+        if self._nodes > _MOST_NODES or len(path) > DEEPEST:
             problem = Problem(dotted(path), line, "too many or too deeply nested values")
             raise self._schema.error(f"The {self._schema.noun}", [problem])
         if str(node.tag) not in _ALLOWED:

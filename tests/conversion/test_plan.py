@@ -284,6 +284,9 @@ def test_front_matter_takes_over_plain_tags_only(make_kind: MakeKind, tmp_path: 
             "---\n- a list\n---\n",
             "---\nlicense: !!python/object/apply:os.system ['true']\n---\n",
             "---\nlicense: &a [*a]\n---\n",
+            f"---\nlicense: mit\nx: {'[' * 100_000}\n---\n",
+            f"---\nlicense: mit\nx:\n{'- ' * 10_000}\n---\n",
+            f"---\nlicense: mit\nx: {'y' * 300_000}\n---\n",
         )
     ):
         assert front_matter(card, f"hostile-{number}") == plain, card

@@ -98,6 +98,7 @@ zzz: 1
         ("<<: {model: x}\n", "plain words"),
         ("? [1, 2]\n: 3\n", "plain words"),
         ("a: " + "[" * 30 + "]" * 30 + "\n", "deeply nested"),
+        ("a: " + "[{a: " * 50_000, "deeply nested"),  # unbounded, this takes hours
     ],
 )
 def test_what_is_no_recipe(tmp_path: Path, text: str, part: str) -> None:
