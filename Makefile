@@ -1,6 +1,8 @@
 # make demo              the whole job on a real model, from nothing: install, convert, verify, train, report
 # make demo MODEL=...    the same on your model, a folder or a hub id
 # make test              the test suite;  make test-all  also the long ones
+# make test-oldest       the families with the oldest transformers that pyproject.toml admits, in .cache/oldest
+# make families          docs/families.md: what each family passes with the oldest and the newest
 # make lint types        ruff, import-linter, mypy
 
 PYTHON ?= python3
@@ -9,8 +11,10 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 SMOLLM2 := .cache/SmolLM2-135M-Instruct
+OLDEST := .cache/oldest
+MATRIX := tests/anatomy tests/runtime tests/interop/test_strangers.py
 
-.PHONY: install demo test test-all lint types format clean
+.PHONY: install demo test test-all test-oldest families lint types format clean
 
 install: $(INSTALLED)
 
@@ -37,6 +41,24 @@ test: $(INSTALLED)
 test-all: $(SMOLLM2)/config.json
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,ray]"
 	SURGERY_FUZZ_EXAMPLES=10000 SURGERY_REAL_MODEL=$(SMOLLM2) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+$(OLDEST)/.installed: pyproject.toml constraints.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	sed -n 's/.*"transformers>=\([0-9.]*\).*/transformers==\1/p' pyproject.toml > $(OLDEST)/constraints.txt
+	grep -v '^transformers==' constraints.txt >> $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt \
+		--editable . hypothesis pytest pytest-timeout pytest-xdist
+	touch $@
+
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(MATRIX)
+
+# What each family passes with either transformers, for `surgery families` and its page: the short matrix.
+families: $(INSTALLED) $(OLDEST)/.installed
+	for python in $(OLDEST)/bin/python $(BIN)/python; do \
+		SURGERY_RECORD_FAMILIES=surgery/anatomy/verified.json $$python -m pytest -n $(WORKERS) --dist worksteal \
+			-m "not slow or families" $(MATRIX) || exit 1; done
+	$(BIN)/surgery families --markdown > docs/families.md
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

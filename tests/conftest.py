@@ -21,6 +21,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 MakeSource = Callable[..., Path]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    from tests import recording
+
+    recording.configure(config)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from tests import recording
+
+    recording.collected(items)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _hf_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep every cache that transformers writes inside the run's temporary folder."""

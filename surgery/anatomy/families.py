@@ -49,6 +49,7 @@ class Family:
         full_every_key: config key that overrides ``full_every``.
         sliding_from_key: where ``layer_types`` is absent, config key of the first layer that slides.
         sliding_until_key: where ``layer_types`` is absent, config key of the layer from which on all are full.
+        since: the first transformers in which the row holds, where an older one is supported; the notes say why.
         hybrid: only some layers have attention: those that have the query projection's tensor.
         sdpa: whether transformers allows the sdpa backend.
         continues: whether a prompt may be given in several pieces with a cache; some state-space layers forget.
@@ -87,6 +88,7 @@ class Family:
     full_every_key: str | None = None
     sliding_from_key: str | None = None
     sliding_until_key: str | None = None
+    since: str | None = None
     hybrid: bool = False
     sdpa: bool = True
     continues: bool = True
@@ -193,9 +195,25 @@ def _refused() -> Mapping[str, str]:
     )
 
 
+@cache
+def _record() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(__file__).with_name("verified.json").read_text(encoding="utf-8"))
+    return dict(sorted(found.items(), key=lambda entry: [int(number) for number in entry[0].split(".")]))
+
+
+def _verified() -> Mapping[str, tuple[str, ...]]:
+    return MappingProxyType(
+        {
+            name: tuple(version for version, run in _record().items() if name in run["passed"])
+            for name in _document()["families"]
+        }
+    )
+
+
 FAMILIES: Mapping[str, Family] = _families()
-# The version of transformers that the whole matrix was run with.
-VERIFIED_WITH: str = _document()["verified_with"]
+# Versions of transformers that each family passed the tests with, oldest first; what wrote it is tests/recording.py.
+VERIFIED: Mapping[str, tuple[str, ...]] = _verified()
+VERIFIED_WITH: tuple[str, ...] = tuple(_record())
 # Families that are refused with the reason, so that nobody has to guess.
 REFUSED: Mapping[str, str] = _refused()
 

@@ -45,7 +45,7 @@ def _print(machine: Machine) -> None:
         ("packages", packages),
         ("optional", ", ".join(there) or "none"),
         ("not installed", ", ".join(absent) or "none"),
-        ("families", f"verified with transformers {machine.verified_with}"),
+        ("families", f"verified with transformers {', '.join(machine.verified_with)}"),
         ("attention", ", ".join(machine.attention)),
     ]
     for device in machine.devices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,11 +45,14 @@ def _print(entries: list[FamilyEntry], refused: dict[str, str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("family", "attention", "positions", "operations", "to know", box=None, pad_edge=False)
+    titles = ("family", "attention", "positions", "operations", "transformers", "to know")
+    table = Table(*titles, box=None, pad_edge=False)
     for entry in entries:
         applies = ", ".join(name for name, reason in entry.operations.items() if reason is None)
         against = [f"no {name}: {reason}" for name, reason in entry.operations.items() if reason is not None]
-        cells = (entry.model_type, entry.attention, entry.positions, applies, "; ".join([*against, *entry.caveats]))
+        known = "; ".join([*against, *entry.caveats])
+        versions = ", ".join(entry.verified_with)
+        cells = (entry.model_type, entry.attention, entry.positions, applies, versions, known)
         table.add_row(*map(Text, cells))
     console.out.print(table)
     reasons: dict[str, list[str]] = {}
@@ -57,5 +61,7 @@ def _print(entries: list[FamilyEntry], refused: dict[str, str]) -> None:
     for reason, names in reasons.items():
         line = f"refused: {', '.join(names)}: {reason}"
         console.out.print(line, markup=False, highlight=False, soft_wrap=True)
-    line = f"{len(entries)} families, verified with transformers {entries[0].verified_with}"
+    counts = Counter(version for entry in entries for version in entry.verified_with)
+    versions = ", ".join(f"{version} ({count})" for version, count in sorted(counts.items()))
+    line = f"{len(entries)} families, verified with transformers {versions}"
     console.out.print(line, markup=False, highlight=False)

@@ -71,7 +71,7 @@ class Machine:
 
     Attributes:
         surgery, python, system: versions.
-        verified_with: the version of transformers that the families were verified with.
+        verified_with: the versions of transformers that the families were verified with.
         packages: what is required; optional: what is used where it is there.
         devices: the first is what ``--device auto`` takes.
         attention: attention backends that can be asked for here.
@@ -85,7 +85,7 @@ class Machine:
     surgery: str
     python: str
     system: str
-    verified_with: str
+    verified_with: tuple[str, ...]
     packages: tuple[Package, ...]
     optional: tuple[Package, ...]
     devices: tuple[Device, ...]
@@ -119,8 +119,8 @@ def examine(folder: Path | None = None) -> Machine:
     problems += [f"{place.path} cannot be written ({place.purpose})" for place in places if not place.writable]
     notes = []
     transformers = next((package.version for package in packages if package.name == "transformers"), None)
-    if transformers is not None and transformers != VERIFIED_WITH:
-        notes.append(f"the families were verified with transformers {VERIFIED_WITH}, not {transformers}")
+    if transformers is not None and transformers not in VERIFIED_WITH:
+        notes.append(f"the families were verified with transformers {', '.join(VERIFIED_WITH)}, not {transformers}")
     has_flash = any(package.name == "flash-attn" and package.version for package in optional)
     return Machine(
         surgery=__version__,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from surgery.anatomy import FAMILIES, REFUSED, Family
-from surgery.anatomy.families import VERIFIED_WITH
+from surgery.anatomy.families import VERIFIED
 from surgery.operations import OPERATIONS
 
 _POSITIONS = {
@@ -28,7 +28,7 @@ class FamilyEntry:
         positions: where its positions come from.
         operations: for each operation why it is refused on this family, or None where it applies.
         caveats: what a user should know.
-        verified_with: the version of transformers that the matrix ran with.
+        verified_with: the versions of transformers that the family passed the tests with.
     """
 
     model_type: str
@@ -37,7 +37,7 @@ class FamilyEntry:
     positions: str
     operations: Mapping[str, str | None]
     caveats: tuple[str, ...]
-    verified_with: str
+    verified_with: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -83,5 +83,5 @@ def _entry(family: Family) -> FamilyEntry:
         positions=_POSITIONS[family.rope],
         operations=refusals,
         caveats=tuple(caveats(family)),
-        verified_with=VERIFIED_WITH,
+        verified_with=VERIFIED[family.model_type],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ _HEAD = """# Families
 
 Written by `surgery families --markdown`; the source is `surgery/anatomy/families.toml`. Each family is a row of data
 there. Its tiny random model goes through the test matrix: conversion, strict loading, identity at the start, equality
-of presentations with random scales, an independent oracle, training, saving, and loading without this package.
+of presentations with random scales, an independent oracle, training, saving, and loading without this package. The
+column `transformers` names the versions with which all of it passed when `make families` last ran.
 """
 
 
@@ -20,16 +22,18 @@ def families_page(entries: Sequence[Mapping[str, Any]], refused: Mapping[str, st
         entries: families as ``FamilyEntry.to_dict`` gives them.
         refused: model type -> reason.
     """
-    versions = sorted({str(entry["verified_with"]) for entry in entries})
-    lines = [_HEAD, f"{len(entries)} families, verified with transformers {', '.join(versions)}.", ""]
+    counts = Counter(version for entry in entries for version in entry["verified_with"])
+    verified = ", ".join(f"{version} ({count})" for version, count in sorted(counts.items()))
+    lines = [_HEAD, f"{len(entries)} families, verified with transformers {verified}.", ""]
     operations = list(entries[0]["operations"])
     lines += [
-        f"| family | transformers' class | attention | positions | {' | '.join(operations)} |",
-        "|---" * (4 + len(operations)) + "|",
+        f"| family | transformers' class | attention | positions | {' | '.join(operations)} | transformers |",
+        "|---" * (5 + len(operations)) + "|",
     ]
     for entry in entries:
         applies = ["no" if entry["operations"][name] else "yes" for name in operations]
-        cells = (entry["model_type"], f"`{entry['architecture']}`", entry["attention"], entry["positions"], *applies)
+        own = (entry["model_type"], f"`{entry['architecture']}`", entry["attention"], entry["positions"])
+        cells = (*own, *applies, ", ".join(entry["verified_with"]))
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "## What to know", ""]
     for entry in entries:

@@ -13,6 +13,7 @@ from surgery.anatomy.locks import LOCKS, lock, unlock
 from surgery.checkpoint import open_checkpoint, write_json
 from surgery.errors import CheckpointError, PlanRefusedError
 from tests.anatomy.builders import LAYERS, SIZES_OF, bare_config, bare_source
+from tests.recording import lacking
 
 MIXED = ["full_attention", "sliding_attention", "full_attention", "full_attention"]
 _QWEN_CASES: list[dict[str, Any]] = [
@@ -99,7 +100,7 @@ def test_layer_kinds_and_windows_are_those_of_transformers(
 
 def test_the_cases_hold_both_kinds_where_a_family_can_slide() -> None:
     for family, row in FAMILIES.items():
-        if row.hybrid:
+        if row.hybrid or lacking(family):
             continue
         kinds = {kind for changes in CASES[family] for kind in derived_kinds(transformers_config(family, **changes))}
         assert kinds == ({"full"} if row.sliding == "none" else {"full", "sliding"}), family
@@ -274,4 +275,4 @@ def test_every_family_has_the_number_that_the_second_lock_is_on() -> None:
         config = getattr(transformers, family.config_class)().get_text_config()
         return hasattr(config, family.spelling("initializer_range"))
 
-    assert [name for name, family in FAMILIES.items() if not has_it(family)] == []
+    assert [name for name, family in FAMILIES.items() if not lacking(name) and not has_it(family)] == []

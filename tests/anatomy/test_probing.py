@@ -136,6 +136,10 @@ def test_what_an_unverified_family_does_not_get(laguna: Path) -> None:
 )
 def test_what_is_refused_even_so(tmp_path: Path, model_type: str, message: str) -> None:
     """By the probe itself; most of these stand in the table of refused ones as well."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if model_type not in (*CONFIG_MAPPING_NAMES, "martian"):
+        pytest.skip(f"the installed transformers has no {model_type}")
     if model_type == "martian":
         (tmp_path / "config.json").write_text('{"model_type": "martian"}')
     else:

@@ -17,6 +17,7 @@ from surgery.checkpoint import load_json
 from surgery.verification.fresh import FreshRequest, ask
 from tests.families import REPRESENTATIVES
 from tests.interop.conftest import Operated, load, logits, scales, tokens
+from tests.recording import lacking
 
 SAVED = "saved again"
 
@@ -42,13 +43,15 @@ def problems(model: Any, answer: dict[str, Any], found: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "families", [REPRESENTATIVES, pytest.param(sorted(FAMILIES), marks=pytest.mark.slow)], ids=["a few", "all"]
+    "families",
+    [REPRESENTATIVES, pytest.param(sorted(FAMILIES), marks=[pytest.mark.slow, pytest.mark.families])],
+    ids=["a few", "all"],
 )
 def test_a_program_without_surgery_loads_every_family_and_stock_classes_refuse(
     operated: Operated, tmp_path: Path, families: Sequence[str]
 ) -> None:
     """Also what a registered model saved. One process answers for all, since starting it takes the time."""
-    models = {family: load(operated(family)) for family in families}
+    models = {family: load(operated(family)) for family in families if not lacking(family)}
     folders = {family: operated(family) for family in models}
     models[SAVED], folders[SAVED] = load(operated()), tmp_path / "model"
     with torch.no_grad():

@@ -1,0 +1,94 @@
+"""What passed, by family and version of transformers: where ``surgery families`` has its claims from.
+
+``SURGERY_RECORD_FAMILIES=FILE pytest ...`` writes to FILE, under the installed version, how many tests that name a
+family passed, for each family that passed the ``NEEDED`` ones and failed none. `make families` does so with both
+versions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surgery.anatomy import FAMILIES
+
+VARIABLE = "SURGERY_RECORD_FAMILIES"
+# Identity, equalities, a training step, saving; the dense oracle; loading without this package, and stock classes.
+NEEDED = {
+    "test_every_family_in_short",
+    "test_operated_model_computes_ssmax",
+    "test_a_program_without_surgery_loads_every_family_and_stock_classes_refuse",
+}
+
+
+def lacking(model_type: str) -> str | None:
+    """Why a family cannot be tested with the installed transformers; None where it can."""
+    since = FAMILIES[model_type].since if model_type in FAMILIES else None
+    installed = version("transformers")
+    if since is None or _numbers(since) <= _numbers(installed):
+        return None
+    return f"{model_type} needs transformers {since}, and {installed} is installed"
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(".") if number.isdigit()]
+
+
+def families_of(item: pytest.Item) -> list[str]:
+    """The families that a test is about, by its parameters."""
+    parameters = getattr(item, "callspec", None)
+    given: Iterable[Any] = parameters.params.values() if parameters is not None else ()
+    names = [name for value in given for name in (value if isinstance(value, list | tuple) else [value])]
+    return sorted({name for name in names if isinstance(name, str) and name in FAMILIES})
+
+
+class Recorder:
+    """Counts; the process that hands out the work writes them down."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.passed: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self.tests: defaultdict[str, set[str]] = defaultdict(set)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Each phase of each test."""
+        families = [str(value) for name, value in report.user_properties if name == "family"]
+        if report.failed:
+            self.failed.update(families)
+        elif report.passed and report.when == "call":
+            self.passed.update(families)
+            for name in families:
+                self.tests[name].add(report.nodeid.rpartition("::")[2].partition("[")[0])
+
+    def pytest_sessionfinish(self) -> None:
+        """Replace what the file says of the installed version."""
+        record = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        whole = {name for name, tests in self.tests.items() if tests >= NEEDED and not self.failed[name]}
+        passed = {name: self.passed[name] for name in sorted(whole)}
+        record[version("transformers")] = {"torch": version("torch").partition("+")[0], "passed": passed}
+        self.path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def configure(config: pytest.Config) -> None:
+    """Record, where it is asked for."""
+    path = os.environ.get(VARIABLE)
+    if path and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Recorder(Path(path)), "families")
+
+
+def collected(items: Iterable[pytest.Item]) -> None:
+    """Name each test's families in its report, and skip what the installed transformers lacks."""
+    for item in items:
+        families = families_of(item)
+        item.user_properties += [("family", name) for name in families if not lacking(name)]
+        reason = lacking(families[0]) if len(families) == 1 else None
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))
