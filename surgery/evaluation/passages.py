@@ -46,7 +46,8 @@ def cut_passages(
     """Tokenize each document and cut it into sequences of ``length`` tokens; documents are never joined.
 
     A document's tail is a sequence too unless it is shorter than :func:`shortest_for`. With a ``limit``, the first
-    sequence of every document is taken before the second of any, in the order of the documents' names.
+    sequence of every document is taken before the second of any, and of these the ones of full length before others,
+    in the order of the documents' names. Documents are read until so many give one of full length.
 
     Raises:
         UsageError: no document is long enough.
@@ -62,10 +63,10 @@ def cut_passages(
         counts.append(len(ids))
         cuts = (prefix + tuple(ids[start : start + room]) for start in range(0, len(ids), room))
         pieces.append([cut for cut in cuts if len(cut) >= shortest])
-        if limit is not None and sum(1 for piece in pieces if piece) >= limit:
+        if limit is not None and sum(1 for own in pieces if own and len(own[0]) == length) >= limit:
             break
 
-    taken = _round_robin(pieces, limit)
+    taken = _round_robin(pieces, limit, length)
     if not taken:
         raise _too_short(documents, counts, shortest)
     passages = [Passage(documents[index].name, pieces[index][number]) for index, number in taken]
@@ -182,8 +183,8 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _round_robin(pieces: list[list[tuple[int, ...]]], limit: int | None) -> list[tuple[int, int]]:
-    """(document, sequence) pairs in reading order; under a limit, breadth over documents comes first."""
-    order = [(number, index) for index, own in enumerate(pieces) for number in range(len(own))]
+def _round_robin(pieces: list[list[tuple[int, ...]]], limit: int | None, length: int) -> list[tuple[int, int]]:
+    """(document, sequence) pairs in reading order; under a limit, breadth over documents comes first, then length."""
+    order = [(number, len(cut) < length, index) for index, own in enumerate(pieces) for number, cut in enumerate(own)]
     chosen = sorted(order)[:limit]
-    return sorted((index, number) for number, index in chosen)
+    return sorted((index, number) for number, _, index in chosen)

@@ -59,6 +59,16 @@ def test_a_limit_takes_breadth_first(tokenizer: object) -> None:
     assert [passage.document for passage in passages] == ["a", "b"] and use.unread == 2
 
 
+def test_a_limit_prefers_full_length(tokenizer: object) -> None:
+    documents = [_document("a", 12), _document("b", 20), _document("c", 9), _document("d", 16), _document("e", 16)]
+    passages, use = cut_passages(documents, tokenizer, length=16, limit=1)
+    assert [(passage.document, len(passage.tokens)) for passage in passages] == [("b", 16)] and use.unread == 3
+    passages, use = cut_passages(documents, tokenizer, length=16, limit=2)
+    assert [passage.document for passage in passages] == ["b", "d"] and use.unread == 1
+    passages, _ = cut_passages(documents[:3], tokenizer, length=16, limit=2)  # others where there are no more
+    assert [(passage.document, len(passage.tokens)) for passage in passages] == [("a", 12), ("b", 16)]
+
+
 def test_special_tokens_open_every_sequence(tokenizer: object, with_bos: object) -> None:
     assert special_prefix(tokenizer) == () and special_prefix(with_bos) == (1,)
     passages, use = cut_passages([_document("a", 40)], with_bos, length=16)
