@@ -1,10 +1,11 @@
 """Attention fading: the greatest weight by n, softmax against SSMax, on a made-up input and on a real model.
 
-python -m bench.fading MODEL --text TEXTS [--length 4096] [--out docs/bench/fading.json]
+python -m bench.fading MODEL --text TEXTS [--trained CHECKPOINT] [--length 4096] [--out docs/bench/fading.json]
     [--picture docs/images/fading.png]
 
 Left, Figure 1 of arXiv 2501.19399 in kind: scores of -2 everywhere and +3 once. Right, the model: the greatest weight
-of each query, mean over all layers and heads, as it is and with the paper's form at its start, untrained.
+of each query, mean over all layers and heads, as it is, with the paper's form at its start, untrained, and as a
+checkpoint that was trained from there.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from bench.harness import arguments, report
 from surgery.reporting.theme import LIGHT, drawn_in, grid, new_figure, to_png
 
 SCALE = 0.43
+LINES = ((LIGHT.base, "s", "--"), (LIGHT.model, "o", "-"), (LIGHT.series[2], "^", ":"))
 
 
 def greatest(n: int, multiplier: float) -> float:
@@ -36,15 +38,18 @@ def synthetic() -> list[dict[str, Any]]:
     return rows
 
 
-def measured(model: Path, texts: list[str], length: int) -> list[dict[str, Any]]:
+def measured(model: Path, trained: Path | None, texts: list[str], length: int) -> list[dict[str, Any]]:
     part = {"kind": "attention", "length": length, "documents": 1}
     with tempfile.TemporaryDirectory() as folder:
         converted = surgery.convert(model, "ssmax", form="paper", output=Path(folder) / "paper", mode="link").output
+        models = {"softmax": model, "SSMax, paper's start": converted}
+        if trained is not None:
+            models["SSMax, trained"] = trained
         result = surgery.evaluate(
-            [model, converted], text=texts, suite={"name": "fading", "parts": [part]}, on_event=_say
+            list(models.values()), text=texts, suite={"name": "fading", "parts": [part]}, on_event=_say
         )
     rows = []
-    for own, name in zip(result.section("attention").results, ("softmax", "SSMax, paper's start"), strict=True):
+    for own, name in zip(result.section("attention").results, models, strict=True):
         for point in own.by_n:
             rows.append(
                 {
@@ -70,7 +75,7 @@ def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
         ):
             grid(axes, LIGHT)
             names = list(dict.fromkeys(row["attention"] for row in rows if row["input"] == kind))
-            for name, colour, marker, dashes in zip(names, (LIGHT.base, LIGHT.model), "so", ("--", "-"), strict=True):
+            for name, (colour, marker, dashes) in zip(names, LINES, strict=False):
                 own = [row for row in rows if row["input"] == kind and row["attention"] == name]
                 axes.plot(
                     [row["n"] for row in own],
@@ -79,7 +84,7 @@ def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
                     marker=marker,
                     linestyle=dashes,
                     markersize=4,
-                    markerfacecolor="none" if dashes == "--" else colour,
+                    markerfacecolor=colour if dashes == "-" else "none",
                     label=name,
                 )
             axes.set_xscale("log", base=2)
@@ -104,10 +109,11 @@ def _say(event: dict[str, Any]) -> None:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--text", nargs="+", required=True)
+    parser.add_argument("--trained", type=Path, help="an SSMax checkpoint of the model")
     parser.add_argument("--length", type=int, default=4096)
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
-    rows = [*synthetic(), *measured(options.model, options.text, options.length)]
+    rows = [*synthetic(), *measured(options.model, options.trained, options.text, options.length)]
     report("fading", [{"entropy": None, **row} for row in rows], options.out)
     if options.picture is not None:
         draw(rows, options.picture, f"{options.model.name}, mean over heads")
