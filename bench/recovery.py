@@ -18,6 +18,7 @@ SHARE_OF_MATCHING = 0.15
 NEXT_TOKEN, DISTILL, MATCH = ({"objective": {"name": name}} for name in ("next_token", "distill", "match"))
 SCALE, LORA = {"train": {"what": "scale"}}, {"train": {"what": "scale+lora", "rank": 16}}
 SHORT = {"data": {"sequence_length": 128}, "batch": {"sequences": 8}}
+FULL = {"train": {"what": "full"}}
 # What each stage does, and its share of the tokens.
 WAYS: dict[str, list[tuple[dict[str, Any], float]]] = {
     "scale": [({**SCALE, **NEXT_TOKEN}, 1.0)],
@@ -29,6 +30,10 @@ WAYS: dict[str, list[tuple[dict[str, Any], float]]] = {
     "scale+lora, matched first, distilled": [
         ({**SCALE, **MATCH}, SHARE_OF_MATCHING),
         ({**LORA, **DISTILL}, 1 - SHARE_OF_MATCHING),
+    ],
+    "full, matched first, distilled": [
+        ({**SCALE, **MATCH}, SHARE_OF_MATCHING),
+        ({**FULL, **DISTILL}, 1 - SHARE_OF_MATCHING),
     ],
     # Short rows show many more of the first positions, which s ln n flattens most; measured: it recovers less.
     "scale+lora, matched first, distilled short then long": [
@@ -50,6 +55,7 @@ def recipe(way: str, model: Path, output: Path, options: Any) -> dict[str, Any]:
         {**what, "name": f"{index}-{what['objective']['name']}", "budget": {"tokens": round(share * options.tokens)}}
         for index, (what, share) in enumerate(WAYS[way])
     ]
+    trained = WAYS[way][-1][0]["train"]
     optimizer = {"scale_lr": options.scale_lr, "warmup": 0.05, "betas": [0.9, 0.95]}
     held_out = [str(path) for path in options.held_out_files or []] or options.held_out
     return {
@@ -60,8 +66,8 @@ def recipe(way: str, model: Path, output: Path, options: Any) -> dict[str, Any]:
             "held_out": held_out,
             "sequence_length": options.length,
         },
-        "train": LORA["train"] if "lora" in way else SCALE["train"],
-        "optimizer": {**optimizer, **({"lr": options.lr} if "lora" in way else {})},
+        "train": trained,
+        "optimizer": {**optimizer, **({} if trained == {"what": "scale"} else {"lr": options.lr})},
         "stages": stages,
         "evaluation": {"sequences": options.sequences},
         "checkpoints": {"every": 100_000},

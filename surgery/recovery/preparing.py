@@ -228,6 +228,28 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
+def recompute(model: Any, wanted: bool) -> None:
+    """Have a model's layers recompute their activations in the backward pass (gradient checkpointing), or keep them.
+
+    Raises:
+        UsageError: the model has no code for it.
+    """
+    verb = "enable" if wanted else "disable"
+    switch = getattr(model, f"activation_checkpointing_{verb}", None)  # its name of late
+    if switch is None:
+        switch = getattr(model, f"gradient_checkpointing_{verb}")
+    if not wanted:
+        switch()
+        return
+    try:
+        # Re-entrant checkpointing gives no gradient where the inputs have none, as with frozen embeddings.
+        switch({"use_reentrant": False})
+    except ValueError as error:
+        raise UsageError(
+            f"gradient_checkpointing: {error}", hint="Set it to false, or shorten the sequences."
+        ) from error
+
+
 def choose_trained(model: nn.Module, stage: Recipe, layout: Layout, variant: Variant = "operated") -> list[str]:
     """Freeze what a stage does not train; returns the names of what it trains, which may be none.
 

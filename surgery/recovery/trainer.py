@@ -32,7 +32,7 @@ from surgery.recovery.errors import DivergedError
 from surgery.recovery.guard import DivergenceGuard
 from surgery.recovery.measuring import Losses, document_losses, mean_loss, rejected_share
 from surgery.recovery.objectives import Teacher, inside, objective_sum
-from surgery.recovery.preparing import Layout, operation_parameters, optimizer_groups, put
+from surgery.recovery.preparing import Layout, operation_parameters, optimizer_groups, put, recompute
 from surgery.recovery.processes import any_process
 from surgery.recovery.recipe import Recipe
 from surgery.recovery.sharding import average_gradients, is_sharded, load_state, whole, whole_state
@@ -86,9 +86,6 @@ def training_arguments(recipe: Recipe, folder: Path, steps: int, device: str, st
         lr_scheduler_type="constant_with_warmup" if optimizer.schedule == "constant" else optimizer.schedule,
         warmup_steps=optimizer.warmup,
         max_grad_norm=optimizer.clip,
-        activation_checkpointing=recipe.gradient_checkpointing,
-        # Re-entrant checkpointing gives no gradient where the inputs have none, as with frozen embeddings.
-        activation_checkpointing_kwargs={"use_reentrant": False} if recipe.gradient_checkpointing else None,
         bf16=recipe.precision == "bfloat16-mixed",
         seed=recipe.seed + stage,
         logging_steps=1,
@@ -203,6 +200,8 @@ class RecoveryTrainer(Trainer):
             data_collator=partial(collate, pad=pad),
             callbacks=list(callbacks),
         )
+        # Trainer would do it when training begins, which is after the trial step that needs the memory.
+        recompute(self.module, recipe.gradient_checkpointing)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         # Our losses are sums over the tokens of the whole step, divided once; Trainer then must count those tokens.

@@ -18,7 +18,7 @@ from surgery.recovery.dataset import TrainingData, read_data
 from surgery.recovery.logits import token_logits
 from surgery.recovery.objectives import attention_modules, next_token_sum, objective_sum, original
 from surgery.recovery.planning import effective_precision
-from surgery.recovery.preparing import Layout, operation_parameters, optimizer_groups, prepare_model
+from surgery.recovery.preparing import Layout, operation_parameters, optimizer_groups, prepare_model, recompute
 from surgery.recovery.state import TrainingFolder
 from surgery.recovery.trainer import RecoveryTrainer, StepCallback, training_arguments
 from tests.recovery.conftest import Converted, MakeRecipe
@@ -189,6 +189,20 @@ def test_gradient_checkpointing_changes_nothing_but_memory(make_recipe: MakeReci
         operation_parameters(plain.module).values(), operation_parameters(saving.module).values(), strict=True
     ):
         assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_the_trial_step_saves_the_same_memory(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Before training begins; and a later stage without it keeps its activations."""
+    saving = _trainer(make_recipe(gradient_checkpointing=True), tmp_path / "saving")
+    layer: Any = saving.module.get_submodule("model.layers.1")
+    calls: list[bool] = []
+    layer.mlp.register_forward_pre_hook(lambda module, arguments: calls.append(torch.is_grad_enabled()))
+    saving.trial(48)
+    assert len(calls) == 2  # forward, and again in the backward pass
+    recompute(saving.module, False)
+    calls.clear()
+    saving.trial(48)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("what", ["scale", "scale+lora", "full"])
