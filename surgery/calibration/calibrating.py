@@ -21,6 +21,7 @@ from surgery.operations.screening import PARAMETERS, SOFTNESS, ScreeningOptions
 
 if TYPE_CHECKING:
     from surgery.calibration.choosing import Choice, Evidence
+    from surgery.calibration.fitting import Fit
     from surgery.calibration.grid import Grid, Tally
 
 OnProgress = Callable[[int, int, str], None]
@@ -101,6 +102,7 @@ def calibrate(
     """
     settings = settings or CalibrationSettings()
     run = run or RunOptions()
+    _check_settings(settings, options or {})
     source = resolve(model, revision)
     anatomy = read_anatomy(open_checkpoint(source), family=family)
     screening = resolved_options(options or {}, anatomy)
@@ -111,11 +113,25 @@ def calibrate(
 
     from surgery.calibration.running import open_model
 
-    loaded = open_model(source.folder, anatomy, [*before, screening.resolved()], run)
+    # A unit is observed at the end of its bridge where it is the source.
+    exponent = screening.renormalisation
+    opened = screening if exponent is None else screening.model_copy(update={"renormalisation": 1.0})
+    loaded = open_model(source.folder, anatomy, [*before, opened.resolved()], run)
     work = Work(loaded, screening, anatomy, settings, on_progress)
-    evidence, grid = work.observe(passages.observed)
-    choice, guard, trials = work.choose(evidence, grid, passages.held_out)
+    trials: list[Trial] = []
     warnings = []
+    if exponent is not None and exponent < 1:
+        layers, guard = work.fit_units(passages.observed, passages.held_out)
+        warnings.append(
+            f"a unit is no identity: the held-out loss rises by up to {max(text.change for text in guard):+.4f} before "
+            "it is distilled"
+        )
+    else:
+        evidence, grid = work.observe(passages.observed)
+        choice, guard, trials = work.choose(evidence, grid, passages.held_out)
+        layers = work.layers(choice, evidence, grid)
+        if exponent is not None:
+            layers = work.with_gains(layers, passages.observed)
     if len(documents) < 3:
         warnings.append(
             f"{len(documents)} text(s) only: thresholds that hold on one kind of text break on another; give several"
@@ -131,11 +147,28 @@ def calibrate(
         commit=source.commit,
         settings=recorded(settings, lengths, screening, before),
         texts=passages.texts,
-        layers=work.layers(choice, evidence, grid),
+        layers=layers,
         guard=tuple(guard),
         trials=tuple(trials),
         warnings=tuple(warnings),
     )
+
+
+def _check_settings(settings: CalibrationSettings, options: Mapping[str, Any]) -> None:
+    """Refuse what a fit of units does not look at.
+
+    Raises:
+        UsageError: a guard's setting is given for a unit, which no guard could hold.
+    """
+    if options.get("form") != "unit" or options.get("renormalisation") == 1:
+        return
+    given = sorted({"max_loss_increase", "budget", "softness"} & settings.model_fields_set)
+    if given:
+        raise UsageError(
+            f"{given[0]} does nothing for the form unit: its heads are fitted to attention's outputs, and training "
+            "brings the loss back",
+            hint="Leave it out; or start at the other end of the bridge, with renormalisation 1.",
+        )
 
 
 def known_lengths(settings: CalibrationSettings, anatomy: Anatomy) -> tuple[int, ...]:
@@ -167,6 +200,7 @@ def recorded(
         "sinks": screening.sinks,
         "full_window": screening.full_window,
         "before": [str(other["name"]) for other in before],
+        **({} if screening.form == "gated" else {"form": "unit", "renormalisation": screening.renormalisation}),
     }
 
 
@@ -271,7 +305,7 @@ class Work:
 
         values = head_values(choice, grid, self.settings.softness)
         opened = choice.is_open(grid)
-        heads = list(self.screening.heads if self.screening.heads is not None else range(self.anatomy.heads))
+        heads = self._heads()
         assert isinstance(self.screening.layers, tuple)
         found = []
         for number, layer in enumerate(self.screening.layers):
@@ -284,6 +318,68 @@ class Work:
             )
             is_open = tuple(bool(opened[number, head]) for head in heads)
             found.append(LayerChoice(layer, threshold, softness, log2_window, tuple(shares), is_open))
+        return tuple(found)
+
+    def fit_units(
+        self, observed: Sequence[Passage], held_out: Sequence[Passage]
+    ) -> tuple[tuple[LayerChoice, ...], list[GuardText]]:
+        """Start values of units, and what the held-out passages lose by them."""
+        from surgery.calibration.fitting import around, choose_edges, fit_gains
+        from surgery.calibration.guarding import Guard, set_values
+        from surgery.calibration.observing import screening_modules
+
+        assert self.screening.full_window is not None and self.screening.renormalisation is not None
+        tokens = sum(len(passage.tokens) for passage in observed)
+        guard = Guard(self.model, held_out, self.say)
+        self.total = 2 * tokens + 2 * guard.tokens
+        shared = (self.screening.full_window, self.settings.rows, self.settings.seed, self.say)
+        edges = choose_edges(self.model, observed, *shared)
+        fit = fit_gains(self.model, observed, around(edges, self.screening.full_window), *shared)
+        exponents = [[self.screening.renormalisation] * self.anatomy.heads for _ in screening_modules(self.model)]
+        set_values(self.model, {**fit.values, "renormalisation": exponents}, self.screening.heads)
+        return self._fitted(fit), guard.measure()
+
+    def with_gains(self, layers: Sequence[LayerChoice], observed: Sequence[Passage]) -> tuple[LayerChoice, ...]:
+        """What was chosen for ``gated``, with the gains that the other end of the bridge needs."""
+        from dataclasses import replace
+
+        from surgery.calibration.fitting import as_they_are, fit_gains
+        from surgery.calibration.guarding import set_values
+        from surgery.operations.screening import open_start
+
+        assert self.screening.full_window is not None
+        opened = open_start(self.screening.full_window)
+        heads = range(self.anatomy.heads)
+        chosen = self._heads()
+        values = {
+            name: [
+                [dict(zip(chosen, getattr(layer, name), strict=True)).get(head, opened[name]) for head in heads]
+                for layer in layers
+            ]
+            for name in PARAMETERS
+        }
+        # The observer shows weights as they are before anything is rejected, whatever the values.
+        set_values(self.model, {name: [[opened[name]] * len(heads)] * len(layers) for name in PARAMETERS}, chosen)
+        shared = (self.screening.full_window, self.settings.rows, self.settings.seed, self.say)
+        self.total = self.done + sum(len(passage.tokens) for passage in observed)
+        fitted = self._fitted(fit_gains(self.model, observed, as_they_are(values), *shared))
+        return tuple(
+            replace(layer, log2_gain=own.log2_gain, log2_bound=own.log2_bound)
+            for layer, own in zip(layers, fitted, strict=True)
+        )
+
+    def _heads(self) -> list[int]:
+        return list(self.screening.heads if self.screening.heads is not None else range(self.anatomy.heads))
+
+    def _fitted(self, fit: Fit) -> tuple[LayerChoice, ...]:
+        heads = self._heads()
+        assert isinstance(self.screening.layers, tuple)
+        found = []
+        for number, layer in enumerate(self.screening.layers):
+            assert isinstance(layer, int)
+            values = {name: tuple(rows[number][head] for head in heads) for name, rows in fit.values.items()}
+            rejected, missed = (tuple(rows[number][head] for head in heads) for rows in (fit.rejected, fit.missed))
+            found.append(LayerChoice(layer, **values, rejected=rejected, open=(False,) * len(heads), missed=missed))
         return tuple(found)
 
     def say(self, tokens: int, what: str) -> None:

@@ -9,14 +9,17 @@ from typing import Any
 
 from surgery.checkpoint import load_json, sha256_json
 from surgery.errors import CheckpointError
-from surgery.operations.screening import PARAMETERS
+from surgery.operations.screening import PARAMETERS, UNIT_PARAMETERS
 
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """One layer: start values and, for each chosen head, the share of keys that the calibration texts lost."""
+    """One layer: start values and, for each chosen head, the share of keys that the calibration texts lost.
+
+    Of the form ``unit`` there are a gain and a bound too, and the share of the output's square that a head misses.
+    """
 
     layer: int
     threshold: tuple[float, ...]
@@ -24,6 +27,13 @@ class LayerChoice:
     log2_window: tuple[float, ...]
     rejected: tuple[float, ...]
     open: tuple[bool, ...]
+    log2_gain: tuple[float, ...] | None = None
+    log2_bound: tuple[float, ...] | None = None
+    missed: tuple[float, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, without what the form does not have."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,11 @@ class Calibration:
     warnings: tuple[str, ...] = ()
 
     @property
+    def form(self) -> str:
+        """The form of screening that it is for."""
+        return str(self.settings.get("form", "gated"))
+
+    @property
     def rejected(self) -> float:
         """Share of keys rejected in the held-out passages, their mean."""
         return sum(text.rejected for text in self.guard) / len(self.guard)
@@ -95,7 +110,7 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as written into ``surgery/calibration.json``."""
-        return {"schema": SCHEMA, **asdict(self)}
+        return {"schema": SCHEMA, **asdict(self), "layers": tuple(layer.to_dict() for layer in self.layers)}
 
     @property
     def hash(self) -> str:
@@ -105,14 +120,18 @@ class Calibration:
     def options(self) -> dict[str, Any]:
         """Options of the operation ``screening`` with these values."""
         settings = self.settings
+        parameters = UNIT_PARAMETERS if self.form == "unit" else PARAMETERS
+        exponent = {"renormalisation": settings["renormalisation"]} if self.form == "unit" else {}
         return {
             "name": "screening",
+            "form": self.form,
+            **exponent,
             "layers": tuple(entry.layer for entry in self.layers),
             "heads": settings["heads"],
             "sinks": settings["sinks"],
             "full_window": settings["full_window"],
             "values": {
-                entry.layer: {name: tuple(getattr(entry, name)) for name in PARAMETERS} for entry in self.layers
+                entry.layer: {name: tuple(getattr(entry, name)) for name in parameters} for entry in self.layers
             },
             "calibration": self.hash,
         }
@@ -134,7 +153,11 @@ def read_calibration(path: Path) -> Calibration:
             settings=content["settings"],
             texts=tuple(content["texts"]),
             layers=tuple(
-                LayerChoice(entry["layer"], *(tuple(entry[name]) for name in (*PARAMETERS, "rejected", "open")))
+                LayerChoice(
+                    entry["layer"],
+                    *(tuple(entry[name]) for name in (*PARAMETERS, "rejected", "open")),
+                    *(tuple(entry[name]) if name in entry else None for name in ("log2_gain", "log2_bound", "missed")),
+                )
                 for entry in content["layers"]
             ),
             guard=tuple(GuardText(**entry) for entry in content["guard"]),

@@ -98,7 +98,13 @@ def _calibrate(
     console.silence_transformers()
     settings, run = settings_from(given, asked.run)
     resolved = {str(options["name"]): options for options in prepared.plan.operations}
-    own = {name: resolved["screening"][name] for name in ("layers", "heads", "sinks", "full_window")}
+    own = {
+        name: resolved["screening"][name]
+        for name in ("form", "renormalisation", "layers", "heads", "sinks", "full_window")
+        if name in resolved["screening"]
+    }
+    if own.get("renormalisation") == 0:
+        del own["sinks"]  # a unit keeps none
     with console.progress() as bar:
         task = bar.add_task("calibrating", total=None, rate="")
 

@@ -37,12 +37,13 @@ def convert(
     ] = None,
     revision: console.RevisionOption = None,
     form: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="anchored: 1 + s (ln n - ln N), starts as the old model; paper: s ln n; "
-            "bias: s ln n + b; logn: max(1, ln n / ln N), nothing to learn.",
-            show_default="anchored",
-            rich_help_panel=_SSMAX,
+            help="Of ssmax: anchored: 1 + s (ln n - ln N), starts as the old model; paper: s ln n; "
+            "bias: s ln n + b; logn: max(1, ln n / ln N), nothing to learn. Of screening: gated; unit: no softmax. "
+            "For one of several operations: screening=unit (repeatable).",
+            show_default="anchored; gated",
+            rich_help_panel=_OPTIONS,
         ),
     ] = None,
     reference_length: Annotated[
@@ -165,6 +166,18 @@ def convert(
             help="First tokens of a document that are always kept.", show_default="4", rich_help_panel=_SCREENING
         ),
     ] = None,
+    keep_softmax: Annotated[
+        str | None,
+        typer.Option(help="In place of --layers: every full-attention layer but these.", rich_help_panel=_SCREENING),
+    ] = None,
+    renormalisation: Annotated[
+        float | None,
+        typer.Option(
+            help="Of the form unit, where it starts between gated (1) and the unit (0).",
+            show_default="0, with --open 1",
+            rich_help_panel=_SCREENING,
+        ),
+    ] = None,
     device: console.DeviceOption = "auto",
     dtype: console.DtypeOption = "auto",
     attn_implementation: console.AttentionOption = None,
@@ -223,6 +236,8 @@ def convert(
         "heads": heads,
         "open": opened or None,
         "sinks": sinks,
+        "keep_softmax": keep_softmax,
+        "renormalisation": renormalisation,
     }
     asked = Asked(
         text=calibrate,

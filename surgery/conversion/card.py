@@ -49,7 +49,7 @@ def write_card(
             "layers": summarize_numbers(options["layers"]),
             "heads": "all" if options.get("heads") is None else summarize_numbers(options["heads"]),
             "identity": identity or "no",
-            "explanation": OPERATIONS[options["name"]].explanation,
+            "explanation": explain(options),
         }
         for options, identity in zip(plan["operations"], plan["identity"], strict=True)
     ]
@@ -72,6 +72,12 @@ def write_card(
 def has_code(plan: Mapping[str, Any]) -> bool:
     """Whether modelling code travels in the checkpoint, rather than that the family's own class performs it all."""
     return not all(OPERATIONS[str(options["name"])].in_config_alone for options in plan["operations"])
+
+
+def explain(options: Mapping[str, Any]) -> str:
+    """What a reader should know of the resolved options of one operation, in Markdown."""
+    operation = OPERATIONS[str(options["name"])]
+    return operation.explain(operation.options.model_validate(dict(options)))
 
 
 def describe(options: Mapping[str, Any]) -> str:

@@ -152,6 +152,9 @@ def make_plan(
             others = ", ".join(other.name for other in resolved)
             raise PlanRefusedError(f"{options.name} and {others} both change {both[0]} of config.json")
         changes |= own_changes
+        for other in resolved:
+            if reason := operation.clash(options, other) or OPERATIONS[other.name].clash(other, options):
+                raise PlanRefusedError(f"{options.name} and {other.name}: {reason}", hint="Give them different layers.")
         resolved.append(options)
         tensors += operation.tensors(options, anatomy)
         identity.append(operation.identity(options))
@@ -224,7 +227,7 @@ def _calibrated(
         for name, value in options.items():
             if name == "layers" and value in ("full", "sliding", "all"):
                 continue  # resolved in the calibration
-            wanted = parse_operation({"name": own["name"], "open": True, name: value})
+            wanted = parse_operation({"name": own["name"], "form": own["form"], "open": True, name: value})
             if name not in own or getattr(wanted, name) != parse_operation(own).model_dump()[name]:
                 raise UsageError(f"{name} {value!r} is not what was calibrated", hint="Calibrate again with it.")
         found.append(own)

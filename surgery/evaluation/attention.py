@@ -216,9 +216,14 @@ class Watch:
         allowed = seen.allowed[0, 0].expand(seen.weights.shape[2], -1)
         kept = seen.acceptance[0] * allowed
         weights = seen.weights[0].float()
-        survivors = weights * kept
-        # What is missing to one went to a sink that the family has learned; it stays.
-        left = survivors.sum(-1, keepdim=True) + (1 - weights.sum(-1, keepdim=True)).clamp(min=0)
+        if module.screening.kind() == "gated":
+            survivors = weights * kept
+            # What is missing to one went to a sink that the family has learned; it stays.
+            left = survivors.sum(-1, keepdim=True) + (1 - weights.sum(-1, keepdim=True)).clamp(min=0)
+        else:
+            # A unit's weights add up to anything: each key's share of them is what can be compared.
+            survivors = seen.kept[0].float() * allowed
+            left = survivors.sum(-1, keepdim=True)
         survivors = survivors / left.clamp(min=1e-30)
         before = layer.rows
         first_key = before + weights.shape[1] - int(allowed[-1].nonzero()[-1]) - 1

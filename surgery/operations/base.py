@@ -60,14 +60,14 @@ class OperationOptions(BaseModel):
     name: str
     layers: LayerChoice | tuple[Number, ...] = "full"
 
-    @field_validator("layers", "heads", mode="before", check_fields=False)
+    @field_validator("layers", "heads", "keep_softmax", mode="before", check_fields=False)
     @classmethod
     def _numbers(cls, value: Any) -> Any:
         if isinstance(value, str) and value not in ("full", "sliding", "all"):
             return parse_layers(value)
         return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
-    @field_validator("layers", "heads", check_fields=False)
+    @field_validator("layers", "heads", "keep_softmax", check_fields=False)
     @classmethod
     def _in_order(cls, value: Any) -> Any:
         return tuple(sorted(set(value))) if isinstance(value, tuple) else value
@@ -173,6 +173,14 @@ class Operation(ABC):
     @abstractmethod
     def describe(self, options: Any) -> str:
         """Resolved options in one line, for plans and cards; layers, heads and identity are shown beside it."""
+
+    def clash(self, options: Any, other: OperationOptions) -> str | None:
+        """Why resolved options cannot stand in one plan with those of another operation, or None."""
+        return None
+
+    def explain(self, options: Any) -> str:
+        """What a reader of the card should know of resolved options, in Markdown."""
+        return self.explanation
 
     def config_changes(self, options: Any, anatomy: Anatomy) -> Mapping[str, Any]:
         """New value of each key of the family's own config.json that resolved options change; None removes a key."""

@@ -28,7 +28,9 @@ class DivergenceGuard:
 
     @classmethod
     def of(cls, stage: Recipe) -> DivergenceGuard:
-        """For a stage; squared errors have no unit to be small in."""
+        """For a stage; squared errors have no unit to be small in, and on a bridge the loss is meant to rise."""
+        if stage.bridge is not None:
+            return cls(Guard(steps=0))
         return cls(stage.guard, 0.0 if stage.objective.name == "match" else _LEAST_RISE)
 
     @property

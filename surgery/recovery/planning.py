@@ -48,11 +48,12 @@ class StagePlan:
     parameters: Mapping[str, int]
     sparsity: str | None = None
     softness: str | None = None
+    bridge: str | None = None
 
     @property
     def screening(self) -> str | None:
         """What is asked of screening, in words; None for nothing."""
-        return ", ".join(said for said in (self.sparsity, self.softness) if said) or None
+        return ", ".join(said for said in (self.sparsity, self.softness, self.bridge) if said) or None
 
 
 # Repeating a text about four times costs little (arXiv 2305.16264); past that it is memorised.
@@ -186,7 +187,8 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: Trai
 def _notes(checkpoint: Checkpoint, passes: float, stages: Sequence[StagePlan]) -> tuple[str, ...]:
     """What makes a run useless though it is possible."""
     found = []
-    if stages[0].objective != "next_token" and stages[0].sparsity is None and _starts_as_source(checkpoint):
+    asked = stages[0].sparsity or stages[0].bridge
+    if stages[0].objective != "next_token" and not asked and _starts_as_source(checkpoint):
         found.append(
             f"the model still is exactly its source, so {stages[0].objective} has nothing to learn: the teacher says "
             "the same. Train with objective next_token, or convert with a form that changes the model (paper)"
@@ -227,6 +229,7 @@ def _plan_stage(recipe: Recipe, number: int, checkpoint: Checkpoint, layout: Lay
         parameters=_groups(stage, checkpoint, layout),
         sparsity=None if stage.sparsity is None else stage.sparsity.described(),
         softness=None if stage.softness is None else stage.softness.described(),
+        bridge=None if stage.bridge is None else stage.bridge.described(),
     )
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 OPERATION_NAMES = ("ssmax", "screening")
 _OPERATION = re.compile(rf"(?:^|\.)(?:{'|'.join(OPERATION_NAMES)})\.")
 _SOFTNESS = re.compile(r"\.screening\.(?:.+\.)?softness$")
+_EXPONENT = re.compile(r"\.screening\.(?:.+\.)?renormalisation$")
 _LORA = re.compile(r"\.lora_")
 _ORIGINAL = ".original_module."
 Variant = Literal["operated", "untouched", "temperature"]
@@ -253,7 +254,7 @@ def recompute(model: Any, wanted: bool) -> None:
 def choose_trained(model: nn.Module, stage: Recipe, layout: Layout, variant: Variant = "operated") -> list[str]:
     """Freeze what a stage does not train; returns the names of what it trains, which may be none.
 
-    A softness that goes by a schedule is among them, and has no gradient.
+    A softness that goes by a schedule is among them, and so is the exponent of units; they have no gradient.
     """
     names = [name for name, _ in model.named_parameters()]
     # PEFT keeps the module that it trains a copy of.
@@ -266,6 +267,7 @@ def choose_trained(model: nn.Module, stage: Recipe, layout: Layout, variant: Var
         own -= lora
     for name, parameter in model.named_parameters():
         scheduled = stage.softness is not None and _SOFTNESS.search(name) is not None
+        scheduled = scheduled or _EXPONENT.search(name) is not None
         parameter.requires_grad_(name in own and not scheduled)
     return [name for name in names if name in own]
 

@@ -235,6 +235,23 @@ class Softness(_Section):
         return f"softness from {self.start:g} to {self.end:g}"
 
 
+class Bridge(_Section):
+    """Screening of form ``unit``: its exponent p over the steps, from softmax (1) to the unit (0), for all heads.
+
+    softness goes towards 1 - t, window edges become cosines, and gain and bound come in, as p goes. It is linear in the
+    steps. The guard does not watch meanwhile: the loss rises as softmax goes.
+    """
+
+    start: Annotated[float, Field(ge=0, le=1)] = Field(default=1.0, description="At the first step; 1 is gated.")
+    end: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="At the last step, and after it; 0 is the unit."
+    )
+
+    def described(self) -> str:
+        """In words."""
+        return f"renormalisation from {self.start:g} to {self.end:g}"
+
+
 class Optimizer(_Section):
     """AdamW. The operation's parameters have their own learning rate and never decay."""
 
@@ -317,6 +334,7 @@ class Stage(_Section):
     )
     sparsity: Sparsity | None = Field(default=None, description="How many keys screening is to reject.")
     softness: Softness | None = Field(default=None, description="How screening's softness goes in this stage.")
+    bridge: Bridge | None = Field(default=None, description="How far screening units go from softmax in this stage.")
     optimizer: Optimizer | None = Field(default=None, description="Rates and schedule; the schedule spans the stage.")
     batch: Batch | None = Field(default=None, description="Sequences per step in this stage.")
 
@@ -338,6 +356,7 @@ class Recipe(_Section):
     objective: Annotated[NextToken | Distill | Match, Field(discriminator="name")] = NextToken()
     sparsity: Sparsity | None = None
     softness: Softness | None = None
+    bridge: Bridge | None = None
     optimizer: Optimizer = Optimizer()
     budget: Budget | None = Field(default=None, description="Needed unless every stage says it.")
     batch: Batch = Batch()

@@ -1,4 +1,4 @@
-"""What a recipe asks of screening beside its objective: a share of rejected keys, and a softness that anneals."""
+"""What a recipe asks of screening beside its objective: a share of rejected keys, and numbers that go by a schedule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from surgery.loading import operation_modules
 from surgery.recovery.preparing import Layout
-from surgery.recovery.recipe import Softness, Sparsity
+from surgery.recovery.recipe import Bridge, Recipe, Softness, Sparsity
 
 
 def screened_layers(model: nn.Module, layout: Layout) -> dict[int, Any]:
@@ -58,17 +58,29 @@ def penalty(options: Sparsity, share: torch.Tensor) -> torch.Tensor:
     return options.weight * missing.clamp(min=0)
 
 
-def softness_at(options: Softness, step: int, steps: int) -> float:
-    """tau of a step (from 0) of a stage: ``start`` at the first, ``end`` at the last and after it."""
+# The sections of a recipe that set a parameter of screening over the steps, and the parameter.
+SCHEDULES = {"softness": "softness", "bridge": "renormalisation"}
+
+
+def value_at(options: Softness | Bridge, step: int, steps: int) -> float:
+    """The value at a step (from 0) of a stage: ``start`` at the first, ``end`` at the last and after it."""
     part = min(1.0, step / (steps - 1)) if steps > 1 else 1.0
-    if options.schedule == "geometric":
+    if isinstance(options, Softness) and options.schedule == "geometric":
         return math.exp((1 - part) * math.log(options.start) + part * math.log(options.end))
     return (1 - part) * options.start + part * options.end
 
 
 @torch.no_grad()
-def set_softness(model: nn.Module, layout: Layout, value: float, layers: set[int]) -> None:
-    """Give tau to every head of these layers."""
-    for layer, screening in screened_layers(model, layout).items():
-        if layer in layers:
-            screening.softness.fill_(value)
+def set_scheduled(model: nn.Module, layout: Layout, stage: Recipe, step: int, steps: int) -> dict[str, float]:
+    """Give every head of the trained layers what the stage's schedules say for a step; the values by section."""
+    values = {
+        section: value_at(options, step, steps)
+        for section in SCHEDULES
+        if (options := getattr(stage, section)) is not None
+    }
+    chosen = set(layout.chosen(stage)) if values else set()
+    for layer, screening in screened_layers(model, layout).items() if values else ():
+        if layer in chosen:
+            for section, value in values.items():
+                getattr(screening, SCHEDULES[section]).fill_(value)
+    return values

@@ -36,7 +36,7 @@ from surgery.recovery.preparing import Layout, operation_parameters, optimizer_g
 from surgery.recovery.processes import any_process
 from surgery.recovery.recipe import Recipe
 from surgery.recovery.sharding import average_gradients, is_sharded, load_state, whole, whole_state
-from surgery.recovery.sparsity import RejectedShare, penalty, set_softness, softness_at
+from surgery.recovery.sparsity import RejectedShare, penalty, set_scheduled
 from surgery.recovery.state import STREAM_NAME, Progress, TrainingFolder, mark_complete, progress_of
 
 _SMALLER = "Try a smaller optimizer.scale_lr or optimizer.lr, a longer warmup, or a smaller clip."
@@ -189,7 +189,7 @@ class RecoveryTrainer(Trainer):
         self._rejected = RejectedShare(model, layout)
         # Sums over the step: tokens, and times them the price of sparsity and the share of rejected keys.
         self._counted: torch.Tensor | None = None
-        self._softness: float | None = None
+        self._scheduled: dict[str, float] = {}
         self._sharded = any(is_sharded(parameter) for parameter in model.parameters())
         self._to_save: dict[str, torch.Tensor] = {}
         super().__init__(
@@ -382,8 +382,7 @@ class RecoveryTrainer(Trainer):
             rates = {group["name"]: rate for group, rate in zip(groups, self._rates_used, strict=True)}
             row |= {"loss": logs["loss"], "learning_rates": rates, "grad_norm": float(logs["grad_norm"])}
             row["scale"] = self.scale_by_layer()
-            if self._softness is not None:
-                row["softness"] = self._softness
+            row |= self._scheduled
             logs.update({f"learning_rate_{name}": rate for name, rate in rates.items()})
             self._log_rejected(row, logs)
         elif "eval_loss" in logs:
@@ -411,18 +410,13 @@ class RecoveryTrainer(Trainer):
             row["sparsity"] = logs["sparsity"] = price / tokens
             row["loss"] = logs["loss"] = logs["loss"] - price / tokens
 
-    def set_softness(self) -> float | None:
-        """Softness as the recipe's schedule has it for the step that comes next; the last value after the last."""
-        options = self._recipe.softness
-        if options is None:
-            return None
-        value = softness_at(options, self.state.global_step, self.args.max_steps)
-        set_softness(self.module, self._layout, value, set(self._layout.chosen(self._recipe)))
-        return value
+    def set_scheduled(self) -> dict[str, float]:
+        """What goes by a schedule of ours, for the step that comes next; the last value after the last."""
+        return set_scheduled(self.module, self._layout, self._recipe, self.state.global_step, self.args.max_steps)
 
     def begin_step(self) -> None:
         """Set what goes by a schedule of ours, and note it for the log."""
-        self._softness = self.set_softness()
+        self._scheduled = self.set_scheduled()
 
     def note_rates(self) -> None:
         """Remember the learning rates of the step that is about to be taken."""
@@ -625,7 +619,7 @@ class StepCallback(TrainerCallback):
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Called by Trainer; what is saved after a step is as the next one begins."""
-        self.trainer.set_softness()
+        self.trainer.set_scheduled()
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Called by Trainer."""

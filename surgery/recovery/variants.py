@@ -64,9 +64,10 @@ def check_screening(stage: Recipe, layout: Layout) -> None:
     """Refuse to ask of screening what none of the trained layers can do.
 
     Raises:
-        PlanRefusedError: ``sparsity`` or ``softness`` is given, and no layer that is trained has thresholds.
+        PlanRefusedError: ``sparsity``, ``softness`` or ``bridge`` is given, and no layer that is trained has
+            thresholds; or ``bridge``, and none of them is a unit; or ``softness``, and all of them are units alone.
     """
-    asked = [key for key in ("sparsity", "softness") if getattr(stage, key) is not None]
+    asked = [key for key in ("sparsity", "softness", "bridge") if getattr(stage, key) is not None]
     if not asked:
         return
     screened = {layer for one in layout.operations if one.get("name") == "screening" for layer in one["layers"]}
@@ -80,6 +81,16 @@ def check_screening(stage: Recipe, layout: Layout) -> None:
         raise PlanRefusedError(
             f"{asked[0]} is about screening's thresholds; none of train.layers {stage.train.layers!r} has any.",
             hint=f"Leave {asked[0]} out, or train layers that screening is on.",
+        )
+    options = next(one for one in layout.operations if one.get("name") == "screening")
+    if stage.bridge is not None and options.get("form") != "unit":
+        raise PlanRefusedError(
+            "bridge leads to screening units; the model has screening of form gated, which has no gain and no bound.",
+            hint="Leave bridge out, or convert with --form unit --renormalisation 1, which starts as gated.",
+        )
+    if stage.softness is not None and stage.bridge is None and options.get("renormalisation") == 0:
+        raise PlanRefusedError(
+            "softness does nothing in a screening unit, whose ramp always ends at 1 - t.", hint="Leave softness out."
         )
 
 

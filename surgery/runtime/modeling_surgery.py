@@ -210,6 +210,7 @@ class Observation(NamedTuple):
         allowed: which keys the query may attend to at all, of the same shape as ``distance``.
         sinks: the first keys of the document, which are always kept; of the same shape.
         acceptance: alpha and window as the module has them now, ``(batch, heads, queries, keys)``.
+        kept: what the values are added up with, of the same shape; its rows need not add up to one.
         value: of each key, ``(batch, key-value heads, keys, head_dim)``.
     """
 
@@ -220,6 +221,7 @@ class Observation(NamedTuple):
     allowed: torch.Tensor
     sinks: torch.Tensor
     acceptance: torch.Tensor
+    kept: torch.Tensor
     value: torch.Tensor
 
 
@@ -260,6 +262,22 @@ class Screening(Operation):
     tau get the gradient of sigmoid((rho - t - tau/2) / (max(tau, 0.1)/4)) where alpha is 0 or 1, and the window that
     of sigmoid(4 (log2 w - log2(distance + 1))), within an octave of its edge alone: a text teaches nothing to a
     window that reaches far beyond it. What is rejected is counted with a gradient too: :meth:`count_rejected`.
+
+    All of this is the form ``gated``. The form ``unit`` has three numbers more: ``log2_gain``, ``log2_bound`` and the
+    exponent ``renormalisation`` p, from 1 to 0, which is set and never learned. At p = 0 it is the screening unit of
+    arXiv 2604.01178 on the pretrained projections, with no softmax, no renormalisation and no kept first keys::
+
+        alpha = clamp((rho - t) / (1 - t), 0, 1)^2 (1 + cos(pi distance / w)) / 2    below w, else 0
+        y     = gain sum_j alpha_j v_j
+        out   = bound tanh(|y| / bound) y / |y|
+
+    From ``full_window`` on the distance does not count; its gradient stays that of the cosine. At p = 1 it is
+    ``gated``. Between the two, with m the cosine term, S the sum of e^z alpha over the keys, and a first key accepted
+    by p + (1 - p) of what it would be were it not a first one::
+
+        tau = p softness + (1 - p)(1 - t),   alpha = ramp^2 m^(1 - p)
+        y   = gain^(1 - p) sum_j alpha_j (e^z_j / S)^p v_j
+        out = p y + (1 - p) bound tanh(|y| / bound) y / |y|
     """
 
     HARD = 1e-7  # the softness that stands for none: one step of float32
@@ -267,11 +285,15 @@ class Screening(Operation):
     threshold: nn.Parameter
     softness: nn.Parameter
     log2_window: nn.Parameter
+    log2_gain: nn.Parameter
+    log2_bound: nn.Parameter
+    renormalisation: nn.Parameter
 
     def __init__(self, options: dict[str, Any], num_heads: int) -> None:
         super().__init__(options, num_heads)
-        if options["form"] != "gated":
-            raise ValueError(f"screening: unknown form {options['form']!r}")
+        self.form: str = options["form"]
+        if self.form not in ("gated", "unit"):
+            raise ValueError(f"screening: unknown form {self.form!r}")
         self.sinks: int = options["sinks"]
         self.full_window: int = options["full_window"]
         self.observer: Callable[[Observation], None] | None = None
@@ -280,10 +302,35 @@ class Screening(Operation):
         self.counter: Callable[[torch.Tensor, int], None] | None = None
         self.path = "not run"  # which code ran last: open, reference, or the name of a backend
         self._known: dict[int, tuple[Any, _Reach]] = {}
-        self._add_parameters("threshold", "softness", "log2_window")
+        self._known_kind: tuple[Any, str] | None = None
+        names: tuple[str, ...] = ()
+        if self.form == "unit":
+            names = ("log2_gain", "log2_bound", "renormalisation")
+            self.start = {**self.start, "renormalisation": options["renormalisation"]}
+        self._add_parameters("threshold", "softness", "log2_window", *names)
+        if self.form == "unit":
+            self.renormalisation.requires_grad_(False)
+
+    def kind(self) -> str:
+        """``gated``; ``unit``, where no head has softmax left; or ``between``. Looked up again after p has changed."""
+        if self.form == "gated":
+            return "gated"
+        exponent = self.renormalisation
+        state = None if exponent.is_inference() else (id(exponent), exponent._version)
+        if state is None or self._known_kind is None or self._known_kind[0] != state:
+            values = set(self.exponents().flatten().tolist())
+            kind = "gated" if values == {1.0} else "unit" if values == {0.0} else "between"
+            self._known_kind = (state, kind)
+        return self._known_kind[1]
+
+    def exponents(self) -> torch.Tensor:
+        """p of every head, ``(heads, 1, 1)``; heads that were not chosen keep their softmax."""
+        return self._of_heads(self.renormalisation.detach().float().clamp(0, 1), 1.0)
 
     def is_open(self) -> bool:
-        """Whether every head accepts every key. Looked up again only after a parameter has changed."""
+        """Whether every head accepts every key, by softmax. Looked up again only after a parameter has changed."""
+        if self.kind() != "gated":
+            return False
         each = self.reach(self.num_heads)
         return all(each.accepting) and all(window is None for window in each.windows)
 
@@ -340,6 +387,28 @@ class Screening(Operation):
         """
         values = self._of_all_heads()
         threshold, softness, log2_window = values if members is None else (value[members] for value in values)
+        if self.kind() == "gated":
+            return self._trimmed(relevance, threshold, softness, log2_window, distance, sinks)
+        exponent = self.exponents() if members is None else self.exponents()[members]
+        softness = exponent * softness + (1 - exponent) * (1 - threshold)
+        # The cosine has a gradient of its own; what the edge's surrogate gives fades as it comes.
+        edge = exponent * log2_window + (1 - exponent) * log2_window.detach()
+        alpha = self._trimmed(relevance, threshold, softness, edge, distance, torch.zeros_like(sinks))
+        alpha = alpha * self._softmask(distance, log2_window, exponent)
+        if self.kind() == "between":
+            alpha = torch.where(sinks, exponent + (1 - exponent) * alpha, alpha)
+        return alpha
+
+    def _trimmed(
+        self,
+        relevance: torch.Tensor,
+        threshold: torch.Tensor,
+        softness: torch.Tensor,
+        log2_window: torch.Tensor,
+        distance: torch.Tensor,
+        sinks: torch.Tensor,
+    ) -> torch.Tensor:
+        """The ramp squared inside the window; 1 for ``sinks``."""
         inside = self._inside(distance, log2_window)
         if self.learns():
             alpha: torch.Tensor = _Acceptance.apply(
@@ -348,6 +417,57 @@ class Screening(Operation):
             return alpha
         ramp = ((relevance - threshold) / softness.clamp(min=self.HARD)).clamp(0, 1)
         return (ramp * ramp * inside).masked_fill(sinks, 1.0)
+
+    def _softmask(self, distance: torch.Tensor, log2_window: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
+        """((1 + cos(pi distance / w)) / 2)^(1 - p), and 1 from the full window on, ``(batch or 1, heads, ...)``.
+
+        w counts as its whole number and has the gradient of 2^log2_window; a full window that of the cosine.
+        """
+        window, whole = log2_window.exp2(), self._windows_of(log2_window)
+        part = (distance.clamp(min=0) / (window + (whole - window).detach())).clamp(max=1.0)
+        cosine = (math.pi / 2 * part).cos().clamp(min=1e-12)
+        mask = cosine.square() if self.kind() == "unit" else cosine.pow(2 * (1 - exponent))
+        full = torch.where(whole >= self.full_window, 1 - mask, torch.zeros_like(mask)).detach()
+        return mask + full
+
+    def weigh(
+        self, accepted: torch.Tensor, weights: torch.Tensor | None, has_sink: bool, members: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What the values are added up with in the form ``unit``: alpha (e^z / S)^p; see the class.
+
+        Args:
+            accepted: alpha, ``(batch, heads, queries, keys)``.
+            weights: softmax weights of the same shape; None where no head has any (``kind() == "unit"``).
+            has_sink: whether the family has a learned sink, whose share is in S.
+            members: numbers of the query heads; all of them where absent.
+        """
+        if weights is None:
+            return accepted
+        exponent = self.exponents() if members is None else self.exponents()[members]
+        weights = _at_least_float32(weights)
+        share = weights / _left(weights, accepted, has_sink)
+        # Zero to a small power has an endless gradient; and a rejected key pulls no harder than all survivors.
+        share = torch.where(accepted == 0, share.clamp(max=1.0), share).clamp(min=1e-30)
+        return accepted * share.pow(exponent)
+
+    def finish(self, summed: torch.Tensor, members: torch.Tensor | None = None) -> torch.Tensor:
+        """Gain and TanhNorm of the form ``unit`` on the summed values ``(batch, heads, queries, head_dim)``.
+
+        TanhNorm is tanh(|h|) h / |h|, here of h = y / bound, times the bound: it keeps small outputs as they are.
+        """
+        gain, bound, exponent = (
+            value if members is None else value[members]
+            for value in (
+                self._of_heads(self.log2_gain.float(), 0.0),
+                self._of_heads(self.log2_bound.float(), 0.0),
+                self.exponents(),
+            )
+        )
+        scaled = summed.float() * (gain * (1 - exponent)).exp2()
+        # The least square keeps the gradient finite where nothing survives and the sum is zero.
+        length = scaled.square().sum(-1, keepdim=True).clamp(min=1e-24).sqrt() / bound.exp2()
+        normed = scaled * (length.tanh() / length)
+        return (exponent * scaled + (1 - exponent) * normed).to(summed.dtype)
 
     def count_rejected(self, relevance: torch.Tensor, accepted: torch.Tensor, block: _Block) -> torch.Tensor:
         """Rejected keys per head ``(heads,)``: the exact number, with a gradient that reaches t and w.
@@ -384,16 +504,18 @@ class Screening(Operation):
 
     def _of_all_heads(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """t, tau and log2 w, ``(heads, 1, 1)``; heads that were not chosen are open."""
-        values = [self.threshold.float(), self.softness.float().clamp(min=0), self.log2_window.float()]
+        return (
+            self._of_heads(self.threshold.float(), -3.0),
+            self._of_heads(self.softness.float().clamp(min=0), 0.0),
+            self._of_heads(self.log2_window.float(), math.log2(self.full_window) + 1),
+        )
+
+    def _of_heads(self, value: torch.Tensor, default: float) -> torch.Tensor:
+        """A value per chosen head as one per head, ``(heads, 1, 1)``; ``default`` for heads that were not chosen."""
         if self.heads is not None:
-            chosen = torch.tensor(self.heads, device=values[0].device)
-            opened = (-3.0, 0.0, math.log2(self.full_window) + 1)
-            values = [
-                value.new_full((self.num_heads,), default).index_copy(0, chosen, value)
-                for value, default in zip(values, opened, strict=True)
-            ]
-        threshold, softness, log2_window = (value.view(-1, 1, 1) for value in values)
-        return threshold, softness, log2_window
+            chosen = torch.tensor(self.heads, device=value.device)
+            value = value.new_full((self.num_heads,), default).index_copy(0, chosen, value)
+        return value.view(-1, 1, 1)
 
     def _inside(self, distance: torch.Tensor, log2_window: torch.Tensor) -> torch.Tensor:
         windows = self._windows_of(log2_window)
@@ -405,7 +527,7 @@ class Screening(Operation):
 
     def extra_repr(self) -> str:
         """What print(model) shows."""
-        return f"form=gated, sinks={self.sinks}, heads={self.num_heads if self.heads is None else self.heads}"
+        return f"form={self.form}, sinks={self.sinks}, heads={self.num_heads if self.heads is None else self.heads}"
 
 
 class _Acceptance(torch.autograd.Function):
@@ -591,8 +713,13 @@ def _observed(
             weights = _weights(eager, module, query[:, :, block.rows], key, value, block, **kwargs)
             relevance = screening.relevance(unscaled_query[:, :, block.rows], key)
             accepted = screening.acceptance(relevance, block.distance, block.sinks) * block.allowed
+            has_sink = hasattr(module, "sinks")
+            if screening.kind() == "gated":
+                kept = _renormalised(weights, accepted, has_sink)
+            else:
+                kept = screening.weigh(accepted, None if screening.kind() == "unit" else weights, has_sink)
             located = (block.distance, block.allowed, block.sinks)
-            screening.observer(Observation(block.rows, weights, relevance, *located, accepted, value))
+            screening.observer(Observation(block.rows, weights, relevance, *located, accepted, kept, value))
 
 
 def _present(
@@ -646,8 +773,13 @@ def _screened(
         ``(batch, queries, heads, head_dim)``, and the weights where the backend is "eager".
     """
     screening: Any = module.screening
-    reference = backend is eager or screening.learns()
-    screening.path = "reference" if reference else name
+    if screening.kind() != "gated" and name not in ("sdpa", "eager"):
+        raise ValueError(
+            f"screening's form unit has no softmax that the attention implementation {name!r} could do. It runs "
+            'through its own dense code: load the model with attn_implementation="sdpa" or "eager".'
+        )
+    reference = backend is eager or screening.learns() or screening.kind() != "gated"
+    screening.path = _PATHS[screening.kind()] if reference else name
     if not reference and name == "flex_attention":
         whole = (query, unscaled_query, key, value, attention_mask, visible_keys)
         return _flexed(module, *whole, **kwargs), None
@@ -703,15 +835,28 @@ def _reference(
         they are asked for.
     """
     screening: Any = module.screening
-    whole = _weights(eager, module, query, key, value, block, **kwargs)
+    kind = screening.kind()
+    whole = None if kind == "unit" else _weights(eager, module, query, key, value, block, **kwargs)
     relevance = screening.relevance(unscaled_query, key)
     accepted = screening.acceptance(relevance, block.distance, block.sinks, members) * block.allowed
     counts = screening.counter is not None and screening.learns()
     rejected = screening.count_rejected(relevance, accepted, block) if counts else None
-    kept = _renormalised(whole, accepted, hasattr(module, "sinks")).to(value.dtype)
+    has_sink = hasattr(module, "sinks")
+    if whole is not None and kind == "gated":
+        kept = _renormalised(whole, accepted, has_sink).to(value.dtype)
+    else:
+        kept = screening.weigh(accepted, whole, has_sink, members).to(value.dtype)
     kept = nn.functional.dropout(kept, kwargs.get("dropout", 0.0), module.training)
     groups = query.shape[1] // value.shape[1]
-    return (kept @ value.repeat_interleave(groups, 1)).transpose(1, 2), kept, rejected
+    output = kept @ value.repeat_interleave(groups, 1)
+    if kind != "gated" or (screening.form == "unit" and screening.learns()):
+        # At p = 1 it changes nothing, and gives gain and bound a gradient of zero rather than none.
+        output = screening.finish(output, members)
+    return output.transpose(1, 2), kept, rejected
+
+
+# What a layer says that it ran, where it went through its own dense code.
+_PATHS = {"gated": "reference", "unit": "reference, unit", "between": "reference, between gated and unit"}
 
 
 def _masked(
@@ -1382,8 +1527,9 @@ def _with_kept_keys(
             raise ValueError("windows have grown since this windowed cache was made: begin with a new one.")
     if name not in ("sdpa", "eager"):
         raise ValueError(_no_mask(name))
-    screening.path = f"{name} with kept keys"
-    reference = eager if backend is eager else None
+    kind = screening.kind()
+    screening.path = f"{name if kind == 'gated' else _PATHS[kind]} with kept keys"
+    dense = backend is eager or kind != "gated"
     each, total = query.shape[1] // key.shape[1], key.shape[2]
     _, _ = _present(attention_mask, query[:, :, :1], key, value)
     output = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
@@ -1393,16 +1539,16 @@ def _with_kept_keys(
             members = members.to(query.device)
             q, unscaled = (one[:, members][:, :, block.rows] for one in (query, unscaled_query))
             k, v = kept.keys, kept.values
-            if kept.window is None and reference is None and all(reach.accepting[group] for group in kept.groups):
+            if kept.window is None and not dense and all(reach.accepting[group] for group in kept.groups):
                 mask = None if attention_mask is None else attention_mask[:, :, block.rows]
                 part = backend(module, q, k, v, mask, **kwargs)[0]
             else:
                 located = block if kept.window is None else block.at(kept.columns)
                 tensors = (located, q, unscaled, k, v, members)
-                if reference is None:
-                    part = _masked(backend, module, *tensors, **kwargs)
+                if dense:
+                    part = _reference(eager, module, *tensors, **kwargs)[0]
                 else:
-                    part = _reference(reference, module, *tensors, **kwargs)[0]
+                    part = _masked(backend, module, *tensors, **kwargs)
             output[:, block.rows[:, None], members] = part
     return output, None
 

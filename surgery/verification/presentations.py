@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 RANDOM_SPREAD = 0.08
 # Screening that starts open is still open a little further on, so its parameters are drawn from ranges that bite.
 RANDOM_RANGES = {"threshold": (-0.3, 0.3), "softness": (0.05, 0.3), "log2_window": (2.0, 6.0)}
+# How far a screening unit is from softmax is what it is, and nothing that a check may change.
+FIXED = ("renormalisation",)
 DECODED_TOKENS = 8
 # Slots of padding before a row, or after it.
 PADDING = 7
@@ -33,13 +35,18 @@ PADDING = 7
 def randomized(model: torch.nn.Module, spread: float = RANDOM_SPREAD, seed: int = 0) -> Iterator[None]:
     """Every operation parameter moved by its own random amount, uniform within ``spread``; put back afterwards.
 
-    Those in :data:`RANDOM_RANGES` are drawn anew from there.
+    Those in :data:`RANDOM_RANGES` are drawn anew from there, and those in :data:`FIXED` stay.
     """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     modules = operation_modules(model).values()
-    parameters = [named for module in modules for named in module.named_parameters(recurse=False)]
+    parameters = [
+        (name, parameter)
+        for module in modules
+        for name, parameter in module.named_parameters(recurse=False)
+        if name not in FIXED
+    ]
     before = [parameter.detach().clone() for _, parameter in parameters]
     try:
         with torch.no_grad():

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from surgery.checkpoint import open_checkpoint, tensor_bytes
-from surgery.conversion import convert, make_plan
+from surgery.conversion import convert, make_plan, revert
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.operations import OPERATIONS
-from surgery.operations.screening import PARAMETERS, ScreeningOptions
+from surgery.operations.screening import PARAMETERS, UNIT_PARAMETERS, ScreeningOptions
 
 
 def options(**given: Any) -> list[dict[str, Any]]:
@@ -114,3 +114,67 @@ def test_it_describes_itself_from_what_config_json_holds(make_source: Any) -> No
         plan = make_plan(make_source("llama"), options(**given)).plan
         again = ScreeningOptions.model_validate(dict(plan.operations[0]))
         assert OPERATIONS["screening"].describe(again).startswith("form gated, first 4 tokens kept")
+
+
+# -------------------------------------------------------------------------------------------------- the form unit
+
+
+def unit(**given: Any) -> list[dict[str, Any]]:
+    return options(form="unit", **given)
+
+
+def test_a_unit_has_three_numbers_more_and_starts_as_another_layer(make_source: Any) -> None:
+    plan = make_plan(make_source("llama"), unit(start={"threshold": 0.1}, layers="0")).plan
+    names = [tensor.name.rpartition(".")[2] for tensor in plan.tensors]
+    assert names == [*UNIT_PARAMETERS, "renormalisation"] and plan.tensors[-1].start == 0.0
+    assert plan.identity == (None,) and any("until it has been distilled" in warning for warning in plan.warnings)
+    assert "renormalisation" not in make_plan(make_source("llama"), options(open=True)).plan.operations[0]
+
+
+def test_open_units_start_at_the_other_end_of_the_bridge(make_source: Any) -> None:
+    plan = make_plan(make_source("llama"), unit(open=True)).plan
+    assert plan.identity == ("everywhere",) and plan.operations[0]["renormalisation"] == 1.0
+    assert make_plan(make_source("llama"), unit(open=True, renormalisation=0.0)).plan.identity == (None,)
+
+
+@pytest.mark.parametrize("form", ["gated", "unit"])
+def test_layers_that_keep_their_softmax(make_source: Any, form: str) -> None:
+    plan = make_plan(make_source("llama"), options(form=form, open=True, keep_softmax="1")).plan
+    assert plan.operations[0]["layers"] == [0, 2] and "keep_softmax" not in plan.operations[0]
+    for given, message in (
+        ({"keep_softmax": "0-2"}, "every full-attention layer keeps its softmax"),
+        ({"keep_softmax": "3"}, "layer 3 of keep_softmax does not exist"),
+    ):
+        with pytest.raises(PlanRefusedError, match=message):
+            make_plan(make_source("llama"), options(form=form, open=True, **given))
+    with pytest.raises(UsageError, match="exclude each other"):
+        make_plan(make_source("llama"), options(open=True, keep_softmax="0", layers="1"))
+
+
+def test_ssmax_has_nothing_to_scale_in_a_unit(make_source: Any) -> None:
+    ssmax = {"name": "ssmax", "layers": "1-2"}
+    for order in (1, -1):
+        with pytest.raises(PlanRefusedError, match="layer 1 is to be a screening unit, which has no softmax"):
+            make_plan(make_source("llama"), [*unit(open=True, layers="0-1"), ssmax][::order])
+    rope = {"name": "rope", "factor": 2}
+    plan = make_plan(make_source("llama"), [ssmax, *unit(open=True, layers="0"), rope]).plan
+    assert [one["name"] for one in plan.operations] == ["ssmax", "screening", "rope"]
+
+
+def test_what_does_nothing_is_refused(make_source: Any) -> None:
+    with pytest.raises(PlanRefusedError, match="sinks does nothing in a screening unit"):
+        make_plan(make_source("llama"), unit(start={"threshold": 0.1}, sinks=2))
+    assert make_plan(make_source("llama"), unit(open=True, sinks=2)).plan.operations[0]["sinks"] == 2
+    for given in ({"renormalisation": 0.5}, {"start": {"log2_gain": 1.0}}):
+        with pytest.raises(UsageError, match="gated"):
+            make_plan(make_source("llama"), options(open="start" not in given, **given))
+
+
+def test_a_unit_goes_back_to_its_source(make_source: Any, tmp_path: Path) -> None:
+    source = make_source("llama")
+    out = convert(source, "screening", form="unit", start={"threshold": 0.1}, output=tmp_path / "out").output
+    assert "screening unit stands in place of attention" in (out / "README.md").read_text()
+    back = revert(out, output=tmp_path / "back").output
+    names = sorted(path.name for path in source.iterdir())
+    assert sorted(path.name for path in back.iterdir()) == names
+    assert all((back / name).read_bytes() == (source / name).read_bytes() for name in names)

@@ -231,6 +231,7 @@ def test_shipped_recipes() -> None:
         "distill",
         "extend-context",
         "screening-recover",
+        "screening-unit",
         "tiny",
     } <= names
     for recipe in shipped_files("recipes"):

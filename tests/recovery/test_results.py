@@ -209,10 +209,11 @@ def test_shipped_recipes_run(recipe: Any, converted: Converted, texts: Path, tmp
     path.write_text(recipe.text)
     read = read_recipe(path)
     stages, model = len(read.stages), converted(form="paper")
-    if read.sparsity is not None:
+    if "screening" in recipe.name:
         start = {"threshold": 0.0, "softness": 0.2, "log2_window": 4.0}
+        form = "unit" if "unit" in recipe.name else "gated"
         output = tmp_path / "screened"
-        model = convert(model.parent / "source", "screening", start=start, output=output).output
+        model = convert(model.parent / "source", "screening", form=form, start=start, output=output).output
     result = finetune(
         path,
         overrides=[

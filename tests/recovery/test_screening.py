@@ -149,3 +149,75 @@ def test_a_plan_says_what_is_asked_of_screening(screened: Path, make_recipe: Any
     softness = {"start": 0.1, "end": 0.02}
     plan = finetune(make_recipe(screened, sparsity={"target": 0.8}, softness=softness), dry_run=True).plan
     assert plan.screening == "80% of the keys rejected, at a price of 1 nats, softness from 0.1 to 0.02"
+
+
+# ---------------------------------------------------------------------------------------------------------- units
+
+
+@pytest.fixture(scope="module")
+def bridge(converted: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """At the end of the bridge where it is as ``screened``."""
+    start = {"threshold": 0.0, "softness": 0.2, "log2_window": 4.0}
+    given = {"form": "unit", "renormalisation": 1.0, "start": start}
+    source = converted().parent / "source"
+    return convert(source, "screening", **given, output=tmp_path_factory.mktemp("bridge") / "model").output
+
+
+def across(bridge: Path, make_recipe: Any, **sections: Any) -> dict[str, Any]:
+    stages = [
+        {"bridge": {"start": 1, "end": 0.5}, "budget": {"steps": 3}},
+        {"bridge": {"start": 0.5}, "budget": {"steps": 3}, "objective": {"name": "distill"}},
+    ]
+    return sparse(bridge, make_recipe, stages=stages, evaluation={"sequences": 1}, **sections)
+
+
+def test_a_run_starts_at_gated_and_ends_at_the_unit(
+    screened: Path, bridge: Path, make_recipe: Any, tmp_path: Path
+) -> None:
+    """The first step is gated's own, p goes as the schedule says, and what is saved holds the end."""
+    finetune(across(bridge, make_recipe))
+    rows = [row for row in log(tmp_path / "out") if "loss" in row]
+    assert [row["bridge"] for row in rows] == pytest.approx([1.0, 0.75, 0.5, 0.5, 0.25, 0.0])
+    assert "renormalisation" not in rows[0]["scale"] and "log2_gain" in rows[1]["scale"]
+    gated = sparse(screened, make_recipe, budget={"steps": 1}, output=str(tmp_path / "gated"))
+    finetune({**gated, "evaluation": {"sequences": 1}})
+    assert rows[0]["loss"] == next(row for row in log(tmp_path / "gated") if "loss" in row)["loss"]
+    before, after = parameters(bridge), parameters(tmp_path / "out")
+    ends = [value for name, value in after.items() if name.endswith("renormalisation")]
+    assert len(ends) == 3 and not torch.stack(ends).any()
+    assert all(not torch.equal(value, before[name]) for name, value in after.items())
+
+
+@pytest.mark.slow
+def test_the_way_over_the_bridge_survives_a_stop(bridge: Path, make_recipe: Any, tmp_path: Path) -> None:
+    recipe = across(bridge, make_recipe, checkpoints={"every": 1})
+    finetune({**recipe, "output": str(tmp_path / "whole")})
+    crash(recipe, step=5)
+    finetune(recipe, resume=True)
+    after, whole = parameters(tmp_path / "out"), parameters(tmp_path / "whole")
+    assert after.keys() == whole.keys() and all(torch.equal(value, whole[name]) for name, value in after.items())
+
+
+@pytest.mark.slow
+def test_with_lora_the_exponent_is_set_and_not_learned(bridge: Path, make_recipe: Any, tmp_path: Path) -> None:
+    train = {"what": "scale+lora", "rank": 2, "merge": True}
+    finetune(sparse(bridge, make_recipe, train=train, bridge={"end": 0.25}, budget={"steps": 3}))
+    for name, value in parameters(tmp_path / "out").items():
+        if name.endswith("renormalisation"):
+            assert torch.equal(value, torch.full((4,), 0.25))
+
+
+def test_a_bridge_needs_a_form_that_it_leads_to(screened: Path, bridge: Path, make_recipe: Any) -> None:
+    with pytest.raises(
+        PlanRefusedError, match="bridge leads to screening units; the model has screening of form gated"
+    ):
+        finetune(make_recipe(screened, bridge={}))
+    plan = finetune(make_recipe(bridge, bridge={}), dry_run=True).plan
+    assert plan.screening == "renormalisation from 1 to 0"
+
+
+def test_softness_does_nothing_in_a_unit(converted: Any, make_recipe: Any, tmp_path: Path) -> None:
+    source, start = converted().parent / "source", {"threshold": 0.0}
+    unit = convert(source, "screening", form="unit", start=start, output=tmp_path / "unit").output
+    with pytest.raises(PlanRefusedError, match="softness does nothing in a screening unit"):
+        finetune(make_recipe(unit, softness={"start": 0.1, "end": 0.02}))

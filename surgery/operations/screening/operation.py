@@ -6,13 +6,15 @@ import math
 
 from surgery.anatomy import Anatomy, AttentionLayer
 from surgery.errors import PlanRefusedError
-from surgery.operations.base import Operation, PlannedTensor
-from surgery.operations.screening.options import PARAMETERS, ScreeningOptions
+from surgery.operations.base import Operation, OperationOptions, PlannedTensor
+from surgery.operations.screening.options import ScreeningOptions
 
 # What a plan holds in place of a hash while its calibration has not been run.
 PENDING = "pending"
 
 SOFTNESS = 0.05
+# Of the form unit where nothing was calibrated: a sum over some sixteen keys, bounded at a length of 4.
+UNIT_START = {"log2_gain": -4.0, "log2_bound": 2.0}
 
 
 def open_start(full_window: int, softness: float = SOFTNESS) -> dict[str, float]:
@@ -28,7 +30,7 @@ def is_open(values: dict[str, float], full_window: int) -> bool:
 
 
 class Screening(Operation):
-    """softmax(z) times alpha, over the keys that are accepted."""
+    """softmax(z) times alpha, over the keys that are accepted; or alpha alone."""
 
     name = "screening"
     summary = "thresholds and windows per head, so that keys are really rejected"
@@ -39,6 +41,15 @@ class Screening(Operation):
         "renormalised over what survives; the first tokens of a document are always kept. It needs "
         '`attn_implementation="sdpa"`, `"flex_attention"` or `"eager"`; with others it stops with an error.'
     )
+    explanation_of_unit = (
+        "The screening unit stands in place of attention in these layers: rho = cos(q, k), after norms and RoPE, is "
+        "held against a threshold t of the head; values are added up with clamp((rho - t) / (1 - t), 0, 1)^2 times a "
+        "cosine of the distance that ends at the head's window. There is no softmax and nothing is renormalised; a "
+        "gain of the head and tanh(|y| / bound) of the length of the sum set the size of the output. (While "
+        "`renormalisation` is above 0, the layer is between that and softmax.) What the family adds to its scores "
+        'counts there no more. It runs through its own dense code with `attn_implementation="sdpa"` or `"eager"`; with '
+        "others it stops with an error."
+    )
 
     def skipping(self, layer: AttentionLayer) -> str | None:
         """Sliding layers: they reject by distance already."""
@@ -48,7 +59,7 @@ class Screening(Operation):
 
     def resolve(self, options: ScreeningOptions, anatomy: Anatomy) -> ScreeningOptions:
         """Fill in layers, the full window and start values."""
-        layers = self.choose_layers(options, anatomy)
+        layers = self._layers(options, anatomy)
         self.check_heads(options, anatomy)
         full_window = options.full_window or anatomy.trained_length
         if options.values is None and options.calibration not in (None, PENDING):
@@ -64,7 +75,33 @@ class Screening(Operation):
         start = {**open_start(full_window), **(options.start or {})}
         if options.start and "softness" in options.start and "threshold" not in options.start:
             start["threshold"] = open_start(full_window, options.start["softness"])["threshold"]
-        return options.model_copy(update={"layers": layers, "full_window": full_window, "start": start})
+        changed = {"layers": layers, "full_window": full_window, "start": start, "keep_softmax": None}
+        if options.form == "unit":
+            changed["start"] = {**UNIT_START, **start}
+            changed["renormalisation"] = options.renormalisation
+            if options.renormalisation is None:
+                changed["renormalisation"] = 1.0 if options.open else 0.0
+            told = "sinks" in options.model_fields_set and options.calibration in (None, PENDING)
+            if told and changed["renormalisation"] == 0:
+                raise PlanRefusedError(
+                    "sinks does nothing in a screening unit, which judges the first keys like all others",
+                    hint="Leave it out, or start on the bridge with renormalisation above 0.",
+                )
+        return options.model_copy(update=changed)
+
+    def _layers(self, options: ScreeningOptions, anatomy: Anatomy) -> tuple[int, ...]:
+        layers = self.choose_layers(options, anatomy)
+        if options.keep_softmax is None:
+            return layers
+        beyond = [index for index in options.keep_softmax if index >= len(anatomy.layers)]
+        if beyond:
+            raise PlanRefusedError(
+                f"layer {beyond[0]} of keep_softmax does not exist; the model has layers 0-{len(anatomy.layers) - 1}"
+            )
+        left = tuple(layer for layer in layers if layer not in options.keep_softmax)
+        if not left:
+            raise PlanRefusedError("nothing to convert: every full-attention layer keeps its softmax")
+        return left
 
     def _check_values(self, options: ScreeningOptions, layers: tuple[int, ...], anatomy: Anatomy) -> None:
         assert options.values is not None
@@ -75,7 +112,7 @@ class Screening(Operation):
                 hint="Calibrate again with the same --layers.",
             )
         for layer, found in options.values.items():
-            wrong = [name for name in PARAMETERS if len(found[name]) != size]
+            wrong = [name for name in options.parameters if len(found[name]) != size]
             if wrong:
                 raise PlanRefusedError(
                     f"the calibration holds {len(found[wrong[0]])} values of {wrong[0]} for layer {layer}, but "
@@ -84,26 +121,37 @@ class Screening(Operation):
                 )
 
     def tensors(self, options: ScreeningOptions, anatomy: Anatomy) -> tuple[PlannedTensor, ...]:
-        """Threshold, softness and log2 of the window, each one vector over the chosen heads per layer."""
+        """Each parameter of the form, and the exponent of ``unit``: one vector over the chosen heads per layer."""
         assert options.start is not None
         size = anatomy.heads if options.heads is None else len(options.heads)
-        return tuple(
-            PlannedTensor(
-                f"{anatomy.layers[layer].module}.{self.name}.{parameter}",
-                (size,),
-                options.start[parameter] if options.values is None else options.values[layer][parameter],
-            )
-            for layer in options.layers
-            if isinstance(layer, int)
-            for parameter in PARAMETERS
-        )
+        found = []
+        for layer in options.layers:
+            assert isinstance(layer, int)
+            values = options.start if options.values is None else options.values[layer]
+            starts = [(name, values[name]) for name in options.parameters]
+            if options.renormalisation is not None:
+                starts.append(("renormalisation", options.renormalisation))
+            module = f"{anatomy.layers[layer].module}.{self.name}"
+            found += [PlannedTensor(f"{module}.{name}", (size,), start) for name, start in starts]
+        return tuple(found)
 
     def identity(self, options: ScreeningOptions) -> str | None:
-        """The identity where every head is open."""
+        """The identity where every head is open, and has its softmax."""
         assert options.start is not None and options.full_window is not None
-        if options.values is not None or options.calibration == PENDING:
+        if options.values is not None or options.calibration == PENDING or options.renormalisation not in (None, 1.0):
             return None
         return "everywhere" if is_open(options.start, options.full_window) else None
+
+    def clash(self, options: ScreeningOptions, other: OperationOptions) -> str | None:
+        """SSMax multiplies what goes into softmax, and a unit has none."""
+        both = sorted(set(map(int, options.layers)) & set(map(int, other.layers))) if other.name == "ssmax" else []
+        if options.form != "unit" or not both:
+            return None
+        return f"layer {both[0]} is to be a screening unit, which has no softmax that ssmax could scale"
+
+    def explain(self, options: ScreeningOptions) -> str:
+        """By the form."""
+        return self.explanation_of_unit if options.form == "unit" else self.explanation
 
     def describe(self, options: ScreeningOptions) -> str:
         """Form, sinks, and where the values come from."""
@@ -115,7 +163,11 @@ class Screening(Operation):
             values = "open: everything is accepted"
         else:
             values = "start " + ", ".join(f"{name} = {value:.6g}" for name, value in (options.start or {}).items())
-        return f"form {options.form}, first {options.sinks} tokens kept, {values}"
+        exponent = options.renormalisation
+        if exponent == 0:
+            return f"form {options.form}, {values}"
+        between = "" if exponent is None else f" at renormalisation {exponent:g} of 1 to 0"
+        return f"form {options.form}{between}, first {options.sinks} tokens kept, {values}"
 
     def warnings(self, options: ScreeningOptions, anatomy: Anatomy) -> tuple[str, ...]:
         """What a user should know of where it starts."""
@@ -126,6 +178,11 @@ class Screening(Operation):
             )
         elif self.identity(options) is not None:
             found.append("screening starts open: nothing is rejected until thresholds or windows are trained")
+        if options.form == "unit" and options.renormalisation != 1:
+            found.append(
+                "a screening unit is another layer than attention: the model is worse until it has been distilled "
+                "(recipe screening-unit)"
+            )
         sliding = [index for index in options.layers if anatomy.layers[int(index)].kind == "sliding"]
         if sliding:
             found.append(f"{len(sliding)} of the chosen layers slide: their first tokens leave the window")
