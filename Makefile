@@ -39,7 +39,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 test-all: $(SMOLLM2)/config.json
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,ray]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,quantized,ray]"
 	SURGERY_FUZZ_EXAMPLES=10000 SURGERY_REAL_MODEL=$(SMOLLM2) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 $(OLDEST)/.installed: pyproject.toml constraints.txt

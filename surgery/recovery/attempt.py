@@ -21,7 +21,7 @@ from surgery.recovery.preparing import (
     put,
 )
 from surgery.recovery.processes import is_first, on_first
-from surgery.recovery.recipe import Recipe, TrainLora
+from surgery.recovery.recipe import Recipe
 from surgery.recovery.state import Progress, TrainingFolder, progress_of, stream_of
 
 if TYPE_CHECKING:
@@ -150,11 +150,12 @@ class Attempt:
         return [number for number, names in enumerate(trained) if names]
 
     def _build(self) -> nn.Module:
-        from surgery.recovery.packed import check_loaded
+        from surgery.recovery.packed import check_loaded, unpack_now
         from surgery.recovery.variants import become
 
         model = self._load()
-        check_loaded(model, any(isinstance(stage.train, TrainLora) for stage in self.stages))
+        check_loaded(model)
+        unpack_now(model)
         become(model, self.variant, self.setup.layout)
         return prepare_model(model, self.setup.recipe, self.setup.layout, self.variant, self.stages)
 

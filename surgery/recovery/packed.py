@@ -1,11 +1,15 @@
-"""What cannot be trained of a model whose weights are quantized: they hold no gradients and take no sums."""
+"""A model whose weights are quantized: they hold no gradients and take no sums, what is put beside them learns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from surgery.errors import PlanRefusedError
+from surgery.checkpoint import Checkpoint, tensor_bytes
+from surgery.errors import CheckpointError, PlanRefusedError
 from surgery.recovery.recipe import Recipe, TrainLora
 
 _HINT = "Set train.what to scale+lora with merge: false (the output is an adapter), or use the unquantized checkpoint."
@@ -29,18 +33,90 @@ def check_packed(stage: Recipe, config: Mapping[str, Any]) -> None:
         )
 
 
-def check_loaded(model: Any, has_adapter: bool) -> None:
-    """Refuse a model that was loaded with its weights packed and has no adapter: the Trainer does not train it.
+def check_loaded(model: Any) -> None:
+    """Refuse a model through whose packed weights no gradient goes.
 
     Raises:
-        PlanRefusedError: it is.
+        PlanRefusedError: they are of such a kind.
     """
-    if getattr(model, "is_quantized", False) and not has_adapter:
+    quantizer = getattr(model, "hf_quantizer", None)
+    if getattr(model, "is_quantized", False) and quantizer is not None and not quantizer.is_trainable:
+        method = quantization(model.config.to_dict())
         raise PlanRefusedError(
-            "train.what: scale: the model's weights are quantized and stay so in memory, and transformers' Trainer "
-            "trains such a model only with an adapter.",
-            hint=_HINT,
+            f"transformers does not train through weights that are quantized so ({method}).",
+            hint="Train the unquantized checkpoint.",
         )
+
+
+@contextmanager
+def parameters_beside(model: Any) -> Iterator[None]:
+    """While transformers' Trainer looks at the model: it takes packed weights with nothing but PEFT's adapters.
+
+    The operation's own parameters are as good: float32, beside the packed weights and never added to them.
+    """
+    hidden = "is_quantized" in getattr(model, "__dict__", {}) and model.is_quantized
+    if hidden:
+        model.is_quantized = False
+    try:
+        yield
+    finally:
+        if hidden:
+            model.is_quantized = True
+
+
+@contextmanager
+def renames_alone(model: Any) -> Iterator[None]:
+    """While parameters get the names that they have on disk: what packs weights cannot always be turned round.
+
+    Nothing that is learned beside packed weights is packed, so the renaming is all that concerns it.
+    """
+    from transformers.core_model_loading import WeightConverter
+
+    before: list[Any] | None = getattr(model, "_weight_conversions", None)
+    packs = getattr(model, "is_quantized", False)
+    if packs and before is not None:
+        model._weight_conversions = [each for each in before if not isinstance(each, WeightConverter)]
+    try:
+        yield
+    finally:
+        if packs:
+            model._weight_conversions = before
+
+
+def unpack_now(model: Any) -> None:
+    """Let compressed-tensors unpack its weights, which it does at the first forward pass: PEFT asks for them before."""
+    import torch
+
+    if quantization(model.config.to_dict()) == "compressed-tensors":
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
+
+
+def linear_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Shape of the weight of each linear module, packed or not, by the module's full name; no weight is read.
+
+    Raises:
+        CheckpointError: what says the shape of a packed weight says none.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for name, info in checkpoint.tensors.items():
+        module, _, last = name.rpartition(".")
+        if last == "weight" and len(info.shape) == 2:
+            found.setdefault(module, info.shape)
+        elif last == "_weight_qdata":  # torchao
+            found[module] = info.shape
+        elif last == "weight_shape" or last.startswith("bitsandbytes__"):
+            said = bytes(tensor_bytes(checkpoint.folder / info.shard, info))
+            try:
+                if last == "weight_shape":  # compressed-tensors: two int64
+                    rows, columns = struct.unpack("<2q", said)
+                else:  # X.weight.quant_state.bitsandbytes__nf4: JSON
+                    module = name.partition(".weight.")[0]
+                    rows, columns = map(int, json.loads(said)["shape"])
+            except (struct.error, ValueError, KeyError, TypeError) as error:
+                raise CheckpointError(f"{name} gives no shape of a packed weight: {error}") from error
+            found[module] = (rows, columns)
+    return found
 
 
 def quantization(config: Mapping[str, Any]) -> str | None:

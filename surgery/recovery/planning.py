@@ -12,6 +12,7 @@ from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME
 from surgery.data import Row
 from surgery.recovery.dataset import TrainingData
 from surgery.recovery.estimating import Estimate
+from surgery.recovery.packed import linear_shapes
 from surgery.recovery.preparing import Layout, is_operation, lora_targets, trained_names
 from surgery.recovery.recipe import Recipe, TrainLora
 
@@ -240,11 +241,7 @@ def _groups(recipe: Recipe, checkpoint: Checkpoint, layout: Layout) -> dict[str,
         kind = "scale" if is_operation(name) else "weights" if len(info.shape) > 1 else "no_decay"
         groups[kind] += info.parameters
     if isinstance(recipe.train, TrainLora):
-        linear = {
-            name.removesuffix(".weight"): info.shape
-            for name, info in checkpoint.tensors.items()
-            if name.endswith(".weight") and len(info.shape) == 2
-        }
+        linear = linear_shapes(checkpoint)
         for target in lora_targets(recipe.train, layout, linear, layout.chosen(recipe)):
             rows, columns = linear[target]
             groups["weights"] += recipe.train.rank * (rows + columns)

@@ -32,6 +32,7 @@ from surgery.recovery.errors import DivergedError
 from surgery.recovery.guard import DivergenceGuard
 from surgery.recovery.measuring import Losses, document_losses, mean_loss, rejected_share
 from surgery.recovery.objectives import Teacher, inside, objective_sum
+from surgery.recovery.packed import parameters_beside
 from surgery.recovery.preparing import Layout, operation_parameters, optimizer_groups, put, recompute
 from surgery.recovery.processes import any_process
 from surgery.recovery.recipe import Recipe
@@ -192,14 +193,15 @@ class RecoveryTrainer(Trainer):
         self._scheduled: dict[str, float] = {}
         self._sharded = any(is_sharded(parameter) for parameter in model.parameters())
         self._to_save: dict[str, torch.Tensor] = {}
-        super().__init__(
-            model=model,
-            args=arguments,
-            train_dataset=self._rows,
-            eval_dataset=Rows(held_out, len(held_out)) if held_out else None,
-            data_collator=partial(collate, pad=pad),
-            callbacks=list(callbacks),
-        )
+        with parameters_beside(model):
+            super().__init__(
+                model=model,
+                args=arguments,
+                train_dataset=self._rows,
+                eval_dataset=Rows(held_out, len(held_out)) if held_out else None,
+                data_collator=partial(collate, pad=pad),
+                callbacks=list(callbacks),
+            )
         # Trainer would do it when training begins, which is after the trial step that needs the memory.
         recompute(self.module, recipe.gradient_checkpointing)
         self.remove_callback(PrinterCallback)

@@ -27,6 +27,7 @@ from surgery.checkpoint import (
 )
 from surgery.checkpoint.record import HISTORY_NAME
 from surgery.errors import CheckpointError
+from surgery.recovery.packed import renames_alone
 from surgery.recovery.preparing import is_operation
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def changed_tensors(model: nn.Module, names: Sequence[str]) -> dict[str, torch.T
     # Tied parameters are one tensor with one name, as in the checkpoint.
     state = {name: parameter.detach() for name, parameter in model.named_parameters() if name in wanted}
     unwrapped: Any = model
-    return dict(revert_weight_conversion(unwrapped, state))
+    with renames_alone(unwrapped):
+        return dict(revert_weight_conversion(unwrapped, state))
 
 
 def write_result(

@@ -1,4 +1,7 @@
-"""Tiny checkpoints of packed weights: FP8 by hand, and what bitsandbytes and torchao write where they are there."""
+"""Tiny checkpoints of packed weights: FP8 by hand, and what other libraries write where they are installed.
+
+They are the extra ``[quantized]``, which `make test-all` installs.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,43 @@ def torchao(plain: Path, folder: Path) -> None:
     _by_transformers(plain, folder, TorchAoConfig(quantization.Int8WeightOnlyConfig()))
 
 
-METHODS: dict[str, Callable[[Path, Path], None]] = {"fp8": fp8, "bitsandbytes": bitsandbytes, "torchao": torchao}
+def compressed_tensors(plain: Path, folder: Path) -> None:
+    """As llm-compressor publishes: eight int4 weights in an int32, a scale for each group of 32."""
+    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import (
+        QuantizationArgs,
+        QuantizationConfig,
+        QuantizationScheme,
+        apply_quantization_config,
+    )
+    from compressed_tensors.quantization.utils import calculate_qparams
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+
+    weights = QuantizationArgs(num_bits=4, strategy="group", group_size=32)
+    groups = {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}
+    settings = QuantizationConfig(config_groups=groups, ignore=["lm_head"], format="pack-quantized")
+    model = AutoModelForCausalLM.from_pretrained(plain)
+    apply_quantization_config(model, settings)
+    for module in model.modules():
+        if hasattr(module, "weight_scale"):
+            each = module.weight.view(module.weight.shape[0], -1, 32)
+            module.weight_scale.data.copy_(calculate_qparams(each.amin(-1), each.amax(-1), weights)[0])
+    ModelCompressor(quantization_config=settings).compress_model(model)
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((plain / "config.json").read_text())
+    method = {**json.loads(settings.model_dump_json(exclude_none=True)), "quantization_status": "compressed"}
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": method}))
+
+
+METHODS: dict[str, Callable[[Path, Path], None]] = {
+    "fp8": fp8,
+    "bitsandbytes": bitsandbytes,
+    "torchao": torchao,
+    "compressed-tensors": compressed_tensors,
+}
 
 
 @pytest.fixture(scope="session")

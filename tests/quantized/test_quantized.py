@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from surgery.checkpoint import open_checkpoint
+from surgery.checkpoint import load_json, open_checkpoint
 from surgery.conversion import convert, revert
 from surgery.errors import PlanRefusedError
 from surgery.loading import operation_modules
@@ -54,28 +54,41 @@ def test_lora_over_packed_weights_gives_an_adapter(
     """As QLoRA does: the weights stay as they are, the adapter and the new parameters learn."""
     source = convert(quantized(method), form="anchored", layers="all", output=tmp_path / "model").output
     recipe = make_recipe(source, train={"what": "scale+lora", "merge": False, "rank": 2})
-    if method == "torchao":  # its tensors on disk are parts that do not have the layers' names
-        with pytest.raises(PlanRefusedError, match="No linear layer was found"):
-            finetune(recipe)
-        return
     result = finetune(recipe)
+    assert result.plan.parameters == {"scale": 3 * 4, "weights": 3 * 4 * 2 * (128 + 128)}
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
     assert result.held_out_loss_after != result.held_out_loss_before
 
 
-def test_scales_alone_are_learned_or_refused_with_the_reason(
+def test_scales_alone_are_learned_beside_the_packed_weights(
     quantized: Quantized, method: str, make_recipe: Any, tmp_path: Path
 ) -> None:
-    """What is unpacked in memory trains; what stays packed, transformers' Trainer would refuse."""
+    """The result has the source's packed tensors, byte for byte, and other scales."""
     source = convert(quantized(method), form="anchored", layers="all", output=tmp_path / "model").output
-    recipe = make_recipe(source)
+    result = finetune(make_recipe(source, budget={"steps": 8}))
+    assert result.held_out_loss_after < result.held_out_loss_before
+    before, after = tree(source), tree(tmp_path / "out")
+    shards = {name for name in before if name.startswith("source-") and name.endswith(".safetensors")}
+    assert shards and all(after[name] == before[name] for name in shards)
+    assert after["surgery-operations.safetensors"] != before["surgery-operations.safetensors"]
+    assert load_json(tmp_path / "out" / "config.json")["quantization_config"]
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=False)
+    modules: dict[str, Any] = operation_modules(model)
+    assert len(modules) == 3 and all((module.scale != 0).all() for module in modules.values())
+
+
+def test_what_transformers_cannot_train_through_is_refused(
+    quantized: Quantized, method: str, make_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if method == "fp8":
-        finetune(recipe)
-        before, after = open_checkpoint(source).tensors, open_checkpoint(tmp_path / "out").tensors
-        assert {name: info.dtype for name, info in after.items()} == {name: i.dtype for name, i in before.items()}
-    else:
-        with pytest.raises(PlanRefusedError, match=r"quantized.*adapter"):
-            finetune(recipe)
+        pytest.skip("unpacked in memory on a CPU")
+    from transformers.quantizers.base import HfQuantizer
+
+    source = convert(quantized(method), form="anchored", layers="all", output=tmp_path / "model").output
+    for kind in HfQuantizer.__subclasses__():
+        monkeypatch.setattr(kind, "is_trainable", False)
+    with pytest.raises(PlanRefusedError, match=r"does not train through weights that are quantized so \("):
+        finetune(make_recipe(source))
 
 
 @pytest.mark.parametrize("train", [{"what": "full"}, {"what": "scale+lora"}])
