@@ -228,6 +228,8 @@ def _calibrated(
             if name == "layers" and value in ("full", "sliding", "all"):
                 continue  # resolved in the calibration
             wanted = parse_operation({"name": own["name"], "form": own["form"], "open": True, name: value})
+            if name == "keep_softmax" and not set(own["layers"]) & set(wanted.model_dump()[name] or ()):
+                continue  # so are the others
             if name not in own or getattr(wanted, name) != parse_operation(own).model_dump()[name]:
                 raise UsageError(f"{name} {value!r} is not what was calibrated", hint="Calibrate again with it.")
         found.append(own)

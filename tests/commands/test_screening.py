@@ -137,3 +137,19 @@ def test_flags_that_cannot_be(surgery: Any, runnable: Path, texts: Path) -> None
     for wrong in ("0,0.1", "much", "nan"):
         ran = surgery("screen-sweep", runnable, "--text", texts, "--allow", wrong)
         assert ran.code == 2 and "numbers above 0" in ran.err, wrong
+
+
+def test_units_with_ssmax_on_other_layers(surgery: Any, runnable: Path, texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    given = ["--to", "ssmax", "--to", "screening", "--form", "ssmax=paper", "--form", "screening=unit"]
+    given += ["--layers", "ssmax=0", "--keep-softmax", "0", "--lengths", "48", "--passages", "2,1"]
+    ran = surgery("convert", runnable, *given, "--calibrate", texts, "-o", out)
+    assert ran.code == 0 and "a unit is no identity" in ran.err.replace("\n", " ")
+    ssmax, screening = json.loads((out / "config.json").read_text())["surgery"]["operations"]
+    assert (ssmax["form"], ssmax["layers"]) == ("paper", [0])
+    assert (screening["form"], screening["renormalisation"], screening["layers"]) == ("unit", 0.0, [1, 2])
+    record = ("--calibration", out / "surgery" / "calibration.json", "-o", tmp_path / "again")
+    ran = surgery("convert", runnable, "--to", "screening", "--keep-softmax", "1", *record)
+    assert ran.code == 2 and "keep_softmax '1' is not what was calibrated" in ran.err
+    ran = surgery("convert", runnable, "--to", "screening", "--form", "unit", "--budget", "0.1", "--calibrate", texts)
+    assert ran.code == 2 and "budget does nothing for the form unit" in ran.err

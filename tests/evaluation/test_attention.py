@@ -151,3 +151,22 @@ def test_what_screening_rejects(make_source: Any, tmp_path: Any, chunk: int) -> 
         )
         greatest = _by_range(weights.amax(-1), found["ranges"])
         torch.testing.assert_close(torch.tensor(found["greatest"][layer]), greatest.float(), atol=2e-6, rtol=0)
+
+
+def test_a_units_weights_are_shares_of_their_sum(make_source: Any, tmp_path: Any) -> None:
+    import surgery
+    from surgery.loading import load_model
+
+    start = {"threshold": -0.2, "log2_window": 4.0}
+    out = surgery.convert(make_source("llama"), "screening", form="unit", start=start, output=tmp_path / "out").output
+    model = load_model(out)
+    found = _streamed(model, LENGTH)
+    seen: list[Any] = []
+    screening = model.model.layers[0].self_attn.screening
+    screening.observer = seen.append
+    with torch.no_grad():
+        model(input_ids=_tokens(), use_cache=False)
+    kept = torch.cat([block.kept[0] for block in seen], 1)
+    assert not torch.allclose(kept.sum(-1), torch.ones_like(kept.sum(-1)), atol=0.1)
+    greatest = _by_range((kept / kept.sum(-1, keepdim=True).clamp(min=1e-30)).amax(-1), found["ranges"])
+    torch.testing.assert_close(torch.tensor(found["greatest"][0]), greatest.float(), atol=2e-6, rtol=0)

@@ -1,0 +1,135 @@
+"""Screening units on some layers, against the same layers without attention and with a window of as many keys.
+
+    python -m bench.units MODEL --calibrate calibration/ --text docs/ --layers 1,5,9 --tokens 100000 [--out FILE.json]
+
+The same tokens, seed and adapter for each: first every operated attention is matched to the original's output, then
+the model to its answers. Where attention is removed there is nothing to match: it gets the answers for all its tokens.
+The window is the same for all heads and keeps as many keys, the first 4 included, as the units accept when they start,
+at the greatest length that they were calibrated at.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import surgery
+from bench.harness import arguments, report
+from bench.recovery import say
+from surgery.calibration import CalibrationSettings, calibrate, read_calibration
+from surgery.loading import RunOptions
+
+SINKS = 4
+SHARE_OF_MATCHING = 0.3
+# An output of 2^-60 of its size is none, in float32.
+NOTHING = {"threshold": 0.0, "log2_gain": -60.0}
+
+
+def window_of(kept: float, length: int) -> int:
+    """The narrowest window that keeps this share of the keys of a sequence, the first ones of a document beside it."""
+    pairs = length * (length + 1) / 2
+    for window in range(1, length):
+        if sum(min(query + 1, window + SINKS) for query in range(length)) / pairs >= kept:
+            return window
+    return length
+
+
+def starts(options: Any) -> dict[str, dict[str, Any]]:
+    """Each alternative as what `surgery.convert` is told, by name."""
+    if options.calibration is not None:
+        fitted = read_calibration(options.calibration)
+    else:
+        unit = {"layers": options.layers, "form": "unit", "renormalisation": 0.0}
+        settings = CalibrationSettings(lengths=(options.length,), observe=options.observe, hold_out=2)
+        run = RunOptions(dtype="float32")
+        fitted = calibrate(options.model, options.calibrate, options=unit, settings=settings, run=run)
+    chosen = {"layers": [layer.layer for layer in fitted.layers]}
+    rejected = [share for layer in fitted.layers for share in layer.rejected]
+    kept = 1 - sum(rejected) / len(rejected)
+    window = window_of(kept, max(fitted.settings["lengths"]))
+    print(f"units keep {kept:.1%} of the keys; the window of as many is {window} and the first {SINKS}", flush=True)
+    return {
+        "unit": {"form": "unit", "calibration": fitted},
+        f"window {window}": {**chosen, "start": {"log2_window": math.log2(window)}},
+        "removed": {**chosen, "form": "unit", "start": NOTHING},
+    }
+
+
+def recipe(name: str, model: Path, output: Path, options: Any) -> dict[str, Any]:
+    """The recipe of one alternative."""
+    matched = round(SHARE_OF_MATCHING * options.tokens)
+    stages: Sequence[tuple[str, int]] = (("match", matched), ("distill", options.tokens - matched))
+    if name == "removed":
+        stages = (("distill", options.tokens),)
+    return {
+        "model": str(model),
+        "output": str(output),
+        "data": {"text": list(options.text), "held_out": options.held_out, "sequence_length": options.length},
+        "train": {"what": "scale+lora", "rank": 16},
+        "optimizer": {"scale_lr": options.scale_lr, "lr": options.lr, "warmup": 0.1, "betas": [0.9, 0.95]},
+        "stages": [{"objective": {"name": what}, "budget": {"tokens": tokens}} for what, tokens in stages],
+        "evaluation": {"sequences": options.sequences},
+        "checkpoints": {"every": 100_000},
+        "seed": options.seed,
+    }
+
+
+def row_of(name: str, result: Any, tokens: int) -> dict[str, Any]:
+    """What one run came to."""
+    compared = result.comparison
+    assert compared is not None, "nothing was held out"
+    losses = {model.name: model.loss.value for model in compared.models if model.loss is not None}
+    apart = compared.difference("recovered", "source")
+    assert apart is not None and apart.difference is not None
+    before, after = result.rejected_before, result.rejected_after
+    return {
+        "layers are": name,
+        "keys kept": "none" if name == "removed" or before is None else f"{1 - before:.1%} -> {1 - after:.1%}",
+        "tokens": tokens,
+        "source": losses["source"],
+        "before": result.held_out_loss_before,
+        "after": losses["recovered"],
+        "over source": apart.difference.value,
+        "low": apart.difference.low,
+        "high": apart.difference.high,
+        "held-out tokens": compared.tokens,
+        "documents": compared.documents,
+    }
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    fitted = parser.add_mutually_exclusive_group(required=True)
+    fitted.add_argument("--calibrate", nargs="+", help="texts to fit units on")
+    fitted.add_argument("--calibration", type=Path, help="or a calibration.json of units")
+    parser.add_argument("--text", nargs="+", required=True)
+    parser.add_argument("--layers", help="with --calibrate")
+    parser.add_argument("--tokens", type=int, default=100_000)
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--observe", type=int, default=6)
+    parser.add_argument("--held-out", type=float, default=0.2)
+    parser.add_argument("--sequences", type=int, default=16)
+    parser.add_argument("--scale-lr", type=float, default=0.01)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if (options.layers is None) != (options.calibrate is None):
+        parser.error("--layers goes with --calibrate")
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (name, given) in enumerate(starts(options).items()):
+            print(name, flush=True)
+            start = surgery.convert(
+                options.model, "screening", **given, output=Path(folder) / f"start-{number}", mode="link"
+            ).output
+            trained = Path(folder) / f"trained-{number}"
+            result = surgery.finetune(recipe(name, start, trained, options), on_progress=say)
+            rows.append(row_of(name, result, options.tokens))
+            report("units", rows, options.out)
+
+
+if __name__ == "__main__":
+    main()
