@@ -1809,6 +1809,21 @@ class _InitialValues:
         """
         return False
 
+    # transformers reads the source of a class's module to learn what can be set on it, and this file would say that no
+    # experts run grouped: a loop over them, slower and rounded otherwise. So the family's own class is asked.
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return bool(_stock_class(cls)._can_set_experts_implementation())
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return bool(_stock_class(cls)._can_set_attn_implementation())
+
+
+def _stock_class(operated: type) -> Any:
+    """The class of transformers that an operated one is a subclass of."""
+    return next(base for base in operated.__mro__ if base.__module__.startswith("transformers.models."))
+
 
 def _positional_names(stock: type[nn.Module]) -> tuple[str, ...]:
     return tuple(inspect.signature(stock.forward).parameters)[1:]

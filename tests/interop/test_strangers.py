@@ -14,6 +14,7 @@ import torch
 
 from surgery.anatomy import FAMILIES
 from surgery.checkpoint import load_json
+from surgery.conversion import revert
 from surgery.verification.fresh import FreshRequest, ask
 from tests.families import REPRESENTATIVES
 from tests.interop.conftest import Operated, load, logits, scales, tokens
@@ -83,6 +84,34 @@ def test_saving_a_registered_model_writes_code_and_auto_map(operated: Operated, 
     saved, first = load_json(tmp_path / "saved" / "config.json"), load_json(operated("qwen3_moe") / "config.json")
     for key in ("auto_map", "model_type", "architectures", "surgery", "initializer_range", "attn_implementation"):
         assert saved[key] == first[key], key
+
+
+def test_what_transformers_reads_in_a_modules_source_is_the_familys(
+    operated: Operated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether experts may run grouped; also where nothing was asked of the family's own class before."""
+    own: Any = type(load(operated("qwen3_moe")))
+    remembered = "_can_set_experts_implementation_cached_value"
+    for kind in own.__mro__:
+        if remembered in vars(kind):
+            monkeypatch.delattr(kind, remembered)
+    assert own._can_set_experts_implementation() and own._can_set_attn_implementation()
+    assert not type(load(operated("llama")))._can_set_experts_implementation()  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_experts_run_as_the_familys_own_class_runs_them(operated: Operated, tmp_path: Path) -> None:
+    """In a process where nothing was asked of that class before; transformers remembers what it found."""
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM as M\n"
+        "print([M.from_pretrained(f, trust_remote_code=True).config._experts_implementation for f in sys.argv[1:]])"
+    )
+    stock = tmp_path / "stock"
+    revert(operated("qwen3_moe"), output=stock)
+    command = [sys.executable, "-c", code, str(operated("qwen3_moe")), str(stock)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1].replace("'", '"'))
+    assert found == ["grouped_mm", "grouped_mm"]
 
 
 ORDERS = {
