@@ -28,6 +28,7 @@ from surgery.checkpoint import open_checkpoint, resolve
 from surgery.data import read_documents
 from surgery.errors import UsageError
 from surgery.loading import RunOptions, load_tokenizer
+from surgery.operations.inspection import unverified_family
 from surgery.operations.screening import ScreeningOptions
 
 # Nats per token, estimated; what these cost in truth is what a sweep measures.
@@ -125,6 +126,7 @@ def sweep(
     revision: str | None = None,
     run: RunOptions | None = None,
     on_progress: OnProgress | None = None,
+    allow_unverified: bool = False,
 ) -> Sweep:
     """Measure several choices of thresholds and windows, all from one look at the texts.
 
@@ -139,6 +141,7 @@ def sweep(
         revision: branch, tag or commit of a hub model.
         run: device, dtype and attention backend.
         on_progress: called with work done, work in all (both in tokens of a forward pass), and what is being done.
+        allow_unverified: go on with a family that the table does not have, by what a probe of its model shows.
 
     Raises:
         UsageError: no text, too little of it, or nothing allowed.
@@ -149,7 +152,8 @@ def sweep(
     settings = settings or CalibrationSettings()
     run = run or RunOptions()
     source = resolve(model, revision)
-    anatomy = read_anatomy(open_checkpoint(source))
+    checkpoint = open_checkpoint(source)
+    anatomy = read_anatomy(checkpoint, family=unverified_family(checkpoint) if allow_unverified else None)
     screening = resolved_options(options or {}, anatomy)
     lengths = known_lengths(settings, anatomy)
     tokenizer = load_tokenizer(source.folder, trust_remote_code=run.trust_remote_code)

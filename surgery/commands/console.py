@@ -49,6 +49,14 @@ AttentionOption = Annotated[
     typer.Option("--attn-implementation", help="sdpa, eager, flash_attention_2 ...", rich_help_panel="Running"),
 ]
 
+UnverifiedOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unverified",
+        help="Of a family that is not in `surgery families`, go on by what its model in transformers shows.",
+    ),
+]
+
 EventsOption = Annotated[
     Path | None, typer.Option("--events", help="Write each event to this file, one JSON line each.")
 ]

@@ -192,14 +192,7 @@ def convert(
             rich_help_panel="Writing",
         ),
     ] = False,
-    allow_unverified: Annotated[
-        bool,
-        typer.Option(
-            "--allow-unverified",
-            help="Of a family that is not in `surgery families`, go on by what its model in transformers shows.",
-            rich_help_panel="Writing",
-        ),
-    ] = False,
+    allow_unverified: console.UnverifiedOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, write nothing.", rich_help_panel="Writing")
     ] = False,

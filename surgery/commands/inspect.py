@@ -26,6 +26,7 @@ _NEEDED = {"screening": " --calibrate TEXTS (or --open, to train from there)"}
 def inspect(
     model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
     revision: console.RevisionOption = None,
+    allow_unverified: console.UnverifiedOption = False,
     as_json: console.JsonOption = False,
     verbose: console.VerboseOption = False,
 ) -> None:
@@ -33,7 +34,9 @@ def inspect(
     from surgery.operations.inspection import inspect as inspect_model
 
     console.setup(verbose=verbose)
-    inspection = inspect_model(model, revision=revision)
+    if allow_unverified:
+        console.silence_transformers()
+    inspection = inspect_model(model, revision=revision, allow_unverified=allow_unverified)
     if as_json:
         console.emit("inspection", inspection.to_dict())
         return
@@ -54,7 +57,7 @@ def _summary(inspection: Inspection) -> Table:
         length += f", extended to {anatomy.positions} positions"
     rows = {
         "model": inspection.name + (f" @ {inspection.commit[:12]}" if inspection.commit else ""),
-        "family": anatomy.family.model_type,
+        "family": anatomy.family.model_type + (" (unverified)" if anatomy.family.unverified else ""),
         "parameters": f"{anatomy.parameters / 1e6:,.1f} M in {anatomy.shards} shard(s), {anatomy.bytes / 1e6:,.0f} MB",
         "dtypes": ", ".join(f"{dtype} x {count}" for dtype, count in anatomy.dtypes.items()),
         "layers": f"{len(anatomy.layers)}",
@@ -159,6 +162,8 @@ def _nowhere(inspection: Inspection) -> list[str]:
 
 def _advice(inspection: Inspection, model: str) -> list[str]:
     found = [f"Next: surgery verify {model}"] if inspection.anatomy.operations else []
+    if inspection.anatomy.family.unverified and not inspection.anatomy.operations:
+        model += " --allow-unverified"
     return found + [
         f"Next: surgery convert --to {name} {model}{_NEEDED.get(name, '')}"
         for name, reasons in inspection.applies.items()

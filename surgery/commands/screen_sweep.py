@@ -57,6 +57,7 @@ def screen_sweep(
     ] = None,
     revision: console.RevisionOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the files of an earlier sweep.")] = False,
+    allow_unverified: console.UnverifiedOption = False,
     device: console.DeviceOption = "auto",
     dtype: console.DtypeOption = "auto",
     attn_implementation: console.AttentionOption = None,
@@ -100,6 +101,7 @@ def screen_sweep(
             revision=revision,
             run=run,
             on_progress=on_progress,
+            allow_unverified=allow_unverified,
         )
     written = _write(result, folder)
     if as_json:
@@ -108,7 +110,8 @@ def screen_sweep(
     _print(result)
     console.out.print(f"wrote {folder}: {', '.join(written)}", markup=False, highlight=False, soft_wrap=True)
     middle = f"{folder}/{_calibration_name(result.points[len(result.points) // 2].allowed)}"
-    console.next_step("surgery", "convert", "--to", "screening", model, "--calibration", middle)
+    unverified = ["--allow-unverified"] if allow_unverified else []
+    console.next_step("surgery", "convert", "--to", "screening", model, "--calibration", middle, *unverified)
 
 
 def _check_output(folder: Path, *, force: bool) -> None:

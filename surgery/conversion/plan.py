@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgery.anatomy import FAMILIES, REFUSED, Anatomy, Family, read_anatomy
+from surgery.anatomy import Anatomy, read_anatomy
 from surgery.anatomy.reading import MODEL_TYPE_PREFIX
 from surgery.checkpoint import Checkpoint, Source, open_checkpoint, quote, resolve, sha256_json
 from surgery.checkpoint.record import FORMAT_VERSION, RECORD_FOLDER
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.operations import OPERATIONS, OperationOptions, PlannedTensor
 from surgery.operations.catalog import caveats
-from surgery.operations.inspection import converted_already
+from surgery.operations.inspection import converted_already, unverified_family
 from surgery.version import __version__
 
 if TYPE_CHECKING:
@@ -193,20 +193,6 @@ def make_plan(
         source_record=tuple(filter(_in_record, checkpoint.other_files)),
     )
     return PreparedPlan(plan, source, checkpoint, anatomy, calibration)
-
-
-def unverified_family(checkpoint: Checkpoint) -> Family | None:
-    """What a probe makes of a family that the table neither has nor refuses; None for one that it does.
-
-    Raises:
-        PlanRefusedError: the probe finds no attention that could be operated on.
-    """
-    model_type = str(checkpoint.config.get("model_type"))
-    if model_type in FAMILIES or model_type in REFUSED or model_type.startswith(MODEL_TYPE_PREFIX):
-        return None
-    from surgery.anatomy.probing import probe
-
-    return probe(checkpoint)
 
 
 def _calibrated(

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from surgery.anatomy import Anatomy, AttentionLayer, read_anatomy
-from surgery.checkpoint import open_checkpoint, resolve
+from surgery.anatomy import FAMILIES, REFUSED, Anatomy, AttentionLayer, Family, read_anatomy
+from surgery.anatomy.reading import MODEL_TYPE_PREFIX
+from surgery.checkpoint import Checkpoint, open_checkpoint, resolve
 from surgery.operations import OPERATIONS
 
 
@@ -57,14 +58,20 @@ class Inspection:
         }
 
 
-def inspect(model: str | Path, *, revision: str | None = None) -> Inspection:
+def inspect(model: str | Path, *, revision: str | None = None, allow_unverified: bool = False) -> Inspection:
     """Inspect a model folder or hub id, of any size, without reading a weight.
+
+    Args:
+        model: folder or hub id.
+        revision: branch, tag or commit of a hub model.
+        allow_unverified: show what a probe makes of a family that the table does not have; imports torch.
 
     Raises:
         SurgeryError: the folder is missing, broken or of a family that is not supported.
     """
     source = resolve(model, revision)
-    anatomy = read_anatomy(open_checkpoint(source))
+    checkpoint = open_checkpoint(source)
+    anatomy = read_anatomy(checkpoint, family=unverified_family(checkpoint) if allow_unverified else None)
     done = converted_already(anatomy)
     applies = {
         name: tuple(
@@ -84,3 +91,17 @@ def converted_already(anatomy: Anatomy) -> str | None:
     if all(name in OPERATIONS and OPERATIONS[name].in_config_alone for name in done):
         return None
     return f"converted already ({', '.join(done)})"
+
+
+def unverified_family(checkpoint: Checkpoint) -> Family | None:
+    """What a probe makes of a family that the table neither has nor refuses; None for one that it does.
+
+    Raises:
+        PlanRefusedError: the probe finds no attention that could be operated on.
+    """
+    model_type = str(checkpoint.config.get("model_type"))
+    if model_type in FAMILIES or model_type in REFUSED or model_type.startswith(MODEL_TYPE_PREFIX):
+        return None
+    from surgery.anatomy.probing import probe
+
+    return probe(checkpoint)

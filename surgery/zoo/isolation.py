@@ -60,6 +60,7 @@ def request_for(row: Row) -> dict[str, Any]:
         "operations": [dict(options) for options in item.operations],
         "output": str(item.output),
         "placement": item.placement,
+        "allow_unverified": item.allow_unverified,
         "verify": level,
         "layers": item.layers,
         "force": row.again,

@@ -26,7 +26,7 @@ class Item:
         revision: of a hub model.
         operations: options of each operation as plain data.
         output: the folder to write.
-        verify, placement, limits: as in the manifest.
+        verify, placement, limits, allow_unverified: as in the manifest.
         fault: why it cannot even be tried (a name that no file system takes), or None.
     """
 
@@ -39,6 +39,7 @@ class Item:
     verify: Level
     placement: Literal["auto", "copy", "link"]
     limits: Limits
+    allow_unverified: bool = False
     fault: str | None = None
 
     @property
@@ -127,5 +128,6 @@ def _item(manifest: Manifest, model: Model, source: str, output: Path) -> Item:
         verify=model.verify or manifest.verify,
         placement=model.placement or manifest.placement,
         limits=model.limits or manifest.limits,
+        allow_unverified=manifest.allow_unverified if model.allow_unverified is None else model.allow_unverified,
         fault=fault,
     )

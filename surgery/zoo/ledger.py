@@ -23,6 +23,9 @@ from surgery.errors import CheckpointError
 FORMAT = 1
 Status = Literal["waiting", "started", "done", "failed"]
 _LONGEST_LINE = 1_000_000
+# What summaries add up, compare or print.
+_NUMBERS = ("seconds", "peak", "bytes", "checks", "attempt")
+_TEXTS = ("fingerprint", "work", "why", "message", "family", "placed", "verdict", "plan", "commit")
 
 
 @dataclass(frozen=True)
@@ -165,10 +168,11 @@ def _apply(state: LedgerState, event: Mapping[str, Any]) -> None:
     elif kind in ("started", "done", "failed", "interrupted"):
         name = _text(event, "item")
         status: Any = "waiting" if kind == "interrupted" else kind
-        known = [event.get(key) for key in ("fingerprint", "work")]
-        if not all(value is None or isinstance(value, str) for value in known):
-            raise ValueError("a fingerprint that is no text")
-        entry = Entry(status, _text(event, "run"), known[0], known[1], event)
+        for keys, kinds in ((_NUMBERS, (int, float)), (_TEXTS, (str,))):
+            for key in keys:
+                if not (event.get(key) is None or type(event[key]) in kinds):
+                    raise ValueError(f"{key} must be {'text' if kinds == (str,) else 'a number'}")
+        entry = Entry(status, _text(event, "run"), event.get("fingerprint"), event.get("work"), event)
         state.entries[name] = entry
         if status == "done":
             state.successes[name] = entry

@@ -67,6 +67,7 @@ class Model(_Section):
     change: dict[str, dict[str, Any]] = Field(
         default={}, description="Options that differ for these models, by operation: {ssmax: {form: bias}}."
     )
+    allow_unverified: bool | None = Field(default=None, description="In place of the manifest's.")
     verify: Level | None = Field(default=None, description="In place of the manifest's level.")
     placement: Literal["auto", "copy", "link"] | None = Field(default=None, description="In place of the manifest's.")
     limits: Limits | None = Field(default=None, description="In place of the manifest's limits, all of them.")
@@ -84,6 +85,11 @@ class Manifest(_Section):
     )
     placement: Literal["auto", "copy", "link"] = Field(
         default="auto", description="Unchanged shards: reflink where possible, else copied; always copied; hard links."
+    )
+    allow_unverified: bool = Field(
+        default=False,
+        description="Of a family that is not in the table, go on by what its model in transformers shows; a plan then "
+        "needs torch.",
     )
     verify: Level = Field(
         default="files",

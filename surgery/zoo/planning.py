@@ -158,7 +158,7 @@ def _row(item: Item) -> Row:
         source = at_hand(item)
         if source is None:
             return replace(plain, reason="not fetched yet; its cost is known once it is")
-        prepared = make_plan(source.folder, item.operations)
+        prepared = make_plan(source.folder, item.operations, allow_unverified=item.allow_unverified)
         return replace(
             plain,
             family=str(prepared.plan.source["model_type"]),

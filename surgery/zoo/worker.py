@@ -82,7 +82,7 @@ def work(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     if request["is_hub"]:
         tell("stage", stage="fetching")
     source = resolve(request["source"], request["revision"])
-    prepared = make_plan(source.folder, request["operations"])
+    prepared = make_plan(source.folder, request["operations"], allow_unverified=request["allow_unverified"])
     found = source_fingerprint(prepared.checkpoint)
     if request["source_fingerprint"] not in (None, found):
         raise PlanRefusedError("the source has changed since this run began", hint="Run it again.")

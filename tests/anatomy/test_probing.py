@@ -8,16 +8,21 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from surgery.anatomy import FAMILIES, Family, read_anatomy
 from surgery.anatomy.families import probed_family
 from surgery.anatomy.probing import probe
 from surgery.checkpoint import open_checkpoint
+from surgery.commands.app import app
 from surgery.conversion import convert, make_plan, revert
 from surgery.errors import CheckpointError, PlanRefusedError
+from surgery.operations.inspection import inspect
 from surgery.verification import verify, verifying
+from surgery.zoo.running import open_zoo, run_zoo
 from tests.conversion.conftest import tree
 from tests.families import _COMMON, _MOE, families_for_the_matrix
+from tests.zoo.conftest import write_manifest
 
 FOUND = (
     "architecture", "config_class", "base_model", "base_prefix", "counted_at", "attention", "query", "query_rows",
@@ -112,6 +117,28 @@ def test_a_model_that_keeps_its_state_elsewhere_fails_the_verification(
 def test_the_flag_changes_nothing_for_a_known_family(make_source: Any) -> None:
     plans = [make_plan(make_source("llama"), [{"name": "ssmax"}], allow_unverified=flag).plan for flag in (True, False)]
     assert plans[0] == plans[1]
+
+
+def test_it_is_inspected_where_that_is_allowed(laguna: Path) -> None:
+    with pytest.raises(PlanRefusedError, match="'laguna' is not supported"):
+        inspect(laguna)
+    inspection = inspect(laguna, allow_unverified=True)
+    assert inspection.anatomy.family.unverified
+    assert all(reason is None for reason in inspection.applies["ssmax"])
+    assert all("unverified family" in str(reason) for reason in inspection.applies["rope"])
+    printed = CliRunner().invoke(app, ["inspect", str(laguna), "--allow-unverified"]).stdout
+    assert "laguna (unverified)" in printed and f"--to ssmax {laguna} --allow-unverified" in printed
+
+
+def test_a_zoo_takes_it_where_that_is_allowed(laguna: Path, tmp_path: Path) -> None:
+    """For all, or for one entry; known families are as they were."""
+    models = [{"path": str(laguna)}, {"path": str(laguna), "name": "no", "allow_unverified": False}]
+    zoo = open_zoo(write_manifest(tmp_path, models=models, allow_unverified=True, verify="none"))
+    assert [(row.state, row.family) for row in zoo.plan().rows] == [("ready", "laguna"), ("refused", "")]
+    assert {item["item"]: item["state"] for item in run_zoo(zoo)["items"]} == {
+        f"{laguna.name}-ssmax": "done",
+        "no-ssmax": "refused",
+    }
 
 
 def test_what_an_unverified_family_does_not_get(laguna: Path) -> None:

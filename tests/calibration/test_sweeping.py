@@ -17,10 +17,13 @@ from surgery.calibration.results import LayerChoice
 from surgery.calibration.sweeping import BLOCK, _group_windows, blocks_outside
 from surgery.conversion import convert
 from surgery.data import read_documents
-from surgery.errors import UsageError
+from surgery.errors import PlanRefusedError, UsageError
 from surgery.evaluation.losses import token_losses
 from surgery.loading import load_model, load_tokenizer, operations_off
 from surgery.operations.screening import ScreeningOptions
+from tests.anatomy.test_probing import tiny
+from tests.families import _MOE
+from tests.tokenizers import save_tiny_tokenizer
 
 SETTINGS = CalibrationSettings(lengths=(32, 64), observe=4, hold_out=2, rows=24)
 ALLOWED = (0.001, 0.02, 0.3)
@@ -89,6 +92,19 @@ def test_without_other_text_what_is_held_out_is_measured(source: Path, texts: Pa
     found = sweep(source, [texts], allowed=(0.02,), settings=SETTINGS)
     assert not found.other_text
     assert sum(text["held_out"] for text in found.texts) == len(found.points[0].calibration.guard) == 3
+
+
+@pytest.mark.slow
+def test_an_unverified_family_is_swept_where_that_is_allowed(texts: Path, tmp_path: Path) -> None:
+    unknown = tiny(tmp_path / "laguna", "laguna", head_dim=8, **_MOE)
+    save_tiny_tokenizer(unknown)
+    with pytest.raises(PlanRefusedError, match="'laguna' is not supported"):
+        sweep(unknown, [texts], allowed=(0.02,), settings=SETTINGS)
+    found = sweep(unknown, [texts], allowed=(0.02,), settings=SETTINGS, allow_unverified=True)
+    out = convert(
+        unknown, "screening", calibration=found.points[0].calibration, output=tmp_path / "out", allow_unverified=True
+    )
+    assert out.plan.source["model_type"] == "laguna"
 
 
 def test_what_is_taken_to_measure_on_comes_from_all_texts_and_twice_from_none(source: Path, texts: Path) -> None:

@@ -74,7 +74,9 @@ def test_a_ledger_of_nothing_but_a_torn_line(tmp_path: Path) -> None:
         ('{"event": "ledger", "format": 2}', "reads up to 1"),
         ('{"event": "strange"}', "strange"),
         ('{"event": "done", "event": "done"}', "twice"),
-        ('{"event": "done", "item": "a", "run": "r", "fingerprint": [1]}', "no text"),
+        ('{"event": "done", "item": "a", "run": "r", "fingerprint": [1]}', "must be text"),
+        ('{"event": "done", "item": "a", "run": "r", "seconds": "long"}', "seconds must be a number"),
+        ('{"event": "done", "item": "a", "run": "r", "bytes": true}', "bytes must be a number"),
         ("[]", "object"),
     ],
 )
