@@ -37,5 +37,34 @@ def explain(error: Exception, hub_id: str, revision: str | None) -> SurgeryError
     )
 
 
+def explain_push(error: Exception, repository: str) -> SurgeryError:
+    """The same for an upload."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return CheckpointError(
+            "There is no token, and the hub takes uploads of accounts only.",
+            hint="Set HF_TOKEN to a token that may write, or run `hf auth login`.",
+        )
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return UsageError("HF_HUB_OFFLINE is set, and an upload needs the hub.", hint="Unset it.")
+    status = (
+        error.response.status_code if isinstance(error, errors.HfHubHTTPError) and error.response is not None else None
+    )
+    if status == 401 and not isinstance(error, errors.RepositoryNotFoundError):
+        return CheckpointError(
+            "The hub does not accept the token.", hint="Set HF_TOKEN to a valid one, or run `hf auth login`."
+        )
+    if status == 403 or isinstance(error, errors.RepositoryNotFoundError):
+        return CheckpointError(
+            f"The token gives no right to write to {repository}.",
+            hint="Give it the right to write at https://huggingface.co/settings/tokens, or set HF_TOKEN to another.",
+        )
+    return CheckpointError(
+        f"{repository} could not be uploaded: {type(error).__name__}: {_first_line(error)}",
+        hint="Run the same again; weights that have arrived are not sent again.",
+    )
+
+
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no further detail")

@@ -49,5 +49,6 @@ from surgery.commands import zoo as _zoo  # noqa: E402, F401
 from surgery.commands import recipes as _recipes  # noqa: E402, F401
 from surgery.commands import revert as _revert  # noqa: E402, F401
 from surgery.commands import refresh as _refresh  # noqa: E402, F401
+from surgery.commands import push as _push  # noqa: E402, F401
 from surgery.commands import families as _families  # noqa: E402, F401
 from surgery.commands import doctor as _doctor  # noqa: E402, F401

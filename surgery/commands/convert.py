@@ -10,6 +10,7 @@ import typer
 
 from surgery.commands import console
 from surgery.commands.app import app
+from surgery.commands.push import PushOption, say
 from surgery.errors import UsageError
 
 if TYPE_CHECKING:
@@ -193,6 +194,7 @@ def convert(
         ),
     ] = False,
     allow_unverified: console.UnverifiedOption = False,
+    push: PushOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, write nothing.", rich_help_panel="Writing")
     ] = False,
@@ -205,6 +207,8 @@ def convert(
 ) -> None:
     """Convert a checkpoint. Reads headers, not weights, unless it calibrates; the source is never changed."""
     from surgery.checkpoint import check_output
+    from surgery.checkpoint.pushing import check_push
+    from surgery.checkpoint.pushing import push as push_folder
     from surgery.commands.calibrating import Asked, numbers, plan_with_calibration, print_calibration
     from surgery.conversion import execute
     from surgery.conversion.execution import default_output
@@ -244,6 +248,8 @@ def convert(
         },
         run={"device": device, "dtype": dtype, "attn_implementation": attn_implementation},
     )
+    if push is not None and not dry_run:
+        check_push(push, force=force)  # before any work
     if output is not None and calibrate:
         check_output(output, force=force)  # before minutes of calibrating, and again once the source is known
     if allow_unverified:
@@ -273,8 +279,9 @@ def convert(
 
         mode: Any = "link" if link else "copy" if copy else "auto"
         result = execute(prepared, target, mode=mode, force=force, on_bytes=on_bytes)
+    pushed = None if push is None else push_folder(result.output, push, force=force)
     if as_json:
-        console.emit("conversion", result.to_dict())
+        console.emit("conversion", {**result.to_dict(), **({"pushed": pushed.to_dict()} if pushed else {})})
         return
     if not quiet:
         _print_plan(prepared.plan, target)
@@ -283,6 +290,8 @@ def convert(
     how = ", ".join(sorted(set(result.placed.values())))
     written = f"wrote {target} ({len(result.placed)} shard(s) {how})"
     console.out.print(written, markup=False, highlight=False, soft_wrap=True)
+    if pushed is not None:
+        say(pushed.url, pushed.private)
     console.next_step("surgery", "verify", str(target), "--against", model)
 
 

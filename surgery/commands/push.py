@@ -1,0 +1,52 @@
+"""``surgery push``: an output, with its card, to the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from surgery.commands import console
+from surgery.commands.app import app
+
+PushOption = Annotated[
+    str | None,
+    typer.Option(
+        "--push",
+        metavar="NAME/MODEL",
+        help="Then upload the output with its card to this hub repository, private if it is new.",
+        rich_help_panel="Writing",
+    ),
+]
+
+
+@app.command()
+def push(
+    model: Annotated[Path, typer.Argument(help="Folder that convert, finetune or merge wrote.")],
+    repository: Annotated[str, typer.Argument(metavar="NAME/MODEL", help="Hub id to upload to.")],
+    public: Annotated[bool, typer.Option("--public", help="For everybody to see, where it is new.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier output there.")] = False,
+    as_json: console.JsonOption = False,
+    verbose: console.VerboseOption = False,
+    quiet: console.QuietOption = False,
+) -> None:
+    """Upload an output with its card to the Hugging Face hub, in one commit. Private unless --public.
+
+    HF_TOKEN, or what `hf auth login` has stored, says who you are. What was interrupted is gone on with when repeated.
+    """
+    from surgery.checkpoint.pushing import push as push_folder
+
+    console.setup(verbose=verbose, quiet=quiet)
+    result = push_folder(model, repository, private=not public, force=force)
+    if as_json:
+        console.emit("push", result.to_dict())
+    else:
+        say(result.url, result.private)
+
+
+def say(url: str, private: bool) -> None:
+    """Where it is now."""
+    console.out.print(
+        f"pushed to {url} ({'private' if private else 'public'})", markup=False, highlight=False, soft_wrap=True
+    )
