@@ -171,6 +171,7 @@ def across(bridge: Path, make_recipe: Any, **sections: Any) -> dict[str, Any]:
     return sparse(bridge, make_recipe, stages=stages, evaluation={"sequences": 1}, **sections)
 
 
+@pytest.mark.slow
 def test_a_run_starts_at_gated_and_ends_at_the_unit(
     screened: Path, bridge: Path, make_recipe: Any, tmp_path: Path
 ) -> None:
