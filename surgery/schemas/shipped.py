@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from rapidfuzz import process
+from rapidfuzz import fuzz, process
 
 from surgery.errors import UsageError
 
@@ -44,7 +44,7 @@ def shipped_file(kind: str, name: str) -> Shipped:
     known = {file.name: file for file in shipped_files(kind)}
     file = known.get(name.removesuffix(_SUFFIX))
     if file is None:
-        close = process.extractOne(name, list(known), score_cutoff=50)
+        close = process.extractOne(name, list(known), scorer=fuzz.ratio, score_cutoff=50)
         raise UsageError(
             f"No {kind.removesuffix('s')} {name!r} ships with surgery"
             + (f"; did you mean {close[0]!r}?" if close else "."),

@@ -179,9 +179,9 @@ def test_a_large_honest_header_is_read_quickly(tmp_path: Path) -> None:
     count = 20_000
     header = {f"model.layers.{i}.weight": entry(4 * i, 4 * i + 4) for i in range(count)}
     path = raw(tmp_path / "x.safetensors", header, FOUR * count)
-    begun = time.perf_counter()
+    begun = time.process_time()  # whatever else the machine does
     assert len(read_header(path)[0]) == count
-    assert time.perf_counter() - begun < 3
+    assert time.process_time() - begun < 3
 
 
 def test_sparse_terabyte_costs_nothing(tmp_path: Path) -> None:

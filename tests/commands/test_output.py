@@ -201,7 +201,14 @@ def test_help_names_the_defaults_and_no_types_of_python(surgery: Any) -> None:
     The parser's own words for --help and for arguments that repeat (``model...``) are left as they are.
     """
     said = " ".join(surgery("convert", "--help").out.replace("│", " ").split())
-    for default in ("beside the model, operations added", "anchored", "the trained length", "full", "yarn", "8,4"):
+    for default in (
+        "beside the model, operations added",
+        "anchored; gated",
+        "the trained length",
+        "full",
+        "yarn",
+        "8,4",
+    ):
         assert f"[default: ({default})]" in said, default
     for command in (["convert"], ["evaluate"], ["report"], ["finetune"], ["zoo", "run"], ["recipes", "check"]):
         lines = surgery(*command, "--help").out.splitlines()

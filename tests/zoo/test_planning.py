@@ -48,10 +48,10 @@ def test_each_broken_model_costs_one_row_with_its_reason(make_zoo: MakeZoo) -> N
 
 
 def test_an_error_that_nobody_foresaw_costs_one_row_too(make_zoo: MakeZoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(source: Path, operations: Any) -> Any:
+    def fail(source: Path, operations: Any, **options: Any) -> Any:
         if source.name == "qwen2":
             raise ZeroDivisionError("oh")
-        return make_plan(source, operations)
+        return make_plan(source, operations, **options)
 
     monkeypatch.setattr(planning, "make_plan", fail)
     plan = make_zoo().plan()
