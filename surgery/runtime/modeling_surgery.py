@@ -433,16 +433,20 @@ class Screening(Operation):
     def weigh(
         self, accepted: torch.Tensor, weights: torch.Tensor | None, has_sink: bool, members: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What the values are added up with in the form ``unit``: alpha (e^z / S)^p; see the class.
+        """What the values are added up with: the weights renormalised over the accepted keys, and in the form ``unit``
+        alpha (e^z / S)^p; see the class.
 
         Args:
             accepted: alpha, ``(batch, heads, queries, keys)``.
-            weights: softmax weights of the same shape; None where no head has any (``kind() == "unit"``).
+            weights: softmax weights of the same shape; not looked at where no head has any (``kind() == "unit"``).
             has_sink: whether the family has a learned sink, whose share is in S.
             members: numbers of the query heads; all of them where absent.
         """
-        if weights is None:
+        if self.kind() == "unit":
             return accepted
+        assert weights is not None
+        if self.kind() == "gated":
+            return _renormalised(weights, accepted, has_sink)
         exponent = self.exponents() if members is None else self.exponents()[members]
         weights = _at_least_float32(weights)
         share = weights / _left(weights, accepted, has_sink)
@@ -714,10 +718,7 @@ def _observed(
             relevance = screening.relevance(unscaled_query[:, :, block.rows], key)
             accepted = screening.acceptance(relevance, block.distance, block.sinks) * block.allowed
             has_sink = hasattr(module, "sinks")
-            if screening.kind() == "gated":
-                kept = _renormalised(weights, accepted, has_sink)
-            else:
-                kept = screening.weigh(accepted, None if screening.kind() == "unit" else weights, has_sink)
+            kept = screening.weigh(accepted, weights, has_sink)
             located = (block.distance, block.allowed, block.sinks)
             screening.observer(Observation(block.rows, weights, relevance, *located, accepted, kept, value))
 
@@ -842,10 +843,7 @@ def _reference(
     counts = screening.counter is not None and screening.learns()
     rejected = screening.count_rejected(relevance, accepted, block) if counts else None
     has_sink = hasattr(module, "sinks")
-    if whole is not None and kind == "gated":
-        kept = _renormalised(whole, accepted, has_sink).to(value.dtype)
-    else:
-        kept = screening.weigh(accepted, whole, has_sink, members).to(value.dtype)
+    kept = screening.weigh(accepted, whole, has_sink, members).to(value.dtype)
     kept = nn.functional.dropout(kept, kwargs.get("dropout", 0.0), module.training)
     groups = query.shape[1] // value.shape[1]
     output = kept @ value.repeat_interleave(groups, 1)
