@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -58,3 +59,20 @@ def any_process(flag: bool) -> bool:
     total = torch.tensor([int(flag)], device="cuda" if backend == "nccl" else "cpu")
     distributed.all_reduce(total, op=distributed.ReduceOp.MAX)
     return bool(total.item())
+
+
+def leave_at_exit() -> None:
+    """Leave the group of processes before the interpreter goes down, not in the middle of that.
+
+    Gloo's threads that are still there then bring the process down with SIGABRT, and so a finished run would count as
+    failed. Not for a run that stopped with an error: others may wait in a collective, and leaving can wait for them.
+    """
+    atexit.unregister(_leave)  # as often as there are runs in this process, once
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

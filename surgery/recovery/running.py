@@ -17,7 +17,7 @@ from surgery.recovery.operating import plan_operations, planned_checkpoint
 from surgery.recovery.packed import check_packed
 from surgery.recovery.planning import make_plan
 from surgery.recovery.preparing import Layout, trained_names
-from surgery.recovery.processes import is_first
+from surgery.recovery.processes import is_first, leave_at_exit
 from surgery.recovery.reading import read_recipe
 from surgery.recovery.recipe import Recipe
 from surgery.recovery.session import FinetuneResult, Session
@@ -112,7 +112,9 @@ def finetune(
             return FinetuneResult(replace(plan, estimate=estimate(setup)))
         session = Session(setup, output)
         with session.folder.alone():
-            return session.run(resume=resume, force=force)
+            result = session.run(resume=resume, force=force)
+        leave_at_exit()
+        return result
 
 
 def _has_chat(recipe: Recipe) -> bool:

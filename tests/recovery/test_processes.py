@@ -24,8 +24,11 @@ from tests.recovery.conftest import Converted, MakeRecipe, crash
 OPERATION = "surgery-ssmax.safetensors"
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
-import json, os, sys
+import atexit, json, os, sys
+from torch import distributed
 from surgery.recovery import finetune
+# Called last.
+atexit.register(lambda: print("still in the group:", distributed.is_initialized(), file=sys.stderr))
 recipe, resume, at = sys.argv[1], sys.argv[2] == "resume", int(sys.argv[3])
 shares = []
 def told(event):
@@ -114,6 +117,7 @@ def test_two_processes_equal_one(make_recipe: MakeRecipe, converted: Converted, 
     assert killed.returncode != 0 and not (tmp_path / "two").exists()
     done = _launch(tmp_path, recipe, resume=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("still in the group: False") == 2 and "still in the group: True" not in done.stderr
     two = json.loads(done.stdout)
     assert two["resumed_from"] == 3 and two["tokens"] == one.tokens
     _same(tmp_path / "one", tmp_path / "two", relative=1e-4, absolute=2e-4)
