@@ -16,13 +16,17 @@ from surgery.recovery.packed import linear_shapes
 from surgery.recovery.preparing import Layout, is_operation, lora_targets, trained_names
 from surgery.recovery.recipe import Recipe, TrainLora
 
+# Logits held at once in training, in elements: 256 MiB in float32. More are made a piece at a time (`recovery.logits`;
+# the number is here since plans import no torch).
+LOGITS_AT_ONCE = 2**26
+
 _FLOAT = 4
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated bytes on the device that trains. Activations are rough: sdpa attention, no fused loss."""
+    """Estimated bytes on one device that trains, nothing sharded. Activations are rough: sdpa attention."""
 
     weights: int
     gradients: int
@@ -263,9 +267,10 @@ def _memory(
     layers = layout.count
     tokens = recipe.batch.sequences * recipe.data.sequence_length
     # Kept for the backward pass, per token: about ten vectors of the hidden size and three of the feed-forward's; the
-    # logits twice in float32.
+    # logits and their gradient in float32, and as much again for the teacher's.
     layer = tokens * compute * (10 * hidden + 3 * inner)
     kept = layer + layers * tokens * compute * hidden if recipe.gradient_checkpointing else layers * layer
+    logits = (4 if recipe.objective.name == "distill" else 2) * min(tokens * vocabulary, LOGITS_AT_ONCE) * _FLOAT
     return Memory(
         weights=(2 if second else 1)
         * sum(
@@ -274,5 +279,5 @@ def _memory(
         ),
         gradients=trained * _FLOAT,
         optimizer=2 * trained * _FLOAT,
-        activations=kept + 2 * tokens * vocabulary * _FLOAT,
+        activations=kept + logits,
     )

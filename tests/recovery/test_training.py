@@ -462,6 +462,19 @@ def test_plan_steps_and_memory(make_recipe: MakeRecipe) -> None:
     assert plan(precision="bfloat16").memory.weights < one.memory.weights
 
 
+def test_plan_counts_the_logits_that_are_held_at_once(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def activations(**sections: Any) -> int:
+        return finetune(make_recipe(**sections), dry_run=True).plan.memory.activations
+
+    whole, taught = activations(), activations(objective={"name": "distill"})
+    monkeypatch.setattr("surgery.recovery.planning.LOGITS_AT_ONCE", 1000)
+    assert 0 < whole - activations() == whole - activations(objective={"name": "match"})
+    assert taught - whole == (whole - activations()) + 2 * 1000 * 4
+    assert taught - activations(objective={"name": "distill"}) == 2 * (whole - activations())
+
+
 def test_devices(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cuda:1"):
         finetune(make_recipe(), device="cuda:1")
