@@ -462,9 +462,7 @@ def test_plan_steps_and_memory(make_recipe: MakeRecipe) -> None:
     assert plan(precision="bfloat16").memory.weights < one.memory.weights
 
 
-def test_plan_counts_the_logits_that_are_held_at_once(
-    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plan_counts_the_logits_that_are_held_at_once(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     def activations(**sections: Any) -> int:
         return finetune(make_recipe(**sections), dry_run=True).plan.memory.activations
 
