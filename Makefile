@@ -2,6 +2,7 @@
 # make demo MODEL=...    the same on your model, a folder or a hub id
 # make test              the test suite;  make test-all  also the long ones
 # make test-oldest       the families with the oldest transformers that pyproject.toml admits, in .cache/oldest
+# make test-interop      converted checkpoints in other programs, also those that no other test needs, in .cache/interop
 # make families          docs/families.md: what each family passes with the oldest and the newest
 # make lint types        ruff, import-linter, mypy
 
@@ -12,9 +13,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SMOLLM2 := .cache/SmolLM2-135M-Instruct
 OLDEST := .cache/oldest
+INTEROP := .cache/interop
 MATRIX := tests/anatomy tests/runtime tests/interop/test_strangers.py
 
-.PHONY: install demo test test-all test-oldest families lint types format clean
+.PHONY: install demo test test-all test-oldest test-interop families lint types format clean
 
 install: $(INSTALLED)
 
@@ -52,6 +54,16 @@ $(OLDEST)/.installed: pyproject.toml constraints.txt
 
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(MATRIX)
+
+# hqq, optimum-quanto and trl are for these tests alone; `make test` skips what needs them, with a reason.
+$(INTEROP)/.installed: pyproject.toml constraints.txt
+	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable ".[dev]" hqq optimum-quanto trl
+	touch $@
+
+test-interop: $(INTEROP)/.installed
+	$(INTEROP)/bin/python -m pytest -n $(WORKERS) --dist worksteal tests/interop
 
 # What each family passes with either transformers, for `surgery families` and its page: the short matrix.
 families: $(INSTALLED) $(OLDEST)/.installed
