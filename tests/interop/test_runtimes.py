@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import pickle
 import shutil
 from pathlib import Path
@@ -77,17 +76,52 @@ def test_generation_with_a_static_cache(operated: Operated, family: str) -> None
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("backend", ["quanto", "hqq"])
-def test_generation_with_a_quantized_cache(operated: Operated, backend: str) -> None:
-    if importlib.util.find_spec({"quanto": "optimum.quanto", "hqq": "hqq"}[backend].split(".")[0]) is None:
-        pytest.skip(f"the backend {backend} is not installed")
+@pytest.mark.parametrize(("backend", "module", "bits"), [("quanto", "optimum.quanto", 4), ("hqq", "hqq.core", 8)])
+def test_generation_with_a_quantized_cache(operated: Operated, backend: str, module: str, bits: int) -> None:
+    pytest.importorskip(module, reason=f"{backend} is not installed: make test-interop")
     model = load(operated())
-    options = {"nbits": 4 if backend == "quanto" else 8, "backend": backend, "residual_length": 64}
+    counted: list[torch.Tensor] = []
+    model.model.layers[1].self_attn.ssmax.register_forward_pre_hook(lambda _, given: counted.append(given[0].clone()))
+    common: Any = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "return_dict_in_generate": True}
+    plain = model.generate(tokens(24), output_logits=True, **common)
+    expected, counted[:] = list(counted), []
+    # The prompt is quantized at once, and what follows when it is four tokens.
+    options = {"nbits": bits, "backend": backend, "residual_length": 4}
     found = model.generate(
-        tokens(24), cache_implementation="quantized", cache_config=options, max_new_tokens=8, do_sample=False
+        tokens(24), cache_implementation="quantized", cache_config=options, output_logits=True, **common
     )
-    # Nothing is quantized within the residual length: the count of keys is what is tried here.
-    assert torch.equal(found, model.generate(tokens(24), max_new_tokens=8, do_sample=False))
+    assert type(found.past_key_values).__name__ == "QuantizedCache"
+    assert [n.tolist() for n in counted] == [n.tolist() for n in expected]
+    # The first token is of the prompt's own keys, the second of quantized ones.
+    assert torch.equal(found.logits[0], plain.logits[0])
+    rounding = (found.logits[1] - plain.logits[1]).abs().max() / plain.logits[1].abs().max()
+    assert 0 < rounding < (0.5 if bits == 4 else 0.05)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen2"])
+@pytest.mark.parametrize("drafts", ["a smaller model", "prompt lookup", "early exit"])
+def test_assisted_generation(operated: Operated, family: str, drafts: str) -> None:
+    """Tokens are drafted, checked many at once, and taken out of the cache where they were wrong."""
+    model = load(operated(family))
+    prompt = tokens(12).repeat(1, 2)  # for the lookup to find something in
+    options: Any = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False}
+    expected = model.generate(prompt, **options)
+    widths: list[int] = []
+    model.model.layers[2].self_attn.ssmax.register_forward_pre_hook(lambda _, given: widths.append(given[0].shape[-1]))
+    if drafts == "a smaller model":
+        # One that drafts both rightly and wrongly: the same with other scales.
+        assistant = load(operated(family))
+        with torch.no_grad():
+            for parameter in scales(assistant).values():
+                parameter.mul_(0.9)
+        options["assistant_model"] = assistant
+    elif drafts == "prompt lookup":
+        options["prompt_lookup_num_tokens"] = 3
+    else:
+        options["assistant_early_exit"] = 2
+    found = model.generate(prompt, **options)
+    assert any(1 < width < prompt.shape[1] for width in widths), "no draft was checked"
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
