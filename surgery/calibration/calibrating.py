@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
@@ -48,6 +48,8 @@ class CalibrationSettings(BaseModel):
         observe, hold_out: passages of the shortest length; of the others as many as make about as many tokens.
         rows: queries that are looked at in each observed passage.
         softness: width of the ramp below each threshold; 0 is hard.
+        windows: one for each head, or one for the query heads of each key-value group, whose cache then can shrink: a
+            single open head keeps it whole.
         seed: of the sample of queries.
     """
 
@@ -60,6 +62,7 @@ class CalibrationSettings(BaseModel):
     hold_out: PositiveInt = 4
     rows: PositiveInt = 192
     softness: float = Field(default=SOFTNESS, ge=0, le=0.5)
+    windows: Literal["head", "group"] = "head"
     seed: int = 0
 
     @field_validator("lengths")
@@ -102,7 +105,7 @@ def calibrate(
     """
     settings = settings or CalibrationSettings()
     run = run or RunOptions()
-    _check_settings(settings, options or {})
+    check_settings(settings, options or {})
     source = resolve(model, revision)
     anatomy = read_anatomy(open_checkpoint(source), family=family)
     screening = resolved_options(options or {}, anatomy)
@@ -154,15 +157,21 @@ def calibrate(
     )
 
 
-def _check_settings(settings: CalibrationSettings, options: Mapping[str, Any]) -> None:
-    """Refuse what a fit of units does not look at.
+def check_settings(settings: CalibrationSettings, options: Mapping[str, Any]) -> None:
+    """Refuse what would not do what it says.
 
     Raises:
-        UsageError: a guard's setting is given for a unit, which no guard could hold.
+        UsageError: windows are shared by groups of which some heads are left out; or a setting of the guard, or of
+            windows, is given for a unit, which no guard could hold.
     """
+    if settings.windows == "group" and options.get("heads") is not None:
+        raise UsageError(
+            "windows by group need all heads of a group, but heads chooses some",
+            hint="Leave heads out, or let each head have its own window.",
+        )
     if options.get("form") != "unit" or options.get("renormalisation") == 1:
         return
-    given = sorted({"max_loss_increase", "budget", "softness"} & settings.model_fields_set)
+    given = sorted({"max_loss_increase", "budget", "softness", "windows"} & settings.model_fields_set)
     if given:
         raise UsageError(
             f"{given[0]} does nothing for the form unit: its heads are fitted to attention's outputs, and training "
@@ -226,6 +235,11 @@ class Work:
     ) -> None:
         self.model, self.screening, self.anatomy, self.settings = model, screening, anatomy, settings
         self.on_progress, self.done, self.total = on_progress, 0, 0
+        # Of each screened layer how many query heads have one window; None for each its own.
+        self.shared: tuple[int, ...] | None = None
+        if settings.windows == "group":
+            assert isinstance(screening.layers, tuple)
+            self.shared = tuple(anatomy.heads // anatomy.layers[int(layer)].kv_heads for layer in screening.layers)
 
     def observe(self, passages: Sequence[Passage]) -> tuple[Evidence, Grid]:
         """What every threshold and window would do to each head in these passages."""
@@ -264,7 +278,7 @@ class Work:
         guard = Guard(self.model, passages, self.say)
         self.total += (TRIALS + 1) * guard.tokens
         by_budget = self.settings.budget is not None
-        knob = self.settings.budget if self.settings.budget is not None else first_price(evidence, allowed)
+        knob = self.settings.budget if self.settings.budget is not None else first_price(evidence, allowed, self.shared)
         holds: float | None = None
         fails: float | None = None
         best: tuple[Choice, list[GuardText]] | None = None
@@ -272,7 +286,7 @@ class Work:
         last = TRIALS
         fall = FIRST_STEP
         while best is None or len(trials) < last:
-            choice = by_mass(evidence, knob) if by_budget else by_damage(evidence, knob)
+            choice = (by_mass if by_budget else by_damage)(evidence, knob, self.shared)
             set_values(self.model, head_values(choice, grid, self.settings.softness), self.screening.heads)
             measured = guard.measure(until=allowed)
             worst = max(text.change for text in measured)
@@ -389,14 +403,14 @@ class Work:
             self.on_progress(self.done, max(self.total, self.done), what)
 
 
-def first_price(evidence: Evidence, allowed: float) -> float:
-    """The price at which the estimate of the damage is what is allowed, by halving."""
+def first_price(evidence: Evidence, allowed: float, shared: Sequence[int] | None = None) -> float:
+    """The price at which the estimate of the damage is what is allowed, by halving; ``shared`` as of `by_damage`."""
     from surgery.calibration.choosing import by_damage
 
     low, high = 1e-9, 1e6
     while high / low > 1.05:
         middle = math.sqrt(low * high)
-        if by_damage(evidence, middle).damage <= allowed:
+        if by_damage(evidence, middle, shared).damage <= allowed:
             low = middle
         else:
             high = middle

@@ -65,30 +65,34 @@ class Choice:
         return (self.threshold == 0) & (self.window == len(grid.windows) - 1)
 
 
-def by_damage(evidence: Evidence, price: float) -> Choice:
+def by_damage(evidence: Evidence, price: float, shared: Sequence[int] | None = None) -> Choice:
     """For each head what gives the most rejected keys less damage.
 
     Args:
         evidence: what is known.
         price: so much damage, summed over all heads, is worth rejecting all keys of all heads.
+        shared: of each layer how many heads, one after the other, have one window; by default each its own.
     """
     heads = math.prod(evidence.rejected.shape[:2])
-    return _best(evidence, evidence.rejected / heads - evidence.damage / price)
+    return _best(evidence, evidence.rejected / heads - evidence.damage / price, shared)
 
 
-def by_mass(evidence: Evidence, budget: float) -> Choice:
+def by_mass(evidence: Evidence, budget: float, shared: Sequence[int] | None = None) -> Choice:
     """For each head what rejects the most keys while no more than this share of mass is lost in any passage."""
-    return _best(evidence, np.where(evidence.mass <= budget, evidence.rejected, -np.inf))
+    return _best(evidence, np.where(evidence.mass <= budget, evidence.rejected, -np.inf), shared)
 
 
-def _best(evidence: Evidence, worth: Array) -> Choice:
-    layers, heads, thresholds, windows = worth.shape
-    # The last of equals: nothing is gained by a tighter threshold that rejects no more. Ties go to the widest window.
-    flat = worth.reshape(layers, heads, -1)
-    order = np.arange(thresholds * windows).reshape(thresholds, windows)[:, ::-1].reshape(-1)
-    best = order[flat[:, :, order].argmax(-1)]
+def _best(evidence: Evidence, worth: Array, shared: Sequence[int] | None) -> Choice:
+    layers, heads, _, windows = worth.shape
+    sizes = shared or (1,) * layers
+    window = np.empty((layers, heads), dtype=np.int64)
+    for layer, (size, each) in enumerate(zip(sizes, worth.max(2), strict=True)):
+        together = each.reshape(heads // size, size, windows).sum(1)
+        # Of equals the widest window, and below the lowest threshold: nothing is gained by more that rejects no more.
+        window[layer] = (windows - 1 - together[:, ::-1].argmax(-1)).repeat(size)
+    threshold = np.take_along_axis(worth, window[..., None, None], -1)[..., 0].argmax(-1)
     picked = [
-        np.take_along_axis(part.reshape(flat.shape), best[..., None], -1)
+        np.take_along_axis(np.take_along_axis(part, window[..., None, None], -1)[..., 0], threshold[..., None], -1)
         for part in (evidence.rejected, evidence.damage)
     ]
-    return Choice(best // windows, best % windows, float(picked[0].mean()), float(picked[1].sum()))
+    return Choice(threshold, window, float(picked[0].mean()), float(picked[1].sum()))

@@ -17,6 +17,7 @@ from surgery.calibration.calibrating import (
     CalibrationSettings,
     OnProgress,
     Work,
+    check_settings,
     first_price,
     known_lengths,
     recorded,
@@ -150,6 +151,7 @@ def sweep(
     if not allowed or min(allowed) <= 0:
         raise UsageError(f"allowed losses {list(allowed)}: each must be above 0, in nats per token")
     settings = settings or CalibrationSettings()
+    check_settings(settings, options or {})
     run = run or RunOptions()
     source = resolve(model, revision)
     checkpoint = open_checkpoint(source)
@@ -176,8 +178,8 @@ def sweep(
     kept = {**recorded(settings, lengths, screening), "max_loss_increase": None}
     points = []
     for limit in sorted(set(allowed)):
-        price = first_price(evidence, limit)
-        choice = by_damage(evidence, price)
+        price = first_price(evidence, limit, work.shared)
+        choice = by_damage(evidence, price, work.shared)
         set_values(work.model, head_values(choice, grid, settings.softness), screening.heads)
         found = guard.measure()
         worst = max(text.change for text in found)

@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,6 +49,14 @@ AttentionOption = Annotated[
     str | None,
     typer.Option("--attn-implementation", help="sdpa, eager, flash_attention_2 ...", rich_help_panel="Running"),
 ]
+
+
+class Windows(StrEnum):
+    """What shares a window of screening."""
+
+    HEAD = "head"
+    GROUP = "group"
+
 
 UnverifiedOption = Annotated[
     bool,

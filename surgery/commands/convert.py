@@ -153,6 +153,14 @@ def convert(
         float | None,
         typer.Option(help="Width of the ramp below each threshold; 0 is hard.", rich_help_panel=_SCREENING),
     ] = None,
+    windows: Annotated[
+        console.Windows | None,
+        typer.Option(
+            help="A window for each head, or one for the heads of each key-value group, so that its cache can shrink.",
+            show_default="head",
+            rich_help_panel=_SCREENING,
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(help="Take the values of an earlier calibration.json instead.", rich_help_panel=_SCREENING),
@@ -245,6 +253,7 @@ def convert(
             "lengths": numbers("--lengths", lengths),
             "passages": numbers("--passages", passages),
             "softness": softness,
+            "windows": windows and windows.value,
         },
         run={"device": device, "dtype": dtype, "attn_implementation": attn_implementation},
     )

@@ -48,6 +48,13 @@ def screen_sweep(
         ),
     ] = None,
     softness: Annotated[float | None, typer.Option(help="Width of the ramp below each threshold; 0 is hard.")] = None,
+    windows: Annotated[
+        console.Windows | None,
+        typer.Option(
+            help="A window for each head, or one for the heads of each key-value group, so that its cache can shrink.",
+            show_default="head",
+        ),
+    ] = None,
     layers: Annotated[
         str | None, typer.Option(help="full, sliding, all, or numbers: 0-3,7.", show_default="full")
     ] = None,
@@ -77,6 +84,7 @@ def screen_sweep(
         "lengths": numbers("--lengths", lengths),
         "passages": numbers("--passages", passages),
         "softness": softness,
+        "windows": windows and windows.value,
     }
     given = {name: value for name, value in chosen.items() if value is not None}
     settings, run = settings_from(given, {"device": device, "dtype": dtype, "attn_implementation": attn_implementation})

@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from surgery.anatomy import FAMILIES
 from surgery.calibration import Calibration, CalibrationSettings, calibrate, read_calibration
+from surgery.calibration.choosing import Evidence, by_damage, by_mass
 from surgery.calibration.guarding import Guard
 from surgery.calibration.passages import divide, short_names
 from surgery.calibration.results import GuardText
@@ -75,6 +77,43 @@ def test_the_record_travels_and_gives_the_same_checkpoint_again(
 
 def test_the_same_text_gives_the_same_calibration(source: Path, texts: Path, calibration: Calibration) -> None:
     assert calibrate(source, [texts], settings=SETTINGS).hash == calibration.hash
+
+
+def test_windows_by_group(source: Path, texts: Path, calibration: Calibration) -> None:
+    """The two query heads of a key-value head share a window, not a threshold; alone some of them differ."""
+    assert any(len(set(layer.log2_window[:2])) == 2 for layer in calibration.layers)
+    shared = calibrate(source, [texts], settings=SETTINGS.model_copy(update={"windows": "group"}))
+    for layer in shared.layers:
+        assert layer.log2_window[0] == layer.log2_window[1] and layer.log2_window[2] == layer.log2_window[3]
+    assert any(len(set(layer.threshold[:2])) == 2 for layer in shared.layers)
+    assert shared.settings["windows"] == "group" and shared.worst <= SETTINGS.max_loss_increase
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"heads": "0"}, "windows by group need all heads"), ({"form": "unit"}, "windows does nothing for the form unit")],
+)
+def test_windows_by_group_are_refused(source: Path, texts: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        calibrate(source, [texts], options=options, settings=SETTINGS.model_validate({"windows": "group"}))
+
+
+def test_a_shared_window_is_the_best_for_all_its_heads_together() -> None:
+    """Two heads of one group and two of another: by hand from what each pair of threshold and window is worth."""
+    rejected = np.zeros((1, 4, 2, 3))  # layers, heads, thresholds, windows
+    rejected[0, 0] = [[0.9, 0.5, 0.0], [0.9, 0.6, 0.1]]
+    rejected[0, 1] = [[0.1, 0.6, 0.0], [0.1, 0.6, 0.2]]
+    rejected[0, 2] = [[0.5, 0.0, 0.0], [0.5, 0.0, 0.7]]
+    rejected[0, 3] = [[0.4, 0.0, 0.0], [0.4, 0.0, 0.0]]
+    evidence = Evidence(rejected=rejected, mass=np.zeros_like(rejected), damage=np.zeros_like(rejected))
+    alone, together = by_damage(evidence, 1.0), by_damage(evidence, 1.0, [2])
+    assert alone.window.tolist() == [[0, 1, 2, 0]] and alone.threshold.tolist() == [[0, 0, 1, 0]]
+    assert together.window.tolist() == [[1, 1, 0, 0]] and together.threshold.tolist() == [[1, 0, 0, 0]]
+    assert together.rejected == pytest.approx((0.6 + 0.6 + 0.5 + 0.4) / 4)
+    # By mass what one of the heads cannot afford is out for both, however much it would reject.
+    dear = Evidence(rejected, np.where(rejected > 0.55, 1.0, 0.0), np.zeros_like(rejected))
+    assert by_mass(dear, 0.5, [2]).window.tolist() == [[2, 2, 0, 0]]
+    assert by_mass(dear, 0.5, [2]).threshold.tolist() == [[1, 1, 0, 0]]
 
 
 def test_it_does_not_matter_where_the_texts_lie(texts: Path, tmp_path: Path) -> None:
