@@ -1,10 +1,14 @@
 """Texts for the other benchmarks, from Debian's packages ``python3-doc`` and ``linux-doc``; always the same ones.
 
-apt-get install python3-doc linux-doc
-python -m bench.texts TEXTS
+    apt-get install python3-doc linux-doc
+    python -m bench.texts TEXTS
 
-TEXTS/long/train, TEXTS/long/measure     pages of Python's documentation, of 80 KB or more each
-TEXTS/short                              pages of both, of 7 to 9 KB each: about 2,000 tokens
+What is in TEXTS then:
+
+    long/train, long/measure     pages of Python's documentation, of 80 KB or more each
+    short                        pages of both, of 7 to 9 KB each: about 2,000 tokens
+
+Which pages they are hangs on a hash of their names and on the packages' version.
 """
 
 from __future__ import annotations

@@ -88,11 +88,11 @@ def _best(evidence: Evidence, worth: Array, shared: Sequence[int] | None) -> Cho
     window = np.empty((layers, heads), dtype=np.int64)
     for layer, (size, each) in enumerate(zip(sizes, worth.max(2), strict=True)):
         together = each.reshape(heads // size, size, windows).sum(1)
-        # Of equals the widest window, and below the lowest threshold: nothing is gained by more that rejects no more.
+        # Of equals the widest window, then the lowest threshold: nothing is gained by more that rejects no more.
         window[layer] = (windows - 1 - together[:, ::-1].argmax(-1)).repeat(size)
-    threshold = np.take_along_axis(worth, window[..., None, None], -1)[..., 0].argmax(-1)
-    picked = [
-        np.take_along_axis(np.take_along_axis(part, window[..., None, None], -1)[..., 0], threshold[..., None], -1)
-        for part in (evidence.rejected, evidence.damage)
-    ]
-    return Choice(threshold, window, float(picked[0].mean()), float(picked[1].sum()))
+    layer_index, head_index = np.ogrid[:layers, :heads]
+    threshold = worth[layer_index, head_index, :, window].argmax(-1)
+    rejected, damage = (
+        part[layer_index, head_index, threshold, window] for part in (evidence.rejected, evidence.damage)
+    )
+    return Choice(threshold, window, float(rejected.mean()), float(damage.sum()))
