@@ -128,6 +128,7 @@ def test_convert_and_revert_for_people(surgery: Any, gemma: Path, tmp_path: Path
     assert "(2 files, 1 shard(s) copied)" in surgery("revert", tmp_path / "out", "-o", tmp_path / "again").out
 
 
+@pytest.mark.early
 def test_verify_as_json(make_source: Any, tmp_path: Path) -> None:
     """As a process: what transformers and torch print must not get between the braces."""
     source = make_source("llama")

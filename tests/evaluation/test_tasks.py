@@ -91,6 +91,7 @@ def test_equal_models_score_the_same(trained: Path, operated: Path, definitions:
     assert "trust_remote_code" not in own.commands[0] and "--limit 3" in own.commands[0]
 
 
+@pytest.mark.early
 def test_unknown_tasks_and_folders(trained: Path, definitions: Path) -> None:
     with pytest.raises(UsageError, match="knows no task 'walking'"):
         evaluate(trained, suite=_suite(definitions, names=["walking"]), run=CPU)

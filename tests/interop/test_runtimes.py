@@ -24,6 +24,7 @@ def test_the_forward_is_one_graph(operated: Operated, family: str) -> None:
     assert torch.equal(logits(compiled, use_cache=False), expected)
 
 
+@pytest.mark.slow
 def test_compiled_equals_eager(operated: Operated) -> None:
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         pytest.skip("torch.compile needs a C++ compiler, and there is none")

@@ -38,6 +38,7 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.early
 def test_the_shell_commands(workplace: Path) -> None:
     commands = [line for block in blocks("bash") for line in block.strip().splitlines()]
     assert len(commands) == 7
@@ -64,6 +65,7 @@ def test_the_shell_commands(workplace: Path) -> None:
         assert (workplace / trained / "surgery" / "history.json").is_file()
 
 
+@pytest.mark.early
 def test_the_python_blocks(workplace: Path) -> None:
     code = "\n".join(blocks("python"))
     assert "AutoTokenizer.from_pretrained" in code and "surgery.convert" in code and "trust_remote_code=True" in code

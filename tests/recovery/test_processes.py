@@ -97,7 +97,8 @@ def _recipe(make_recipe: MakeRecipe, converted: Converted, output: Path, accumul
         converted(form="paper", scale=1.5, spread=0.4),
         output=str(output),
         train={"what": "scale+lora", "rank": 2},
-        optimizer={"lr": 1e-2},
+        # With Adam's own epsilon a gradient that is nothing but rounding moves its weight by the whole of lr.
+        optimizer={"lr": 1e-2, "epsilon": 1e-3},
         batch={"sequences": 1, "accumulation": accumulation},
         checkpoints={"every": 2},
         evaluation={"every": 2},
@@ -109,6 +110,7 @@ def _recipe(make_recipe: MakeRecipe, converted: Converted, output: Path, accumul
     )
 
 
+@pytest.mark.early
 def test_two_processes_equal_one(make_recipe: MakeRecipe, converted: Converted, tmp_path: Path) -> None:
     """Matching, distillation and a control; killed in the second stage and resumed."""
     one = finetune(_recipe(make_recipe, converted, tmp_path / "one", 4))
@@ -120,7 +122,7 @@ def test_two_processes_equal_one(make_recipe: MakeRecipe, converted: Converted, 
     assert done.stderr.count("still in the group: False") == 2 and "still in the group: True" not in done.stderr
     two = json.loads(done.stdout)
     assert two["resumed_from"] == 3 and two["tokens"] == one.tokens
-    _same(tmp_path / "one", tmp_path / "two", relative=1e-4, absolute=2e-4)
+    _same(tmp_path / "one", tmp_path / "two", relative=3e-5, absolute=2e-5)
     assert one.comparison is not None
     names = [model["name"] for model in two["comparison"]["models"]]
     assert names == [model.name for model in one.comparison.models] and "untouched" in names
@@ -130,6 +132,7 @@ def test_two_processes_equal_one(make_recipe: MakeRecipe, converted: Converted, 
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["one", "two"]
 
 
+@pytest.mark.early
 def test_an_error_of_one_stops_both(make_recipe: MakeRecipe, converted: Converted, tmp_path: Path) -> None:
     done = _launch(tmp_path, _recipe(make_recipe, converted, tmp_path / "two", 1), resume=True)
     assert done.returncode != 0
