@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
 from collections.abc import Callable, Sequence
@@ -9,9 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from surgery.anatomy.reading import family_of
 from surgery.checkpoint import Source, load_json
 from surgery.data import Document
-from surgery.errors import CheckpointError, UsageError
+from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.evaluation.assembling import assemble
 from surgery.evaluation.causality import check_causal
 from surgery.evaluation.describing import describe
@@ -252,8 +254,13 @@ class Session:
 
 
 def _vocabulary(source: Source) -> int:
+    """Words of the embedding; a config may leave them to its family's default."""
     config = load_json(source.folder / "config.json")
-    found = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    text = config.get("text_config")
+    found = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
+    if found is None:
+        with contextlib.suppress(PlanRefusedError):  # any causal language model can be evaluated
+            found = family_of(config).value(config, "vocab_size")
     if not isinstance(found, int):
         raise CheckpointError(f"{source.name}: config.json has no vocab_size, so it is no language model's.")
     return found

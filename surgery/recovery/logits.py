@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from surgery.loading.head import base_output, head_logits, vocabulary
-from surgery.recovery.planning import LOGITS_AT_ONCE
+from surgery.recovery.planning import TRAINED_AT_ONCE
 from surgery.recovery.sharding import is_sharded
 
 Batch = dict[str, torch.Tensor]
@@ -50,12 +50,12 @@ class Logits:
 
 
 def pieces(model: Any, batch: Batch) -> list[slice]:
-    """The positions that predict a token, cut so that the logits of each piece fit into `LOGITS_AT_ONCE`; mostly one.
+    """The positions that predict a token, cut so that the logits of each piece fit into `TRAINED_AT_ONCE`; mostly one.
 
     Of a sharded model it is one always: FSDP takes each call of the model for a whole forward pass.
     """
     rows, length = batch["input_ids"].shape
-    size = max(1, LOGITS_AT_ONCE // (rows * vocabulary(model)))
+    size = max(1, TRAINED_AT_ONCE // (rows * vocabulary(model)))
     if length <= size or any(is_sharded(parameter) for parameter in model.parameters()):
         return [slice(0, length - 1)]
     return [slice(start, min(start + size, length - 1)) for start in range(0, length - 1, size)]

@@ -18,7 +18,7 @@ from surgery.recovery.recipe import Recipe, TrainLora
 
 # Logits held at once in training, in elements: 256 MiB in float32. More are made a piece at a time (`recovery.logits`;
 # the number is here since plans import no torch).
-LOGITS_AT_ONCE = 2**26
+TRAINED_AT_ONCE = 2**26
 
 _FLOAT = 4
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -270,7 +270,7 @@ def _memory(
     # logits and their gradient in float32, and as much again for the teacher's.
     layer = tokens * compute * (10 * hidden + 3 * inner)
     kept = layer + layers * tokens * compute * hidden if recipe.gradient_checkpointing else layers * layer
-    logits = (4 if recipe.objective.name == "distill" else 2) * min(tokens * vocabulary, LOGITS_AT_ONCE) * _FLOAT
+    logits = (4 if recipe.objective.name == "distill" else 2) * min(tokens * vocabulary, TRAINED_AT_ONCE) * _FLOAT
     return Memory(
         weights=(2 if second else 1)
         * sum(

@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from surgery.checkpoint import resolve
 from surgery.errors import CheckpointError, SurgeryError, UsageError
 from surgery.evaluation import EvaluationResult, evaluate
+from surgery.evaluation.session import _vocabulary
 from surgery.loading import RunOptions
 from tests.evaluation.conftest import save_tokenizer
 
@@ -213,3 +215,22 @@ def test_a_model_that_is_not_causal(texts: Path, tmp_path: Path) -> None:
     save_tokenizer(tmp_path / "encoder")
     with pytest.raises(CheckpointError, match="not causal: changing a token changes predictions before it"):
         _loss(tmp_path / "encoder", text=[texts])
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, 262208),
+        ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "vocab_size": 63}}, 63),
+        ({"model_type": "of-ones-own", "vocab_size": 63}, 63),
+        ({"model_type": "of-ones-own"}, None),
+    ],
+)
+def test_words_that_a_config_leaves_to_its_family(config: dict[str, Any], words: int | None, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    source = resolve(tmp_path)
+    if words is None:
+        with pytest.raises(CheckpointError, match="no vocab_size"):
+            _vocabulary(source)
+    else:
+        assert _vocabulary(source) == words

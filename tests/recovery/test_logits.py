@@ -23,7 +23,7 @@ ROWS = [Row(((5, 9, 4, 77, 30, 31, 8), (12, 13, 14, 15))), Row(((3, 200, 100, 50
 
 
 def _in_pieces(monkeypatch: pytest.MonkeyPatch, positions: int) -> None:
-    monkeypatch.setattr(module, "LOGITS_AT_ONCE", len(ROWS) * 260 * positions)
+    monkeypatch.setattr(module, "TRAINED_AT_ONCE", len(ROWS) * 260 * positions)
 
 
 def _gradients(model: Any, batch: dict[str, torch.Tensor], objective: Any) -> tuple[float, dict[str, torch.Tensor]]:

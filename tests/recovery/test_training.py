@@ -467,7 +467,7 @@ def test_plan_counts_the_logits_that_are_held_at_once(make_recipe: MakeRecipe, m
         return finetune(make_recipe(**sections), dry_run=True).plan.memory.activations
 
     whole, taught = activations(), activations(objective={"name": "distill"})
-    monkeypatch.setattr("surgery.recovery.planning.LOGITS_AT_ONCE", 1000)
+    monkeypatch.setattr("surgery.recovery.planning.TRAINED_AT_ONCE", 1000)
     assert 0 < whole - activations() == whole - activations(objective={"name": "match"})
     assert taught - whole == (whole - activations()) + 2 * 1000 * 4
     assert taught - activations(objective={"name": "distill"}) == 2 * (whole - activations())
