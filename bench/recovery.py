@@ -27,6 +27,7 @@ WAYS: dict[str, list[tuple[dict[str, Any], float]]] = {
         ({**SCALE, **NEXT_TOKEN}, 1 - SHARE_OF_MATCHING),
     ],
     "scale+lora": [({**LORA, **NEXT_TOKEN}, 1.0)],
+    "scale+lora, distilled": [({**LORA, **DISTILL}, 1.0)],
     "scale+lora, matched first, distilled": [
         ({**SCALE, **MATCH}, SHARE_OF_MATCHING),
         ({**LORA, **DISTILL}, 1 - SHARE_OF_MATCHING),
@@ -34,6 +35,12 @@ WAYS: dict[str, list[tuple[dict[str, Any], float]]] = {
     "full, matched first, distilled": [
         ({**SCALE, **MATCH}, SHARE_OF_MATCHING),
         ({**FULL, **DISTILL}, 1 - SHARE_OF_MATCHING),
+    ],
+    # Rows of 1,024 make four steps of what is one on rows of 4,096; the last ones are at the length that is measured.
+    "full, matched first, distilled on 1,024 then on whole rows": [
+        ({**SCALE, **MATCH}, SHARE_OF_MATCHING),
+        ({**FULL, **DISTILL, "data": {"sequence_length": 1024}}, 0.45),
+        ({**FULL, **DISTILL}, 0.55 - SHARE_OF_MATCHING),
     ],
     # Short rows show many more of the first positions, which s ln n flattens most; measured: it recovers less.
     "scale+lora, matched first, distilled short then long": [
