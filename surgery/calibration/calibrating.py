@@ -189,8 +189,9 @@ def known_lengths(settings: CalibrationSettings, anatomy: Anatomy) -> tuple[int,
     lengths = settings.lengths or tuple(length for length in (1024, 4096) if length <= anatomy.trained_length)
     if not lengths or max(lengths) > anatomy.trained_length:
         raise UsageError(
-            f"the model was trained at {anatomy.trained_length} tokens; lengths {lengths or (1024, 4096)} go beyond",
-            hint="Give --lengths that it knows.",
+            f"the model was trained at {anatomy.trained_length} tokens; passages of "
+            f"{' and '.join(map(str, lengths or (1024, 4096)))} go beyond",
+            hint=f"Give lengths that it knows: --lengths {anatomy.trained_length}",
         )
     return lengths
 

@@ -145,7 +145,11 @@ def read_calibration(path: Path) -> Calibration:
     """
     content = load_json(path)
     if content.get("schema") != SCHEMA:
-        raise CheckpointError(f"{path.name}: no calibration of schema {SCHEMA}, but {content.get('schema')!r}")
+        raise CheckpointError(
+            f"{path.name} is no calibration that this version reads: "
+            f"its schema is {content.get('schema')!r}, not {SCHEMA}",
+            hint="`--calibrate TEXT` writes surgery/calibration.json, and `surgery screen-sweep` one for each point.",
+        )
     try:
         return Calibration(
             model=content["model"],

@@ -27,7 +27,7 @@ from surgery.calibration.passages import divide, short_names, take
 from surgery.calibration.results import Calibration, GuardText, Trial
 from surgery.checkpoint import open_checkpoint, resolve
 from surgery.data import read_documents
-from surgery.errors import UsageError
+from surgery.errors import PlanRefusedError, UsageError
 from surgery.loading import RunOptions, load_tokenizer
 from surgery.operations.inspection import unverified_family
 from surgery.operations.screening import ScreeningOptions
@@ -156,6 +156,11 @@ def sweep(
     source = resolve(model, revision)
     checkpoint = open_checkpoint(source)
     anatomy = read_anatomy(checkpoint, family=unverified_family(checkpoint) if allow_unverified else None)
+    if anatomy.operations or anatomy.source_operations:
+        raise PlanRefusedError(
+            "this checkpoint was converted already, and what a sweep finds could not be applied to it",
+            hint="`surgery revert` gives the source back; sweep that.",
+        )
     screening = resolved_options(options or {}, anatomy)
     lengths = known_lengths(settings, anatomy)
     tokenizer = load_tokenizer(source.folder, trust_remote_code=run.trust_remote_code)

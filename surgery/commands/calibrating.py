@@ -74,6 +74,11 @@ def plan_with_calibration(
             f"{_flag(next(iter(given)))} says how to calibrate, but no text is given",
             hint="Give texts: --calibrate 'texts/*.txt'.",
         )
+    idle = [name for name, value in asked.run.items() if value not in (None, "auto")]
+    if idle and not asked.text:
+        raise UsageError(
+            f"{_flag(idle[0])} does nothing here: a conversion runs no model", hint="It belongs to --calibrate."
+        )
     if sum(map(bool, (asked.text, asked.file, (screening or {}).get("open")))) > 1:
         raise UsageError("--calibrate, --calibration and --open exclude each other")
     if asked.file is not None:

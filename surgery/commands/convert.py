@@ -387,8 +387,15 @@ def _print_plan(plan: Plan, target: Path) -> None:
         rows += [
             (str(options["name"]), describe(options)),
             ("layers", summarize_numbers(options["layers"]) + (f"; heads {summarize_numbers(heads)}" if heads else "")),
-            ("starts as", f"the source itself, {identity}" if identity else "a changed model"),
         ]
+        if len(plan.operations) == 1:
+            rows.append(("starts as", f"the source itself, {identity}" if identity else "a changed model"))
+    if len(plan.operations) > 1:
+        changing = [str(one["name"]) for one, same in zip(plan.operations, plan.identity, strict=True) if not same]
+        same = " and ".join(dict.fromkeys(filter(None, plan.identity)))
+        rows.append(
+            ("starts as", f"a changed model, by {' and '.join(changing)}" if changing else f"the source itself, {same}")
+        )
     changes = plan.config.items()
     shapes = {tensor.shape for tensor in plan.tensors}
     parameters = plan.bytes["new_tensors"] // 4
@@ -406,8 +413,7 @@ def _print_plan(plan: Plan, target: Path) -> None:
             table.add_row(Text(name, style="dim"), Text(console.printable(value)))
     console.out.print(table)
     for warning in plan.warnings:
-        console.err.print("note:", style="yellow", end=" ")
-        console.err.print(warning, markup=False, highlight=False)
+        console.err.print(Text.assemble(("note: ", "yellow"), console.printable(warning)), highlight=False)
 
 
 def _skipped(plan: Plan) -> str:

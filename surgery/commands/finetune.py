@@ -179,6 +179,10 @@ class _Bar:
             self._bar.update(self._task, description="writing")
 
 
+def _times(passes: float) -> str:
+    return f"{passes:,.1f}" if passes >= 0.1 else f"{passes:.1g}"
+
+
 def _plan_table(plan: FinetunePlan) -> Table:
     from surgery.checkpoint import human
     from surgery.reporting.wording import counted
@@ -187,7 +191,7 @@ def _plan_table(plan: FinetunePlan) -> Table:
     rows = {
         "output": plan.output,
         "steps": f"{plan.steps:,} of {plan.tokens_per_step:,.0f} tokens",
-        "tokens": f"{plan.tokens:,}" + ("" if plan.streaming else f", the training text {plan.passes:,.1f} times"),
+        "tokens": f"{plan.tokens:,}" + ("" if plan.streaming else f", the training text {_times(plan.passes)} times"),
         "training text": "streamed"
         if plan.streaming
         else f"{plan.train_tokens:,} tokens in {counted(plan.train_rows, 'sequence')}, "

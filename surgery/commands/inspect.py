@@ -122,7 +122,7 @@ def _layer_table(inspection: Inspection) -> Table:
 
     table = Table(title="Attention", title_justify="left")
     for column in ("layers", "kind", "window", "query norm", "soft cap", *_somewhere(inspection)):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", min_width=max(map(len, column.split())))
     runs: list[list[AttentionLayer]] = []
     for layer in inspection.layers:
         if runs and _row(inspection, layer) == _row(inspection, runs[-1][-1]):

@@ -45,6 +45,8 @@ def read_documents(patterns: Iterable[str | Path]) -> list[Document]:
     found: dict[Path, None] = {}
     for pattern in patterns:
         matches = match_files(pattern)
+        if not matches and Path(pattern).expanduser().is_dir():
+            raise UsageError(f"the folder {str(pattern)!r} holds no file", hint="Give files, folders or globs of text.")
         if not matches:
             raise UsageError(f"no text file matches {str(pattern)!r}", hint='Quote globs: --text "docs/**/*.md".')
         found.update(dict.fromkeys(matches))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+_DEVICE = re.compile(r"auto|cpu|(cuda|mps|xpu|hpu|npu|mlu|musa|mtia)(:\d+)?")
+
+
 class RunOptions(BaseModel):
     """What every command that runs a model takes: ``--device --dtype --batch-size --attn-implementation``."""
 
@@ -32,12 +36,23 @@ class RunOptions(BaseModel):
     trust_remote_code: bool = False
 
 
+def check_device(device: str) -> None:
+    """Refuse what names no kind of device; whether this machine has it is found out with torch.
+
+    Raises:
+        UsageError: it is no name of a device.
+    """
+    if not _DEVICE.fullmatch(device):
+        raise UsageError(f"--device {device}: no device has this name", hint="Give auto, cpu, cuda, cuda:1 or mps.")
+
+
 def pick_device(device: str = "auto") -> torch.device:
     """``auto`` is the first of cuda, mps and cpu that is there.
 
     Raises:
         UsageError: the device is unknown to torch or not on this machine.
     """
+    check_device(device)
     import torch
 
     if device == "auto":

@@ -185,7 +185,10 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: Trai
         controls=recipe.controls,
         stages=tuple(stages) if recipe.stages else (),
         screening=None if recipe.stages else stages[0].screening,
-        notes=_notes(checkpoint, passes if data.stream is None else 0.0, stages),
+        notes=(
+            *_notes(checkpoint, passes if data.stream is None else 0.0, stages),
+            *_too_long(layout.family.value(checkpoint.config, "max_position_embeddings"), stages),
+        ),
     )
 
 
@@ -204,6 +207,17 @@ def _notes(checkpoint: Checkpoint, passes: float, stages: Sequence[StagePlan]) -
             "budget"
         )
     return tuple(found)
+
+
+def _too_long(positions: Any, stages: Sequence[StagePlan]) -> list[str]:
+    """Of training on longer sequences than the model has positions for."""
+    longest = max(stage.sequence_length for stage in stages)
+    if not isinstance(positions, int) or longest <= positions:
+        return []
+    return [
+        f"sequences of {longest:,} tokens go beyond the model's {positions:,} positions; the operation rope makes "
+        "more of them, as in the recipe extend-context"
+    ]
 
 
 def _starts_as_source(checkpoint: Checkpoint) -> bool:

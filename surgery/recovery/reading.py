@@ -20,7 +20,7 @@ from surgery.errors import UsageError
 from surgery.recovery.errors import RecipeError
 from surgery.recovery.recipe import Recipe
 from surgery.schemas import Keys, Problem, Schema, dotted, faults_of, load_yaml, read_text
-from surgery.schemas.shipped import shipped_file, shipped_files
+from surgery.schemas.shipped import shipped_file
 from surgery.schemas.yaml_text import MAX_BYTES, SCALARS
 
 ENVIRONMENT = "SURGERY_SET"
@@ -73,8 +73,7 @@ def read_recipe(recipe: str | Path | Recipe | Mapping[str, Any], overrides: Sequ
 def _text(recipe: str | Path) -> str:
     """Of a file, or of the recipe of that name that ships. A folder of the same name is no recipe."""
     path = Path(recipe)
-    is_name = not path.is_file() and len(path.parts) == 1 and not path.suffix
-    if is_name and str(path) in [shipped.name for shipped in shipped_files("recipes")]:
+    if not path.is_file() and len(path.parts) == 1 and not path.suffix:
         return shipped_file("recipes", str(path)).text
     return read_text(path, _SCHEMA)
 

@@ -280,7 +280,9 @@ class Budget(_Section):
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if (self.tokens is None) == (self.steps is None):
-            raise ValueError("give exactly one of tokens and steps (null takes one away)")
+            raise ValueError(
+                "give exactly one of tokens and steps; null takes the other away, as in `budget.tokens=null`"
+            )
         return self
 
 

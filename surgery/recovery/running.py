@@ -10,6 +10,7 @@ from typing import Any
 from surgery.checkpoint import check_output, open_checkpoint, resolve
 from surgery.data.chat import encode_chat
 from surgery.errors import UsageError
+from surgery.loading.model import check_attention, check_device, pick_device
 from surgery.recovery.attempt import Setup
 from surgery.recovery.dataset import Encode, EncodeChat, read_data
 from surgery.recovery.estimating import estimate
@@ -82,7 +83,12 @@ def finetune(
     for control in valid.controls:
         check_control(control, layout)
     output = check_output(Path(valid.output), force=force, source=source.folder)
+    check_device(device)
     light = dry_run and not measure
+    if not light:
+        pick_device(device)
+        if attn_implementation is not None:
+            check_attention(attn_implementation)
     tokenizer = _light_tokenizer(source.folder) if light and not _has_chat(valid) else None
     data = read_data(valid, *_encoders(source.folder)) if tokenizer is None else read_data(valid, tokenizer)
     plan = make_plan(valid, checkpoint, layout, data)
@@ -90,8 +96,6 @@ def finetune(
         on_progress({"event": "plan", **plan.to_dict()})
     if light:
         return FinetuneResult(plan)
-    from surgery.loading import pick_device
-
     with own_sharding(pick_device(device).type) as sharded:
         setup = Setup(
             recipe=valid,

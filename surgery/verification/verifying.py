@@ -16,6 +16,7 @@ from surgery.conversion.card import has_code
 from surgery.conversion.execution import modeling_code
 from surgery.conversion.recording import record_verification
 from surgery.conversion.reverting import read_plan, trained_weights
+from surgery.data import read_documents
 from surgery.errors import CheckpointError, UsageError
 from surgery.loading import RunOptions, environment, load_model, load_tokenizer, operation_modules
 from surgery.verification.behaviour import ablation_checks, identity_checks, plain_logits, presentation_checks
@@ -89,6 +90,8 @@ def verify(
     if files_only and layers is not None:
         raise UsageError(f"files_only runs no model, so layers={layers} does nothing")
     _check_loss_arguments(max_loss_increase, text, against, files_only=files_only, layers=layers)
+    if max_loss_increase is not None:
+        read_documents(text)  # a mistake there is told now, and not after minutes of other checks
     checkpoint = open_checkpoint(folder)
     source = open_checkpoint(resolve(against, revision)) if against is not None else None
     if source is not None:

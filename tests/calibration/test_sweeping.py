@@ -118,3 +118,10 @@ def test_what_is_taken_to_measure_on_comes_from_all_texts_and_twice_from_none(so
     assert len(beginnings) == 10  # a longer passage does not begin where a shorter one did
     with pytest.raises(UsageError, match="to measure on has"):
         take(documents, load_tokenizer(source), (4096,), 1)
+
+
+def test_what_was_converted_is_refused_before_the_text(source: Path, tmp_path: Path) -> None:
+    """What it found could not be applied."""
+    converted = convert(source, "ssmax", output=tmp_path / "out").output
+    with pytest.raises(PlanRefusedError, match="converted already"):
+        sweep(converted, [tmp_path / "no text"], allowed=ALLOWED, settings=SETTINGS)

@@ -104,6 +104,16 @@ CASES: dict[str, Callable[[Path, Path], Case]] = {
         2,
         ["Nothing can be written in '/proc'"],
     ),
+    "a device where no model runs": lambda model, place: (
+        ["convert", model, "--to", "ssmax", "--device", "cpu", "--dry-run"],
+        2,
+        ["--device does nothing here", "--calibrate"],
+    ),
+    "no calibration": lambda model, place: (
+        ["convert", model, "--to", "screening", "--calibration", model / "config.json"],
+        2,
+        ["config.json is no calibration", "screen-sweep"],
+    ),
     "verify a file": lambda model, place: (["verify", _file(place)], 2, ["is not a folder", "Give the model's folder"]),
     "revert a file": lambda model, place: (["revert", _file(place), "-o", place / "b"], 2, ["is not a folder"]),
     "refresh a file": lambda model, place: (["refresh", _file(place)], 2, ["is not a folder"]),

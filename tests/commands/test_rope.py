@@ -18,6 +18,7 @@ def test_flags_of_two_operations_give_the_bytes_of_the_library(surgery: Any, tmp
     words = "--to rope --to ssmax --type ntk --factor 4 --form paper --layers all --layers ssmax=0-1"
     ran = surgery("convert", source, "-o", tmp_path / "out", *words.split())
     assert ran.code == 0 and "ntk, positions 8192 to 32768 (x 4)" in " ".join(ran.out.split())
+    assert ran.out.count("starts as") == 1 and "a changed model, by rope and ssmax" in ran.out
     operations = [
         {"name": "rope", "type": "ntk", "factor": 4, "layers": "all"},
         {"name": "ssmax", "form": "paper", "layers": "0-1"},

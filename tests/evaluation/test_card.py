@@ -81,3 +81,10 @@ def test_what_a_budget_needs(
     monkeypatch.chdir(place)
     with pytest.raises(UsageError, match=message):
         surgery.verify("converted", **arguments)
+
+
+def test_texts_are_looked_at_before_anything_else(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("surgery.verification.verifying.file_checks", None)
+    with pytest.raises(UsageError, match="holds no file"):
+        surgery.verify("converted", against="source", max_loss_increase=0.1, text=[tmp_path])

@@ -121,6 +121,34 @@ def test_a_run_that_cannot_be_worth_it_is_noted(
     assert trained.code == 0 and "note:" not in trained.err
 
 
+def test_training_beyond_the_positions_is_noted(surgery_command: Any, recipe_file: Path) -> None:
+    known = 64
+    for length, noted in ((known, False), (2 * known, True)):
+        ran = surgery_command("finetune", str(recipe_file), "--dry-run", "--set", f"data.sequence_length={length}")
+        assert ran.code == 0 and (f"go beyond the model's {known} positions" in " ".join(ran.err.split())) == noted
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--device", "foo"], "no device has this name"),
+        (["--device", "foo", "--dry-run"], "no device has this name"),
+        (["--attn-implementation", "foo"], "not known to transformers"),
+    ],
+)
+def test_what_it_shall_run_on_is_looked_at_before_the_text(
+    surgery_command: Any, recipe_file: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.setattr("surgery.recovery.running.read_data", None)
+    ran = surgery_command("finetune", str(recipe_file), *words)
+    assert ran.code == 2 and said in ran.err
+
+
+def test_an_output_where_nothing_can_be_written(surgery_command: Any, recipe_file: Path) -> None:
+    ran = surgery_command("finetune", str(recipe_file), "--set", "output=/proc/nowhere/out")
+    assert ran.code == 2 and "Nothing can be written in '/proc/nowhere'" in ran.err
+
+
 def test_run_with_events(surgery_command: Any, recipe_file: Path, tmp_path: Path) -> None:
     events = tmp_path / "events.jsonl"
     outcome = surgery_command("finetune", str(recipe_file), "--json", "--events", str(events), "--device", "cpu")
@@ -200,7 +228,8 @@ def test_a_shipped_recipe_is_used_by_its_name(surgery_command: Any, tmp_path: Pa
     ran = surgery_command("recipes", "check", "tiny", *filled)
     assert ran.code == 0 and ran.err == ""
     assert surgery_command("finetune", "tiny", *filled, "--show-config").code == 0
-    assert surgery_command("recipes", "check", "tiney").code == 2
+    missing = surgery_command("recipes", "check", "tiney")
+    assert missing.code == 2 and "did you mean 'tiny'?" in missing.err
 
 
 def test_an_unknown_kind_is_named_with_the_nearest(surgery_command: Any, tmp_path: Path) -> None:
