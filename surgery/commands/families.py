@@ -41,20 +41,38 @@ def families(
         _print(entries, refused)
 
 
+# For a line of 80 characters; the page in docs/ says it in full.
+_SHORT = {"some layers have none": "hybrid", "full or all sliding": "full or sliding", "by kind of layer": "by kind"}
+
+
+def _short(text: str) -> str:
+    for words, fewer in _SHORT.items():
+        text = text.replace(words, fewer)
+    return text
+
+
 def _print(entries: list[FamilyEntry], refused: dict[str, str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    titles = ("family", "attention", "positions", "operations", "transformers", "to know")
-    table = Table(*titles, box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for title in ("family", "attention", "positions", "operations"):
+        table.add_column(title, no_wrap=True)
+    newest = max((entry.verified_with for entry in entries), key=len)
+    # Said once for all families that share it, since a column of it leaves no room for the others.
+    known: dict[str, list[str]] = {}
     for entry in entries:
-        applies = ", ".join(name for name, reason in entry.operations.items() if reason is None)
+        applies = " ".join(name for name, reason in entry.operations.items() if reason is None)
         against = [f"no {name}: {reason}" for name, reason in entry.operations.items() if reason is not None]
-        known = "; ".join([*against, *entry.caveats])
-        versions = ", ".join(entry.verified_with)
-        cells = (entry.model_type, entry.attention, entry.positions, applies, versions, known)
+        for note in (*against, *entry.caveats):
+            known.setdefault(note, []).append(entry.model_type)
+        if entry.verified_with != newest:
+            known.setdefault(f"verified with {', '.join(entry.verified_with)} alone", []).append(entry.model_type)
+        cells = (entry.model_type, _short(entry.attention), _short(entry.positions), applies)
         table.add_row(*map(Text, cells))
     console.out.print(table)
+    for note, names in known.items():
+        console.out.print(f"{', '.join(names)}: {note}", markup=False, highlight=False, soft_wrap=True)
     reasons: dict[str, list[str]] = {}
     for model_type, reason in refused.items():
         reasons.setdefault(reason, []).append(model_type)
@@ -63,5 +81,5 @@ def _print(entries: list[FamilyEntry], refused: dict[str, str]) -> None:
         console.out.print(line, markup=False, highlight=False, soft_wrap=True)
     counts = Counter(version for entry in entries for version in entry.verified_with)
     versions = ", ".join(f"{version} ({count})" for version, count in sorted(counts.items()))
-    line = f"{len(entries)} families, verified with transformers {versions}"
+    line = f"{len(entries)} {'family' if len(entries) == 1 else 'families'}, verified with transformers {versions}"
     console.out.print(line, markup=False, highlight=False)

@@ -99,7 +99,7 @@ def retry(
 
 @zoo.command()
 def status(manifest: _Manifest, as_json: console.JsonOption = False, verbose: console.VerboseOption = False) -> None:
-    """Show what the ledger says, also while a run goes on. Exit code 5 if something failed."""
+    """Show what the ledger says, also while a run goes on. Exit code 5 if something failed or was refused."""
     from surgery.zoo.running import zoo_status
 
     console.setup(verbose=verbose)

@@ -23,6 +23,7 @@ from surgery.recovery.reading import read_recipe
 from surgery.recovery.recipe import Recipe
 from surgery.recovery.session import FinetuneResult, Session
 from surgery.recovery.sharding import own_sharding
+from surgery.recovery.state import TrainingFolder
 from surgery.recovery.variants import check_control, check_objective, check_screening
 
 OnProgress = Callable[[dict[str, Any]], None]
@@ -83,6 +84,8 @@ def finetune(
     for control in valid.controls:
         check_control(control, layout)
     output = check_output(Path(valid.output), force=force, source=source.folder)
+    if resume and is_first():
+        TrainingFolder(output).check_begun()
     check_device(device)
     light = dry_run and not measure
     if not light:

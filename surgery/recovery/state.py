@@ -115,12 +115,20 @@ class TrainingFolder:
             began = {"identity": identity, "processes": process_count(), "recipe": recipe.model_dump(mode="json")}
             _write(run, {"schema": 1, **began})
             return None
-        if not run.exists():
+        self.check_begun()
+        self._compare(load_json(run), recipe, identity)
+        return self.latest()
+
+    def check_begun(self) -> None:
+        """Refuse to resume what was never begun.
+
+        Raises:
+            UsageError: there is no run here.
+        """
+        if not (self.path / _RUN).exists():
             raise UsageError(
                 f"There is no interrupted run to resume: {self.path.name} is missing.", hint="Leave out --resume."
             )
-        self._compare(load_json(run), recipe, identity)
-        return self.latest()
 
     def latest(self) -> Path | None:
         """The checkpoint to go on from, if any; what came after it is removed."""

@@ -183,6 +183,7 @@ def _running_checks(
     run: RunOptions,
     say: Progress,
 ) -> list[Check]:
+    say("loading torch and transformers", 0, 1)
     import torch
 
     run = run.model_copy(update={"dtype": "float32"})

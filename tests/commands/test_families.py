@@ -37,8 +37,13 @@ def test_json_holds_every_family_and_every_refusal(capsys: pytest.CaptureFixture
 def test_the_table_names_what_applies_and_what_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys)
     assert code == 0 and "MLA" in out and f"{len(FAMILIES)} families" in out
+    rotary = [line for line in out.splitlines() if line.endswith(": no rope: it has no rotary positions")]
+    assert len(rotary) == 1 and "gpt2" in rotary[0], "said once for all families that share it"
+    table = out.splitlines()[1 : len(FAMILIES) + 1]
+    assert [line.split()[0] for line in table] == sorted(FAMILIES), "one line a family"
     code, out, _ = run(capsys, "gpt2", "llama")
     assert code == 0 and "refused" not in out and "2 families" in out
+    assert "\n1 family, verified" in run(capsys, "llama")[1]
 
 
 def test_a_name_that_is_refused_or_unknown_says_so(capsys: pytest.CaptureFixture[str]) -> None:
