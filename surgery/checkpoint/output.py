@@ -14,7 +14,6 @@ A kill leaves one of these states; `repair` (under the lock) brings each back to
     while deleting the old one   OUT is the new one; partial         -> the partial is deleted
 """
 
-import os
 import re
 import secrets
 import shutil
@@ -81,8 +80,6 @@ def check_output(
         raise UsageError(
             f"The output {given} would lie in {quote(above.name)}, which is a file.", hint="Choose another folder."
         )
-    if not os.access(above := next(parent for parent in out.parents if parent.exists()), os.W_OK | os.X_OK):
-        raise CheckpointError(f"Nothing can be written in {quote(str(above))}: permission denied.")
     if not occupied:
         return out
     if not out.is_dir():

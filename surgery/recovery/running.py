@@ -18,7 +18,7 @@ from surgery.recovery.operating import plan_operations, planned_checkpoint
 from surgery.recovery.packed import check_packed
 from surgery.recovery.planning import make_plan
 from surgery.recovery.preparing import Layout, trained_names
-from surgery.recovery.processes import is_first, leave_at_exit
+from surgery.recovery.processes import is_first, leave_at_exit, process_count
 from surgery.recovery.reading import read_recipe
 from surgery.recovery.recipe import Recipe
 from surgery.recovery.session import FinetuneResult, Session
@@ -84,7 +84,7 @@ def finetune(
     for control in valid.controls:
         check_control(control, layout)
     output = check_output(Path(valid.output), force=force, source=source.folder)
-    if resume and is_first():
+    if resume and process_count() == 1:  # several hear of it together, in `begin`
         TrainingFolder(output).check_begun()
     check_device(device)
     light = dry_run and not measure
