@@ -27,7 +27,6 @@ WAYS: dict[str, list[tuple[dict[str, Any], float]]] = {
         ({**SCALE, **NEXT_TOKEN}, 1 - SHARE_OF_MATCHING),
     ],
     "scale+lora": [({**LORA, **NEXT_TOKEN}, 1.0)],
-    "scale+lora, distilled": [({**LORA, **DISTILL}, 1.0)],
     "scale+lora, matched first, distilled": [
         ({**SCALE, **MATCH}, SHARE_OF_MATCHING),
         ({**LORA, **DISTILL}, 1 - SHARE_OF_MATCHING),

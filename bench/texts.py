@@ -40,10 +40,7 @@ KIND = 36_000
 
 def pages(pattern: str, suffix: str) -> Iterator[tuple[str, str]]:
     """Name and text of every page of a package, in the order of a hash of its name."""
-    roots = sorted(Path("/").glob(pattern.lstrip("/")))
-    if not roots:
-        raise SystemExit(f"nothing at {pattern}: apt-get install python3-doc linux-doc")
-    root = roots[-1]
+    root = newest(pattern)
     found = {str(path.relative_to(root)): path for path in root.rglob(f"*{suffix}")}
     for name in sorted(found, key=lambda name: hashlib.sha256(name.encode()).digest()):
         yield name, read(found[name])
@@ -51,10 +48,15 @@ def pages(pattern: str, suffix: str) -> Iterator[tuple[str, str]]:
 
 def of_kind(name: str, pattern: str) -> tuple[str, str]:
     """The first part of the one file that stands for a kind of text."""
+    return name, read(newest(pattern))[:KIND]
+
+
+def newest(pattern: str) -> Path:
+    """The last file or folder of a pattern, which is that of the newest version."""
     found = sorted(Path("/").glob(pattern.lstrip("/")))
     if not found:
-        raise SystemExit(f"nothing at {pattern}")
-    return name, read(found[-1])[:KIND]
+        raise SystemExit(f"nothing at {pattern}: apt-get install python3-doc linux-doc")
+    return found[-1]
 
 
 def read(path: Path) -> str:

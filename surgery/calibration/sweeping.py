@@ -29,7 +29,7 @@ from surgery.checkpoint import open_checkpoint, resolve
 from surgery.data import read_documents
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.loading import RunOptions, load_tokenizer
-from surgery.operations.inspection import unverified_family
+from surgery.operations.inspection import converted_already, unverified_family
 from surgery.operations.screening import ScreeningOptions
 
 # Nats per token, estimated; what these cost in truth is what a sweep measures.
@@ -156,9 +156,9 @@ def sweep(
     source = resolve(model, revision)
     checkpoint = open_checkpoint(source)
     anatomy = read_anatomy(checkpoint, family=unverified_family(checkpoint) if allow_unverified else None)
-    if anatomy.operations or anatomy.source_operations:
+    if reason := converted_already(anatomy):
         raise PlanRefusedError(
-            "this checkpoint was converted already, and what a sweep finds could not be applied to it",
+            f"this checkpoint was {reason}, and what a sweep finds could not be applied to it",
             hint="`surgery revert` gives the source back; sweep that.",
         )
     screening = resolved_options(options or {}, anatomy)

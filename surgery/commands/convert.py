@@ -382,24 +382,22 @@ def _print_plan(plan: Plan, target: Path) -> None:
         ("source", f"{plan.source['name']} ({plan.source['model_type']})"),
         ("output", f"{target} ({plan.model_type})"),
     ]
-    for options, identity in zip(plan.operations, plan.identity, strict=True):
+    for options in plan.operations:
         heads = options.get("heads")
         rows += [
             (str(options["name"]), describe(options)),
             ("layers", summarize_numbers(options["layers"]) + (f"; heads {summarize_numbers(heads)}" if heads else "")),
         ]
-        if len(plan.operations) == 1:
-            rows.append(("starts as", f"the source itself, {identity}" if identity else "a changed model"))
-    if len(plan.operations) > 1:
-        changing = [str(one["name"]) for one, same in zip(plan.operations, plan.identity, strict=True) if not same]
-        same = " and ".join(dict.fromkeys(filter(None, plan.identity)))
-        rows.append(
-            ("starts as", f"a changed model, by {' and '.join(changing)}" if changing else f"the source itself, {same}")
-        )
+    changing = [str(one["name"]) for one, same in zip(plan.operations, plan.identity, strict=True) if not same]
+    if not changing:
+        starts = "the source itself, " + " and ".join(dict.fromkeys(filter(None, plan.identity)))
+    else:
+        starts = "a changed model" + (f", by {' and '.join(changing)}" if len(plan.operations) > 1 else "")
     changes = plan.config.items()
     shapes = {tensor.shape for tensor in plan.tensors}
     parameters = plan.bytes["new_tensors"] // 4
     rows += [
+        ("starts as", starts),
         ("new tensors", f"{len(plan.tensors)} of shape {', '.join(map(str, sorted(shapes)))}: {parameters} numbers")
         if plan.tensors
         else ("new tensors", "none"),

@@ -55,10 +55,11 @@ def _print(entries: list[FamilyEntry], refused: dict[str, str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from surgery.anatomy.families import VERIFIED_WITH
+
     table = Table(box=None, pad_edge=False)
     for title in ("family", "attention", "positions", "operations"):
         table.add_column(title, no_wrap=True)
-    newest = max((entry.verified_with for entry in entries), key=len)
     # Said once for all families that share it, since a column of it leaves no room for the others.
     known: dict[str, list[str]] = {}
     for entry in entries:
@@ -66,7 +67,7 @@ def _print(entries: list[FamilyEntry], refused: dict[str, str]) -> None:
         against = [f"no {name}: {reason}" for name, reason in entry.operations.items() if reason is not None]
         for note in (*against, *entry.caveats):
             known.setdefault(note, []).append(entry.model_type)
-        if entry.verified_with != newest:
+        if entry.verified_with != VERIFIED_WITH:
             known.setdefault(f"verified with {', '.join(entry.verified_with)} alone", []).append(entry.model_type)
         cells = (entry.model_type, _short(entry.attention), _short(entry.positions), applies)
         table.add_row(*map(Text, cells))

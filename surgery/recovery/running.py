@@ -86,10 +86,11 @@ def finetune(
     output = check_output(Path(valid.output), force=force, source=source.folder)
     if resume and process_count() == 1:  # several hear of it together, in `begin`
         TrainingFolder(output).check_begun()
-    check_device(device)
     light = dry_run and not measure
-    if not light:
-        pick_device(device)
+    if light:
+        check_device(device)
+    else:
+        kind = pick_device(device).type
         if attn_implementation is not None:
             check_attention(attn_implementation)
     tokenizer = _light_tokenizer(source.folder) if light and not _has_chat(valid) else None
@@ -99,7 +100,7 @@ def finetune(
         on_progress({"event": "plan", **plan.to_dict()})
     if light:
         return FinetuneResult(plan)
-    with own_sharding(pick_device(device).type) as sharded:
+    with own_sharding(kind) as sharded:
         setup = Setup(
             recipe=valid,
             source=source,

@@ -137,9 +137,8 @@ def _attention(result: Plain, section: Plain) -> RenderableType:
         result["against"]["name"] if own["model"] == len(result["models"]) else result["models"][own["model"]]["name"]
         for own in section["results"]
     ]
-    several = len(names) > 1
-    numbers = [f" {number}" if several else "" for number in range(1, len(names) + 1)]
-    heads = [what + number for number in numbers for what in ("greatest", "entropy")]
+    marks = [str(place) for place in range(1, len(names) + 1)] if len(names) > 1 else [""]
+    heads = [f"{what} {mark}".rstrip() for mark in marks for what in ("greatest", "entropy")]
     table = _table(section["title"], ["n", *heads])
     powers = [row for row, (first, last) in enumerate(section["ranges"]) if (last & (last - 1)) == 0 or row == 0]
     for row in dict.fromkeys([*powers, len(section["ranges"]) - 1]):
@@ -147,7 +146,7 @@ def _attention(result: Plain, section: Plain) -> RenderableType:
         for own in section["results"]:
             cells += [number(own["by_n"][row]["greatest"], 3), number(own["by_n"][row]["entropy"], 2)]
         table.add_row(*map(Text, cells))
-    models = ", ".join(f"{number.strip()} {clipped(name)}".strip() for number, name in zip(numbers, names, strict=True))
+    models = ", ".join(f"{mark} {clipped(name)}".lstrip() for mark, name in zip(marks, names, strict=True))
     return Group(table, Text(models, style="dim"))
 
 

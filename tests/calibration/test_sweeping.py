@@ -125,3 +125,6 @@ def test_what_was_converted_is_refused_before_the_text(source: Path, tmp_path: P
     converted = convert(source, "ssmax", output=tmp_path / "out").output
     with pytest.raises(PlanRefusedError, match="converted already"):
         sweep(converted, [tmp_path / "no text"], allowed=ALLOWED, settings=SETTINGS)
+    longer = convert(source, "rope", output=tmp_path / "longer").output
+    with pytest.raises(UsageError, match="no text file matches"):  # in its config alone: still a plain model
+        sweep(longer, [tmp_path / "no text"], allowed=ALLOWED, settings=SETTINGS)
