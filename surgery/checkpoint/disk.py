@@ -3,8 +3,10 @@
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
+from surgery.checkpoint.names import quote
 from surgery.errors import CheckpointError
 
 
@@ -35,6 +37,24 @@ def require_space(path: Path, needed: int) -> None:
             f"{needed:,} bytes ({human(needed)}) are needed at {path}, {free:,} ({human(free)}) are free.",
             hint="Free some space, choose an output on another disk, or make hard links instead of copies.",
         )
+
+
+def check_writable(folder: Path) -> None:
+    """Write something where a folder is or will be, and take it away: hours of work must not end in an error.
+
+    Raises:
+        CheckpointError: nothing can be written there.
+    """
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix=".surgery-"):
+            pass
+    except OSError as error:
+        raise CheckpointError(
+            f"Nothing can be written in {quote(str(folder))}: {quote(str(place))}: {error.strerror}."
+        ) from error
 
 
 def human(count: int) -> str:

@@ -215,6 +215,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint. Reads headers, not weights, unless it calibrates; the source is never changed."""
     from surgery.checkpoint import check_output
+    from surgery.checkpoint.disk import check_writable
     from surgery.checkpoint.pushing import check_push
     from surgery.checkpoint.pushing import push as push_folder
     from surgery.commands.calibrating import Asked, numbers, plan_with_calibration, print_calibration
@@ -260,7 +261,8 @@ def convert(
     if push is not None and not dry_run:
         check_push(push, force=force)  # before any work
     if output is not None and calibrate:
-        check_output(output, force=force)  # before minutes of calibrating, and again once the source is known
+        # Before minutes of calibrating, and again once the source is known.
+        check_writable(check_output(output, force=force).parent)
     if allow_unverified:
         console.silence_transformers()
     prepared = plan_with_calibration(
@@ -273,7 +275,7 @@ def convert(
     )
     target = output or default_output(prepared)
     if dry_run:
-        check_output(target, force=force, source=prepared.checkpoint.folder)
+        check_writable(check_output(target, force=force, source=prepared.checkpoint.folder).parent)
         if as_json:
             console.emit("plan", {"output": target.as_posix(), **prepared.plan.to_dict()})
         else:

@@ -128,7 +128,7 @@ def _check_output(folder: Path, *, force: bool) -> None:
     Raises:
         UsageError: the folder holds something else, or a sweep and ``force`` is not given.
     """
-    from surgery.evaluation.places import check_writable
+    from surgery.checkpoint.disk import check_writable
 
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file.", hint="Give a folder: -o NAME.")

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from surgery.checkpoint import quote
+from surgery.checkpoint.disk import check_writable
 from surgery.checkpoint.names import listed
-from surgery.errors import CheckpointError, UsageError
+from surgery.errors import UsageError
 from surgery.evaluation.store import FOLDER_NAME
 
 EVALUATION = "evaluation.json"
@@ -93,15 +93,3 @@ def _refuse(folder: Path, strange: list[str]) -> None:
             f"The folder {quote(str(folder))} holds what is no evaluation of this tool: {listed(strange)}.",
             hint="Choose another folder, or an empty one.",
         )
-
-
-def check_writable(folder: Path) -> None:
-    """Write something where the report will be, and take it away: hours of measuring must not end in an error."""
-    place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    try:
-        with tempfile.TemporaryDirectory(dir=place, prefix=".surgery-"):
-            pass
-    except OSError as error:
-        raise CheckpointError(f"{quote(str(folder))} cannot be written: {place}: {error.strerror}.") from error

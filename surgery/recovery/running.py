@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.checkpoint import check_output, open_checkpoint, resolve
+from surgery.checkpoint.disk import check_writable
 from surgery.data.chat import encode_chat
 from surgery.errors import UsageError
 from surgery.loading.model import check_attention, check_device, pick_device
@@ -84,6 +85,7 @@ def finetune(
     for control in valid.controls:
         check_control(control, layout)
     output = check_output(Path(valid.output), force=force, source=source.folder)
+    check_writable(output.parent)
     if resume and process_count() == 1:  # several hear of it together, in `begin`
         TrainingFolder(output).check_begun()
     light = dry_run and not measure

@@ -20,8 +20,7 @@ from typing import Any
 
 from surgery.checkpoint import dump_json, fsync_folder, fsync_tree, human, load_json
 from surgery.checkpoint.locking import FileLock
-from surgery.checkpoint.names import quote
-from surgery.errors import CheckpointError, SurgeryError, UsageError
+from surgery.errors import SurgeryError, UsageError
 from surgery.recovery.processes import is_first, process_count
 from surgery.recovery.recipe import Recipe
 
@@ -68,17 +67,12 @@ class TrainingFolder:
         """Keep a second run on the same output away; of several processes of one run the first holds the lock.
 
         Raises:
-            CheckpointError: another run holds it, or nothing can be written there.
+            CheckpointError: another run holds it.
         """
         if not is_first():
             yield
             return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(
-                f"Nothing can be written in {quote(str(self.path.parent))}: {error.strerror}."
-            ) from error
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), self.path.name)
         lock.acquire()
         try:

@@ -104,6 +104,16 @@ CASES: dict[str, Callable[[Path, Path], Case]] = {
         2,
         ["Nothing can be written in '/proc'"],
     ),
+    "nothing can be written, dry": lambda model, place: (
+        ["convert", model, "--to", "ssmax", "-o", "/proc/x", "--dry-run"],
+        2,
+        ["Nothing can be written in '/proc'"],
+    ),
+    "nothing can be written, before calibrating": lambda model, place: (
+        ["convert", model, "--to", "screening", "--calibrate", place / "no such text", "-o", "/proc/x"],
+        2,
+        ["Nothing can be written in '/proc'"],
+    ),
     "a device where no model runs": lambda model, place: (
         ["convert", model, "--to", "ssmax", "--device", "cpu", "--dry-run"],
         2,
