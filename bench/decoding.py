@@ -44,6 +44,7 @@ def measure(model: Any, tokens: list[int], length: int, repeats: int) -> dict[st
     from transformers import DynamicCache
 
     from surgery.evaluation.timing import interleaved, ratio
+    from surgery.loading.caches import with_cache
     from surgery.runtime.modeling_surgery import WindowedCache
 
     ids = torch.tensor([tokens], device=model.device)
@@ -51,13 +52,13 @@ def measure(model: Any, tokens: list[int], length: int, repeats: int) -> dict[st
     logits: dict[str, list[Any]] = {name: [] for name in caches}
     with torch.no_grad():
         for cache in caches.values():
-            model(input_ids=ids[:, :length], past_key_values=cache, logits_to_keep=1)
+            model(input_ids=ids[:, :length], logits_to_keep=1, **with_cache(cache))
 
         def decoding(name: str) -> Any:
             def run() -> None:
                 for _ in range(TOKENS):
                     place = caches[name].get_seq_length()
-                    out = model(input_ids=ids[:, place : place + 1], past_key_values=caches[name])
+                    out = model(input_ids=ids[:, place : place + 1], **with_cache(caches[name]))
                     logits[name].append(out.logits[:, -1].float())
 
             return run

@@ -6,6 +6,7 @@ What the equalities of n need beyond that cannot be seen from outside; verifying
 
 from __future__ import annotations
 
+import inspect
 import re
 import types
 from collections.abc import Mapping
@@ -143,22 +144,25 @@ def _on_meta(model_type: str, checkpoint: Checkpoint, refuse: Any) -> Any:
 
 
 def _asks_for_a_backend(module: Any) -> bool:
-    forward = type(module).forward
-    return isinstance(forward, types.FunctionType) and "ALL_ATTENTION_FUNCTIONS" in forward.__code__.co_names
+    return "ALL_ATTENTION_FUNCTIONS" in _names_in_forward(module)
+
+
+def _names_in_forward(module: Any) -> tuple[str, ...]:
+    """The names that the code of a module's ``forward`` looks up, below whatever decorates it."""
+    forward = inspect.unwrap(type(module).forward)
+    return forward.__code__.co_names if isinstance(forward, types.FunctionType) else ()
 
 
 def _check_code(model: Any, counted: Any, found: Mapping[str, Any], refuse: Any) -> None:
     """The code that runs must let n through, and must not scale the queries by the position itself."""
-    import inspect
-
-    if "past_key_values" not in inspect.signature(type(model).forward).parameters:
+    if not {"cache", "past_key_values"} & inspect.signature(type(model).forward).parameters.keys():
         raise refuse("it keeps its state in a cache of its own")
     if all(one.kind is not one.VAR_KEYWORD for one in inspect.signature(type(counted).forward).parameters.values()):
         raise refuse(f"{type(counted).__name__}.forward takes no further keywords, so n cannot be handed down")
     for module in found.values():
         if not getattr(module, "is_causal", True):
             raise refuse(f"{type(module).__name__} is not causal")
-        scaling = [name for name in type(module).forward.__code__.co_names if _SCALES.fullmatch(name)]
+        scaling = [name for name in _names_in_forward(module) if _SCALES.fullmatch(name)]
         if scaling:
             raise refuse(f"{type(module).__name__} scales its queries by the position already ({scaling[0]})")
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from surgery.evaluation.prefilling import new_cache, piece
+from surgery.evaluation.prefilling import piece
+from surgery.loading.caches import new_cache, with_cache
 from surgery.loading.head import LOGITS_AT_ONCE, base_output, head_logits, vocabulary
 
 
@@ -43,7 +44,7 @@ def token_losses(
     cache = new_cache(model) if chunk < length else None
     for begin in range(0, length, chunk):
         end = min(begin + chunk, length)
-        kept = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+        kept = {"use_cache": False} if cache is None else with_cache(cache)
         output = base_output(model, input_ids=input_ids[:, begin:end], **kept)
         for start in range(begin, min(end, length - 1), rows):
             stop = min(start + rows, end, length - 1)

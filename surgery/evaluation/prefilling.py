@@ -11,6 +11,7 @@ import torch
 from surgery.anatomy import FAMILIES
 from surgery.anatomy.reading import MODEL_TYPE_PREFIX
 from surgery.errors import SurgeryError
+from surgery.loading.caches import new_cache, with_cache
 from surgery.loading.head import last_only
 
 
@@ -34,7 +35,7 @@ def prefill(
     chunk = piece(model, chunk, length)
     for start in range(0, length, chunk):
         part = input_ids[:, start : start + chunk]
-        output = model(input_ids=part, past_key_values=cache, use_cache=True, **last_only(model))
+        output = model(input_ids=part, **with_cache(cache), **last_only(model))
         if on_tokens is not None:
             on_tokens(batch * part.shape[1])
     return cache, output.logits[:, -1].float()
@@ -44,13 +45,6 @@ def piece(model: Any, chunk: int, length: int) -> int:
     """``chunk``, or the whole length for a family whose model cannot go on with a prompt where its cache ends."""
     family = FAMILIES.get(model.config.model_type.removeprefix(MODEL_TYPE_PREFIX))
     return chunk if family is None or family.continues else length
-
-
-def new_cache(model: Any) -> Any:
-    """An empty cache of the kind that the model's layers need."""
-    from transformers import DynamicCache
-
-    return DynamicCache(config=model.config.get_text_config())
 
 
 @contextmanager

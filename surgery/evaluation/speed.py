@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from surgery.evaluation.prefilling import new_cache
+from surgery.loading.caches import new_cache, with_cache
 from surgery.loading.head import last_only
 
 Call = Callable[[], Any]
@@ -33,12 +33,12 @@ def decoding_call(model: Any, prompt: int, steps: int) -> Call:
     tokens = _tokens(model, prompt)
     cache = new_cache(model)
     with torch.no_grad():
-        model(input_ids=tokens, past_key_values=cache, use_cache=True, **last_only(model))
+        model(input_ids=tokens, **with_cache(cache), **last_only(model))
 
     @torch.no_grad()
     def call() -> None:
         for _ in range(steps):
-            model(input_ids=tokens[:, :1], past_key_values=cache, use_cache=True)
+            model(input_ids=tokens[:, :1], **with_cache(cache))
         cache.crop(-steps)
         _wait(model)
 
@@ -55,7 +55,7 @@ def memory(model: Any, length: int) -> dict[str, int | None]:
     tokens = _tokens(model, length)
     before = _reset_peak(model)
     with torch.no_grad():
-        model(input_ids=tokens, past_key_values=cache, use_cache=True, **last_only(model))
+        model(input_ids=tokens, **with_cache(cache), **last_only(model))
     peak = _peak(model)
     held = sum(
         tensor.numel() * tensor.element_size()

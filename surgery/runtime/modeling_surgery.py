@@ -39,6 +39,8 @@ MODEL_TYPE_PREFIX = "surgery_"
 
 # The name of the keyword that carries n from the base model's forward to the attention modules.
 VISIBLE_KEYS = "surgery_visible_keys"
+# What transformers calls the cache, since 5.24 and before.
+CACHE_NAMES = ("cache", "past_key_values")
 
 
 # ------------------------------------------------------------------------------------------------- counting keys
@@ -1618,22 +1620,43 @@ class _OperatedBackends:
 @functools.cache
 def _attention_class(stock: type[nn.Module]) -> type[nn.Module]:
     """Subclass of a family's attention class whose forward finds :class:`_OperatedBackends`."""
-    forward = stock.forward
-    if not isinstance(forward, types.FunctionType) or "ALL_ATTENTION_FUNCTIONS" not in forward.__code__.co_names:
+    rebound = _rebound(stock.forward)
+    if rebound is None:
         raise ImportError(
             f"{stock.__module__}.{stock.__name__}.forward does not look up ALL_ATTENTION_FUNCTIONS in this version of "
             f"transformers ({transformers.__version__}); the operation would be lost, so the model is not loaded."
         )
-    scope = dict(forward.__globals__)
-    # torch.compile looks globals up in the module that __name__ names; this scope is not that module's.
-    del scope["__name__"]
-    scope["ALL_ATTENTION_FUNCTIONS"] = _OperatedBackends(scope["ALL_ATTENTION_FUNCTIONS"])
-    rebound = types.FunctionType(forward.__code__, scope, forward.__name__, forward.__defaults__, forward.__closure__)
-    rebound.__kwdefaults__ = forward.__kwdefaults__
-    rebound.__annotations__ = forward.__annotations__
-    rebound.__doc__ = forward.__doc__
-    rebound.__module__ = __name__
     return _made(_attention_class, stock, stock, {"forward": rebound, "_operated_attention": True})
+
+
+def _rebound(function: Any) -> types.FunctionType | None:
+    """A copy of a function, decorators and all, that finds :class:`_OperatedBackends`; None if it looks up no backend.
+
+    A decorator's wrapper holds the function that it wraps in its closure: a copy of it is given the copy.
+    """
+    if not isinstance(function, types.FunctionType):
+        return None
+    scope, closure = function.__globals__, function.__closure__
+    if "ALL_ATTENTION_FUNCTIONS" in function.__code__.co_names:
+        scope = dict(scope)
+        # torch.compile looks globals up in the module that __name__ names; this scope is not that module's.
+        del scope["__name__"]
+        scope["ALL_ATTENTION_FUNCTIONS"] = _OperatedBackends(scope["ALL_ATTENTION_FUNCTIONS"])
+        wrapped = None
+    else:
+        inner = getattr(function, "__wrapped__", None)
+        wrapped = _rebound(inner)
+        if wrapped is None or not any(cell.cell_contents is inner for cell in closure or ()):
+            return None
+        closure = tuple(types.CellType(wrapped) if cell.cell_contents is inner else cell for cell in closure or ())
+    rebound = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, closure)
+    rebound.__kwdefaults__ = function.__kwdefaults__
+    rebound.__annotations__ = function.__annotations__
+    rebound.__doc__ = function.__doc__
+    rebound.__module__ = __name__
+    if wrapped is not None:
+        rebound.__wrapped__ = wrapped  # type: ignore[attr-defined]
+    return rebound
 
 
 def _made(maker: Callable[..., Any], stock: type[nn.Module], base: type[Any], namespace: dict[str, Any]) -> type[Any]:
@@ -1827,6 +1850,11 @@ def _positional_names(stock: type[nn.Module]) -> tuple[str, ...]:
     return tuple(inspect.signature(stock.forward).parameters)[1:]
 
 
+def _cache_in(kwargs: dict[str, Any]) -> Any:
+    """The cache among the keywords of a call, by either name; None where there is none."""
+    return next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
+
+
 class _Counting:
     """The module whose forward runs the layers: counts the visible keys once per call and passes them on."""
 
@@ -1840,9 +1868,10 @@ class _Counting:
         kwargs.update(zip(self._positional_names, args))  # type: ignore[attr-defined]  # noqa: B905
         tokens, embeddings = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         inputs = tokens if tokens is not None else embeddings
-        cache = kwargs.get("past_key_values")
+        cache = _cache_in(kwargs)
         if cache is None and getattr(self.config, "windowed_cache", False) and self._fills_a_cache(kwargs):  # type: ignore[attr-defined]
-            cache = kwargs["past_key_values"] = WindowedCache(self)  # type: ignore[arg-type]
+            name = next(name for name in CACHE_NAMES if name in self._positional_names)  # type: ignore[attr-defined]
+            cache = kwargs[name] = WindowedCache(self)  # type: ignore[arg-type]
         if inputs is not None and VISIBLE_KEYS not in kwargs:
             kwargs[VISIBLE_KEYS] = count_visible_keys(
                 length=inputs.shape[1],
@@ -1890,12 +1919,13 @@ class SurgeryHeadMixin(_InitialValues):
         self, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any
     ) -> None:
         """As transformers' own; its default cache becomes a windowed one where the config says so."""
-        given = model_kwargs.get("past_key_values")
+        given = _cache_in(model_kwargs)
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
-        cache = model_kwargs.get("past_key_values")
+        cache = _cache_in(model_kwargs)
         wanted = self.config.windowed_cache and given is None and not generation_config.is_assistant  # type: ignore[attr-defined]
         if wanted and type(cache) is DynamicCache and not cache.offloading:
-            model_kwargs["past_key_values"] = WindowedCache(self)  # type: ignore[arg-type]
+            name = next(name for name in CACHE_NAMES if model_kwargs.get(name) is cache)
+            model_kwargs[name] = WindowedCache(self)  # type: ignore[arg-type]
 
 
 class _StrictLoading:

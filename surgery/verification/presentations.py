@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from surgery.errors import SurgeryError
 from surgery.loading import operation_modules
+from surgery.loading.caches import cache_of, with_cache
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +97,7 @@ class Multipliers:
         nothing = torch.ones(1, 1, queries, 1, device=self._model.device)
         rows = [found.get(module, nothing.expand(1, module.num_heads, -1, -1)) for module in self._modules]
         rows = [row.squeeze(-1).transpose(1, 2).expand(batch, -1, -1) for row in rows]
-        return SimpleNamespace(logits=torch.cat(rows, dim=-1), past_key_values=answer.past_key_values)
+        return SimpleNamespace(logits=torch.cat(rows, dim=-1), cache=cache_of(answer))
 
 
 class PresentationError(SurgeryError):
@@ -159,10 +160,10 @@ def _with_cache(model: Model, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
 
     length = tokens.shape[1]
     cut = length - DECODED_TOKENS
-    out = model(input_ids=tokens[:, :cut], past_key_values=cache, use_cache=True)
+    out = model(input_ids=tokens[:, :cut], **with_cache(cache))
     pieces = [out.logits.float()]
     for position in range(cut, length):
-        out = model(input_ids=tokens[:, position : position + 1], past_key_values=cache, use_cache=True)
+        out = model(input_ids=tokens[:, position : position + 1], **with_cache(cache))
         pieces.append(out.logits.float())
     return torch.cat(pieces, dim=1)
 
@@ -208,8 +209,7 @@ def _left_padded_cached(model: Model, tokens: torch.Tensor, plain: torch.Tensor)
         input_ids=row[:, -1:],
         attention_mask=mask,
         position_ids=positions[:, -1:],
-        past_key_values=out.past_key_values,
-        use_cache=True,
+        **with_cache(cache_of(out)),
     )
     return _greatest(last.logits.float(), plain[:, -1:])
 

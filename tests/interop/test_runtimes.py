@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from surgery.loading.caches import cache_of
 from tests.interop.conftest import Operated, load, logits, scales, tokens
 
 
@@ -91,7 +92,7 @@ def test_generation_with_a_quantized_cache(operated: Operated, backend: str, mod
     found = model.generate(
         tokens(24), cache_implementation="quantized", cache_config=options, output_logits=True, **common
     )
-    assert type(found.past_key_values).__name__ == "QuantizedCache"
+    assert type(cache_of(found)).__name__ == "QuantizedCache"
     assert [n.tolist() for n in counted] == [n.tolist() for n in expected]
     # The first token is of the prompt's own keys, the second of quantized ones.
     assert torch.equal(found.logits[0], plain.logits[0])

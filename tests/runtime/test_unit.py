@@ -15,6 +15,7 @@ from surgery.anatomy import FAMILIES
 from surgery.conversion import convert
 from surgery.errors import PlanRefusedError
 from surgery.loading import operation_modules, operations_off
+from surgery.loading.caches import with_cache
 from surgery.runtime.modeling_surgery import Screening, WindowedCache
 from surgery.verification.presentations import presentation_differences, randomized
 from tests.families import VOCABULARY, WINDOW, families_for_the_matrix
@@ -220,7 +221,7 @@ def test_a_windowed_cache_answers_the_same(make_source: Any, tmp_path: Path) -> 
         cache, found = WindowedCache(model), []
         with torch.no_grad():
             for piece in tokens(40).split((20, 1, 1, 12, 1, 5), 1):
-                found.append(model(input_ids=piece, past_key_values=cache, use_cache=True).logits)
+                found.append(model(input_ids=piece, **with_cache(cache)).logits)
         assert (torch.cat(found, 1) - plain).abs().max() < BOUND
         assert all(made.path.endswith("with kept keys") for made in modules.values())
 

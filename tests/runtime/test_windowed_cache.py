@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from surgery.loading import operation_modules, operations_off
+from surgery.loading.caches import cache_of, with_cache
 from surgery.runtime.modeling_surgery import WindowedCache, WindowedLayer
 from tests.families import TINY
 from tests.runtime.test_family_matrix import BOUND, load, logits, tokens
@@ -41,7 +42,7 @@ def run(model: Any, cache: Any, ids: torch.Tensor, pieces: tuple[int, ...], mask
             given = {"attention_mask": mask[:, :stop]}
             given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, start:stop]
         with torch.no_grad():
-            out = model(input_ids=ids[:, start:stop], past_key_values=cache, use_cache=True, **given)
+            out = model(input_ids=ids[:, start:stop], **with_cache(cache), **given)
         found.append(out.logits)
         start = stop
     assert start == ids.shape[1] and cache.get_seq_length() == start
@@ -132,7 +133,7 @@ def test_generate_uses_it_where_the_config_says_so(make_source: Any, tmp_path: P
     given = {"attention_mask": (torch.arange(24) >= 4).long()[None], "max_new_tokens": 12, "do_sample": False}
     given |= {"return_dict_in_generate": True, "output_logits": True}
     expected = model.generate(prompt, **given)
-    assert not isinstance(expected.past_key_values, WindowedCache)
+    assert not isinstance(cache_of(expected), WindowedCache)
     model.config.windowed_cache = True
     if reason := UNABLE.get(family):
         with pytest.raises((ValueError, RuntimeError), match=reason):
@@ -140,8 +141,8 @@ def test_generate_uses_it_where_the_config_says_so(make_source: Any, tmp_path: P
         return
     model.save_pretrained(tmp_path / "saved")
     found = load(tmp_path / "saved").generate(prompt, **given)
-    assert isinstance(found.past_key_values, WindowedCache)
-    assert any(isinstance(layer, WindowedLayer) for layer in found.past_key_values.layers)
+    assert isinstance(cache_of(found), WindowedCache)
+    assert any(isinstance(layer, WindowedLayer) for layer in cache_of(found).layers)
     for one, other in zip(found.logits, expected.logits, strict=True):
         assert (one - other).abs().max() < BOUND
     assert torch.equal(found.sequences, expected.sequences)
@@ -153,8 +154,8 @@ def test_from_pretrained_takes_it_and_a_plain_forward_makes_it(make_source: Any,
     again = load(tmp_path / "saved", windowed_cache=True)
     with torch.no_grad():
         out = again(input_ids=tokens(), use_cache=True)
-        assert isinstance(out.past_key_values, WindowedCache)
-        assert again(input_ids=tokens(), use_cache=False).past_key_values is None
+        assert isinstance(cache_of(out), WindowedCache)
+        assert cache_of(again(input_ids=tokens(), use_cache=False)) is None
     assert "windowed_cache" not in model.config.to_json_string()
     assert '"windowed_cache": true' in again.config.to_json_string()
 
@@ -174,7 +175,7 @@ def test_a_static_cache_is_still_there_for_the_asking(make_source: Any, tmp_path
     expected = model.generate(tokens(20), **given)
     model.config.windowed_cache = True
     found = model.generate(tokens(20), cache_implementation="static", **given)
-    assert isinstance(found.past_key_values, StaticCache)
+    assert isinstance(cache_of(found), StaticCache)
     assert torch.equal(found.sequences, expected.sequences)
 
 
@@ -185,7 +186,7 @@ def test_what_it_cannot_do_is_an_error(make_source: Any, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="rolled back"):
         cache.crop(-2)
     with operations_off(model), pytest.raises(ValueError, match="without screening"):
-        model(input_ids=tokens(1), past_key_values=cache)
+        model(input_ids=tokens(1), **with_cache(cache))
     cache = WindowedCache(model)
     run(model, cache, tokens(20), (20,), None)
     modules: dict[str, Any] = operation_modules(model)
@@ -193,11 +194,11 @@ def test_what_it_cannot_do_is_an_error(make_source: Any, tmp_path: Path) -> None
         with torch.no_grad():
             module.log2_window.fill_(4.0)
     with pytest.raises(ValueError, match="windows have grown"):
-        model(input_ids=tokens(1), past_key_values=cache)
+        model(input_ids=tokens(1), **with_cache(cache))
     with pytest.raises(ValueError, match="2-D attention mask"):
         model(
             input_ids=tokens(4),
-            past_key_values=WindowedCache(model),
+            **with_cache(WindowedCache(model)),
             attention_mask=torch.ones(4, 4, dtype=torch.bool).tril()[None, None],
         )
     with pytest.raises(ValueError, match="needs a layer with screening"):

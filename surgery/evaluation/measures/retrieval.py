@@ -118,10 +118,11 @@ def _answer_logits(
     import torch
 
     from surgery.evaluation.prefilling import prefill
+    from surgery.loading.caches import with_cache
 
     cache, first = prefill(model, prompts, chunk, on_tokens)
     if answers.shape[1] == 1:
         return first[:, None]
     with torch.no_grad():
-        rest = model(input_ids=answers[:, :-1], past_key_values=cache, use_cache=True).logits.float()
+        rest = model(input_ids=answers[:, :-1], **with_cache(cache)).logits.float()
     return torch.cat([first[:, None], rest], dim=1)

@@ -1,0 +1,30 @@
+"""Key-value caches, under the name that the installed transformers has for them: past_key_values, since 5.24 cache."""
+
+from __future__ import annotations
+
+from functools import cache as once
+from typing import Any
+
+
+def new_cache(model: Any) -> Any:
+    """An empty cache of the kind that the model's layers need."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config.get_text_config())
+
+
+def with_cache(cache: Any) -> dict[str, Any]:
+    """Keywords for a model's call that reads the cache and adds to it."""
+    return {_name(): cache, "use_cache": True}
+
+
+def cache_of(output: Any) -> Any:
+    """The cache in a model's output, or None."""
+    return getattr(output, _name())
+
+
+@once
+def _name() -> str:
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    return "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
