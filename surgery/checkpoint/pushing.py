@@ -39,6 +39,29 @@ class PushResult:
         return asdict(self)
 
 
+def check_owner(owner: str) -> None:
+    """Ask the hub whether we may write to an account or organization.
+
+    Raises:
+        UsageError: no such name can be.
+        CheckpointError: no token, a wrong one, no right to write there, or the hub cannot be reached.
+    """
+    if not _REPOSITORY.fullmatch(f"{owner}/model"):
+        raise UsageError(f"{quote(owner)} is no account or organization.", hint="Give its name alone, without /.")
+    from huggingface_hub import HfApi
+
+    try:
+        account = HfApi().whoami()
+    except Exception as error:  # the hub client raises its own, its HTTP library's and the system's errors
+        raise explain_push(error, owner) from error
+    own = {str(account.get("name")), *(str(one.get("name")) for one in account.get("orgs") or ())}
+    if owner.casefold() not in {name.casefold() for name in own}:
+        raise CheckpointError(
+            f"The account {account.get('name')!r} cannot write to {quote(owner)}.",
+            hint=f"It can to: {', '.join(sorted(own))}. Or set HF_TOKEN to a token of another account.",
+        )
+
+
 def check_push(repository: str, *, force: bool = False) -> None:
     """Ask the hub whether an upload could be done: the thing to do before hours of work. Nothing is made there.
 
@@ -51,24 +74,13 @@ def check_push(repository: str, *, force: bool = False) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    api = HfApi()
+    check_owner(repository.split("/", maxsplit=1)[0])
     try:
-        account = api.whoami()
-        try:
-            found: Any = api.model_info(repository)
-        except RepositoryNotFoundError:
-            found = None
-    except Exception as error:  # the hub client raises its own, its HTTP library's and the system's errors
-        raise explain_push(error, repository) from error
-    owner = repository.split("/", maxsplit=1)[0]
-    own = {str(account.get("name")), *(str(one.get("name")) for one in account.get("orgs") or ())}
-    if owner.casefold() not in {name.casefold() for name in own}:
-        raise CheckpointError(
-            f"The account {account.get('name')!r} cannot write to {quote(owner)}.",
-            hint=f"It can to: {', '.join(sorted(own))}. Or set HF_TOKEN to a token of another account.",
-        )
-    if found is None:
+        found: Any = HfApi().model_info(repository)
+    except RepositoryNotFoundError:
         return
+    except Exception as error:
+        raise explain_push(error, repository) from error
     files = {str(sibling.rfilename) for sibling in found.siblings or ()} - _MADE_WITH_A_REPOSITORY
     ours = bool(files & {PLAN_NAME, HISTORY_NAME})
     if files and not (ours and force):

@@ -39,6 +39,12 @@ class EngineChoice(StrEnum):
     ray = "ray"
 
 
+_Push = Annotated[
+    str | None,
+    typer.Option(
+        metavar="OWNER", help="Then upload each output with its card to OWNER/OUTPUT on the hub, private if it is new."
+    ),
+]
 _Engine = Annotated[EngineChoice, typer.Option(help="local: processes of this machine; ray: a cluster.")]
 
 
@@ -73,13 +79,17 @@ def run(
     force: _Force = False,
     engine: _Engine = EngineChoice.local,
     ray_address: _Address = None,
+    push: _Push = None,
     events: console.EventsOption = None,
     as_json: console.JsonOption = False,
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
 ) -> None:
-    """Do everything that is not done yet; after a kill, go on. Exit code 5 if some items failed or were refused."""
-    _run(manifest, force, engine, ray_address, events, as_json, verbose, quiet, only_failed=False)
+    """Do everything that is not done yet; after a kill, go on.
+
+    Exit code 5 if some items failed, were refused, or could not be uploaded.
+    """
+    _run(manifest, force, engine, ray_address, push, events, as_json, verbose, quiet, only_failed=False)
 
 
 @zoo.command()
@@ -88,13 +98,14 @@ def retry(
     force: _Force = False,
     engine: _Engine = EngineChoice.local,
     ray_address: _Address = None,
+    push: _Push = None,
     events: console.EventsOption = None,
     as_json: console.JsonOption = False,
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
 ) -> None:
     """Try again what failed or was refused, and nothing else."""
-    _run(manifest, force, engine, ray_address, events, as_json, verbose, quiet, only_failed=True)
+    _run(manifest, force, engine, ray_address, push, events, as_json, verbose, quiet, only_failed=True)
 
 
 @zoo.command()
@@ -129,6 +140,7 @@ def _run(
     force: bool,
     engine: EngineChoice,
     ray_address: str | None,
+    push: str | None,
     events: Path | None,
     as_json: bool,
     verbose: bool,
@@ -136,13 +148,17 @@ def _run(
     *,
     only_failed: bool,
 ) -> None:
+    from surgery.checkpoint.pushing import check_owner
     from surgery.zoo.running import open_zoo, run_zoo
     from surgery.zoo.summaries import write_summary
+    from surgery.zoo.uploading import push_zoo
 
     console.setup(verbose=verbose, quiet=quiet)
     if ray_address is not None and engine is not EngineChoice.ray:
         raise UsageError("--ray-address goes with --engine ray.")
     opened = open_zoo(manifest)
+    if push is not None:
+        check_owner(push)  # before hours of work
     with _listening(events, quiet=quiet) as (on_plan, on_event):
         summary = run_zoo(
             opened,
@@ -153,6 +169,8 @@ def _run(
             on_plan=on_plan,
             on_event=on_event,
         )
+        if push is not None and summary["ended"]:
+            summary = push_zoo(opened, push, force=force, on_event=on_event)
     files = write_summary(summary, opened.output)
     if not summary["ended"]:
         console.err.print(
@@ -171,7 +189,7 @@ def _finish(summary: dict[str, Any], *, as_json: bool, files: list[str] | None =
         console.out.print(summary_table(summary))
         for path in files or ():
             console.out.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
-    if summary["counts"]["failed"] or summary["counts"]["refused"]:
+    if summary["counts"]["failed"] or summary["counts"]["refused"] or summary["not_pushed"]:
         raise typer.Exit(SOME_FAILED)
 
 

@@ -65,7 +65,10 @@ def summary_table(summary: Mapping[str, Any]) -> Group:
 
     title = f"{summary['zoo']}: {headline(summary)}"
     table = Table(title=Text(printable(title)), title_justify="left")
-    for column in ("output", "state", "family", "size", "time", "peak", "verified"):
+    columns = ["output", "state", "family", "size", "time", "peak", "verified"]
+    if uploads := bool(summary["pushed"] or summary["not_pushed"]):
+        columns.append("hub")
+    for column in columns:
         table.add_column(column, justify="right" if column in ("size", "time", "peak") else "left", overflow="fold")
     for item in summary["items"]:
         table.add_row(
@@ -76,13 +79,25 @@ def summary_table(summary: Mapping[str, Any]) -> Group:
             seconds(item["seconds"]),
             megabytes(item["peak"]),
             Text(printable(item["verdict"] or "")),
+            *([_upload(item)] if uploads else []),
         )
     reasons = [
         Text(printable(f"{item['item']}: {item['reason']}"), style=_STYLES[item["state"]])
         for item in summary["items"]
         if item["reason"]
     ]
+    reasons += [
+        Text(printable(f"{item['repository']}: {item['push_reason']}"), style="red")
+        for item in summary["items"]
+        if item["push_reason"]
+    ]
     return Group(table, *reasons)
+
+
+def _upload(item: Mapping[str, Any]) -> Text:
+    if item["push_reason"]:
+        return Text("not uploaded", style="red")
+    return Text(printable(item["repository"] if item["pushed"] else ""))
 
 
 @dataclass
@@ -123,8 +138,10 @@ class LiveTable:
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Take note of one event."""
         kind, name = event["event"], event.get("item", "")
-        if kind == "started":
-            self._running[name] = _Running()
+        if kind in ("started", "pushing"):
+            self._running[name] = _Running("uploading" if kind == "pushing" else "starting")
+        elif kind in ("pushed", "not pushed"):
+            self._running.pop(name, None)
         elif kind == "stage" and name in self._running:
             self._running[name].stage = event["stage"]
         elif kind == "bytes" and name in self._running:

@@ -38,6 +38,8 @@ def headline(summary: Mapping[str, Any]) -> str:
     counts = summary["counts"]
     parts = [f"{count(counts['done'])} of {count(len(summary['items']))} done"]
     parts += [f"{count(counts[state])} {word}" for state, word in WORDS.items() if state != "done" and counts[state]]
+    parts += [f"{count(summary['pushed'])} uploaded"] if summary["pushed"] else []
+    parts += [f"{count(summary['not_pushed'])} not uploaded"] if summary["not_pushed"] else []
     return ", ".join(parts)
 
 

@@ -22,10 +22,11 @@ from surgery.errors import CheckpointError
 
 FORMAT = 1
 Status = Literal["waiting", "started", "done", "failed"]
+PUSH_EVENTS = ("pushing", "pushed", "not pushed")
 _LONGEST_LINE = 1_000_000
 # What summaries add up, compare or print.
 _NUMBERS = ("seconds", "peak", "bytes", "checks", "attempt")
-_TEXTS = ("fingerprint", "work", "why", "message", "family", "placed", "verdict", "plan", "commit")
+_TEXTS = ("fingerprint", "work", "why", "message", "family", "placed", "verdict", "plan", "commit", "repository", "url")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class LedgerState:
     run_event: Mapping[str, Any] = field(default_factory=dict)
     # The last success of each item, which a later failure to do it again does not undo.
     successes: dict[str, Entry] = field(default_factory=dict)
+    # The last event of each item's upload.
+    pushes: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def read_ledger(path: Path) -> LedgerState:
@@ -165,19 +168,26 @@ def _apply(state: LedgerState, event: Mapping[str, Any]) -> None:
         state.run, state.run_ended, state.run_event = _text(event, "run"), False, event
     elif kind == "ended":
         state.run_ended = True
+    elif kind in PUSH_EVENTS:
+        _check_types(event)
+        state.pushes[_text(event, "item")] = event
     elif kind in ("started", "done", "failed", "interrupted"):
         name = _text(event, "item")
         status: Any = "waiting" if kind == "interrupted" else kind
-        for keys, kinds in ((_NUMBERS, (int, float)), (_TEXTS, (str,))):
-            for key in keys:
-                if not (event.get(key) is None or type(event[key]) in kinds):
-                    raise ValueError(f"{key} must be {'text' if kinds == (str,) else 'a number'}")
+        _check_types(event)
         entry = Entry(status, _text(event, "run"), event.get("fingerprint"), event.get("work"), event)
         state.entries[name] = entry
         if status == "done":
             state.successes[name] = entry
     else:
         raise ValueError(f"event {kind!r}")
+
+
+def _check_types(event: Mapping[str, Any]) -> None:
+    for keys, kinds in ((_NUMBERS, (int, float)), (_TEXTS, (str,))):
+        for key in keys:
+            if not (event.get(key) is None or type(event[key]) in kinds):
+                raise ValueError(f"{key} must be {'text' if kinds == (str,) else 'a number'}")
 
 
 def _text(event: Mapping[str, Any], key: str) -> str:

@@ -116,7 +116,7 @@ def run_zoo(
     lock = FileLock(folder / "lock", f"the zoo in {zoo.output.name}")
     lock.acquire()
     try:
-        with Ledger(zoo.ledger) as ledger, _terminated_as_interrupted():
+        with Ledger(zoo.ledger) as ledger, terminated_as_interrupted():
             state = read_ledger(zoo.ledger)
             resumes = state.run is not None and not state.run_ended
             run = str(state.run) if resumes else new_run_id()
@@ -175,7 +175,7 @@ def _engine(name: EngineName, address: str | None, zoo: Zoo) -> Engine:
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
+def terminated_as_interrupted() -> Iterator[None]:
     """SIGTERM stops a run as Ctrl-C does; a second one of either, while items clean up, ends it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -33,6 +33,8 @@ def summarize(name: str, output: Path, items: Sequence[Item], ledger: LedgerStat
         "ended": ledger.run is not None and ledger.run_ended,
         "engine": ledger.run_event.get("engine"),
         "counts": {state: sum(row["state"] == state for row in rows) for state in STATES},
+        "pushed": sum(row["pushed"] is not None for row in rows),
+        "not_pushed": sum(row["push_reason"] is not None for row in rows),
         "bytes": sum(row.get("bytes") or 0 for row in rows if row["state"] == "done"),
         "seconds": round(sum(row.get("seconds") or 0 for row in rows), 3),
         "items": rows,
@@ -61,16 +63,25 @@ def _row(item: Item, ledger: LedgerState) -> dict[str, Any]:
         "reason": "",
         "why": None,
         "fingerprint": entry.fingerprint if entry is not None else None,
-        **dict.fromkeys(_KEPT),
+        **dict.fromkeys((*_KEPT, "repository", "pushed", "push_reason")),
     }
     if entry is None:
         return row
+    row |= _upload(entry, ledger.pushes.get(item.name, {}))
     event: dict[str, Any] = dict(entry.event)
     if entry.status == "done" and event.get("recovered") and success is not None:
         event = {**success.event, **event}
     if row["state"] in ("failed", "refused"):
         row["reason"], row["why"] = str(event.get("message", "")), str(event.get("why", "error"))
     return {**row, **{key: event[key] for key in _KEPT if key in event}}
+
+
+def _upload(entry: Entry, event: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the output was uploaded (``repository``), as which commit (``pushed``), or why not (``push_reason``)."""
+    if not event or event.get("fingerprint") != entry.fingerprint:
+        return {}  # of what was there before
+    reason = "the upload was interrupted" if event["event"] == "pushing" else event.get("message")
+    return {"repository": event.get("repository"), "pushed": event.get("commit"), "push_reason": reason}
 
 
 def _state(item: Item, entry: Entry | None) -> str:

@@ -18,6 +18,7 @@ from tests.anatomy.builders import bare_source
 from tests.checkpoint.builders import listing
 from tests.commands.conftest import PROGRAM
 from tests.commands.test_output import HEAVY, PROBE
+from tests.hub import Hub
 from tests.zoo.conftest import broken_source, write_manifest
 
 
@@ -56,6 +57,20 @@ def test_plan_run_status_report(surgery: Any, manifest: Path, tmp_path: Path) ->
     written = surgery("zoo", "report", manifest, "--json")
     assert written.code == 0 and (tmp_path / "out" / "report.html").read_text() == page
     assert surgery("zoo", "retry", manifest).code == 5
+
+
+def test_push(surgery: Any, hub: Hub, tmp_path: Path) -> None:
+    bare_source(tmp_path / "models" / "llama", "llama")
+    manifest = write_manifest(tmp_path, verify="none")
+    ran = surgery("zoo", "run", manifest, "--push", "you")
+    assert ran.code == 2 and "cannot write to 'you'" in ran.err and not (tmp_path / "out").exists()
+    events = tmp_path / "events.jsonl"
+    ran = surgery("zoo", "run", manifest, "--push", "me", "--events", events)
+    assert ran.code == 0 and "me/llama-ssmax" in ran.out and "1 of 1 done, 1 uploaded" in ran.out
+    assert [json.loads(line)["event"] for line in events.read_text().splitlines()][-2:] == ["pushing", "pushed"]
+    hub.repositories["team/llama-ssmax"] = hub.repositories["me/llama-ssmax"]
+    ran = surgery("zoo", "run", manifest, "--push", "team")
+    assert ran.code == 5 and "not uploaded" in ran.out and "team/llama-ssmax: The repository" in ran.out
 
 
 def test_exit_codes(surgery: Any, manifest: Path, tmp_path: Path) -> None:
@@ -135,12 +150,14 @@ def test_a_page_escapes_what_strangers_wrote() -> None:
     item = {
         "item": "<b>x</b>", "source": "<script>1</script>", "operations": "ssmax", "verify": "files",
         "state": "failed", "reason": "<img src=x>", "family": None, "bytes": None, "placed": None, "seconds": None,
-        "peak": None, "verdict": None, "commit": None,
+        "peak": None, "verdict": None, "commit": None, "repository": "<r>", "pushed": None, "push_reason": "<p>",
     }  # fmt: skip
     counts = dict.fromkeys(("done", "failed", "refused", "running", "waiting", "changed"), 0) | {"failed": 1}
     page = render_zoo_page({
         "zoo": "<i>", "tool": "0", "output": "/o", "ended": False, "engine": None, "counts": counts, "bytes": 0,
-        "seconds": 0, "items": [item],
+        "seconds": 0, "items": [item], "pushed": 0, "not_pushed": 1,
     })  # fmt: skip
-    assert "<script" not in page and "<img" not in page and "<i>" not in page and "&lt;img" in page
-    assert "0 of 1 done, 1 failed" in page and "has not ended" in page
+    assert (
+        "<script" not in page and "<img" not in page and "<i>" not in page and "<p>" not in page and "&lt;img" in page
+    )
+    assert "0 of 1 done, 1 failed, 1 not uploaded" in page and "has not ended" in page

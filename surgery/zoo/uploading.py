@@ -1,0 +1,72 @@
+"""Uploading what a zoo has made: one private repository for each output, and a line of the ledger for each upload.
+
+An upload that a kill has interrupted is gone on with by the next one: the ledger says that it was begun, so that a
+repository which holds the output already is known to be ours, and weights that have arrived are not sent again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from surgery.checkpoint.locking import FileLock
+from surgery.checkpoint.pushing import check_push, push
+from surgery.errors import SurgeryError
+from surgery.zoo.items import Item
+from surgery.zoo.ledger import Ledger, LedgerState, read_ledger
+from surgery.zoo.running import Zoo, terminated_as_interrupted
+from surgery.zoo.scheduling import OnEvent
+
+
+def push_zoo(
+    zoo: Zoo, owner: str, *, private: bool = True, force: bool = False, on_event: OnEvent | None = None
+) -> dict[str, Any]:
+    """Upload every output that is done and not yet there to ``owner/<name of its folder>``; returns the summary.
+
+    What cannot be uploaded is explained in its row and keeps nobody back.
+
+    Args:
+        zoo: what :func:`open_zoo` gives.
+        owner: account or organization; :func:`surgery.checkpoint.pushing.check_owner` says whether it can be.
+        private: whether repositories that are made here are private.
+        force: replace earlier outputs of this tool that are there.
+        on_event: told every event of the ledger.
+
+    Raises:
+        CheckpointError: the ledger is broken, or cannot be written.
+        OutputBusyError: a run works on the zoo.
+    """
+    tell = on_event or (lambda event: None)
+    lock = FileLock(zoo.ledger.parent / "lock", f"the zoo in {zoo.output.name}")
+    lock.acquire()
+    try:
+        with Ledger(zoo.ledger) as ledger, terminated_as_interrupted():
+            state = read_ledger(zoo.ledger)
+            done = {row["item"] for row in zoo.summary()["items"] if row["state"] == "done"}
+            for item in zoo.items:
+                repository = f"{owner}/{item.name}"
+                target = {"item": item.name, "repository": repository, "fingerprint": _made(item, state)}
+                before = state.pushes.get(item.name, {})
+                same = all(before.get(key) == value for key, value in target.items())
+                if item.name not in done or (same and before["event"] == "pushed"):
+                    continue
+                # What this zoo began to upload there, and a kill kept from being written down, is not in the way.
+                replaces = force or (same and before["event"] == "pushing")
+                try:
+                    check_push(repository, force=replaces)
+                    tell(ledger.write("pushing", **target))
+                    result = push(item.output, repository, private=private, force=replaces)
+                except SurgeryError as error:
+                    message = error.message if error.hint is None else f"{error.message}\n{error.hint}"
+                    tell(ledger.write("not pushed", **target, message=message))
+                else:
+                    place: Mapping[str, Any] = {"url": result.url, "commit": result.commit, "private": result.private}
+                    tell(ledger.write("pushed", **target, **place))
+    finally:
+        lock.release()
+    return zoo.summary()
+
+
+def _made(item: Item, state: LedgerState) -> str | None:
+    entry = state.entries.get(item.name)
+    return entry.fingerprint if entry is not None else None
