@@ -126,6 +126,13 @@ class Family:
                 row[entry.name] = dict(value) if isinstance(value, Mapping) else value
         return {name: list(value) if isinstance(value, tuple) else value for name, value in row.items()}
 
+    @property
+    def module_paths(self) -> tuple[str, ...]:
+        """Full paths of a layer's attention module: the model's own first, then those that names on disk may have."""
+        own = self.base_prefix + self.attention
+        renamed = self.base_prefix + (f"{self.counted_at}." if self.text is not None else "")
+        return (own, *(prefix + own.removeprefix(renamed) for prefix in self.disk_prefixes))
+
     def spelling(self, key: str) -> str:
         """The family's own spelling of a config key: ``n_embd`` for ``hidden_size``; a dot leads into an object."""
         return self.keys.get(key, key)

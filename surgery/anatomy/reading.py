@@ -219,13 +219,11 @@ def _tied(family: Family, config: Mapping[str, Any]) -> bool:
 
 def _module_path(checkpoint: Checkpoint, family: Family, count: int) -> str:
     """Path of a layer's attention module in the names of the tensors on disk; the model's own where none is there."""
-    own = family.base_prefix + family.attention
-    renamed = family.base_prefix + (f"{family.counted_at}." if family.text is not None else "")
-    for path in (own, *(prefix + own.removeprefix(renamed) for prefix in family.disk_prefixes)):
+    for path in family.module_paths:
         modules = (path.format(layer=index) for index in range(count))
         if any(_query_tensor(checkpoint, family, module) is not None for module in modules):
             return path
-    return own
+    return family.module_paths[0]
 
 
 def _operations(block: Any, what: str = "surgery") -> tuple[Mapping[str, Any], ...]:

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from surgery.calibration.grid import Grid, Tally, tally_head
 from surgery.loading.head import LOGITS_AT_ONCE, base_output, head_logits, vocabulary, with_hidden
+from surgery.loading.model import recompute
 
 # Above this the activations of a passage are not kept but computed again, layer by layer, on the way back.
 LONGEST_KEPT = 1536
@@ -52,10 +53,10 @@ def observe_passage(model: Any, tokens: torch.Tensor, grid: Grid, rows: torch.Te
         for number, (attention, screening) in enumerate(layers.values()):
             _Watcher(tally, number, grid, screening, rows).attach(attention, stack)
         if again:
-            model.gradient_checkpointing_enable()
+            recompute(model, True)
             model.train()
             stack.callback(model.eval)
-            stack.callback(model.gradient_checkpointing_disable)
+            stack.callback(recompute, model, False)
         _backward(model, tokens)
     tally.queries = len(rows)
     return tally

@@ -15,7 +15,12 @@ def new_cache(model: Any) -> Any:
 
 def with_cache(cache: Any) -> dict[str, Any]:
     """Keywords for a model's call that reads the cache and adds to it."""
-    return {_name(): cache, "use_cache": True}
+    return {**named(cache), "use_cache": True}
+
+
+def named(cache: Any) -> dict[str, Any]:
+    """The cache, or None, under the name that transformers has for it."""
+    return {_name(): cache}
 
 
 def cache_of(output: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
@@ -140,3 +140,26 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     if not tokenizer("words", add_special_tokens=False)["input_ids"]:
         raise CheckpointError(f"{folder.name} has no tokenizer", hint=hint)
     return tokenizer
+
+
+def recompute(model: Any, wanted: bool) -> None:
+    """Have a model's layers recompute their activations in the backward pass (gradient checkpointing), or keep them.
+
+    Raises:
+        UsageError: the model has no code for it.
+    """
+    verb = "enable" if wanted else "disable"
+    switch = getattr(model, f"activation_checkpointing_{verb}", None)  # its name of late
+    if switch is None:
+        switch = getattr(model, f"gradient_checkpointing_{verb}")
+    if not wanted:
+        switch()
+        return
+    try:
+        # Re-entrant checkpointing gives no gradient where the inputs have none, as with frozen embeddings.
+        switch({"use_reentrant": False})
+    except ValueError as error:
+        raise UsageError(
+            f"gradient checkpointing: {error}",
+            hint="Shorten the sequences; in a recipe, set gradient_checkpointing to false.",
+        ) from error

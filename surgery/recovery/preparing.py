@@ -51,11 +51,14 @@ class Layout:
                 hint="Convert it first: surgery convert --to ssmax MODEL. Or name operations in the recipe.",
             )
         self.attention = str(block.get("attention", "layers.{layer}.self_attn"))
-        before, _, after = self.attention.partition("{layer}")
-        self._layer = re.compile(rf"(?:^|\.){re.escape(before)}(\d+)\.")
-        self._attention = re.compile(rf"(?:^|\.){re.escape(before)}(\d+){re.escape(after)}\.(.+)")
         self.operations: list[Mapping[str, Any]] = list(block["operations"])
         self.family = family_of(config)
+        # A model of several parts is called otherwise on disk, and its other parts have layers too.
+        paths = [self.attention, *(self.family.module_paths if self.family.text is not None else ())]
+        before = "|".join(re.escape(path.partition("{layer}")[0]) for path in paths)
+        after = re.escape(self.attention.partition("{layer}")[2])
+        self._layer = re.compile(rf"(?:^|\.)(?:{before})(\d+)\.")
+        self._attention = re.compile(rf"(?:^|\.)(?:{before})(\d+){after}\.(.+)")
         self.count = count_layers(config, self.family)
 
     @staticmethod
@@ -227,28 +230,6 @@ def quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         yield
-
-
-def recompute(model: Any, wanted: bool) -> None:
-    """Have a model's layers recompute their activations in the backward pass (gradient checkpointing), or keep them.
-
-    Raises:
-        UsageError: the model has no code for it.
-    """
-    verb = "enable" if wanted else "disable"
-    switch = getattr(model, f"activation_checkpointing_{verb}", None)  # its name of late
-    if switch is None:
-        switch = getattr(model, f"gradient_checkpointing_{verb}")
-    if not wanted:
-        switch()
-        return
-    try:
-        # Re-entrant checkpointing gives no gradient where the inputs have none, as with frozen embeddings.
-        switch({"use_reentrant": False})
-    except ValueError as error:
-        raise UsageError(
-            f"gradient_checkpointing: {error}", hint="Set it to false, or shorten the sequences."
-        ) from error
 
 
 def choose_trained(model: nn.Module, stage: Recipe, layout: Layout, variant: Variant = "operated") -> list[str]:

@@ -28,12 +28,13 @@ from surgery.checkpoint import write_json
 from surgery.data import IGNORED, Row, collate, draw_rows
 from surgery.data.streaming import RowStream, Snapshot
 from surgery.errors import SurgeryError, UsageError
+from surgery.loading.model import recompute
 from surgery.recovery.errors import DivergedError
 from surgery.recovery.guard import DivergenceGuard
 from surgery.recovery.measuring import Losses, document_losses, mean_loss, rejected_share
 from surgery.recovery.objectives import Teacher, inside, objective_sum
 from surgery.recovery.packed import parameters_beside
-from surgery.recovery.preparing import Layout, operation_parameters, optimizer_groups, put, recompute
+from surgery.recovery.preparing import Layout, operation_parameters, optimizer_groups, put
 from surgery.recovery.processes import any_process
 from surgery.recovery.recipe import Recipe
 from surgery.recovery.sharding import average_gradients, is_sharded, load_state, whole, whole_state

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from surgery.errors import SurgeryError
 from surgery.loading import operation_modules
-from surgery.loading.caches import cache_of, with_cache
+from surgery.loading.caches import cache_of, named, with_cache
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,7 @@ class Multipliers:
         nothing = torch.ones(1, 1, queries, 1, device=self._model.device)
         rows = [found.get(module, nothing.expand(1, module.num_heads, -1, -1)) for module in self._modules]
         rows = [row.squeeze(-1).transpose(1, 2).expand(batch, -1, -1) for row in rows]
-        return SimpleNamespace(logits=torch.cat(rows, dim=-1), cache=cache_of(answer))
+        return SimpleNamespace(logits=torch.cat(rows, dim=-1), **named(cache_of(answer)))
 
 
 class PresentationError(SurgeryError):

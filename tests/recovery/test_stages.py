@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from surgery.data import collate
 from surgery.loading import RunOptions, load_model
-from surgery.loading.caches import with_cache
+from surgery.loading.caches import named
 from surgery.recovery import finetune, read_recipe
 from surgery.recovery.objectives import Teacher, match_sum, objective_sum, original
 from surgery.recovery.preparing import Layout, choose_trained, operation_parameters, prepare_model
@@ -93,14 +93,12 @@ def test_match_fits_each_layer_alone(make_recipe: MakeRecipe, converted: Convert
     counted = batch["labels"] != -100
     from transformers.masking_utils import create_causal_mask
 
-    cache = with_cache(None)
-    del cache["use_cache"]
     mask = create_causal_mask(
         config=source.config,
         inputs_embeds=hidden.hidden_states[0],
         attention_mask=None,
         position_ids=batch["position_ids"],
-        **cache,
+        **named(None),
     )
     for layer in range(3):
         inputs = source.model.layers[layer].input_layernorm(hidden.hidden_states[layer])

@@ -13,12 +13,13 @@ from surgery.checkpoint import open_checkpoint
 from surgery.data import Row, collate
 from surgery.errors import PlanRefusedError, SurgeryError, UsageError
 from surgery.loading import RunOptions, load_model
+from surgery.loading.model import recompute
 from surgery.recovery import DivergedError, finetune, read_recipe
 from surgery.recovery.dataset import TrainingData, read_data
 from surgery.recovery.logits import token_logits
 from surgery.recovery.objectives import attention_modules, next_token_sum, objective_sum, original
 from surgery.recovery.planning import effective_precision
-from surgery.recovery.preparing import Layout, operation_parameters, optimizer_groups, prepare_model, recompute
+from surgery.recovery.preparing import Layout, operation_parameters, optimizer_groups, prepare_model
 from surgery.recovery.state import TrainingFolder
 from surgery.recovery.trainer import RecoveryTrainer, StepCallback, training_arguments
 from tests.recovery.conftest import Converted, MakeRecipe

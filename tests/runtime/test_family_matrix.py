@@ -15,6 +15,7 @@ from surgery.anatomy import FAMILIES, read_anatomy
 from surgery.checkpoint import load_json, open_checkpoint
 from surgery.conversion import convert
 from surgery.loading import operation_modules
+from surgery.loading.model import recompute
 from surgery.verification.presentations import Multipliers, presentation_differences, randomized
 from tests.families import TINY, VOCABULARY, WINDOW, auto_class, families_for_the_matrix
 
@@ -187,7 +188,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_source: Any, tmp_p
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            recompute(model, True)
         model.zero_grad()
         model(input_ids=tokens(), labels=tokens(), use_cache=False).loss.backward()
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if "ssmax" in n})

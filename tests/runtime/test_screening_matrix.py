@@ -14,6 +14,7 @@ from surgery.anatomy import FAMILIES
 from surgery.conversion import convert
 from surgery.errors import PlanRefusedError
 from surgery.loading import operation_modules
+from surgery.loading.model import recompute
 from surgery.verification.presentations import presentation_differences, randomized
 from tests.families import VOCABULARY, WINDOW, families_for_the_matrix
 from tests.runtime.test_family_matrix import BOUND, load, logits, tokens
@@ -178,7 +179,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_source: Any, tmp_p
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            recompute(model, True)
         model.zero_grad()
         model(input_ids=tokens(), labels=tokens(), use_cache=False).loss.backward()
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if ".screening." in n})
