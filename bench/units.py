@@ -1,6 +1,6 @@
 """Screening units on some layers, against the same layers without attention and with a window of as many keys.
 
-    python -m bench.units MODEL --calibrate calibration/ --text docs/ --layers 1,5,9 --tokens 100000 [--out FILE.json]
+    python -m bench.units MODEL --calibrate calibration/ --text docs/ --layers 1,5,9 --tokens 100000 [--only unit]
 
 The same tokens, seed and adapter for each: first every operated attention is matched to the original's output, then
 the model to its answers. Where attention is removed there is nothing to match: it gets the answers for all its tokens.
@@ -22,6 +22,7 @@ from bench.recovery import say
 from surgery.calibration import CalibrationSettings, calibrate, read_calibration
 from surgery.loading import RunOptions
 
+ALTERNATIVES = ("unit", "window", "removed")
 SINKS = 4
 SHARE_OF_MATCHING = 0.3
 # An output of 2^-60 of its size is none, in float32.
@@ -37,15 +38,16 @@ def window_of(kept: float, length: int) -> int:
     return length
 
 
+def fit_units(options: Any) -> Any:
+    """Start values of units on the layers that are asked for."""
+    unit = {"layers": options.layers, "form": "unit", "renormalisation": 0.0}
+    settings = CalibrationSettings(lengths=(options.length,), observe=options.observe, hold_out=2)
+    return calibrate(options.model, options.calibrate, options=unit, settings=settings, run=RunOptions(dtype="float32"))
+
+
 def starts(options: Any) -> dict[str, dict[str, Any]]:
     """Each alternative as what `surgery.convert` is told, by name."""
-    if options.calibration is not None:
-        fitted = read_calibration(options.calibration)
-    else:
-        unit = {"layers": options.layers, "form": "unit", "renormalisation": 0.0}
-        settings = CalibrationSettings(lengths=(options.length,), observe=options.observe, hold_out=2)
-        run = RunOptions(dtype="float32")
-        fitted = calibrate(options.model, options.calibrate, options=unit, settings=settings, run=run)
+    fitted = read_calibration(options.calibration) if options.calibration is not None else fit_units(options)
     chosen = {"layers": [layer.layer for layer in fitted.layers]}
     rejected = [share for layer in fitted.layers for share in layer.rejected]
     kept = 1 - sum(rejected) / len(rejected)
@@ -107,6 +109,7 @@ def main() -> None:
     fitted.add_argument("--calibration", type=Path, help="or a calibration.json of units")
     parser.add_argument("--text", nargs="+", required=True)
     parser.add_argument("--layers", help="with --calibrate")
+    parser.add_argument("--only", nargs="+", choices=ALTERNATIVES, default=ALTERNATIVES)
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--observe", type=int, default=6)
@@ -121,6 +124,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, given) in enumerate(starts(options).items()):
+            if name.split()[0] not in options.only:
+                continue
             print(name, flush=True)
             start = surgery.convert(
                 options.model, "screening", **given, output=Path(folder) / f"start-{number}", mode="link"
