@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from surgery.commands import console
+from surgery.commands import completing, console
 from surgery.commands.app import app
 from surgery.commands.push import PushOption, say
 from surgery.errors import UsageError
@@ -29,6 +29,7 @@ def convert(
         list[str],
         typer.Option(
             "--to",
+            autocompletion=completing.operations,
             help="Operation: ssmax, screening, rope. Give it again for several; each option goes to those it fits.",
         ),
     ],
@@ -40,6 +41,7 @@ def convert(
     form: Annotated[
         list[str] | None,
         typer.Option(
+            autocompletion=completing.forms,
             help="Of ssmax: anchored: 1 + s (ln n - ln N), starts as the old model; paper: s ln n; "
             "bias: s ln n + b; logn: max(1, ln n / ln N), nothing to learn. Of screening: gated; unit: no softmax. "
             "For one of several operations: screening=unit (repeatable).",
@@ -60,6 +62,7 @@ def convert(
     layers: Annotated[
         list[str] | None,
         typer.Option(
+            autocompletion=completing.layers,
             help="full, sliding, all, or numbers: 0-3,7. For one of several operations: ssmax=all (repeatable).",
             show_default="full",
             rich_help_panel=_OPTIONS,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from surgery.commands import console
+from surgery.commands import completing, console
 from surgery.commands.app import app
 from surgery.errors import UsageError
 
@@ -20,7 +20,10 @@ from surgery.errors import UsageError
 def evaluate(
     model: Annotated[list[str] | None, typer.Argument(help="Model folders or hub ids.")] = None,
     against: Annotated[str | None, typer.Option(help="Base to compare with: folder or hub id.")] = None,
-    suite: Annotated[str, typer.Option(help="What to measure: a suite that ships, or a YAML file.")] = "quick",
+    suite: Annotated[
+        str,
+        typer.Option(help="What to measure: a suite that ships, or a YAML file.", autocompletion=completing.suites),
+    ] = "quick",
     list_suites: Annotated[bool, typer.Option("--list-suites", help="Name the suites that ship.")] = False,
     text: Annotated[
         list[str] | None, typer.Option("--text", help="Text file, folder or quoted glob to measure on (repeatable).")

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from surgery.commands import console
+from surgery.commands import completing, console
 from surgery.commands.app import app
 from surgery.errors import UsageError
 
@@ -30,7 +30,12 @@ _Handler = Callable[[dict[str, Any]], None]
 
 @app.command()
 def finetune(
-    recipe: Annotated[Path, typer.Argument(help="A YAML file, or a recipe that ships (`surgery recipes list`).")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="A YAML file, or a recipe that ships (`surgery recipes list`).", autocompletion=completing.recipes
+        ),
+    ],
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: optimizer.scale_lr=0.01.")
     ] = None,

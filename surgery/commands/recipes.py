@@ -10,14 +10,16 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from surgery.commands import console
+from surgery.commands import completing, console
 from surgery.commands.app import app
 from surgery.errors import UsageError
 
 recipes = typer.Typer(help="Recipes: list, show, copy, check, schema, reference.", no_args_is_help=True)
 app.add_typer(recipes, name="recipes")
 
-_NameArgument = Annotated[str, typer.Argument(help="As `surgery recipes list` gives it.")]
+_NameArgument = Annotated[
+    str, typer.Argument(help="As `surgery recipes list` gives it.", autocompletion=completing.recipes)
+]
 
 
 @recipes.command("list")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from surgery.commands import console
+from surgery.commands import completing, console
 from surgery.commands.app import app
 from surgery.errors import UsageError
 
@@ -56,7 +56,10 @@ def screen_sweep(
         ),
     ] = None,
     layers: Annotated[
-        str | None, typer.Option(help="full, sliding, all, or numbers: 0-3,7.", show_default="full")
+        str | None,
+        typer.Option(
+            help="full, sliding, all, or numbers: 0-3,7.", show_default="full", autocompletion=completing.layers
+        ),
     ] = None,
     heads: Annotated[str | None, typer.Option(help="Query heads: 0-3,7.", show_default="all")] = None,
     sinks: Annotated[

@@ -75,21 +75,42 @@ def test_completion_names_the_commands_without_torch(shell: str) -> None:
         "zsh": {"_TYPER_COMPLETE_ARGS": "surgery re"},
         "fish": {"_TYPER_COMPLETE_ARGS": "surgery re", "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
     }
+    done = _asked({"_SURGERY_COMPLETE": f"complete_{shell}", **asked[shell]})
+    assert all(name in done.stdout for name in ("revert", "refresh", "recipes", "report")), done
+    assert "finetune" not in done.stdout and done.stderr.strip().endswith("False")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("surgery convert --to s", {"ssmax", "screening"}),
+        ("surgery convert model --form a", {"anchored"}),
+        ("surgery convert model --form u", {"unit"}),
+        ("surgery convert model --layers ", {"full", "sliding", "all"}),
+        ("surgery convert model --windows ", {"head", "group"}),
+        ("surgery finetune screening-", {"screening-recover", "screening-unit"}),
+        ("surgery recipes show ti", {"tiny"}),
+        ("surgery evaluate model --suite q", {"quick"}),
+        ("surgery finetune no-such", set()),
+    ],
+)
+def test_completion_of_values(typed: str, offered: set[str]) -> None:
+    words = typed.split(" ")
+    done = _asked({"_SURGERY_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(words) - 1)})
+    assert set(done.stdout.split()) == offered and done.stderr.strip().endswith("False"), done
+
+
+def _asked(variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """What the program answers a shell, and on stderr whether it imported torch."""
     program = (
         "import sys; from surgery.commands import main; sys.argv = ['surgery']\n"
         "try: main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"
     )
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", program],
-        env={
-            **os.environ,
-            "_SURGERY_COMPLETE": f"complete_{shell}",
-            **asked[shell],
-        },
+        env={**os.environ, **variables},
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
     )
-    assert all(name in done.stdout for name in ("revert", "refresh", "recipes", "report")), done
-    assert "finetune" not in done.stdout and done.stderr.strip().endswith("False")

@@ -1,0 +1,51 @@
+"""What a shell offers for a value, as the part that is typed already begins; where nothing fits, it offers files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def operations(incomplete: str) -> list[str]:
+    """Operations, for ``--to``."""
+    from surgery.operations import OPERATIONS
+
+    return _beginning(OPERATIONS, incomplete)
+
+
+def forms(incomplete: str) -> list[str]:
+    """Forms of the operations, for ``--form``."""
+    from typing import get_args
+
+    from surgery.operations.screening.options import ScreeningOptions
+    from surgery.operations.ssmax import FORMS
+
+    return _beginning([*FORMS, *get_args(ScreeningOptions.model_fields["form"].annotation)], incomplete)
+
+
+def layers(incomplete: str) -> list[str]:
+    """Words for ``--layers``."""
+    from typing import get_args
+
+    from surgery.operations.base import LayerChoice
+
+    return _beginning(get_args(LayerChoice), incomplete)
+
+
+def recipes(incomplete: str) -> list[str]:
+    """Recipes that ship."""
+    return _shipped("recipes", incomplete)
+
+
+def suites(incomplete: str) -> list[str]:
+    """Suites that ship."""
+    return _shipped("suites", incomplete)
+
+
+def _shipped(kind: str, incomplete: str) -> list[str]:
+    from surgery.schemas.shipped import shipped_files
+
+    return _beginning((file.name for file in shipped_files(kind)), incomplete)
+
+
+def _beginning(names: Iterable[str], incomplete: str) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
