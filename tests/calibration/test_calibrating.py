@@ -275,3 +275,16 @@ def test_every_family(make_source: Any, texts: Path, tmp_path: Path, family: str
         logits = model(input_ids=ids).logits
         assert torch.equal(model(input_ids=ids).logits, logits)
     assert sorted(counts.shares()) == layers and 0 < counts.total() < 1
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mistral3", "qwen2_5_vl"])
+def test_the_language_layers_of_a_model_of_several_parts(
+    make_source: Any, texts: Path, tmp_path: Path, family: str
+) -> None:
+    source = with_tokenizer(make_source(family), tmp_path)
+    found = calibrate(source, [texts], settings=SETTINGS)
+    assert found.rejected > 0.05 and found.worst <= SETTINGS.max_loss_increase
+    model = load_model(convert(source, "screening", calibration=found, output=tmp_path / "out").output)
+    modules = operation_modules(model)
+    assert len(modules) == len(found.layers)
+    assert all(name.startswith("model.language_model.layers.") for name in modules)

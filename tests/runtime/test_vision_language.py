@@ -17,11 +17,13 @@ from surgery.checkpoint import load_json, open_checkpoint, write_json
 from surgery.conversion import convert, revert
 from surgery.errors import PlanRefusedError
 from surgery.loading import load_model, operation_modules
+from surgery.loading.caches import cache_of
 from surgery.runtime import modeling_surgery
 from surgery.verification import verify, verifying
+from surgery.verification.presentations import randomized
 from tests.conversion.conftest import tree
 from tests.families import IMAGE_TOKEN, WINDOW
-from tests.runtime.test_family_matrix import load, logits, tokens
+from tests.runtime.test_family_matrix import BOUND, load, logits, tokens
 
 OF_PARTS = sorted(name for name, row in FAMILIES.items() if row.text is not None)
 BEFORE, IMAGE, AFTER = 5, 4, 6
@@ -94,6 +96,29 @@ def test_generation_after_an_image_equals_a_plain_loop(make_source: Any, tmp_pat
     assert torch.equal(generated, inputs["input_ids"])
 
 
+def test_screening_of_words_and_images(make_source: Any, tmp_path: Path, family: str) -> None:
+    """Open it is the source; then the reference and the mask for sdpa agree, and images go on to matter."""
+    source = make_source(family)
+    options = {"name": "screening", "layers": "all", "open": True}
+    out = convert(source, [options], output=tmp_path / "out").output
+    inputs = with_image(family)
+    expected = run(load(source), **inputs)
+    found = {}
+    for backend in ("eager", "sdpa"):
+        model: Any = load(out, attn_implementation=backend)
+        opened = run(model, **inputs)
+        assert (opened - expected).abs().max() < BOUND if backend == "eager" else torch.equal(opened, expected)
+        with randomized(model):
+            found[backend] = run(model, **inputs)
+            blind = {**inputs, "pixel_values": torch.zeros_like(inputs["pixel_values"])}
+            assert (run(model, **blind) - found[backend]).abs().max() > 1e-3
+        modules: dict[str, Any] = operation_modules(model)
+        ran = {module.path.split()[0] for module in modules.values()}
+        assert ran == {"reference" if backend == "eager" else backend}
+    assert (found["eager"] - expected).abs().max() > 1e-2
+    assert (found["eager"] - found["sdpa"]).abs().max() < BOUND
+
+
 @pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["here", "fresh"])
 def _fresh(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether what loads it in a process of its own, without this package, is part of the verification."""
@@ -106,6 +131,8 @@ def test_it_verifies_reverts_and_loads_as_its_source_does(make_source: Any, tmp_
     """Also the first layers alone."""
     source = make_source(family)
     out = convert(source, layers="all", output=tmp_path / "out").output
+    screened = convert(source, "screening", open=True, output=tmp_path / "screened").output
+    assert verify(screened, against=source, length=3 * WINDOW, record=False).failed == ()
     for layers in (None, 2):
         assert verify(out, against=source, length=3 * WINDOW, layers=layers, record=False).failed == ()
     shards = {name: content for name, content in tree(source).items() if name.endswith(".safetensors")}
@@ -159,7 +186,22 @@ def test_a_language_model_that_is_not_known_inside_is_refused(
         convert(source, output=tmp_path / "out")
 
 
-@pytest.mark.parametrize("operation", ["screening", "rope"])
-def test_other_operations_are_refused(make_source: Any, family: str, operation: str) -> None:
+def test_a_windowed_cache_after_an_image(make_source: Any, tmp_path: Path, family: str) -> None:
+    options = {"name": "screening", "layers": "all", "start": {"threshold": -0.2, "softness": 0.1, "log2_window": 2.6}}
+    model = load(convert(make_source(family), [options], output=tmp_path / "out").output)
+    given: dict[str, Any] = {**with_image(family), "max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    expected = model.generate(**given, return_dict_in_generate=True, output_logits=True)
+    model.config.windowed_cache = True
+    if family == "gemma3":  # its image tokens see one another, which it says by a mask of four dimensions
+        with pytest.raises(ValueError, match="2-D attention mask"):
+            model.generate(**given)
+        return
+    found = model.generate(**given, return_dict_in_generate=True, output_logits=True)
+    assert isinstance(cache_of(found), modeling_surgery.WindowedCache)
+    for one, other in zip(found.logits, expected.logits, strict=True):
+        assert (one - other).abs().max() < BOUND
+
+
+def test_another_rope_is_refused(make_source: Any, family: str) -> None:
     with pytest.raises(PlanRefusedError, match="not verified on a vision-language model"):
-        convert(make_source(family), operation)
+        convert(make_source(family), "rope")
