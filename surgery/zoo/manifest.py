@@ -14,6 +14,8 @@ from surgery.operations import OPERATIONS, AnyOperation, OperationOptions
 from surgery.schemas import Keys, Problem, Schema, SchemaError, dotted, faults_of, load_yaml, read_text
 from surgery.zoo.quantities import Duration, Size
 
+# No system takes a longer one, and the time that Python takes to read a pattern grows with its square.
+_LONGEST_PATH = 4096
 LAYOUT_FIELDS = ("name", "org", "operations", "revision")
 
 
@@ -57,7 +59,9 @@ class Parallel(_Section):
 class Model(_Section):
     """One entry of ``models``: a folder, several by a glob, or a hub id."""
 
-    path: str | None = Field(default=None, min_length=1, description="Folder or glob, seen from the manifest.")
+    path: str | None = Field(
+        default=None, min_length=1, max_length=_LONGEST_PATH, description="Folder or glob, seen from the manifest."
+    )
     hub: str | None = Field(default=None, min_length=1, description="Hub id, org/name.")
     revision: str | None = Field(default=None, min_length=1, description="Branch, tag or commit; with hub.")
     name: str | None = Field(default=None, min_length=1, description="In place of the folder's or hub model's name.")
@@ -78,7 +82,9 @@ class Manifest(_Section):
 
     models: list[Model] = Field(min_length=1, description="Which models.")
     operations: list[AnyOperation] = Field(min_length=1, description="What is done to each, in order.")
-    output: str = Field(min_length=1, description="Folder for all outputs, seen from the manifest.")
+    output: str = Field(
+        min_length=1, max_length=_LONGEST_PATH, description="Folder for all outputs, seen from the manifest."
+    )
     layout: str = Field(
         default="{name}-{operations}",
         description="Name of each output's folder, of {name}, {org}, {operations}, {revision}.",

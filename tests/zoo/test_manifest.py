@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,14 @@ def test_manifests_that_cannot_be_carried_out(change: dict[str, Any], part: str,
     content = {**SMALL, "models": [{"path": "models/*"}], **change}
     with pytest.raises(UsageError, match=part):
         expand(read_manifest(content), tmp_path)
+
+
+def test_a_pattern_is_no_longer_than_a_path(tmp_path: Path) -> None:
+    """Python takes time that grows with the square of a pattern's length."""
+    began = time.process_time()
+    with pytest.raises(ManifestError, match=r"models\.0\.path.*4096"):
+        expand(read_manifest({**SMALL, "models": [{"path": "[" * 40_000}]}), tmp_path)
+    assert time.process_time() - began < 5
 
 
 def test_outputs_are_never_models(tmp_path: Path) -> None:
