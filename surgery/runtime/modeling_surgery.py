@@ -1624,8 +1624,8 @@ def _attention_class(stock: type[nn.Module]) -> type[nn.Module]:
     if rebound is None:
         raise ImportError(
             f"{stock.__module__}.{stock.__name__}.forward does not look up ALL_ATTENTION_FUNCTIONS in this version of "
-            f"transformers ({transformers.__version__}); the operation would be lost, so the model is not loaded. A newer "
-            "model-surgery may know how: `surgery refresh` brings this file up to date."
+            f"transformers ({transformers.__version__}); the operation would be lost, so the model is not loaded. "
+            "A newer model-surgery may know how: `surgery refresh` brings this file up to date."
         )
     return _made(_attention_class, stock, stock, {"forward": rebound, "_operated_attention": True})
 

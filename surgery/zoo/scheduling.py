@@ -97,7 +97,9 @@ class Schedule:
         # A killed process leaves half a folder beside the output, or even the whole output without a word.
         with contextlib.suppress(SurgeryError):  # the next attempt, or the next run, meets it again and says so
             tidy(row.item.output)
-        if outcome.status == "died" and appeared(row.item.output, self._started[row.item.name]):
+        # One that is told to stop may have brought its output into place a moment before.
+        stopped = outcome.status in ("died", "interrupted")
+        if stopped and appeared(row.item.output, self._started[row.item.name]):
             self.write("done", row, recovered=True, **took)
             return False
         if outcome.status == "interrupted":

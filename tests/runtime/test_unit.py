@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from surgery.anatomy import FAMILIES
@@ -282,7 +282,7 @@ def test_the_model_computes_the_unit(make_source: Any, tmp_path: Path) -> None:
 
 def check_against_oracle(family: str, make_source: Any, tmp_path: Path) -> None:
     operated = load(unit(make_source(family), tmp_path / "out", full_window=FULL))
-    stock = AutoModelForCausalLM.from_pretrained(make_source(family), attn_implementation="unit_oracle").eval()
+    stock = load(make_source(family), attn_implementation="unit_oracle")
     set_values(operated)
     ids = torch.randint(3, VOCABULARY, (2, 2 * WINDOW), generator=torch.Generator().manual_seed(5))
     mask = torch.ones_like(ids)

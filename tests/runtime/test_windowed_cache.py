@@ -70,6 +70,7 @@ CASES: dict[str, Any] = {
 UNABLE = {
     **dict.fromkeys(("cohere2", "cohere2_moe", "exaone_moe", "falcon_h1"), "windowed_cache needs a layer"),
     "diffllama": "use a cache of another kind",
+    "gemma3": "2-D attention mask",  # it makes masks of four dimensions itself, for the tokens of images
 }
 HARDEST = "padded on the right of the prompt"
 PIECES = {"prefill and tokens": (20, *[1] * 20), "chunks and tokens": (8, 12, 3, 9, *[1] * 8), "tokens": (1,) * 40}
