@@ -150,11 +150,12 @@ class Attempt:
         return [number for number, names in enumerate(trained) if names]
 
     def _build(self) -> nn.Module:
-        from surgery.recovery.packed import check_loaded, unpack_now
+        from surgery.recovery.packed import check_loaded, stay_trainable, unpack_now
         from surgery.recovery.variants import become
 
         model = self._load()
         check_loaded(model)
+        stay_trainable(model)
         unpack_now(model)
         become(model, self.variant, self.setup.layout)
         return prepare_model(model, self.setup.recipe, self.setup.layout, self.variant, self.stages)

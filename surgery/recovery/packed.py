@@ -92,6 +92,17 @@ def unpack_now(model: Any) -> None:
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
 
 
+def stay_trainable(model: Any) -> None:
+    """Keep bitsandbytes from a layout of its weights that is for inference alone.
+
+    On a processor with AVX512-BF16 it takes it at the first forward pass in evaluation mode, such as the held-out loss
+    before training, and does not leave it again: no gradient would go through, and nothing be learned.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def linear_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Shape of the weight of each linear module, packed or not, by the module's full name; no weight is read.
 

@@ -36,7 +36,10 @@ def test_converts_loads_starts_as_the_source_and_reverts(quantized: Quantized, m
         assert torch.equal(model(input_ids=tokens()).logits, expected(input_ids=tokens()).logits)
     modules: dict[str, Any] = operation_modules(model)
     assert len(modules) == 3 and {module.scale.dtype for module in modules.values()} == {torch.float32}
-    model.train()(input_ids=tokens(), labels=tokens()).loss.backward()
+    # Anew: bitsandbytes, once it was evaluated on some processors, has a layout that gradients do not go through.
+    model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=False).train()
+    modules = operation_modules(model)
+    model(input_ids=tokens(), labels=tokens()).loss.backward()
     assert all((module.scale.grad != 0).all() for module in modules.values())
     revert(out, output=tmp_path / "back")
     assert tree(tmp_path / "back") == tree(source)
