@@ -17,6 +17,7 @@ from surgery.errors import PlanRefusedError
 from surgery.loading import operation_modules, operations_off
 from surgery.loading.caches import with_cache
 from surgery.runtime.modeling_surgery import Screening, WindowedCache
+from surgery.verification.behaviour import rounding_error
 from surgery.verification.presentations import presentation_differences, randomized
 from tests.families import VOCABULARY, WINDOW, families_for_the_matrix
 from tests.runtime.test_family_matrix import BOUND, load, logits, tokens
@@ -290,7 +291,9 @@ def check_against_oracle(family: str, make_source: Any, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = stock(input_ids=ids, attention_mask=mask).logits[mask.bool()]
         found = operated(input_ids=ids, attention_mask=mask).logits[mask.bool()]
-    assert (expected - found).abs().max() < 2e-4
+    # Differential attention takes one sum from another and normalises what is left: rounding grows with it.
+    bound = 2 * rounding_error(operated, ids[:1]) if family == "diffllama" else 0.0
+    assert (expected - found).abs().max() < max(2e-4, bound)
 
 
 def test_a_training_step_moves_every_parameter_and_survives_saving(make_source: Any, tmp_path: Path) -> None:
