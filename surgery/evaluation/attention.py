@@ -277,7 +277,7 @@ def watched(model: Any, settings: Settings) -> Iterator[Watch]:
     def backend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **keywords: Any) -> Any:
         if getattr(getattr(module, "screening", None), "observer", None) is None:
             watch.attention(module, query, key, attention_mask, keywords)
-        own = before or ALL_ATTENTION_FUNCTIONS._global_mapping.get(name) or _eager(module)
+        own: Any = before or ALL_ATTENTION_FUNCTIONS._global_mapping.get(name) or _eager(module)
         return own(module, query, key, value, attention_mask, **keywords)
 
     screens: list[tuple[Any, Any]] = [
