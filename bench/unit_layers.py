@@ -32,7 +32,7 @@ def main() -> None:
     from surgery.checkpoint import open_checkpoint
     from surgery.data import read_documents
     from surgery.evaluation.losses import token_losses
-    from surgery.loading import RunOptions, load_model, load_tokenizer
+    from surgery.loading import RunOptions, load_model, load_tokenizer, operation_modules
 
     tokenizer = load_tokenizer(options.model)
     passages = []
@@ -57,7 +57,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             start = surgery.convert(options.model, "screening", **given, output=Path(folder) / name, mode="link").output
             model: Any = load_model(start, RunOptions(dtype="float32"))
-        modules = [module for path, module in model.named_modules() if path.endswith(".screening")]
+        modules: list[Any] = list(operation_modules(model).values())
         for module in modules:
             module.enabled = False
         before = loss(model)

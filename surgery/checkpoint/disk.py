@@ -16,11 +16,8 @@ def free_bytes(path: Path) -> int:
     Raises:
         CheckpointError: the file system does not answer.
     """
-    place = path.absolute()
     try:
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        return shutil.disk_usage(place).free
+        return shutil.disk_usage(_nearest(path)).free
     except (OSError, ValueError) as error:
         raise CheckpointError(f"The free space at {path} cannot be found out: {error}.") from error
 
@@ -45,9 +42,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         CheckpointError: nothing can be written there.
     """
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
+    place = _nearest(folder)
     try:
         with tempfile.TemporaryDirectory(dir=place, prefix=".surgery-"):
             pass
@@ -55,6 +50,14 @@ def check_writable(folder: Path) -> None:
         raise CheckpointError(
             f"Nothing can be written in {quote(str(folder))}: {quote(str(place))}: {error.strerror}."
         ) from error
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the first folder above it that exists."""
+    place = path.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return place
 
 
 def human(count: int) -> str:

@@ -57,8 +57,7 @@ def push_zoo(
                     tell(ledger.write("pushing", **target))
                     result = push(item.output, repository, private=private, force=replaces)
                 except SurgeryError as error:
-                    message = error.message if error.hint is None else f"{error.message}\n{error.hint}"
-                    tell(ledger.write("not pushed", **target, message=message))
+                    tell(ledger.write("not pushed", **target, message=str(error)))
                 else:
                     place: Mapping[str, Any] = {"url": result.url, "commit": result.commit, "private": result.private}
                     tell(ledger.write("pushed", **target, **place))

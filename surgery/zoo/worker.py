@@ -55,8 +55,7 @@ def main() -> None:
         tell("failed", why="verification", message=_short(error.message))
     except SurgeryError as error:
         why = "refused" if isinstance(error, PlanRefusedError) else "error"
-        message = error.message if error.hint is None else f"{error.message}\n{error.hint}"
-        tell("failed", why=why, message=_short(message))
+        tell("failed", why=why, message=_short(str(error)))
     except MemoryError:
         tell("failed", why="memory", message="the process ran out of memory")
     except Exception as error:
