@@ -50,6 +50,16 @@ _MROPE: dict[str, Any] = {
     }
 }
 
+_LLAMA4: dict[str, Any] = {
+    "head_dim": 8,
+    "attention_chunk_size": WINDOW,
+    "no_rope_layer_interval": 2,
+    "floor_scale": WINDOW,
+    "intermediate_size_mlp": 48,
+    "num_local_experts": 4,
+    "interleave_moe_layer_step": 2,
+}
+
 # Parts of models of vision and language: two tokens of the vocabulary stand for an image and its frame.
 IMAGE_TOKEN = VOCABULARY
 _VISION: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "patch_size": 14}
@@ -159,6 +169,20 @@ TINY: dict[str, dict[str, Any]] = {
     "lfm2_moe": {**_MOE, "layer_types": ["full_attention", "conv", "full_attention"], "num_dense_layers": 1},
     "lfm3": {"layer_types": None},
     "llama": {},
+    "llama4": {
+        "text_config": {**_LLAMA4, **_WITH_IMAGES},
+        "vision_config": {
+            **_VISION,
+            "num_hidden_layers": 1,
+            "image_size": 56,
+            "intermediate_size": 64,
+            "vision_output_dim": 16,
+            "projector_input_dim": 16,
+            "projector_output_dim": 16,
+        },
+        **_IMAGES,
+    },
+    "llama4_text": _LLAMA4,
     "mellum": {**_MOE, "head_dim": 8},
     "mimo_v2_flash": {**_ROUTED, "head_dim": 8},
     "minimax_m2": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "rotary_dim": 4},

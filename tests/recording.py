@@ -30,8 +30,11 @@ NEEDED = {
 
 def lacking(model_type: str) -> str | None:
     """Why a family cannot be tested with the installed transformers; None where it can."""
-    since = FAMILIES[model_type].since if model_type in FAMILIES else None
+    row = FAMILIES.get(model_type)
+    since = row.since if row is not None else None
     installed = version("transformers")
+    if row is not None and installed in row.fails:
+        return f"{model_type} cannot be run with transformers {installed}: {row.fails[installed]}"
     if since is None or _numbers(since) <= _numbers(installed):
         return None
     return f"{model_type} needs transformers {since}, and {installed} is installed"

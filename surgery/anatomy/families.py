@@ -44,12 +44,16 @@ class Family:
         window: config key of the sliding window.
         window_gate: config key that must be true for the window to count.
         sliding: which layers slide: none, every layer once there is a window, or those that ``layer_types`` lists.
+        local: what the layers that are not full do with the window: it slides, or the keys are cut into chunks of it.
+        local_list: where ``layer_types`` is absent, config key of a list that has 1 for each local layer, else 0.
         full_every: where ``layer_types`` is absent, every so-manieth layer is full (the family's default), none at 0.
         full_first: the full layer comes first in each such group, not last.
         full_every_key: config key that overrides ``full_every``.
         sliding_from_key: where ``layer_types`` is absent, config key of the first layer that slides.
         sliding_until_key: where ``layer_types`` is absent, config key of the layer from which on all are full.
+        scales: config key that makes the family multiply the queries of its full layers by a function of the position.
         since: the first transformers in which the row holds, where an older one is supported; the notes say why.
+        fails: versions of transformers whose own class of the family cannot be run, with the reason.
         hybrid: only some layers have attention: those that have the query projection's tensor.
         sdpa: whether transformers allows the sdpa backend.
         continues: whether a prompt may be given in several pieces with a cache; some state-space layers forget.
@@ -83,12 +87,16 @@ class Family:
     window: str | None = None
     window_gate: str | None = None
     sliding: Literal["none", "every", "layer_types"] = "none"
+    local: Literal["sliding", "chunked"] = "sliding"
+    local_list: str | None = None
     full_every: int | None = None
     full_first: bool = False
     full_every_key: str | None = None
     sliding_from_key: str | None = None
     sliding_until_key: str | None = None
+    scales: str | None = None
     since: str | None = None
+    fails: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     hybrid: bool = False
     sdpa: bool = True
     continues: bool = True
@@ -121,7 +129,7 @@ class Family:
         row = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
-            default = {} if entry.name in ("keys", "defaults", "breaks", "without") else entry.default
+            default = {} if entry.name in ("keys", "defaults", "breaks", "without", "fails") else entry.default
             if value != default and entry.name != "model_type":
                 row[entry.name] = dict(value) if isinstance(value, Mapping) else value
         return {name: list(value) if isinstance(value, tuple) else value for name, value in row.items()}

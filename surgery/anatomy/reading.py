@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,12 +36,13 @@ class AttentionLayer:
     Attributes:
         index: number of the layer, from 0.
         kind: which keys a query sees; ``none`` for a layer of a hybrid that has no attention.
-        window: number of keys in the sliding window, the query's own included, or None.
+        window: number of keys in the sliding window, the query's own included, or in a chunk; or None.
         heads, kv_heads, head_dim: sizes.
         query_norm: ``head`` if each head's queries are normalised, ``all`` if all heads' together, or None.
         softcap: soft cap on the scores, or None.
         module: path of the attention module, as the names of its tensors on disk have it.
         query_tensor: name of the weight that makes the queries, or None where it could not be found.
+        scaled: whether the family itself multiplies this layer's queries by a function of the position.
     """
 
     index: int
@@ -54,6 +55,7 @@ class AttentionLayer:
     softcap: float | None
     module: str
     query_tensor: str | None
+    scaled: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,12 +122,13 @@ def read_anatomy(checkpoint: Checkpoint, *, family: Family | None = None) -> Ana
         raise CheckpointError(f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads")
     positions = reader.integer("max_position_embeddings")
     window, softcap = reader.window(), reader.softcap()
+    scaled = reader.scaled(count)
     layers = []
     for index, (kind, module) in enumerate(zip(kinds, modules, strict=True)):
         layer = AttentionLayer(
             index=index,
             kind=kind,
-            window=window if kind == "sliding" else None,
+            window=window if kind in ("sliding", "chunked") else None,
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
@@ -133,6 +136,7 @@ def read_anatomy(checkpoint: Checkpoint, *, family: Family | None = None) -> Ana
             softcap=softcap,
             module=module,
             query_tensor=_query_tensor(checkpoint, family, module),
+            scaled=scaled[index],
         )
         if kind != "none":
             _check_shapes(checkpoint, family, layer)
@@ -302,10 +306,19 @@ class _Reader:
         if self.family.sliding != "layer_types":
             return ["full"] * count
         known: Mapping[str, Kind] = {label: kind for kind, label in _LABELS.items()}
-        listed = self._listed(count, known=None if self.family.hybrid else known)
+        own = [_LABELS["full"], _LABELS[self.family.local]]
+        listed = self._listed(count, known=None if self.family.hybrid else own)
         if listed is None:
-            return [self._default_kind(index) for index in range(count)]
+            return self._default_kinds(count)
         return [known.get(name, "full") for name in listed]
+
+    def scaled(self, count: int) -> list[bool]:
+        """Which layers' queries the family itself multiplies by a function of the position."""
+        key = self.family.scales
+        if key is None or not self.value(key):
+            return [False] * count
+        # Its code asks which layers have positions, whatever ``layer_types`` says of their masks.
+        return [kind == "full" for kind in self._default_kinds(count)]
 
     def rope_labels(self, count: int) -> list[str]:
         """Under which name ``rope_parameters`` holds each layer's RoPE, where each kind of layer has its own."""
@@ -316,7 +329,7 @@ class _Reader:
         window = self.window()
         return self.family.sliding != "none" and window is not None and window < self.integer("max_position_embeddings")
 
-    def _listed(self, count: int, known: Mapping[str, Kind] | None) -> list[str] | None:
+    def _listed(self, count: int, known: Collection[str] | None) -> list[str] | None:
         """``layer_types``, checked; None where config.json has none."""
         listed = self.value("layer_types")
         if listed is None:
@@ -327,8 +340,18 @@ class _Reader:
             raise CheckpointError(f"config.json: layer_types must list {count} layers{choices}, not {listed!r}")
         return names
 
+    def _default_kinds(self, count: int) -> list[Kind]:
+        """What the family makes of its layers where ``layer_types`` is absent."""
+        key = self.family.local_list
+        listed = self.value(key) if key is not None else None
+        if not listed:
+            return [self._default_kind(index) for index in range(count)]
+        given = listed if isinstance(listed, list) else []
+        if len(given) != count or any(isinstance(one, bool) or one not in (0, 1) for one in given):
+            raise CheckpointError(f"config.json: {key} must list 1 or 0 for {count} layers, not {listed!r}")
+        return [self.family.local if one else "full" for one in given]
+
     def _default_kind(self, index: int) -> Kind:
-        """What the family makes of a layer where ``layer_types`` is absent."""
         family = self.family
         if family.sliding_from_key is not None:
             return "sliding" if index >= self.integer(family.sliding_from_key, least=0) else "full"
@@ -347,8 +370,8 @@ class _Reader:
                 hint="Load the model with transformers and save it once: that writes the list.",
             )
         if every == 0:
-            return "sliding"
-        return "full" if index % every == (0 if family.full_first else every - 1) else "sliding"
+            return family.local
+        return "full" if index % every == (0 if family.full_first else every - 1) else family.local
 
 
 def _query_norm(checkpoint: Checkpoint, module: str, heads: int, head_dim: int) -> Literal["head", "all"] | None:

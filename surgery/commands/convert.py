@@ -63,7 +63,7 @@ def convert(
         list[str] | None,
         typer.Option(
             autocompletion=completing.layers,
-            help="full, sliding, all, or numbers: 0-3,7. For one of several operations: ssmax=all (repeatable).",
+            help="full, sliding, chunked, all, or numbers: 0-3,7. For one of several: ssmax=all (repeatable).",
             show_default="full",
             rich_help_panel=_OPTIONS,
         ),

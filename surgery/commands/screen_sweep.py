@@ -58,7 +58,9 @@ def screen_sweep(
     layers: Annotated[
         str | None,
         typer.Option(
-            help="full, sliding, all, or numbers: 0-3,7.", show_default="full", autocompletion=completing.layers
+            help="full, sliding, chunked, all, or numbers: 0-3,7.",
+            show_default="full",
+            autocompletion=completing.layers,
         ),
     ] = None,
     heads: Annotated[str | None, typer.Option(help="Query heads: 0-3,7.", show_default="all")] = None,

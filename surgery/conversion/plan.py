@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from surgery.anatomy import Anatomy, read_anatomy
 from surgery.anatomy.reading import MODEL_TYPE_PREFIX
@@ -16,6 +16,7 @@ from surgery.checkpoint import Checkpoint, Source, open_checkpoint, quote, resol
 from surgery.checkpoint.record import FORMAT_VERSION, RECORD_FOLDER
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.operations import OPERATIONS, OperationOptions, PlannedTensor
+from surgery.operations.base import LayerChoice
 from surgery.operations.catalog import caveats
 from surgery.operations.inspection import converted_already, unverified_family
 from surgery.version import __version__
@@ -211,7 +212,7 @@ def _calibrated(
             found.append(given)
             continue
         for name, value in options.items():
-            if name == "layers" and value in ("full", "sliding", "all"):
+            if name == "layers" and value in get_args(LayerChoice):
                 continue  # resolved in the calibration
             wanted = parse_operation({"name": own["name"], "form": own["form"], "open": True, name: value})
             if name == "keep_softmax" and not set(own["layers"]) & set(wanted.model_dump()[name] or ()):

@@ -53,10 +53,13 @@ def head_logits(model: Any, output: Any, input_ids: torch.Tensor, begin: int, en
 def backbone(model: Any) -> Any:
     """What makes the hidden states that the model's head reads: its decoder (OPT's head passes by its base model).
 
-    ModernBERT calls the last part of its head the decoder; its base model is the right one.
+    ModernBERT calls the last part of its head the decoder; its base model is the right one. Llama 4 calls a model with
+    its head the decoder; the base model inside is the right one.
     """
+    from surgery.runtime.modeling_surgery import base_model_of
+
     decoder = model.get_decoder()
-    return decoder if hasattr(decoder, "get_input_embeddings") else model.base_model
+    return base_model_of(decoder if hasattr(decoder, "get_input_embeddings") else model.base_model)
 
 
 def with_hidden(output: Any, hidden: torch.Tensor) -> Any:

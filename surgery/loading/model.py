@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
-from surgery.anatomy import FAMILIES
+from surgery.anatomy import FAMILIES, Family
 from surgery.anatomy.reading import MODEL_TYPE_PREFIX
 from surgery.anatomy.registration import register
 from surgery.checkpoint import CONFIG_NAME, load_json
@@ -84,10 +84,14 @@ def check_attention(name: str) -> None:
         raise UsageError(f"--attn-implementation {name}: not known to transformers", hint=f"Known: {', '.join(known)}.")
 
 
+def _known_family(folder: Path) -> Family | None:
+    model_type = str(load_json(folder / CONFIG_NAME).get("model_type")).removeprefix(MODEL_TYPE_PREFIX)
+    return FAMILIES.get(model_type)
+
+
 def auto_class(folder: Path) -> str:
     """Name of the auto class of transformers that knows a model: some have other parts beside the language model."""
-    model_type = str(load_json(folder / CONFIG_NAME).get("model_type")).removeprefix(MODEL_TYPE_PREFIX)
-    family = FAMILIES.get(model_type)
+    family = _known_family(folder)
     return "AutoModelForCausalLM" if family is None or family.text is None else "AutoModelForImageTextToText"
 
 
@@ -99,12 +103,19 @@ def load_model(folder: Path, options: RunOptions | None = None) -> PreTrainedMod
         options: device, dtype and attention backend; by default the checkpoint's dtype on the best device.
 
     Raises:
-        CheckpointError: the folder cannot be loaded by transformers.
+        CheckpointError: the folder cannot be loaded by transformers, or the installed one cannot run its family.
         UsageError: the device or the attention implementation is unknown.
     """
     import torch
     import transformers
 
+    family = _known_family(folder)
+    if family is not None and (reason := family.fails.get(transformers.__version__)):
+        raise CheckpointError(
+            f"{folder.name}: transformers {transformers.__version__} cannot run the family {family.model_type!r}, "
+            f"converted or not: {reason}",
+            hint="Install another version of transformers.",
+        )
     register()
     options = options or RunOptions()
     device = pick_device(options.device)

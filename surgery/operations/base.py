@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from surgery.anatomy import Anatomy, AttentionLayer
 from surgery.errors import PlanRefusedError
 
-LayerChoice = Literal["full", "sliding", "all"]
+LayerChoice = Literal["full", "sliding", "chunked", "all"]
 _HIGHEST = 10_000
 Number = Annotated[int, Field(ge=0, le=_HIGHEST)]
 
@@ -52,7 +52,7 @@ class OperationOptions(BaseModel):
 
     Attributes:
         name: the operation.
-        layers: ``full`` (every full-attention layer), ``sliding``, ``all``, or numbers such as ``0-3,7``.
+        layers: ``full`` (every full-attention layer), ``sliding``, ``chunked``, ``all``, or numbers such as ``0-3,7``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,7 +63,7 @@ class OperationOptions(BaseModel):
     @field_validator("layers", "heads", "keep_softmax", mode="before", check_fields=False)
     @classmethod
     def _numbers(cls, value: Any) -> Any:
-        if isinstance(value, str) and value not in ("full", "sliding", "all"):
+        if isinstance(value, str) and value not in get_args(LayerChoice):
             return parse_layers(value)
         return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
@@ -141,8 +141,9 @@ class Operation(ABC):
         if not chosen:
             reasons = sorted({self.skipping(layer) or f"it is a {layer.kind}-attention layer" for layer in layers})
             raise PlanRefusedError(
-                f"nothing to convert: no layer of this model is chosen by --layers {options.layers} ({reasons[0]})",
-                hint="Choose layers with --layers all, --layers sliding or --layers 0-3,7.",
+                f"nothing to convert: no layer of this model is chosen by --layers {options.layers} "
+                f"({'; '.join(reasons)})",
+                hint="Choose layers with --layers all, --layers sliding, --layers chunked or --layers 0-3,7.",
             )
         return chosen
 

@@ -64,13 +64,14 @@ def caveats(family: Family) -> list[str]:
         f"({reason})"
         for reason, names in broken.items()
     ]
+    found += [f"it cannot be run with transformers {version}: {reason}" for version, reason in family.fails.items()]
     return [*found, *family.notes]
 
 
 def _entry(family: Family) -> FamilyEntry:
     kinds = ["full"] if family.sliding != "every" else ["full or all sliding"]
     if family.sliding == "layer_types":
-        kinds.append("sliding")
+        kinds.append(family.local)
     if family.hybrid:
         kinds.append("some layers have none")
     refusals: dict[str, str | None] = {name: family.without.get(name) for name in OPERATIONS}

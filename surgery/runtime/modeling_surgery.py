@@ -39,6 +39,8 @@ MODEL_TYPE_PREFIX = "surgery_"
 
 # The name of the keyword that carries n from the base model's forward to the attention modules.
 VISIBLE_KEYS = "surgery_visible_keys"
+# The attribute of an attention module whose keys are cut into chunks: the size of one.
+CHUNK = "surgery_chunk"
 # What transformers calls the cache, since 5.24 and before.
 CACHE_NAMES = ("cache", "past_key_values")
 
@@ -170,7 +172,7 @@ class SSMax(Operation):
 
         Args:
             visible_keys: n, ``(batch or 1, queries)``.
-            window: sliding window of this layer, at which n saturates.
+            window: sliding window of this layer, at which n saturates; a layer of chunks has been given its n in them.
 
         Returns:
             ``(batch or 1, heads, queries, 1)``, float32.
@@ -253,8 +255,9 @@ class Screening(Operation):
 
         alpha = clamp((rho - t) / tau, 0, 1)^2   for the keys at a distance below w, else 0
 
-    (the trim-and-square of arXiv 2604.01178), and 1 for the first ``sinks`` keys of the document. The weights are
-    softmax(z) times alpha, renormalised over what survives; if nothing does, the head gives zero.
+    (the trim-and-square of arXiv 2604.01178), and 1 for the first ``sinks`` keys of the document, or of the chunk in a
+    layer that has chunks. The weights are softmax(z) times alpha, renormalised over what survives; if nothing does, the
+    head gives zero.
 
     Learned per head, float32: ``threshold`` t, ``softness`` tau (0 or less is hard: all or nothing), and
     ``log2_window``, whose power of two, rounded, is w. From ``full_window`` on, a window bounds nothing.
@@ -1584,6 +1587,9 @@ def _operated(
             f"{type(module).__name__} was called without the number of visible keys: call it through its model, "
             f"or pass {VISIBLE_KEYS}=count_visible_keys(...)."
         )
+    chunk = getattr(module, CHUNK, None)
+    if chunk is not None and visible_keys is not None:
+        visible_keys = (visible_keys - 1) % chunk + 1
     unscaled_query = query
     if scales:
         # Some families build the window into the mask alone, and keep it on the module.
@@ -1700,6 +1706,24 @@ def _counting_class(stock: type[nn.Module]) -> type[nn.Module]:
     return _made(_counting_class, stock, _InnerModel, {"_positional_names": _positional_names(stock)})
 
 
+def base_model_of(model: Any) -> Any:
+    """The base model inside a model with a head, which is itself its base model where it holds no other.
+
+    Llama 4's class names another attribute for it than the one that it is in.
+    """
+    for name in (model.base_model_prefix, "model"):
+        if isinstance(getattr(model, name, None), nn.Module):
+            return getattr(model, name)
+    return model
+
+
+def _chunk_of(config: PreTrainedConfig, layer: int) -> int | None:
+    """How many keys make a chunk, in a layer where a query sees those of its own chunk alone."""
+    labels = getattr(config, "layer_types", None) or ()
+    chunked = layer < len(labels) and labels[layer] == "chunked_attention"
+    return int(config.attention_chunk_size) if chunked else None
+
+
 def _install(base_model: nn.Module, config: PreTrainedConfig) -> None:
     """Put the operations of ``config.surgery`` on the attention modules of a base model."""
     block: dict[str, Any] = config.surgery
@@ -1720,7 +1744,9 @@ def _install(base_model: nn.Module, config: PreTrainedConfig) -> None:
             attention = base_model.get_submodule(block["attention"].format(layer=layer))
             if hasattr(attention, options["name"]):
                 continue
-            setattr(attention, options["name"], operation(options, config.get_text_config().num_attention_heads))
+            text_config = config.get_text_config()
+            setattr(attention, options["name"], operation(options, text_config.num_attention_heads))
+            setattr(attention, CHUNK, _chunk_of(text_config, layer))
             if hasattr(type(attention), "_operated_attention"):
                 continue
             attention.__class__ = _attention_class(type(attention))  # type: ignore[arg-type]
@@ -1730,13 +1756,26 @@ def _install(base_model: nn.Module, config: PreTrainedConfig) -> None:
                 # In lists, so that torch does not take them for submodules of the layer.
                 around.surgery_counted, around.surgery_operated = [counted], [attention]
                 around.__class__ = _relay_class(type(around))  # type: ignore[arg-type]
+    if not block.get("relay"):
+        _keep_n_from_others(base_model, block["attention"], config.get_text_config().num_hidden_layers)
+
+
+def _keep_n_from_others(base_model: nn.Module, path: str, count: int) -> None:
+    """Let the attention of other layers take n off its keywords too: a serving engine's attention may not know it."""
+    for layer in range(count):
+        try:
+            attention = base_model.get_submodule(path.format(layer=layer))
+        except AttributeError:
+            continue  # a layer of a hybrid that has none
+        if not hasattr(type(attention), "_operated_attention") and _rebound(type(attention).forward) is not None:
+            attention.__class__ = _attention_class(type(attention))  # type: ignore[arg-type]
 
 
 def operate(model: PreTrainedModel, block: dict[str, Any]) -> None:
     """Put operations on a model in memory, at their start values; ``block`` is as ``surgery`` in config.json."""
-    base_model: Any = getattr(model, model.base_model_prefix)
+    base_model = base_model_of(model)
     model.config.surgery = block
-    if not isinstance(base_model, SurgeryModelMixin):
+    if not isinstance(base_model, (SurgeryModelMixin, SurgeryHeadMixin)):
         base_model.__class__ = _class_for(PREFIX + type(base_model).__name__)
     _install(base_model, model.config)
     base_model.to(model.device)
@@ -1910,11 +1949,16 @@ class SurgeryHeadMixin(_InitialValues):
 
     def post_init(self) -> None:
         """Turn the base model into its operated class, then let transformers finish as usual."""
-        base_model: Any = getattr(self, self.base_model_prefix)  # type: ignore[attr-defined]
-        if not isinstance(base_model, SurgeryModelMixin):
+        base_model = self.base_model
+        if not isinstance(base_model, (SurgeryModelMixin, SurgeryHeadMixin)):
             base_model.__class__ = _class_for(PREFIX + type(base_model).__name__)
-            _install(base_model, self.config)  # type: ignore[attr-defined]
+        _install(base_model, self.config)  # type: ignore[attr-defined]
         super().post_init()  # type: ignore[misc]
+
+    @property
+    def base_model(self) -> Any:
+        """As transformers' own, where a class names the right attribute."""
+        return base_model_of(self)
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any
@@ -2000,7 +2044,7 @@ def _register_auto_classes(config_class: type) -> None:
     auto: Any
     for auto in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText):
         # A model of vision and language answers to AutoModelForCausalLM too, as it does by auto_map.
-        known = (auto, AutoModelForImageTextToText) if auto is AutoModelForCausalLM else (auto,)
+        known = (AutoModelForImageTextToText, auto) if auto is AutoModelForCausalLM else (auto,)
         models: list[Any] = [other._model_mapping[stock] for other in known if stock in other._model_mapping]
         if models and config_class not in auto._model_mapping._extra_content:
             auto.register(config_class, _class_for(PREFIX + models[0].__name__), exist_ok=True)

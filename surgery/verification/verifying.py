@@ -233,7 +233,8 @@ def _running_checks(
         # Each presentation is run twice: with the operation off, and on.
         each = _counting(say, "n", 2 * len(PRESENTATIONS))
         room = max(anatomy.positions - PADDING, 2 * DECODED_TOKENS)
-        checks += presentation_checks(model, device_tokens[:, : min(PRESENTATION_TOKENS, room)], each)
+        presented = device_tokens[:, : min(PRESENTATION_TOKENS, room)]
+        checks += presentation_checks(model, presented, anatomy.family.breaks, each)
         each = _counting(say, "ablation", len(operation_modules(model)))
         checks += ablation_checks(model, device_tokens[:, :ABLATION_TOKENS], plan, each)
     return checks

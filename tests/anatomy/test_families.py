@@ -12,6 +12,7 @@ from surgery.anatomy import FAMILIES, REFUSED, Family, find_family, read_anatomy
 from surgery.anatomy.locks import LOCKS, lock, unlock
 from surgery.checkpoint import open_checkpoint, write_json
 from surgery.errors import CheckpointError, PlanRefusedError
+from surgery.runtime.modeling_surgery import base_model_of
 from tests.anatomy.builders import LAYERS, SIZES_OF, bare_config, bare_source
 from tests.recording import lacking
 
@@ -31,10 +32,13 @@ def _cases(family: Family) -> list[dict[str, Any]]:
     """As it is by default, and with a short window on some layers or on all."""
     if family.sliding == "none" or family.hybrid:
         return [{}]
-    slides: dict[str, Any] = {"sliding_window": 16}
+    slides: dict[str, Any] = {family.window or "sliding_window": 16}
     if family.window_gate:
         slides[family.window_gate] = True
-    listed = {**slides, "layer_types": MIXED}
+    listed = {**slides, "layer_types": [name.replace("sliding", family.local) for name in MIXED]}
+    if family.local_list is not None:
+        rope = {family.local_list: [1, 0, 1, 1]}
+        return [{}, slides, listed, {**slides, **rope}, {**slides, family.full_every_key or "": 2}]
     if family.sliding == "every":
         return [{}, {"sliding_window": 20_000}, slides, {"sliding_window": None}]
     has_rule = family.full_every is not None or family.sliding_from_key is not None or family.window_gate is not None
@@ -77,11 +81,16 @@ def derived_kinds(config: Any) -> list[str]:
     if FAMILIES[config.model_type].hybrid:
         return ["full"] * config.num_hidden_layers
     config = config.get_text_config()
-    window = getattr(config, "sliding_window", None)
+    window = _window(config)
     if window is None or window >= config.max_position_embeddings:
         return ["full"] * config.num_hidden_layers
     types = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     return [name.removesuffix("_attention") for name in types]
+
+
+def _window(config: Any) -> int | None:
+    chunk = getattr(config, "attention_chunk_size", None)
+    return chunk if chunk is not None else getattr(config, "sliding_window", None)
 
 
 @pytest.mark.parametrize(("family", "changes"), ALL_CASES)
@@ -93,9 +102,38 @@ def test_layer_kinds_and_windows_are_those_of_transformers(
         open_checkpoint(bare_source(tmp_path / "model", family, **{**SIZES_OF.get(family, {}), **changes}))
     )
     assert [layer.kind for layer in anatomy.layers] == derived_kinds(config)
-    window = getattr(config.get_text_config(), "sliding_window", None)
-    expected = [window if layer.kind == "sliding" else None for layer in anatomy.layers]
+    window = _window(config.get_text_config())
+    expected = [window if layer.kind in ("sliding", "chunked") else None for layer in anatomy.layers]
     assert [layer.window for layer in anatomy.layers] == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "scaled"),
+    [
+        ({}, [False, False, False, True]),
+        ({"no_rope_layers": [1, 0, 1, 1]}, [False, True, False, False]),
+        ({"layer_types": ["chunked_attention"] * 4}, [False, False, False, True]),
+        ({"attn_temperature_tuning": False}, [False] * 4),
+    ],
+)
+def test_layers_whose_queries_the_family_scales_itself(
+    changes: dict[str, Any], scaled: list[bool], tmp_path: Path
+) -> None:
+    """What transformers' attention modules say of themselves."""
+    import torch
+    from transformers import AutoModelForCausalLM, Llama4TextConfig
+
+    sizes = {"num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 8, "hidden_size": 64}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            Llama4TextConfig(**sizes, **changes, vocab_size=8, num_local_experts=1)
+        )
+    stock = [layer.self_attn.attn_temperature_tuning and not layer.self_attn.use_rope for layer in model.model.layers]
+    found = [
+        layer.scaled
+        for layer in read_anatomy(open_checkpoint(bare_source(tmp_path / "model", "llama4_text", **changes))).layers
+    ]
+    assert found == scaled == [bool(one) for one in stock]
 
 
 def test_the_cases_hold_both_kinds_where_a_family_can_slide() -> None:
@@ -103,7 +141,7 @@ def test_the_cases_hold_both_kinds_where_a_family_can_slide() -> None:
         if row.hybrid or lacking(family):
             continue
         kinds = {kind for changes in CASES[family] for kind in derived_kinds(transformers_config(family, **changes))}
-        assert kinds == ({"full"} if row.sliding == "none" else {"full", "sliding"}), family
+        assert kinds == ({"full"} if row.sliding == "none" else {"full", row.local}), family
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -133,15 +171,16 @@ def test_names_in_the_table_are_those_of_the_model(family: str) -> None:
         model = auto_class(family).from_config(tiny_config(family))
     assert type(model).__name__ == row.architecture
     assert type(model.config).__name__ == row.config_class
-    assert type(model.base_model).__name__ == row.base_model
-    assert f"{model.base_model_prefix}." == row.base_prefix
+    base = base_model_of(model)
+    assert type(base).__name__ == row.base_model
+    assert base is (model.get_submodule(row.base_prefix.rstrip(".")) if row.base_prefix else model)
     queries = [f"{row.base_prefix}{row.attention.format(layer=layer)}.{row.query}" for layer in range(3)]
     found = [has_submodule(model, query) for query in queries]
     assert any(found) and all(found) != row.hybrid
     query = queries[found.index(True)]
     assert getattr(model.get_submodule(query), "weight", None) is not None
     assert model._supports_sdpa == row.sdpa
-    counted = model.base_model.get_submodule(row.counted_at)
+    counted = base.get_submodule(row.counted_at)
     assert {"input_ids", "attention_mask"} <= set(inspect.signature(type(counted).forward).parameters)
 
 
@@ -225,6 +264,10 @@ BROKEN_OF: list[tuple[str, dict[str, Any], str]] = [
     ("gemma2", {"layer_types": ["full_attention"] * 3 + [{}]}, "layer_types"),
     ("gemma2", {"attn_logit_softcapping": "hard"}, "attn_logit_softcapping"),
     ("gemma3_text", {"sliding_window_pattern": 0}, "sliding_window_pattern"),
+    ("llama4_text", {"attention_chunk_size": 16, "layer_types": ["sliding_attention"] * 4}, "layer_types"),
+    ("llama4_text", {"no_rope_layers": [1, 0, 1, 1, 1]}, "no_rope_layers"),
+    ("llama4_text", {"no_rope_layers": [1, 0, 2, 1]}, "no_rope_layers"),
+    ("llama4_text", {"no_rope_layers": "all"}, "no_rope_layers"),
     ("gemma3_text", {"sliding_window_pattern": "every"}, "sliding_window_pattern"),
 ]
 

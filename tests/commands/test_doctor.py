@@ -86,7 +86,7 @@ def test_completion_names_the_commands_without_torch(shell: str) -> None:
         ("surgery convert --to s", {"ssmax", "screening"}),
         ("surgery convert model --form a", {"anchored"}),
         ("surgery convert model --form u", {"unit"}),
-        ("surgery convert model --layers ", {"full", "sliding", "all"}),
+        ("surgery convert model --layers ", {"full", "sliding", "chunked", "all"}),
         ("surgery convert model --windows ", {"head", "group"}),
         ("surgery finetune screening-", {"screening-recover", "screening-unit"}),
         ("surgery recipes show ti", {"tiny"}),

@@ -68,4 +68,5 @@ def test_what_is_claimed_was_run_with_the_newest_and_the_oldest() -> None:
     assert pinned is not None and oldest is not None
     assert VERIFIED_WITH[-1] == pinned[1].strip() and f"{VERIFIED_WITH[0]}.0".startswith(f"{oldest[1]}.")
     for name, row in FAMILIES.items():
-        assert VERIFIED[name] == (VERIFIED_WITH if row.since is None else VERIFIED_WITH[1:]), name
+        able = [version for version in VERIFIED_WITH if version not in row.fails]
+        assert VERIFIED[name] == tuple(able if row.since is None else able[1:]), name

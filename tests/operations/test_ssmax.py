@@ -99,14 +99,14 @@ def test_sliding_layers_are_skipped_with_the_window_as_reason(family: str, tmp_p
     row = FAMILIES[family]
     changes: dict[str, Any] = dict(SIZES_OF.get(family, {}))
     if row.sliding == "layer_types":
-        changes["layer_types"] = ["full_attention", "sliding_attention"] * (LAYERS // 2)
+        changes["layer_types"] = ["full_attention", f"{row.local}_attention"] * (LAYERS // 2)
     if row.window is not None:
         changes |= {row.window: 16, **({row.window_gate: True} if row.window_gate else {})}
     anatomy = read_anatomy(open_checkpoint(bare_source(tmp_path / "model", family, **changes)))
     for layer in anatomy.layers:
         reason = SSMAX.skipping(layer)
-        assert (reason is None) == (layer.kind == "full")
-        assert reason is None or "16 keys" in reason
+        assert (reason is None) == (layer.kind == "full" and not layer.scaled)
+        assert reason is None or ("16 keys" if layer.kind != "full" else "by the position already") in reason
 
 
 def test_warnings_name_windows_caps_and_a_changed_start(tmp_path: Path) -> None:

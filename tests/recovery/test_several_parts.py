@@ -14,7 +14,7 @@ from surgery.recovery import finetune
 from surgery.verification import verify
 from tests.tokenizers import save_tiny_tokenizer, write_texts
 
-FAMILIES = ["gemma3", "mistral3", "qwen2_5_vl"]
+FAMILIES = ["gemma3", "llama4", "mistral3", "qwen2_5_vl"]
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -23,7 +23,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def run(make_source: Any, folder: Path, family: str, what: str) -> tuple[set[str], set[str]]:
     """Names of the tensors that changed, and of all; the result is verified."""
-    converted = convert(make_source(family), "ssmax", output=folder / "converted").output
+    converted = convert(make_source(family), "ssmax", layers="all", output=folder / "converted").output
     save_tiny_tokenizer(converted)
     write_texts(folder / "texts")
     recipe = {

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from surgery.conversion import convert
+from surgery.loading import load_model, operation_modules
+from surgery.loading.caches import cache_of, with_cache
 from surgery.runtime.modeling_surgery import SSMax, count_visible_keys
+from tests.families import WINDOW
 
 CPU = torch.device("cpu")
 
@@ -100,3 +107,27 @@ def test_forms_follow_their_equations(n: int, reference: int, scale: float) -> N
     for form, value in expected.items():
         module = SSMax({"form": form, "reference_length": reference, "start": starts[form]}, num_heads=1)
         assert module(count).item() == pytest.approx(value.item(), rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+def test_n_begins_anew_with_each_chunk(make_source: Any, tmp_path: Path, padding: int) -> None:
+    """In the layers that have chunks, of a row's own tokens; the layers with all keys are scaled by the family."""
+    model: Any = load_model(convert(make_source("llama4_text"), layers="chunked", output=tmp_path / "out").output)
+    modules: dict[str, Any] = operation_modules(model)
+    assert list(modules) == [f"model.layers.{layer}.self_attn.ssmax" for layer in (0, 2)]
+    seen: list[torch.Tensor] = []
+    for module in modules.values():
+        module.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    length = 2 * WINDOW + 3
+    mask = torch.cat([torch.zeros(1, padding), torch.ones(1, length)], dim=1).long()
+    with torch.no_grad():
+        model(input_ids=torch.full_like(mask, 5), attention_mask=mask)
+        out = model(
+            input_ids=torch.full_like(mask, 5)[:, : padding + WINDOW], attention_mask=mask[:, : padding + WINDOW]
+        )
+        model(
+            input_ids=torch.tensor([[5]]), attention_mask=mask[:, : padding + WINDOW + 1], **with_cache(cache_of(out))
+        )
+    expected = [*range(1, WINDOW + 1), *range(1, WINDOW + 1), 1, 2, 3]
+    assert [n[0, padding:].tolist() for n in seen[:2]] == [expected] * 2
+    assert [n.tolist() for n in seen[4:]] == [[[1.0]]] * 2

@@ -19,6 +19,7 @@ from transformers.masking_utils import eager_mask
 from surgery.anatomy import FAMILIES, read_anatomy
 from surgery.checkpoint import open_checkpoint
 from surgery.conversion import convert
+from surgery.runtime.modeling_surgery import base_model_of
 from tests.families import VOCABULARY, WINDOW, families_for_the_matrix
 from tests.runtime.test_family_matrix import load
 
@@ -79,8 +80,8 @@ def pair(source: Path, out: Path, form: str) -> tuple[Any, Any]:
     stock = load(source, attn_implementation="oracle")
     row = FAMILIES[stock.config.model_type]
     for layer in read_anatomy(open_checkpoint(source)).layers:
-        if layer.kind != "none":
-            stock.base_model.get_submodule(row.attention.format(layer=layer.index)).oracle_form = form
+        if layer.kind != "none" and not layer.scaled:
+            base_model_of(stock).get_submodule(row.attention.format(layer=layer.index)).oracle_form = form
     folder = convert(source, form=form, layers="all", reference_length=REFERENCE, output=out).output
     operated = load(folder)
     with torch.no_grad():
@@ -125,3 +126,16 @@ def test_backend_of_an_unknown_name_gets_the_multiplied_query(make_source: Any, 
     assert len(SEEN) == calls >= sum(hasattr(module, "ssmax") for module in operated.modules())
     assert all(name.startswith("Surgery") for name in SEEN)
     assert (expected - found).abs().max() < 2e-4
+
+
+def test_layers_that_were_left_alone_hand_nothing_of_ours_to_an_engine(make_source: Any, tmp_path: Path) -> None:
+    """Gemma 2's sliding layers, which are skipped unless they are asked for; the engine checks its keywords."""
+    source = make_source("gemma2")
+    stock = load(source, attn_implementation="engine")
+    operated = load(convert(source, output=tmp_path / "out").output, attn_implementation="engine")
+    SEEN.clear()
+    with torch.no_grad():
+        expected, found = stock(input_ids=ids()).logits, operated(input_ids=ids()).logits
+    assert SEEN == ["Gemma2Attention"] * 3 + ["SurgeryGemma2Attention"] * 3
+    assert sum(hasattr(module, "ssmax") for module in operated.modules()) < 3
+    assert torch.equal(expected, found)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForImageTextToText
 
 from surgery.anatomy import FAMILIES, read_anatomy
 from surgery.anatomy.locks import lock, unlock
 from surgery.checkpoint import load_json, open_checkpoint, write_json
 from surgery.conversion import convert, revert
-from surgery.errors import PlanRefusedError
+from surgery.errors import CheckpointError, PlanRefusedError
 from surgery.loading import load_model, operation_modules
+from surgery.loading import model as loading
 from surgery.loading.caches import cache_of
 from surgery.runtime import modeling_surgery
 from surgery.verification import verify, verifying
@@ -43,6 +46,8 @@ def with_image(family: str) -> dict[str, torch.Tensor]:
     is_image = (ids == IMAGE_TOKEN).long()
     if family == "gemma3":
         return {"input_ids": ids, "pixel_values": pixels, "token_type_ids": is_image}
+    if family == "llama4":
+        return {"input_ids": ids, "pixel_values": pixels}
     if family == "mistral3":
         return {"input_ids": ids, "pixel_values": pixels, "image_sizes": torch.tensor([[56, 56]])}
     patches = pixels.view(3, 4, 14, 4, 14).permute(1, 3, 0, 2, 4).reshape(16, 3, 1, 196).expand(-1, -1, 2, -1)
@@ -69,9 +74,11 @@ def test_an_image_goes_through_and_its_tokens_are_counted(make_source: Any, tmp_
     blind = {**inputs, "pixel_values": torch.zeros_like(inputs["pixel_values"])}
     assert (run(source, **blind) - expected).abs().max() > 1e-3, "the image must matter"
     modules: dict[str, Any] = operation_modules(model)
-    assert len(modules) == 3 and all(name.startswith("model.language_model.layers.") for name in modules)
+    stem = "language_model.model.layers." if family == "llama4" else "model.language_model.layers."
+    chosen = [0, 2] if family == "llama4" else [0, 1, 2]  # Llama 4 scales the queries of its full layer itself
+    assert list(modules) == [f"{stem}{layer}.self_attn.ssmax" for layer in chosen]
     seen: list[torch.Tensor] = []
-    module = modules["model.language_model.layers.0.self_attn.ssmax"]
+    module = modules[f"{stem}0.self_attn.ssmax"]
     module.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     with torch.no_grad():
         for each in modules.values():
@@ -203,5 +210,20 @@ def test_a_windowed_cache_after_an_image(make_source: Any, tmp_path: Path, famil
 
 
 def test_another_rope_is_refused(make_source: Any, family: str) -> None:
-    with pytest.raises(PlanRefusedError, match="not verified on a vision-language model"):
+    with pytest.raises(PlanRefusedError, match=r"not verified on a vision-language model|no rotary positions"):
         convert(make_source(family), "rope")
+
+
+def test_a_transformers_that_cannot_run_the_family_is_named(
+    make_source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_source("llama4")
+    out = convert(source, layers="chunked", output=tmp_path / "out").output
+    row, installed = FAMILIES["llama4"], transformers.__version__
+    if installed in row.fails:  # what is said of it is so
+        with pytest.raises(AttributeError, match="image_outputs"):
+            run(load(source), input_ids=tokens())
+    monkeypatch.setattr(loading, "FAMILIES", {"llama4": replace(row, fails={installed: "it is broken"})})
+    for folder in (source, out):
+        with pytest.raises(CheckpointError, match=f"transformers {installed} cannot run .*'llama4'.*: it is broken"):
+            load_model(folder)

@@ -240,9 +240,32 @@ def test_rounding_is_measured_where_a_presentation_differs_more_than_the_source(
         monkeypatch.setattr(
             behaviour, "presentation_differences", lambda *_, found=found: found if any_on(model) else {"packed": 0.0}
         )
-        (check,) = behaviour.presentation_checks(model, tokens)
+        (check,) = behaviour.presentation_checks(model, tokens, {})
         assert check.status == status
         assert ("rounding alone" in check.detail) == (difference > 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("own", "found", "breaks", "status"),
+    [
+        (0.1, 5.0, {"packed": "its state runs on"}, "skipped"),
+        (0.1, 0.15, {"packed": "its state runs on"}, "passed"),
+        (0.1, 5.0, {}, "failed"),  # not known of the family
+        (0.0, 5.0, {"packed": "its state runs on"}, "failed"),  # known, but not so here: n is to blame
+        (0.1, float("nan"), {"packed": "its state runs on"}, "failed"),
+    ],
+)
+def test_a_presentation_in_which_the_family_itself_differs(
+    make_pair: Any, monkeypatch: pytest.MonkeyPatch, own: float, found: float, breaks: dict[str, str], status: str
+) -> None:
+    from surgery.verification import behaviour
+
+    model = load_model(make_pair(), RunOptions(dtype="float32"))
+    monkeypatch.setattr(behaviour, "multiplier_checks", lambda *_: [])
+    monkeypatch.setattr(behaviour, "presentation_differences", lambda *_: {"packed": found if any_on(model) else own})
+    (check,) = behaviour.presentation_checks(model, torch.arange(3, 35)[None], breaks)
+    assert check.status == status
+    assert (status == "skipped") == ("its state runs on" in check.detail)
 
 
 def test_a_multiplier_that_one_backend_loses(make_pair: Any, failures: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,9 +52,11 @@ class Screening(Operation):
     )
 
     def skipping(self, layer: AttentionLayer) -> str | None:
-        """Sliding layers: they reject by distance already."""
+        """Sliding and chunked layers: they reject by distance already."""
         if layer.kind == "sliding":
             return f"its sliding window of {layer.window} keys rejects the rest already"
+        if layer.kind == "chunked":
+            return f"its chunks of {layer.window} keys reject the rest already"
         return self.refusal(layer)
 
     def resolve(self, options: ScreeningOptions, anatomy: Anatomy) -> ScreeningOptions:
@@ -186,6 +188,9 @@ class Screening(Operation):
         sliding = [index for index in options.layers if anatomy.layers[int(index)].kind == "sliding"]
         if sliding:
             found.append(f"{len(sliding)} of the chosen layers slide: their first tokens leave the window")
+        chunked = [index for index in options.layers if anatomy.layers[int(index)].kind == "chunked"]
+        if chunked and options.form == "gated":
+            found.append(f"{len(chunked)} of the chosen layers are chunked: the first tokens of each chunk are kept")
         if not anatomy.family.sdpa:
             found.append("this family has no sdpa attention: screening runs through its dense attention")
         return tuple(found)

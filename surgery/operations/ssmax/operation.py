@@ -27,10 +27,18 @@ class SSMax(Operation):
         "attention backend is configured."
     )
 
+    def refusal(self, layer: AttentionLayer) -> str | None:
+        """Also a layer whose family scales its queries by itself: one such multiplier is enough."""
+        if layer.scaled:
+            return "the family scales the queries of this layer by the position already"
+        return super().refusal(layer)
+
     def skipping(self, layer: AttentionLayer) -> str | None:
-        """Sliding layers: n saturates at the window, so a multiplier that grows with n has nothing to do."""
+        """Layers of a bounded n, where a multiplier that grows with n has nothing to do."""
         if layer.kind == "sliding":
             return f"n saturates at the sliding window of {layer.window} keys"
+        if layer.kind == "chunked":
+            return f"n begins anew with every chunk of {layer.window} keys"
         return self.refusal(layer)
 
     def resolve(self, options: SSMaxOptions, anatomy: Anatomy) -> SSMaxOptions:
@@ -87,6 +95,12 @@ class SSMax(Operation):
         if sliding:
             window = anatomy.layers[int(sliding[0])].window
             found.append(f"{len(sliding)} of the chosen layers slide: n saturates at their window of {window} keys")
+        chunked = [index for index in options.layers if anatomy.layers[int(index)].kind == "chunked"]
+        if chunked:
+            size = anatomy.layers[int(chunked[0])].window
+            found.append(
+                f"{len(chunked)} of the chosen layers are chunked: n begins anew with every chunk of {size} keys"
+            )
         capped = anatomy.layers[0].softcap
         if capped is not None:
             found.append(f"scores are soft-capped at {capped:g} after the multiplier, which bounds its effect")
