@@ -107,6 +107,18 @@ def push(folder: str | Path, repository: str, *, private: bool = True, force: bo
         UsageError, CheckpointError: as :func:`check_push`; also a folder that is no output of this tool.
     """
     folder = Path(folder).expanduser()
+    check_pushable(folder)
+    check_push(repository, force=force)
+    return upload(folder, repository, private=private, force=force)
+
+
+def check_pushable(folder: Path) -> None:
+    """Look at what is to be uploaded.
+
+    Raises:
+        UsageError: it is no output of this tool.
+        CheckpointError: it is no model folder, or has no card.
+    """
     check_folder(folder)
     if not (folder / PLAN_NAME).is_file() and not (folder / HISTORY_NAME).is_file():
         raise UsageError(
@@ -115,7 +127,14 @@ def push(folder: str | Path, repository: str, *, private: bool = True, force: bo
         )
     if not (folder / CARD_NAME).is_file():
         raise CheckpointError(f"{quote(folder.name)} has no card ({CARD_NAME}).", hint="`surgery verify` writes it.")
-    check_push(repository, force=force)
+
+
+def upload(folder: Path, repository: str, *, private: bool, force: bool) -> PushResult:
+    """The last part of :func:`push`, when everything has been looked at.
+
+    Raises:
+        CheckpointError: the hub refuses it, or cannot be reached.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi()

@@ -102,30 +102,14 @@ def emit(kind: str, payload: dict[str, Any]) -> None:
 
 @contextmanager
 def progress(*, force_off: bool = False) -> Iterator[Progress]:
-    """A progress bar on stderr with a remaining time; silent when stderr is no terminal or with ``-q``."""
-    # Here and not above: --help and plans draw no bar.
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    """A progress bar on stderr with a remaining time, or a line now and then where stderr is no terminal.
 
-    disabled = force_off or _settings["quiet"] or not err.is_terminal
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=err,
-        transient=True,
-        disable=disabled,
-    ) as bar:
-        yield bar
+    ``-q`` and ``force_off`` keep it silent.
+    """
+    from surgery.commands.progress import bar
+
+    with bar(err, silent=force_off or _settings["quiet"]) as shown:
+        yield shown
 
 
 @contextmanager

@@ -258,6 +258,10 @@ def _result_table(result: FinetuneResult) -> Table:
     return table
 
 
+# From this width on, an interval has room beside its value; else it goes below it, whole.
+_WIDE = 120
+
+
 def _comparison_table(comparison: Comparison) -> Table:
     """All models on the same held-out tokens, with intervals; differences are paired, so theirs are narrower."""
     from surgery.reporting.wording import counted
@@ -290,4 +294,5 @@ def _comparison_table(comparison: Comparison) -> Table:
 def _interval(estimate: Estimate, sign: str) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:{sign}z.4f}"
-    return f"{estimate.value:{sign}z.4f} ({estimate.low:{sign}z.4f} to {estimate.high:{sign}z.4f})"
+    gap = " " if console.out.width >= _WIDE else "\n"
+    return f"{estimate.value:{sign}z.4f}{gap}({estimate.low:{sign}z.4f} to {estimate.high:{sign}z.4f})"

@@ -113,27 +113,36 @@ def run_zoo(
         (folder / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"The output {zoo.output} cannot be written: {error.strerror}.") from error
-    lock = FileLock(folder / "lock", f"the zoo in {zoo.output.name}")
+    with working(zoo) as (ledger, state):
+        resumes = state.run is not None and not state.run_ended
+        run = str(state.run) if resumes else new_run_id()
+        plan = zoo._plan(state, force=force, only_failed=only_failed)
+        if on_plan is not None:
+            on_plan(plan)
+        chosen = _engine(engine, address, zoo)
+        schedule = Schedule(chosen, ledger, run=run, logs=folder / "logs", retries=zoo.manifest.retries, on_event=tell)
+        tell(ledger.write("run", run=run, engine=chosen.name, resumed=resumes, items=len(plan.rows)))
+        _settle(zoo, plan, state, schedule, run)
+        if schedule.carry_out(plan.of("ready")):
+            tell(ledger.write("ended", run=run))
+    return zoo.summary()
+
+
+@contextlib.contextmanager
+def working(zoo: Zoo) -> Iterator[tuple[Ledger, LedgerState]]:
+    """The zoo to ourselves: its ledger, to write to, and what the ledger says so far.
+
+    Raises:
+        CheckpointError: the ledger is broken, or cannot be written.
+        OutputBusyError: another run works on it.
+    """
+    lock = FileLock(zoo.ledger.parent / "lock", f"the zoo in {zoo.output.name}")
     lock.acquire()
     try:
         with Ledger(zoo.ledger) as ledger, terminated_as_interrupted():
-            state = read_ledger(zoo.ledger)
-            resumes = state.run is not None and not state.run_ended
-            run = str(state.run) if resumes else new_run_id()
-            plan = zoo._plan(state, force=force, only_failed=only_failed)
-            if on_plan is not None:
-                on_plan(plan)
-            chosen = _engine(engine, address, zoo)
-            schedule = Schedule(
-                chosen, ledger, run=run, logs=folder / "logs", retries=zoo.manifest.retries, on_event=tell
-            )
-            tell(ledger.write("run", run=run, engine=chosen.name, resumed=resumes, items=len(plan.rows)))
-            _settle(zoo, plan, state, schedule, run)
-            if schedule.carry_out(plan.of("ready")):
-                tell(ledger.write("ended", run=run))
+            yield ledger, read_ledger(zoo.ledger)
     finally:
         lock.release()
-    return zoo.summary()
 
 
 def _check_output(zoo: Zoo) -> None:

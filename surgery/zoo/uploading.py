@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from surgery.checkpoint.locking import FileLock
-from surgery.checkpoint.pushing import check_push, push
+from surgery.checkpoint.pushing import check_push, check_pushable, upload
 from surgery.errors import SurgeryError
 from surgery.zoo.items import Item
-from surgery.zoo.ledger import Ledger, LedgerState, read_ledger
-from surgery.zoo.running import Zoo, terminated_as_interrupted
+from surgery.zoo.ledger import LedgerState
+from surgery.zoo.running import Zoo, working
 from surgery.zoo.scheduling import OnEvent
 
 
@@ -37,32 +36,27 @@ def push_zoo(
         OutputBusyError: a run works on the zoo.
     """
     tell = on_event or (lambda event: None)
-    lock = FileLock(zoo.ledger.parent / "lock", f"the zoo in {zoo.output.name}")
-    lock.acquire()
-    try:
-        with Ledger(zoo.ledger) as ledger, terminated_as_interrupted():
-            state = read_ledger(zoo.ledger)
-            done = {row["item"] for row in zoo.summary()["items"] if row["state"] == "done"}
-            for item in zoo.items:
-                repository = f"{owner}/{item.name}"
-                target = {"item": item.name, "repository": repository, "fingerprint": _made(item, state)}
-                before = state.pushes.get(item.name, {})
-                same = all(before.get(key) == value for key, value in target.items())
-                if item.name not in done or (same and before["event"] == "pushed"):
-                    continue
-                # What this zoo began to upload there, and a kill kept from being written down, is not in the way.
-                replaces = force or (same and before["event"] == "pushing")
-                try:
-                    check_push(repository, force=replaces)
-                    tell(ledger.write("pushing", **target))
-                    result = push(item.output, repository, private=private, force=replaces)
-                except SurgeryError as error:
-                    tell(ledger.write("not pushed", **target, message=str(error)))
-                else:
-                    place: Mapping[str, Any] = {"url": result.url, "commit": result.commit, "private": result.private}
-                    tell(ledger.write("pushed", **target, **place))
-    finally:
-        lock.release()
+    with working(zoo) as (ledger, state):
+        done = {row["item"] for row in zoo.summary()["items"] if row["state"] == "done"}
+        for item in zoo.items:
+            repository = f"{owner}/{item.name}"
+            target = {"item": item.name, "repository": repository, "fingerprint": _made(item, state)}
+            before = state.pushes.get(item.name, {})
+            same = all(before.get(key) == value for key, value in target.items())
+            if item.name not in done or (same and before["event"] == "pushed"):
+                continue
+            # What this zoo began to upload there, and a kill kept from being written down, is not in the way.
+            replaces = force or (same and before["event"] == "pushing")
+            try:
+                check_pushable(item.output)
+                check_push(repository, force=replaces)
+                tell(ledger.write("pushing", **target))
+                result = upload(item.output, repository, private=private, force=replaces)
+            except SurgeryError as error:
+                tell(ledger.write("not pushed", **target, message=str(error)))
+            else:
+                place: Mapping[str, Any] = {"url": result.url, "commit": result.commit, "private": result.private}
+                tell(ledger.write("pushed", **target, **place))
     return zoo.summary()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import surgery as package
 from surgery.checkpoint.record import HISTORY_NAME
-from surgery.commands import console
+from surgery.commands import console, progress
 from surgery.conversion import convert, make_plan
 from tests.anatomy.builders import bare_source
 from tests.checkpoint.builders import listing
@@ -162,7 +164,7 @@ LIGHT: dict[str, list[str]] = {
 }
 PROBE = """
 import json, os, sys
-from surgery.commands import console
+from surgery.commands import console, progress
 import surgery
 from surgery.commands.app import app
 for arguments in json.loads(sys.argv[1]):
@@ -228,3 +230,23 @@ def test_colour_is_for_terminals_and_no_color_is_respected(model: Path, variable
 def test_a_pipe_gets_plain_text(model: Path) -> None:
     ran = program("inspect", model)
     assert ran.code == 0 and "\x1b" not in ran.out + ran.err
+
+
+def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verification of minutes says in a log what it is at; one of seconds says nothing."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    for silent, expected in ((False, ["n: packed, 25%", "ablation, 100%"]), (True, [])):
+        file = io.StringIO()
+        now[0] = 0.0
+        with progress.bar(Console(file=file, width=20), silent=silent) as bar:
+            task = bar.add_task("verifying", total=4, rate="")
+            for at, what, done in (
+                (1.0, "loading", 0),
+                (16.0, "n: packed", 1),
+                (17.0, "n: batch", 2),
+                (31.5, "ablation", 4),
+            ):
+                now[0] = at
+                bar.update(task, description=what, completed=done)
+        assert file.getvalue().splitlines() == expected

@@ -1,0 +1,62 @@
+"""Progress on stderr: a bar with a remaining time on a terminal, a line now and then in a log.
+
+Imported when a bar is drawn and not before: ``--help`` and plans draw none.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+# Seconds between two lines where there is no terminal to draw a bar on.
+LINE_EVERY = 15.0
+
+
+class Lines(Progress):
+    """What is being done, and how much of it, as a line every :data:`LINE_EVERY` seconds; no bar."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console=console, disable=True)
+        self._said = time.monotonic()
+
+    def update(self, task_id: TaskID, *arguments: Any, **changes: Any) -> None:
+        """As rich's own."""
+        super().update(task_id, *arguments, **changes)
+        now = time.monotonic()
+        if now - self._said < LINE_EVERY:
+            return
+        self._said = now
+        task = next(task for task in self.tasks if task.id == task_id)
+        share = "" if task.total is None else f", {task.percentage:.0f}%"
+        self.console.print(f"{task.description}{share}", markup=False, highlight=False, soft_wrap=True)
+
+
+def bar(console: Console, *, silent: bool) -> Progress:
+    """For ``console``, which may be a terminal or not.
+
+    Args:
+        console: where it goes.
+        silent: nothing is to be shown at all.
+    """
+    if not silent and not console.is_terminal:
+        return Lines(console)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, transient=True, disable=silent)
