@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,18 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("model", type=Path)
     parser.add_argument("--out", type=Path)
     return parser
+
+
+def passages(tokenizer: Any, texts: Sequence[str], length: int) -> Iterator[tuple[str, list[int]]]:
+    """Name and ``length`` tokens of each text, from its second thousand on; those that are too short are named."""
+    from surgery.data import read_documents
+
+    for document in read_documents(texts):
+        tokens = tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
+        if len(tokens) < 1024 + length:
+            print(f"{document.name}: {len(tokens)} tokens are too few for {length}")
+            continue
+        yield Path(document.name).name, tokens[1024 : 1024 + length]
 
 
 def environment() -> dict[str, Any]:

@@ -9,10 +9,9 @@ off and on.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from bench.harness import arguments, report
+from bench.harness import arguments, passages, report
 
 
 def main() -> None:
@@ -20,19 +19,14 @@ def main() -> None:
     parser.add_argument("--text", action="append", required=True)
     parser.add_argument("--lengths", default="1024,4096")
     options = parser.parse_args()
-    from surgery.data import read_documents
     from surgery.loading import RunOptions, load_model, load_tokenizer
 
     model = load_model(options.model, RunOptions(dtype="float32"))
     tokenizer = load_tokenizer(options.model)
     rows: list[dict[str, Any]] = []
     for length in map(int, options.lengths.split(",")):
-        for document in read_documents(options.text):
-            tokens = tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
-            if len(tokens) < length + 1024:
-                print(f"{document.name}: {len(tokens)} tokens are too few for {length}")
-                continue
-            rows.append(measure(model, Path(document.name).name, tokens[1024 : 1024 + length]))
+        for name, tokens in passages(tokenizer, options.text, length):
+            rows.append(measure(model, name, tokens))
             print(rows[-1], flush=True)
     report("screening", rows, options.out)
 

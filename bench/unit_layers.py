@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench.harness import arguments, report
+from bench.harness import arguments, passages, report
 from bench.units import fit_units, window_of
 
 
@@ -30,15 +30,11 @@ def main() -> None:
     import surgery
     from surgery.anatomy import read_anatomy
     from surgery.checkpoint import open_checkpoint
-    from surgery.data import read_documents
     from surgery.evaluation.losses import token_losses
     from surgery.loading import RunOptions, load_model, load_tokenizer, operation_modules
 
     tokenizer = load_tokenizer(options.model)
-    passages = []
-    for document in read_documents(options.text):
-        tokens = tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
-        passages.append(torch.tensor([tokens[1024 : 1024 + options.length]]))
+    measured = [torch.tensor([tokens]) for _, tokens in passages(tokenizer, options.text, options.length)]
     every = list(range(len(read_anatomy(open_checkpoint(options.model)).layers)))
     options.layers = every
     fitted = fit_units(options)
@@ -46,7 +42,7 @@ def main() -> None:
     windows = {layer: window_of(share, options.length) for layer, share in kept.items()}
 
     def loss(model: Any) -> float:
-        return sum(float(token_losses(model, ids).double().mean()) for ids in passages) / len(passages)
+        return sum(float(token_losses(model, ids).double().mean()) for ids in measured) / len(measured)
 
     rows: dict[int, dict[str, Any]] = {layer: {"layer": layer, "keys kept": kept[layer]} for layer in every}
     starts: dict[str, dict[str, Any]] = {

@@ -155,7 +155,9 @@ def _names_in_forward(module: Any) -> tuple[str, ...]:
 
 def _check_code(model: Any, counted: Any, found: Mapping[str, Any], refuse: Any) -> None:
     """The code that runs must let n through, and must not scale the queries by the position itself."""
-    if not {"cache", "past_key_values"} & inspect.signature(type(model).forward).parameters.keys():
+    from surgery.runtime.modeling_surgery import CACHE_NAMES
+
+    if not set(CACHE_NAMES) & inspect.signature(type(model).forward).parameters.keys():
         raise refuse("it keeps its state in a cache of its own")
     if all(one.kind is not one.VAR_KEYWORD for one in inspect.signature(type(counted).forward).parameters.values()):
         raise refuse(f"{type(counted).__name__}.forward takes no further keywords, so n cannot be handed down")
