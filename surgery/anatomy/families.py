@@ -51,7 +51,8 @@ class Family:
         full_every_key: config key that overrides ``full_every``.
         sliding_from_key: where ``layer_types`` is absent, config key of the first layer that slides.
         sliding_until_key: where ``layer_types`` is absent, config key of the layer from which on all are full.
-        scales: config key that makes the family multiply the queries of its full layers by a function of the position.
+        scales: config key that makes the family itself multiply the queries of some layers by a function of the
+            position: of those that its own rule calls full.
         since: the first transformers in which the row holds, where an older one is supported; the notes say why.
         fails: versions of transformers whose own class of the family cannot be run, with the reason.
         hybrid: only some layers have attention: those that have the query projection's tensor.

@@ -295,6 +295,8 @@ class _Reader:
             if not self._slides():
                 kinds = ["full" if kind == "sliding" else kind for kind in kinds]
             return [kind if has else "none" for kind, has in zip(kinds, has_attention, strict=True)]
+        if self.family.local == "chunked" and self.window() is None and "chunked" in self.labels(count):
+            raise CheckpointError(f"config.json: {self.family.window} is missing, and some layers are chunked")
         if not self._slides():
             return ["full"] * count
         if self.family.sliding == "every":
@@ -315,10 +317,13 @@ class _Reader:
     def scaled(self, count: int) -> list[bool]:
         """Which layers' queries the family itself multiplies by a function of the position."""
         key = self.family.scales
-        if key is None or not self.value(key):
+        if key is None:
             return [False] * count
-        # Its code asks which layers have positions, whatever ``layer_types`` says of their masks.
-        return [kind == "full" for kind in self._default_kinds(count)]
+        said = self.value(key)
+        if not isinstance(said, int):
+            raise CheckpointError(f"config.json: {key} must be true or false, not {said!r}")
+        # Its code goes by the family's own rule, whatever ``layer_types`` says of the masks.
+        return [bool(said) and kind == "full" for kind in self._default_kinds(count)]
 
     def rope_labels(self, count: int) -> list[str]:
         """Under which name ``rope_parameters`` holds each layer's RoPE, where each kind of layer has its own."""
@@ -341,20 +346,21 @@ class _Reader:
         return names
 
     def _default_kinds(self, count: int) -> list[Kind]:
-        """What the family makes of its layers where ``layer_types`` is absent."""
+        """What the family makes of its layers by its own rule, which holds where ``layer_types`` is absent."""
         key = self.family.local_list
         listed = self.value(key) if key is not None else None
-        if not listed:
+        if listed is None or listed == []:
             return [self._default_kind(index) for index in range(count)]
         given = listed if isinstance(listed, list) else []
-        if len(given) != count or any(isinstance(one, bool) or one not in (0, 1) for one in given):
+        if len(given) != count or any(type(one) is not int or one not in (0, 1) for one in given):
             raise CheckpointError(f"config.json: {key} must list 1 or 0 for {count} layers, not {listed!r}")
         return [self.family.local if one else "full" for one in given]
 
     def _default_kind(self, index: int) -> Kind:
+        """By the layer's number alone."""
         family = self.family
         if family.sliding_from_key is not None:
-            return "sliding" if index >= self.integer(family.sliding_from_key, least=0) else "full"
+            return family.local if index >= self.integer(family.sliding_from_key, least=0) else "full"
         if family.sliding_until_key is not None and index >= self.integer(family.sliding_until_key, least=0):
             return "full"
         every = family.full_every

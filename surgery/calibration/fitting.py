@@ -17,6 +17,7 @@ import torch
 
 from surgery.calibration.observing import sample_rows, screening_modules
 from surgery.calibration.passages import Passage
+from surgery.loading.head import last_only
 from surgery.operations.screening import UNIT_PARAMETERS, open_start
 
 Values = dict[str, list[list[float]]]
@@ -224,12 +225,16 @@ def _run(
     what: str,
 ) -> None:
     """Show a sample of the queries of every passage to ``look``, with the layer's number."""
+    from surgery.runtime.modeling_surgery import base_model_of
+
     generator = torch.Generator().manual_seed(seed)
+    base = base_model_of(model)
     for passage in passages:
         chosen = sample_rows(len(passage.tokens), rows, generator)
         with _observed(model, chosen, look):
-            # Logits are not asked for: the layers alone are looked at.
-            model.base_model(input_ids=torch.tensor([passage.tokens], device=model.device), use_cache=False)
+            # Logits are not asked for: the layers alone are looked at. Llama 4's base model with images has a head.
+            tokens = torch.tensor([passage.tokens], device=model.device)
+            base(input_ids=tokens, use_cache=False, **last_only(base))
         on_tokens(len(passage.tokens), f"{what}: {passage.text}")
 
 

@@ -95,6 +95,23 @@ def auto_class(folder: Path) -> str:
     return "AutoModelForCausalLM" if family is None or family.text is None else "AutoModelForImageTextToText"
 
 
+def check_runs(folder: Path) -> None:
+    """Nothing, where the installed transformers can run the family of a model folder.
+
+    Raises:
+        CheckpointError: its class there is known not to run, converted or not.
+    """
+    import transformers
+
+    family = _known_family(folder)
+    if family is not None and (reason := family.fails.get(transformers.__version__)):
+        raise CheckpointError(
+            f"{folder.name}: {family.architecture} does not run in transformers {transformers.__version__}, converted "
+            f"or not: {reason}",
+            hint="Install another version of transformers.",
+        )
+
+
 def load_model(folder: Path, options: RunOptions | None = None) -> PreTrainedModel:
     """Load a causal language model from a folder, in evaluation mode. Operated types need no remote code.
 
@@ -109,13 +126,7 @@ def load_model(folder: Path, options: RunOptions | None = None) -> PreTrainedMod
     import torch
     import transformers
 
-    family = _known_family(folder)
-    if family is not None and (reason := family.fails.get(transformers.__version__)):
-        raise CheckpointError(
-            f"{folder.name}: transformers {transformers.__version__} cannot run the family {family.model_type!r}, "
-            f"converted or not: {reason}",
-            hint="Install another version of transformers.",
-        )
+    check_runs(folder)
     register()
     options = options or RunOptions()
     device = pick_device(options.device)

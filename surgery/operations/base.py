@@ -140,10 +140,12 @@ class Operation(ABC):
         chosen = tuple(layer.index for layer in layers if layer.kind in wanted and self.refusal(layer) is None)
         if not chosen:
             reasons = sorted({self.skipping(layer) or f"it is a {layer.kind}-attention layer" for layer in layers})
+            kinds = dict.fromkeys(layer.kind for layer in layers if self.refusal(layer) is None)
+            ways = [f"--layers {kind}" for kind in kinds if kind in get_args(LayerChoice)]
             raise PlanRefusedError(
                 f"nothing to convert: no layer of this model is chosen by --layers {options.layers} "
                 f"({'; '.join(reasons)})",
-                hint="Choose layers with --layers all, --layers sliding, --layers chunked or --layers 0-3,7.",
+                hint=f"Choose layers with {', '.join(ways)} or by number, as --layers 0-3,7." if ways else None,
             )
         return chosen
 

@@ -64,7 +64,10 @@ def caveats(family: Family) -> list[str]:
         f"({reason})"
         for reason, names in broken.items()
     ]
-    found += [f"it cannot be run with transformers {version}: {reason}" for version, reason in family.fails.items()]
+    found += [
+        f"{family.architecture} does not run in transformers {version}: {reason}"
+        for version, reason in family.fails.items()
+    ]
     return [*found, *family.notes]
 
 
@@ -77,12 +80,17 @@ def _entry(family: Family) -> FamilyEntry:
     refusals: dict[str, str | None] = {name: family.without.get(name) for name in OPERATIONS}
     if family.rope == "none" and refusals.get("rope") is None:
         refusals["rope"] = "it has no rotary positions"
+    found = caveats(family)
+    if family.scales is not None:
+        found.append(
+            "ssmax is not for the layers whose queries it scales by the position itself; --layers says which are"
+        )
     return FamilyEntry(
         model_type=family.model_type,
         architecture=family.architecture,
         attention=", ".join(kinds),
         positions=_POSITIONS[family.rope],
         operations=refusals,
-        caveats=tuple(caveats(family)),
+        caveats=tuple(found),
         verified_with=VERIFIED[family.model_type],
     )

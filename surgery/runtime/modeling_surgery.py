@@ -89,12 +89,31 @@ def count_visible_keys(
         columns = positions.clamp(max=running.shape[-1] - 1)
         visible = torch.minimum(visible, running.index_select(-1, columns))
     elif isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4:
-        mask = attention_mask.to(device)
-        allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-        allowed = allowed[:, 0, -length:]
+        allowed = _lets_through(attention_mask.to(device))[:, 0, -length:]
         beyond = allowed & (torch.arange(allowed.shape[-1], device=device) > positions[:, None])
         visible = torch.minimum(visible, (allowed & ~beyond).sum(-1)) + beyond.sum(-1)
     return visible.clamp(min=1).to(torch.float32)
+
+
+def _lets_through(mask: torch.Tensor) -> torch.Tensor:
+    """A mask of four dimensions, boolean or added to the scores, as boolean: which key a query may attend to."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+def _in_chunk(visible_keys: torch.Tensor, chunk: int, attention_mask: Any) -> torch.Tensor:
+    """n in a layer whose keys are cut into chunks, from the n of a layer that has all of them.
+
+    Chunks begin with the row or with the document, as transformers cuts them, and not at all in a mask that the user
+    made: so the layer's own mask is counted where there is one.
+
+    Args:
+        visible_keys: ``(batch or 1, queries)``.
+        chunk: keys in a chunk.
+        attention_mask: of the layer: ``(batch or 1, 1, queries, keys)``, or of another kind, or None.
+    """
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4:
+        return _lets_through(attention_mask)[:, 0].sum(-1).clamp(min=1).to(torch.float32)
+    return (visible_keys - 1) % chunk + 1
 
 
 # ----------------------------------------------------------------------------------------------------- operations
@@ -628,8 +647,7 @@ def _locate_keys(
         distance = (position[:, None] - torch.arange(keys, device=rows.device))[None, None]
         allowed = distance >= 0
     else:
-        mask = attention_mask[:, :, rows, :keys]
-        allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        allowed = _lets_through(attention_mask[:, :, rows, :keys])
         running = allowed.cumsum(-1, dtype=torch.int32)
         distance = running[..., -1:] - running
     place = visible_keys[:, None, rows, None].to(distance.dtype) - 1 - distance
@@ -1092,6 +1110,8 @@ def _flexed(
     keys, each, sinks = key.shape[2], heads // key.shape[1], screening.sinks
     places = (visible_keys - 1).expand(batch, queries)
     key_places = places if keys == queries else _places(attention_mask, places, keys)
+    if getattr(module, CHUNK, None) is not None:  # counted back from the last query, over the beginning of its chunk
+        key_places = key_places % getattr(module, CHUNK)
     threshold, softness, log2_window = (one.flatten() for one in screening._of_all_heads())
     windows = screening._windows_of(log2_window)
     windows = windows.masked_fill(windows >= screening.full_window, torch.inf)
@@ -1589,7 +1609,7 @@ def _operated(
         )
     chunk = getattr(module, CHUNK, None)
     if chunk is not None and visible_keys is not None:
-        visible_keys = (visible_keys - 1) % chunk + 1
+        visible_keys = _in_chunk(visible_keys, chunk, attention_mask)
     unscaled_query = query
     if scales:
         # Some families build the window into the mask alone, and keep it on the module.
@@ -1731,6 +1751,7 @@ def _install(base_model: nn.Module, config: PreTrainedConfig) -> None:
     if not isinstance(counted, _Counting):
         counted.__class__ = _counting_class(type(counted))  # type: ignore[arg-type]
     counted.surgery_counts, counted.surgery_relays = True, block.get("relay", False)
+    text_config = config.get_text_config()
     for options in block["operations"]:
         if options["name"] in IN_CONFIG_ALONE:
             continue
@@ -1744,9 +1765,9 @@ def _install(base_model: nn.Module, config: PreTrainedConfig) -> None:
             attention = base_model.get_submodule(block["attention"].format(layer=layer))
             if hasattr(attention, options["name"]):
                 continue
-            text_config = config.get_text_config()
             setattr(attention, options["name"], operation(options, text_config.num_attention_heads))
-            setattr(attention, CHUNK, _chunk_of(text_config, layer))
+            if (chunk := _chunk_of(text_config, layer)) is not None:
+                setattr(attention, CHUNK, chunk)
             if hasattr(type(attention), "_operated_attention"):
                 continue
             attention.__class__ = _attention_class(type(attention))  # type: ignore[arg-type]
@@ -1757,7 +1778,7 @@ def _install(base_model: nn.Module, config: PreTrainedConfig) -> None:
                 around.surgery_counted, around.surgery_operated = [counted], [attention]
                 around.__class__ = _relay_class(type(around))  # type: ignore[arg-type]
     if not block.get("relay"):
-        _keep_n_from_others(base_model, block["attention"], config.get_text_config().num_hidden_layers)
+        _keep_n_from_others(base_model, block["attention"], text_config.num_hidden_layers)
 
 
 def _keep_n_from_others(base_model: nn.Module, path: str, count: int) -> None:
@@ -1767,15 +1788,20 @@ def _keep_n_from_others(base_model: nn.Module, path: str, count: int) -> None:
             attention = base_model.get_submodule(path.format(layer=layer))
         except AttributeError:
             continue  # a layer of a hybrid that has none
-        if not hasattr(type(attention), "_operated_attention") and _rebound(type(attention).forward) is not None:
+        if not hasattr(type(attention), "_operated_attention") and _asks_for_a_backend(type(attention)):  # type: ignore[arg-type]
             attention.__class__ = _attention_class(type(attention))  # type: ignore[arg-type]
+
+
+@functools.cache
+def _asks_for_a_backend(stock: type[nn.Module]) -> bool:
+    return _rebound(stock.forward) is not None
 
 
 def operate(model: PreTrainedModel, block: dict[str, Any]) -> None:
     """Put operations on a model in memory, at their start values; ``block`` is as ``surgery`` in config.json."""
     base_model = base_model_of(model)
     model.config.surgery = block
-    if not isinstance(base_model, (SurgeryModelMixin, SurgeryHeadMixin)):
+    if base_model is not model and not isinstance(base_model, SurgeryModelMixin):
         base_model.__class__ = _class_for(PREFIX + type(base_model).__name__)
     _install(base_model, model.config)
     base_model.to(model.device)

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from surgery.loading import operation_modules, operations_off
 from surgery.verification.checks import Check, bounded
-from surgery.verification.presentations import Multipliers, PresentationError, presentation_differences, randomized
+from surgery.verification.presentations import (
+    Multipliers,
+    PresentationError,
+    VisibleKeys,
+    presentation_differences,
+    randomized,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +24,8 @@ EQUALITY_BOUND = 1e-4
 # Multipliers are a logarithm of a whole number times a scale: one unit in the last place, as vectorised loops give.
 MULTIPLIER_BOUND = 1e-6
 MULTIPLIER_TOKENS = 64
+# What N becomes where a short text is to show what lies beyond it.
+LOWERED_REFERENCE = 2
 
 
 def plain_logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
@@ -110,7 +118,7 @@ def presentation_checks(
     for that: there the greatest of its own differences stands for its rounding.
 
     Where the family's own model is known to say something else, and does, its logits say nothing of n: what differs by
-    more than those bounds there is skipped with the reason, and the multipliers alone tell.
+    more than those bounds there is skipped with the reason, if the multipliers, or n itself, are the same.
 
     Args:
         model: the operated one.
@@ -125,6 +133,7 @@ def presentation_checks(
             return [Check(f"n: {error.name}", "failed", error.detail)]
     with randomized(model):
         checks = multiplier_checks(model, tokens[:, :MULTIPLIER_TOKENS])
+        n_agrees = bool(checks) and all(check.status == "passed" for check in checks)
         found = presentation_differences(model, tokens, on_progress)
         bounds = {name: max(EQUALITY_BOUND, 2 * without[name]) for name in found}
         details = dict.fromkeys(found, "greatest logit difference")
@@ -136,7 +145,7 @@ def presentation_checks(
                     bounds[name] = max(bounds[name], 2 * rounding)
                     details[name] = f"rounding alone moves a logit by {rounding:.3g}; {details[name]}"
     for name, value in found.items():
-        if name in breaks and without[name] > EQUALITY_BOUND and value > bounds[name]:
+        if name in breaks and n_agrees and without[name] > EQUALITY_BOUND and value > bounds[name]:
             own = f"the family's own model says something else by {without[name]:.3g}: {breaks[name]}"
             checks.append(Check(f"n: {name}", "skipped", own, value))
         else:
@@ -145,13 +154,20 @@ def presentation_checks(
 
 
 def multiplier_checks(model: PreTrainedModel, tokens: torch.Tensor) -> list[Check]:
-    """The query multipliers of every layer, head and position are the same in every presentation."""
-    if not any(path.endswith(".ssmax") for path in operation_modules(model)):
+    """The query multipliers of every layer, head and position are the same in every presentation.
+
+    A model without any is asked for n itself, in every layer that was operated on.
+    """
+    modules = operation_modules(model)
+    if not modules:
         return []
-    differences = presentation_differences(Multipliers(model), tokens)
+    multiplies = any(path.endswith(".ssmax") for path in modules)
+    asked, of_what = (Multipliers(model), "a multiplier") if multiplies else (VisibleKeys(model), "n")
+    differences = presentation_differences(asked, tokens)
     worst = max(differences, key=lambda name: (math.isnan(differences[name]), differences[name]))
-    what = f"{len(differences)} presentations, greatest difference of a multiplier ({worst})"
-    return [bounded("n: multipliers", differences[worst], MULTIPLIER_BOUND, what)]
+    what = f"{len(differences)} presentations, greatest difference of {of_what} ({worst})"
+    name = "n: multipliers" if multiplies else "n: visible keys"
+    return [bounded(name, differences[worst], MULTIPLIER_BOUND, what)]
 
 
 def rounding_error(model: PreTrainedModel, tokens: torch.Tensor) -> float:
@@ -177,12 +193,12 @@ def rounding_error(model: PreTrainedModel, tokens: torch.Tensor) -> float:
 def ablation_checks(
     model: PreTrainedModel, tokens: torch.Tensor, plan: Mapping[str, Any], on_progress: Callable[[str], None] | None
 ) -> list[Check]:
-    """Changing any one layer's parameters changes the logits; without any, on differs from off beyond N."""
+    """Changing any one layer's parameters changes the logits; without any, on differs from off where n is beyond N."""
     name = "ablation"
     learned = {path: module for path, module in operation_modules(model).items() if list(module.parameters())}
     checks = []
     if any(options.get("form") == "logn" for options in plan["operations"]):
-        checks.append(_beyond_reference(model, tokens, plan))
+        checks.append(_beyond_reference(model, tokens))
     if not plan["tensors"]:
         return checks
     before = plain_logits(model, tokens)
@@ -216,21 +232,19 @@ def _changed(module: Any) -> Iterator[None]:
             parameter.copy_(before)
 
 
-def _beyond_reference(model: PreTrainedModel, tokens: torch.Tensor, plan: Mapping[str, Any]) -> Check:
-    """``logn`` has no parameter to change: a short text is given such n as a long one would have.
-
-    Its positions stay the first ones, since a model with a table of them has none beyond.
-    """
-    import torch
-
-    from surgery.runtime.modeling_surgery import VISIBLE_KEYS
-
-    reference = max(int(options.get("reference_length", 0)) for options in plan["operations"])
-    beyond: Any = {VISIBLE_KEYS: (torch.arange(tokens.shape[1]) + reference + 2.0)[None].to(model.device)}
-    with torch.no_grad():
-        on = model(input_ids=tokens, use_cache=False, **beyond).logits
-        with operations_off(model, rope=False):
-            off = model(input_ids=tokens, use_cache=False, **beyond).logits
+def _beyond_reference(model: PreTrainedModel, tokens: torch.Tensor) -> Check:
+    """``logn`` has no parameter to change, and does something beyond N alone: N is lowered, since the text is short."""
+    modules: list[Any] = [one for one in operation_modules(model).values() if getattr(one, "form", None) == "logn"]
+    before = [module.log_reference for module in modules]
+    try:
+        for module in modules:
+            module.log_reference = math.log(LOWERED_REFERENCE)
+        on = plain_logits(model, tokens)
+    finally:
+        for module, value in zip(modules, before, strict=True):
+            module.log_reference = value
+    with operations_off(model, rope=False):
+        off = plain_logits(model, tokens)
     moved = (on - off).abs().max().item()
-    detail = f"beyond N = {reference}, on differs from off by {moved:.3g}"
+    detail = f"with N = {LOWERED_REFERENCE} in place of {math.exp(max(before)):.0f}, on differs from off by {moved:.3g}"
     return Check("ablation", "passed" if moved > 0.0 else "failed", detail, moved)

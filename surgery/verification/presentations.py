@@ -100,6 +100,37 @@ class Multipliers:
         return SimpleNamespace(logits=torch.cat(rows, dim=-1), **named(cache_of(answer)))
 
 
+class VisibleKeys(Multipliers):
+    """As its base, and answers with n of the layers that were operated on: ``(batch, queries, operated layers)``."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        paths = dict.fromkeys(path.rpartition(".")[0] for path in operation_modules(model))
+        self._modules = [model.get_submodule(path) for path in paths]
+
+    def __call__(self, **kwargs: Any) -> SimpleNamespace:
+        """The model's call; ``logits`` holds n."""
+        import torch
+
+        from surgery.runtime.modeling_surgery import VISIBLE_KEYS
+
+        found: dict[torch.nn.Module, torch.Tensor] = {}
+
+        def keep(module: Any, _: Any, given: dict[str, Any]) -> None:
+            # Layers that take no keyword find it on the module.
+            found[module] = given[VISIBLE_KEYS] if VISIBLE_KEYS in given else getattr(module, VISIBLE_KEYS)
+
+        hooks = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in self._modules]
+        try:
+            answer = self._model(**kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        batch = len(kwargs["input_ids"])
+        rows = [found[module].expand(batch, -1).unsqueeze(-1).float() for module in self._modules]
+        return SimpleNamespace(logits=torch.cat(rows, dim=-1), **named(cache_of(answer)))
+
+
 class PresentationError(SurgeryError):
     """The model's own code cannot be run in a presentation at all."""
 

@@ -186,6 +186,10 @@ def _running_checks(
     say("loading torch and transformers", 0, 1)
     import torch
 
+    from surgery.loading.model import check_runs
+
+    check_runs(checkpoint.folder)  # where it does not, that is no fault of the checkpoint
+
     run = run.model_copy(update={"dtype": "float32"})
     has_tokenizer = (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file()
     anatomy = read_anatomy(checkpoint)

@@ -114,6 +114,7 @@ def test_layer_kinds_and_windows_are_those_of_transformers(
         ({"no_rope_layers": [1, 0, 1, 1]}, [False, True, False, False]),
         ({"layer_types": ["chunked_attention"] * 4}, [False, False, False, True]),
         ({"attn_temperature_tuning": False}, [False] * 4),
+        ({"no_rope_layers": []}, [False, False, False, True]),
     ],
 )
 def test_layers_whose_queries_the_family_scales_itself(
@@ -268,6 +269,11 @@ BROKEN_OF: list[tuple[str, dict[str, Any], str]] = [
     ("llama4_text", {"no_rope_layers": [1, 0, 1, 1, 1]}, "no_rope_layers"),
     ("llama4_text", {"no_rope_layers": [1, 0, 2, 1]}, "no_rope_layers"),
     ("llama4_text", {"no_rope_layers": "all"}, "no_rope_layers"),
+    ("llama4_text", {"no_rope_layers": False}, "no_rope_layers"),
+    ("llama4_text", {"no_rope_layers": [1.0, 1, 1, 0]}, "no_rope_layers"),
+    ("llama4_text", {"attention_chunk_size": None}, "attention_chunk_size"),
+    ("llama4_text", {"attn_temperature_tuning": "no"}, "attn_temperature_tuning"),
+    ("llama4_text", {"attn_temperature_tuning": None}, "attn_temperature_tuning"),
     ("gemma3_text", {"sliding_window_pattern": "every"}, "sliding_window_pattern"),
 ]
 

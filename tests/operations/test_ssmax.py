@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from surgery.anatomy import FAMILIES, Anatomy, read_anatomy
 from surgery.checkpoint import open_checkpoint
+from surgery.errors import PlanRefusedError
 from surgery.operations.ssmax import FORMS
 from surgery.operations.ssmax.operation import mean_log
 from tests.anatomy.builders import LAYERS, SIZES_OF, bare_source
@@ -116,3 +117,42 @@ def test_warnings_name_windows_caps_and_a_changed_start(tmp_path: Path) -> None:
     assert f"{LAYERS // 2} of the chosen layers slide" in said and "window of 16 keys" in said
     assert "soft-capped at 50" in said and "until it is trained" in said
     assert "slide" not in " ".join(SSMAX.warnings(resolve(anatomy), anatomy))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "layers", "most"),
+    [
+        ("gemma2", {"sliding_window": 16}, "sliding", 16),
+        ("gemma2", {"sliding_window": 16}, "all", 8192),
+        ("gemma2", {"sliding_window": 16}, "full", 8192),
+        ("llama4_text", {"attention_chunk_size": 512}, "chunked", 512),
+        ("llama4_text", {"attention_chunk_size": 512, "attn_temperature_tuning": False}, "all", 8192),
+    ],
+)
+def test_n_is_no_greater_than_what_the_layers_let_a_query_see(
+    family: str, changes: dict[str, Any], layers: str, most: int, tmp_path: Path
+) -> None:
+    anatomy = read_anatomy(open_checkpoint(bare_source(tmp_path / "model", family, **changes)))
+    assert resolve(anatomy, layers=layers).reference_length == most
+    assert resolve(anatomy, layers=layers, reference_length=77).reference_length == 77
+    if most == 8192:
+        assert resolve(anatomy, form="logn", layers=layers).reference_length == most
+        return
+    for asked in ({}, {"reference_length": most}, {"reference_length": most + 1}):
+        with pytest.raises(PlanRefusedError, match=f"does nothing: .* sees {most} keys at most"):
+            resolve(anatomy, form="logn", layers=layers, **asked)
+    assert resolve(anatomy, form="logn", layers=layers, reference_length=most - 1).reference_length == most - 1
+
+
+@pytest.mark.parametrize(
+    ("layers", "why", "ways"),
+    [
+        ("full", "scales the queries of this layer by the position already", "--layers chunked or by number"),
+        ("sliding", "every chunk of 512 keys", "--layers chunked or by number"),
+    ],
+)
+def test_a_choice_that_finds_no_layer_says_which_would(layers: str, why: str, ways: str, tmp_path: Path) -> None:
+    source = bare_source(tmp_path / "model", "llama4_text", attention_chunk_size=512)
+    with pytest.raises(PlanRefusedError, match=why) as caught:
+        resolve(read_anatomy(open_checkpoint(source)), layers=layers)
+    assert caught.value.hint is not None and ways in caught.value.hint and "sliding" not in caught.value.hint

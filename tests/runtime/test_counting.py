@@ -131,3 +131,24 @@ def test_n_begins_anew_with_each_chunk(make_source: Any, tmp_path: Path, padding
     expected = [*range(1, WINDOW + 1), *range(1, WINDOW + 1), 1, 2, 3]
     assert [n[0, padding:].tolist() for n in seen[:2]] == [expected] * 2
     assert [n.tolist() for n in seen[4:]] == [[[1.0]]] * 2
+
+
+def test_n_of_a_chunked_layer_is_what_its_mask_lets_through(make_source: Any, tmp_path: Path) -> None:
+    """A mask of four dimensions is not cut into chunks; one with a hole is cut by its columns."""
+    model: Any = load_model(convert(make_source("llama4_text"), layers="chunked", output=tmp_path / "out").output)
+    modules: dict[str, Any] = operation_modules(model)
+    seen: list[torch.Tensor] = []
+    next(iter(modules.values())).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    length = 2 * WINDOW + 4
+    ids = torch.full((1, length), 5)
+    whole = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+    hole = torch.ones_like(ids)
+    hole[:, 4:9] = 0
+    with torch.no_grad():
+        for mask in (whole, hole):
+            model(input_ids=ids, attention_mask=mask)
+    assert seen[0].tolist() == [list(range(1, length + 1))]
+    real = [1, 2, 3, 4, *[4] * 5, *range(5, WINDOW - 4), *range(1, WINDOW + 1), 1, 2, 3, 4]
+    assert [n for n, is_real in zip(seen[1][0].tolist(), hole[0].tolist(), strict=True) if is_real] == [
+        n for n, is_real in zip(real, hole[0].tolist(), strict=True) if is_real
+    ]

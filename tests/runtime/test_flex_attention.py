@@ -13,9 +13,13 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from transformers.integrations import flex_attention as integration
 
+from surgery.conversion import convert
 from surgery.loading import operation_modules
+from surgery.loading.caches import new_cache, with_cache
 from surgery.runtime import modeling_surgery as modeling
+from surgery.verification.presentations import randomized
 from tests.runtime.test_family_matrix import BOUND, load, tokens
 from tests.runtime.test_screening_matrix import screened
 from tests.runtime.test_windowed_cache import rows
@@ -193,6 +197,36 @@ def test_a_compiled_model(make_source: Any, tmp_path: Path, family: str) -> None
         assert {module.path for module in modules.values()} == {"flex_attention"}
         assert (model(input_ids=ids, **given).logits - padded)[mask.bool()].abs().max() < BOUND
         assert torch.equal(model.generate(tokens(20), max_new_tokens=6, do_sample=False), generated)
+
+
+@pytest.mark.parametrize("pieces", [(30,), (10, 20), (3, 11, 16)])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_model_with_chunks(
+    make_source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: tuple[int, ...]
+) -> None:
+    """A prompt in several pieces, whose queries lie in other chunks than some keys of the cache.
+
+    Not compiled: the code that torch 2.13 makes of masks with chunks for a CPU is no C++.
+    """
+    monkeypatch.setattr(modeling, "_flex_on_a_cpu", flex_attention)
+    source = make_source("llama4_text")
+    model = load(convert(source, "screening", layers="chunked", open=True, output=tmp_path / "out").output)
+    modules: dict[str, Any] = operation_modules(model)
+    ids = tokens(sum(pieces))
+    with randomized(model), torch.no_grad():
+        expected = model(input_ids=ids).logits
+        model.set_attn_implementation("flex_attention")
+        monkeypatch.setattr(
+            integration,
+            "compile_friendly_flex_attention",
+            lambda *given, training, **more: flex_attention(*given, **more),  # noqa: PLW0108
+        )
+        cache, found, begin = new_cache(model), [], 0
+        for length in pieces:
+            found.append(model(input_ids=ids[:, begin : begin + length], **with_cache(cache)).logits)
+            begin += length
+    assert {module.path for module in modules.values()} == {"flex_attention"}
+    assert (torch.cat(found, dim=1) - expected).abs().max() < BOUND
 
 
 @pytest.mark.parametrize("_", [pytest.param(None, marks=compiled)])

@@ -245,25 +245,38 @@ def test_rounding_is_measured_where_a_presentation_differs_more_than_the_source(
         assert ("rounding alone" in check.detail) == (difference > 1e-4)
 
 
+RUNS_ON = {"packed": "its state runs on"}
+
+
 @pytest.mark.parametrize(
-    ("own", "found", "breaks", "status"),
+    ("own", "found", "breaks", "of_n", "status"),
     [
-        (0.1, 5.0, {"packed": "its state runs on"}, "skipped"),
-        (0.1, 0.15, {"packed": "its state runs on"}, "passed"),
-        (0.1, 5.0, {}, "failed"),  # not known of the family
-        (0.0, 5.0, {"packed": "its state runs on"}, "failed"),  # known, but not so here: n is to blame
-        (0.1, float("nan"), {"packed": "its state runs on"}, "failed"),
+        (0.1, 5.0, RUNS_ON, "passed", "skipped"),
+        (0.1, 0.15, RUNS_ON, "passed", "passed"),
+        (0.1, 5.0, RUNS_ON, "failed", "failed"),
+        (0.1, 5.0, RUNS_ON, None, "failed"),  # nothing was said of n
+        (0.1, 5.0, {}, "passed", "failed"),  # not known of the family
+        (0.0, 5.0, RUNS_ON, "passed", "failed"),  # known, but not so here
+        (0.1, float("nan"), RUNS_ON, "passed", "failed"),
     ],
 )
 def test_a_presentation_in_which_the_family_itself_differs(
-    make_pair: Any, monkeypatch: pytest.MonkeyPatch, own: float, found: float, breaks: dict[str, str], status: str
+    make_pair: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    own: float,
+    found: float,
+    breaks: dict[str, str],
+    of_n: Any,
+    status: str,
 ) -> None:
     from surgery.verification import behaviour
+    from surgery.verification.checks import Check
 
     model = load_model(make_pair(), RunOptions(dtype="float32"))
-    monkeypatch.setattr(behaviour, "multiplier_checks", lambda *_: [])
+    said = [Check("n: multipliers", of_n, "")] if of_n else []
+    monkeypatch.setattr(behaviour, "multiplier_checks", lambda *_: said)
     monkeypatch.setattr(behaviour, "presentation_differences", lambda *_: {"packed": found if any_on(model) else own})
-    (check,) = behaviour.presentation_checks(model, torch.arange(3, 35)[None], breaks)
+    check = behaviour.presentation_checks(model, torch.arange(3, 35)[None], breaks)[-1]
     assert check.status == status
     assert (status == "skipped") == ("its state runs on" in check.detail)
 

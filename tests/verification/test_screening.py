@@ -34,7 +34,9 @@ def failed(out: Path, source: Path) -> set[str]:
 def test_open_passes_and_is_the_source(source: Path, make_pair: Any) -> None:
     result = verify(make_pair(to="screening", open=True), against=source)
     assert result.failed == () and by_status(result, "skipped") == set()
-    assert by_status(result, "passed") == (FILES | FRESH | {"loads", OFF, ON, "ablation"} | N) - {"n: multipliers"}
+    assert by_status(result, "passed") == (FILES | FRESH | {"loads", OFF, ON, "ablation"} | N | {"n: visible keys"}) - {
+        "n: multipliers"
+    }
 
 
 @pytest.mark.usefixtures("without_fresh_process")
@@ -113,3 +115,19 @@ def test_truncated_for_a_small_machine(source: Path, make_pair: Any, tmp_path: P
     copied = Path(shutil.copytree(out, tmp_path / "copy"))
     result = verify(copied, against=source, layers=2)
     assert result.failed == ()
+
+
+def test_n_is_compared_itself_where_nothing_is_multiplied(
+    make_pair: Any, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A count that is off by one moves no logit of an open model."""
+    out = make_pair(to="screening", open=True)
+    count = modeling.count_visible_keys
+    checks = {check.name: check for check in verify(out, against=source, record=False).checks}
+    assert checks["n: visible keys"].status == "passed" and "n: multipliers" not in checks
+    monkeypatch.setattr(
+        modeling,
+        "count_visible_keys",
+        lambda *given, **named: count(*given, **named) + (named.get("attention_mask") is not None),
+    )
+    assert "n: visible keys" in failed(out, source)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from surgery.anatomy import FAMILIES as TABLE
 from surgery.zoo.running import open_zoo, run_zoo, zoo_status
 from tests.anatomy.builders import bare_source
 from tests.commands.conftest import PROGRAM
@@ -103,6 +104,8 @@ def test_a_hundred_models_of_every_family_and_each_kind_of_broken(make_source: A
         (source / "config.json").write_text(json.dumps(config))
         level: Any = {"layers": 1} if number % 25 == 10 else "files"
         form = ("anchored", "bias", "logn", "paper")[number % 4]
+        if form == "logn" and TABLE[family].local == "chunked":
+            form = "anchored"  # n of its layers never reaches N
         change = {"ssmax": {"form": form, "layers": "all"}}
         entries.append({"path": f"models/m{number:03}", "verify": level, "change": change})
     for kind in BROKEN:

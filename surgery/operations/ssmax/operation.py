@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from surgery.anatomy import Anatomy, AttentionLayer
 from surgery.errors import PlanRefusedError
@@ -13,6 +14,12 @@ from surgery.operations.ssmax.options import FORMS, SSMaxOptions
 def mean_log(length: int) -> float:
     """Mean of ln n over n = 1..length: ln(length!) / length. The paper's start is its inverse (section 4)."""
     return math.lgamma(length + 1) / length
+
+
+def _most_keys(layers: Sequence[int], anatomy: Anatomy) -> int:
+    """The greatest n that the layers were trained with: of a sliding or chunked layer it is the window."""
+    longest = anatomy.trained_length
+    return max(min(anatomy.layers[layer].window or longest, longest) for layer in layers)
 
 
 class SSMax(Operation):
@@ -45,9 +52,15 @@ class SSMax(Operation):
         """Fill in layers, N and start values."""
         layers = self.choose_layers(options, anatomy)
         self.check_heads(options, anatomy)
-        reference = options.reference_length or anatomy.trained_length
+        most = _most_keys(layers, anatomy)
+        reference = options.reference_length or most
         if reference < 2:
             raise PlanRefusedError(f"the reference length must be at least 2, not {reference}")
+        if options.form == "logn" and most < anatomy.trained_length and reference >= most:
+            raise PlanRefusedError(
+                f"logn with N = {reference} does nothing: a query of the chosen layers sees {most} keys at most",
+                hint=f"Give an N below {most} (--reference-length), or another form.",
+            )
         default = {
             "anchored": {"scale": 0.0},
             "paper": {"scale": 1.0 / mean_log(reference)},
