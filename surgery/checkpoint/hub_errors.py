@@ -37,8 +37,14 @@ def explain(error: Exception, hub_id: str, revision: str | None) -> SurgeryError
     )
 
 
-def explain_push(error: Exception, repository: str) -> SurgeryError:
-    """The same for an upload."""
+def explain_push(error: Exception, repository: str, *, asked_only: bool = False) -> SurgeryError:
+    """The same for an upload.
+
+    Args:
+        error: of the hub client.
+        repository: that was to be written to, or its account.
+        asked_only: nothing was sent yet: the hub was asked whether it could be.
+    """
     from huggingface_hub import errors
 
     if isinstance(error, errors.LocalTokenNotFoundError):
@@ -59,6 +65,12 @@ def explain_push(error: Exception, repository: str) -> SurgeryError:
         return CheckpointError(
             f"The token gives no right to write to {repository}.",
             hint="Give it the right to write at https://huggingface.co/settings/tokens, or set HF_TOKEN to another.",
+        )
+    if asked_only:
+        return CheckpointError(
+            f"The hub does not say whether {repository} can be written to: {type(error).__name__}: "
+            f"{_first_line(error)}",
+            hint="Check the connection and HF_ENDPOINT, and try again; nothing was sent.",
         )
     return CheckpointError(
         f"{repository} could not be uploaded: {type(error).__name__}: {_first_line(error)}",

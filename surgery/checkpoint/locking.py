@@ -106,6 +106,27 @@ class FileLock:
             self._path.unlink()
 
 
+def is_held(path: Path) -> bool:
+    """Whether a run holds the lock of this name; nothing is written.
+
+    To ask means to lock a left-over file for a moment. Where a file system has no locks, a marker that a killed run
+    left behind counts as held, as it does for :class:`FileLock`.
+    """
+    if path.with_name(path.name + ".held").exists():
+        return True
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return False
+    try:
+        _lock(descriptor)
+    except OSError as error:
+        return error.errno not in _UNSUPPORTED
+    finally:
+        os.close(descriptor)
+    return False
+
+
 if sys.platform == "win32":
     import msvcrt
 

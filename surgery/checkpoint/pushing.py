@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from surgery.checkpoint.hub_client import limit_silence
 from surgery.checkpoint.hub_errors import explain_push
 from surgery.checkpoint.names import listed, quote
 from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME
@@ -50,10 +51,11 @@ def check_owner(owner: str) -> None:
         raise UsageError(f"{quote(owner)} is no account or organization.", hint="Give its name alone, without /.")
     from huggingface_hub import HfApi
 
+    limit_silence()
     try:
         account = HfApi().whoami()
     except Exception as error:  # the hub client raises its own, its HTTP library's and the system's errors
-        raise explain_push(error, owner) from error
+        raise explain_push(error, owner, asked_only=True) from error
     own = {str(account.get("name")), *(str(one.get("name")) for one in account.get("orgs") or ())}
     if owner.casefold() not in {name.casefold() for name in own}:
         raise CheckpointError(
@@ -80,7 +82,7 @@ def check_push(repository: str, *, force: bool = False) -> None:
     except RepositoryNotFoundError:
         return
     except Exception as error:
-        raise explain_push(error, repository) from error
+        raise explain_push(error, repository, asked_only=True) from error
     files = {str(sibling.rfilename) for sibling in found.siblings or ()} - _MADE_WITH_A_REPOSITORY
     ours = bool(files & {PLAN_NAME, HISTORY_NAME})
     if files and not (ours and force):
@@ -137,6 +139,7 @@ def upload(folder: Path, repository: str, *, private: bool, force: bool) -> Push
     """
     from huggingface_hub import HfApi
 
+    limit_silence()
     api = HfApi()
     try:
         api.create_repo(repository, private=private, exist_ok=True)

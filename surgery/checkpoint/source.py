@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from surgery.checkpoint.hub_cache import snapshot_of
+from surgery.checkpoint.hub_client import limit_silence
 from surgery.checkpoint.hub_errors import explain
 from surgery.checkpoint.names import quote
 from surgery.errors import CheckpointError, UsageError
@@ -60,7 +61,7 @@ def resolve(model: str | Path, revision: str | None = None, *, local_only: bool 
             )
         return _local(folder)
     if _is_path_like(text):
-        check_folder(folder)
+        check_folder(folder, or_hub_id=True)
     if not _HUB_ID.fullmatch(text) or ".." in text or "--" in text or text.endswith((".git", ".", "-")):
         raise UsageError(
             f"{quote(text)} is neither an existing folder nor a hub id.",
@@ -71,15 +72,21 @@ def resolve(model: str | Path, revision: str | None = None, *, local_only: bool 
     return _fetch(text, revision, local_only=local_only)
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, *, or_hub_id: bool = False) -> None:
     """Check that a model folder is there.
+
+    Args:
+        folder: as it was given.
+        or_hub_id: whether a hub id would do as well.
 
     Raises:
         CheckpointError: it does not exist, is not a folder, or an interrupted replacement moved it aside.
     """
     if not _exists(folder):
         aside = _moved_aside(folder)
-        hint = "Check the spelling; a hub id looks like org/name."
+        hint = "Check the spelling; only a folder will do here, and nothing is fetched from the hub."
+        if or_hub_id:
+            hint = "Check the spelling; a hub id looks like org/name."
         if aside is not None:
             hint = (
                 f"A replacement of it was interrupted; the old folder is beside it as {aside.name}. Run the same "
@@ -134,6 +141,7 @@ def as_named(folder: Path) -> Path:
 def _fetch(hub_id: str, revision: str | None, *, local_only: bool) -> Source:
     import huggingface_hub  # a quarter of a second, and only for hub ids
 
+    limit_silence()
     try:
         fetched = huggingface_hub.snapshot_download(
             hub_id,

@@ -31,6 +31,13 @@ def layers(incomplete: str) -> list[str]:
     return _beginning(get_args(LayerChoice), incomplete)
 
 
+def families(incomplete: str) -> list[str]:
+    """Families, for `surgery families`: those that are refused too, since it says why."""
+    from surgery.anatomy import FAMILIES, REFUSED
+
+    return _beginning(sorted({*FAMILIES, *REFUSED}), incomplete)
+
+
 def recipes(incomplete: str) -> list[str]:
     """Recipes that ship."""
     return _shipped("recipes", incomplete)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +34,7 @@ _ParserError: Any = typer.BadParameter.__mro__[2]
 SCHEMA_VERSION = 1
 _PACKAGE = Path(__file__).parents[1]
 INTERRUPTED = 130
+TERMINATED = 143
 
 out = Console()
 err = Console(stderr=True)
@@ -70,7 +73,7 @@ EventsOption = Annotated[
     Path | None, typer.Option("--events", help="Write each event to this file, one JSON line each.")
 ]
 
-_settings = {"verbose": False, "quiet": False, "json": False, "emitted": False}
+_settings = {"verbose": False, "quiet": False, "json": False, "emitted": False, "terminated": False}
 
 
 def setup(*, verbose: bool = False, quiet: bool = False) -> None:
@@ -171,8 +174,11 @@ def printable(text: object) -> str:
 def run(app: typer.Typer, arguments: list[str] | None) -> int:
     """Run the app; turn every expected error into one message and its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    _settings.update(emitted=False, json="--json" in given[: given.index("--") if "--" in given else None])
+    _settings.update(
+        emitted=False, terminated=False, json="--json" in given[: given.index("--") if "--" in given else None]
+    )
     try:
+        _clean_up_when_terminated()
         command = typer.main.get_command(app)
         _shorten_types(command)
         result = command(arguments, standalone_mode=False)
@@ -200,9 +206,23 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
             _report(1, message, "This is not an expected error; -v shows where it comes from.")
         return 1
     if code == INTERRUPTED:  # caught here, or by the parser
-        err.print("interrupted", style="yellow")
-        _emit_error(INTERRUPTED, "interrupted", None)
+        code, word = (TERMINATED, "terminated") if _settings["terminated"] else (INTERRUPTED, "interrupted")
+        err.print(word, style="yellow")
+        _emit_error(code, word, None)
     return code
+
+
+def _clean_up_when_terminated() -> None:
+    """SIGTERM ends a command as Ctrl-C does, so that nothing half done is left; the default just kills it."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(*_: object) -> None:
+    _settings["terminated"] = True
+    raise KeyboardInterrupt
 
 
 def _shorten_types(command: Any) -> None:

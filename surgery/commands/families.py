@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from surgery.commands import console
+from surgery.commands import completing, console
 from surgery.commands.app import app
-from surgery.errors import UsageError
+from surgery.errors import PlanRefusedError, UsageError
 
 if TYPE_CHECKING:
     from surgery.operations.catalog import FamilyEntry
@@ -18,17 +18,30 @@ if TYPE_CHECKING:
 
 @app.command()
 def families(
-    names: Annotated[list[str] | None, typer.Argument(help="Only these; by default all.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Only these, by model type or by transformers' class; by default all.",
+            autocompletion=completing.families,
+        ),
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="The page docs/families.md.")] = False,
     as_json: console.JsonOption = False,
 ) -> None:
     """List the supported families: kinds of attention, which operations apply, what to know, and what is refused."""
-    from surgery.anatomy import find_family
-    from surgery.operations.catalog import family_entries, refused_families
+    from surgery.operations.catalog import family_entries, find_families, refused_families
 
     if markdown and as_json:
         raise UsageError("--markdown and --json exclude each other")
-    wanted = {find_family(name).model_type for name in names or ()}
+    wanted: set[str] = set()
+    errors: list[PlanRefusedError] = []
+    for name in names or ():
+        try:
+            wanted.update(find_families(name))
+        except PlanRefusedError as error:
+            errors.append(error)
+    if errors and not wanted:
+        raise _together(errors)
     entries = [entry for entry in family_entries() if not wanted or entry.model_type in wanted]
     refused = {} if wanted else refused_families()
     if as_json:
@@ -39,6 +52,15 @@ def families(
         sys.stdout.write(families_page([entry.to_dict() for entry in entries], refused))
     else:
         _print(entries, refused)
+    if errors:
+        raise _together(errors)
+
+
+def _together(errors: list[PlanRefusedError]) -> PlanRefusedError:
+    """One error for all names that are not supported."""
+    messages = dict.fromkeys(error.message for error in errors)
+    hints = dict.fromkeys(error.hint for error in errors if error.hint)
+    return PlanRefusedError("\n".join(messages), hint="\n".join(hints) or None)
 
 
 # For a line of 80 characters; the page in docs/ says it in full.

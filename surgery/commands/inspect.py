@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,7 @@ from surgery.commands.app import app
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from surgery.anatomy import AttentionLayer, Rope
+    from surgery.anatomy import Rope
     from surgery.operations.inspection import Inspection
 
 
@@ -41,9 +42,18 @@ def inspect(
         console.emit("inspection", inspection.to_dict())
         return
     console.out.print(_summary(inspection))
-    console.out.print(_layer_table(inspection))
-    for line in (*_nowhere(inspection), *_advice(inspection, console.printable(shlex.quote(model)))):
+    notes: dict[str, int] = {}
+    console.out.print(_layer_table(inspection, notes))
+    for note in _notes(inspection, notes):
+        console.out.print(_wrapped(console.printable(note)), markup=False, highlight=False, soft_wrap=True)
+    for line in _advice(inspection, console.printable(shlex.quote(model))):
         console.out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _wrapped(text: str) -> str:
+    """Lines that the terminal holds, broken between words."""
+    width = console.out.width
+    return textwrap.fill(text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
 def _summary(inspection: Inspection) -> Table:
@@ -62,6 +72,10 @@ def _summary(inspection: Inspection) -> Table:
         "dtypes": ", ".join(f"{dtype} x {count}" for dtype, count in anatomy.dtypes.items()),
         "layers": f"{len(anatomy.layers)}",
         "heads": f"{first.heads} query, {first.kv_heads} key-value, size {first.head_dim}",
+        "query norm": _by_layer(
+            inspection, "query_norm", {None: "none", "head": "of each head", "all": "of all heads"}
+        ),
+        "soft cap": _by_layer(inspection, "softcap", {None: "none"}),
         "trained length": length,
         "rope": "; ".join(map(_rope, anatomy.ropes)) or "no rotary positions",
         "embeddings": "tied" if anatomy.tied_embeddings else "untied",
@@ -73,6 +87,20 @@ def _summary(inspection: Inspection) -> Table:
     for name, value in rows.items():
         table.add_row(Text(name, style="dim"), Text(console.printable(value)))
     return table
+
+
+def _by_layer(inspection: Inspection, attribute: str, words: Mapping[Any, str]) -> str:
+    """What the layers with attention have of something; with their numbers where it is not the same for all."""
+    from surgery.conversion.card import summarize_numbers
+
+    layers: dict[str, list[int]] = {}
+    for layer in inspection.layers:
+        if layer.kind != "none":
+            value = getattr(layer, attribute)
+            layers.setdefault(words.get(value) or f"{value:g}", []).append(layer.index)
+    if len(layers) == 1:
+        return next(iter(layers))
+    return "; ".join(f"{said} (layers {summarize_numbers(numbers)})" for said, numbers in layers.items())
 
 
 def _rope(rope: Rope) -> str:
@@ -116,56 +144,84 @@ def _trained(inspection: Inspection) -> str:
     )
 
 
-def _layer_table(inspection: Inspection) -> Table:
-    """One row for each run of layers that are alike."""
+def _layer_table(inspection: Inspection, notes: dict[str, int]) -> Table:
+    """One row for each run of layers that are alike; a reason is a number here and a line below, from ``notes``."""
     from rich.table import Table
 
     table = Table(title="Attention", title_justify="left")
-    for column in ("layers", "kind", "window", "query norm", "soft cap", *_somewhere(inspection)):
-        table.add_column(column, overflow="fold", min_width=max(map(len, column.split())))
-    runs: list[list[AttentionLayer]] = []
+    operations = _with_column(inspection)
+    rows: list[tuple[list[int], tuple[str, ...]]] = []
     for layer in inspection.layers:
-        if runs and _row(inspection, layer) == _row(inspection, runs[-1][-1]):
-            runs[-1].append(layer)
+        cells = (
+            layer.kind,
+            str(layer.window or "-"),
+            *(_cell(inspection, name, layer.index, notes) for name in operations),
+        )
+        if rows and rows[-1][1] == cells:
+            rows[-1][0].append(layer.index)
         else:
-            runs.append([layer])
-    for run in runs:
-        numbers = f"{run[0].index}" if len(run) == 1 else f"{run[0].index}-{run[-1].index}"
-        table.add_row(numbers, *_row(inspection, run[0]))
+            rows.append(([layer.index], cells))
+    found = [(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}", *cells) for run, cells in rows]
+    columns: list[tuple[str, ...]] = list(zip(("layers", "kind", "window", *operations), *found, strict=True))
+    # On a narrow terminal a cell breaks between words, and never within one.
+    narrow = sum(max(map(len, column)) + 3 for column in columns) + 1 > console.out.width
+    for column in columns:
+        words = [word for cell in column for word in cell.split()]
+        table.add_column(column[0], width=max(map(len, words)) if narrow else None)
+    for row in found:
+        table.add_row(*row)
     return table
 
 
-def _row(inspection: Inspection, layer: AttentionLayer) -> tuple[str, ...]:
-    applies = (console.printable(reasons[layer.index] or "applies") for reasons in _somewhere(inspection).values())
-    return (
-        layer.kind,
-        str(layer.window or "-"),
-        layer.query_norm or "-",
-        f"{layer.softcap:g}" if layer.softcap else "-",
-        *applies,
-    )
+def _cell(inspection: Inspection, operation: str, layer: int, notes: dict[str, int]) -> str:
+    """``applies``, or ``if asked (1)``, ``never (2)`` with the number of the note that says why."""
+    choice = inspection.choice(operation, layer)
+    if choice == "default":
+        return "applies"
+    return f"{choice} ({notes.setdefault(_why(inspection, operation, layer), len(notes) + 1)})"
 
 
-def _somewhere(inspection: Inspection) -> dict[str, tuple[str | None, ...]]:
+def _why(inspection: Inspection, operation: str, layer: int) -> str:
+    """Why an operation is not performed on a layer by itself, and what asks for it."""
+    way = inspection.ways[operation][layer]
+    return f"{inspection.applies[operation][layer]}" + (f"; {way} asks for it" if way else "")
+
+
+def _with_column(inspection: Inspection) -> list[str]:
     """The operations that have a column: those that the same reason does not keep from every layer."""
-    return {name: reasons for name, reasons in inspection.applies.items() if None in reasons or len(set(reasons)) > 1}
+    return [
+        name
+        for name, reasons in inspection.applies.items()
+        if None in reasons or len({_why(inspection, name, layer) for layer in range(len(reasons))}) > 1
+    ]
 
 
-def _nowhere(inspection: Inspection) -> list[str]:
-    """One line for each reason that keeps operations from every layer."""
+def _notes(inspection: Inspection, notes: dict[str, int]) -> list[str]:
+    """The reasons in the table, by number, and one line for each reason that keeps operations from every layer."""
     kept: dict[str, list[str]] = {}
-    for name, reasons in inspection.applies.items():
-        if name not in _somewhere(inspection) and reasons:
-            kept.setdefault(str(reasons[0]), []).append(name)
-    return [f"{', '.join(names)}: {console.printable(reason)}" for reason, names in kept.items()]
+    choices: dict[str, str] = {}
+    columns = _with_column(inspection)
+    for name in inspection.applies:
+        if name not in columns and inspection.layers:
+            why = _why(inspection, name, 0)
+            kept.setdefault(why, []).append(name)
+            choices[why] = inspection.choice(name, 0)
+    return [
+        *(f"({number}) {why}" for why, number in notes.items()),
+        *(f"{', '.join(names)} {choices[why]}: {why}" for why, names in kept.items()),
+    ]
 
 
 def _advice(inspection: Inspection, model: str) -> list[str]:
+    """The commands that come next. Of an operation that no layer has by default: with the layers that may be asked."""
     found = [f"Next: surgery verify {model}"] if inspection.anatomy.operations else []
     if inspection.anatomy.family.unverified and not inspection.anatomy.operations:
         model += " --allow-unverified"
-    return found + [
-        f"Next: surgery convert --to {name} {model}{_NEEDED.get(name, '')}"
-        for name, reasons in inspection.applies.items()
-        if any(reason is None for reason in reasons)
-    ]
+    for name, reasons in inspection.applies.items():
+        # One way alone: of several, as for positions that are scaled too, only the user knows which is meant.
+        ways = set(filter(None, inspection.ways[name]))
+        way = next(iter(ways)) if len(ways) == 1 else ""
+        if None in reasons or way.startswith("--layers"):
+            asked = "" if None in reasons else f" {way}"
+            found.append(f"Next: surgery convert --to {name} {model}{asked}{_NEEDED.get(name, '')}")
+    return found

@@ -135,7 +135,8 @@ def make_plan(
     skipped: dict[str, str] = {}
     changes: dict[str, Any] = {}
     has_code = False
-    for given in operations if calibration is None else _calibrated(operations, calibration):
+    filled = operations if calibration is None else _calibrated(operations, calibration)
+    for asked, given in zip(operations, filled, strict=True):
         options = parse_operation(given)
         operation = OPERATIONS[options.name]
         if any(other.name == options.name for other in resolved):
@@ -162,7 +163,10 @@ def make_plan(
         warnings += operation.warnings(options, anatomy)
         for layer in anatomy.layers:
             if layer.index not in options.layers:
-                skipped[f"{options.name}:{layer.index}"] = operation.obstacle(layer, anatomy) or "not chosen"
+                # Among numbers another layer of the same kind may stand: then its kind is not the reason.
+                possible = _by_number(asked) and operation.way(layer, anatomy) is not None
+                reason = None if possible else operation.obstacle(layer, anatomy)
+                skipped[f"{options.name}:{layer.index}"] = reason or "not chosen"
     if not resolved:
         raise UsageError("no operation was given", hint=f"Choose one of: {', '.join(OPERATIONS)}.")
     warnings += (*caveats(anatomy.family), *_source_warnings(checkpoint))
@@ -194,6 +198,12 @@ def make_plan(
         source_record=tuple(filter(_in_record, checkpoint.other_files)),
     )
     return PreparedPlan(plan, source, checkpoint, anatomy, calibration)
+
+
+def _by_number(given: Mapping[str, Any] | OperationOptions) -> bool:
+    """Whether the layers were named one by one, and not by a word."""
+    layers = given.get("layers", "full") if isinstance(given, Mapping) else given.layers
+    return layers not in get_args(LayerChoice)
 
 
 def _calibrated(
@@ -258,6 +268,8 @@ def _problem(problem: dict[str, Any]) -> str:
     if not option:
         return message
     given = problem["input"]
+    if message.startswith(repr(given)):
+        return f"{option}: {message}"
     nearest = None
     if problem["type"] == "literal_error" and isinstance(given, str):
         choices = str(problem["ctx"]["expected"]).replace(" or ", ", ").replace("'", "").split(", ")

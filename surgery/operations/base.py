@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from surgery.anatomy import Anatomy, AttentionLayer
 from surgery.errors import PlanRefusedError
@@ -29,17 +29,22 @@ class PlannedTensor:
     start: float | tuple[float, ...]
 
 
-def parse_layers(text: str) -> tuple[int, ...]:
+def parse_layers(text: str, words: Sequence[str] = ()) -> tuple[int, ...]:
     """``0-3,7`` as (0, 1, 2, 3, 7).
+
+    Args:
+        text: numbers and ranges.
+        words: what could have stood in place of the whole text, for the error.
 
     Raises:
         ValueError: the text is not such a list.
     """
+    instead = f", nor one of {', '.join(words)}, each of which stands alone" if words else ""
     chosen: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not all(number.isascii() and number.isdigit() for number in ([first, last] if dash else [first])):
-            raise ValueError(f"{part.strip()!r} is neither a number nor a range like 0-3")
+            raise ValueError(f"{part.strip()!r} is neither a number nor a range like 0-3{instead}")
         low, high = int(first), int(last) if dash else int(first)
         if high < low or high > _HIGHEST:
             raise ValueError(f"{part.strip()!r} is not an ascending range of layers or heads")
@@ -62,9 +67,10 @@ class OperationOptions(BaseModel):
 
     @field_validator("layers", "heads", "keep_softmax", mode="before", check_fields=False)
     @classmethod
-    def _numbers(cls, value: Any) -> Any:
-        if isinstance(value, str) and value not in get_args(LayerChoice):
-            return parse_layers(value)
+    def _numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        words = get_args(LayerChoice) if info.field_name == "layers" else ()
+        if isinstance(value, str) and value not in words:
+            return parse_layers(value, words)
         return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
     @field_validator("layers", "heads", "keep_softmax", check_fields=False)
@@ -120,6 +126,10 @@ class Operation(ABC):
         """As :meth:`skipping`, with the whole model in view."""
         return self.skipping(layer)
 
+    def way(self, layer: AttentionLayer, anatomy: Anatomy) -> str | None:
+        """The option of `surgery convert` that overcomes :meth:`obstacle`, or None where nothing does."""
+        return None if self.refusal(layer) else f"--layers {layer.kind}"
+
     def choose_layers(self, options: OperationOptions, anatomy: Anatomy) -> tuple[int, ...]:
         """Numbers of the layers that ``options.layers`` names.
 
@@ -141,7 +151,7 @@ class Operation(ABC):
         if not chosen:
             reasons = sorted({self.skipping(layer) or f"it is a {layer.kind}-attention layer" for layer in layers})
             kinds = dict.fromkeys(layer.kind for layer in layers if self.refusal(layer) is None)
-            ways = [f"--layers {kind}" for kind in kinds if kind in get_args(LayerChoice)]
+            ways = [f"--layers {kind}" for kind in ("all", *kinds) if kind in get_args(LayerChoice)] if kinds else []
             raise PlanRefusedError(
                 f"nothing to convert: no layer of this model is chosen by --layers {options.layers} "
                 f"({'; '.join(reasons)})",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from surgery.anatomy import FAMILIES, REFUSED, Family
+from surgery.anatomy import FAMILIES, REFUSED, Family, find_family
 from surgery.anatomy.families import VERIFIED
 from surgery.operations import OPERATIONS
 
@@ -15,6 +16,7 @@ _POSITIONS = {
     "by_layer_type": "rotary, by kind of layer",
     "none": "not rotary",
 }
+_CLASS_ENDING = re.compile(r"(forcausallm|lmheadmodel|forconditionalgeneration|model|config)$")
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,43 @@ def refused_families() -> dict[str, str]:
     return dict(sorted(REFUSED.items()))
 
 
+def find_families(name: str) -> tuple[str, ...]:
+    """Model types of the supported families that go by a name, whatever its capitals.
+
+    Args:
+        name: a model type, or one of transformers' classes: ``LlamaForCausalLM``, ``LlamaConfig``.
+
+    Raises:
+        PlanRefusedError: there is none, or it is refused, with the reason.
+    """
+    if name in FAMILIES or name in REFUSED:
+        return (find_family(name).model_type,)
+    wanted = _plain(name)
+    types = {_plain(known): known for known in (*REFUSED, *FAMILIES)}
+    if wanted in types:
+        return (find_family(types[wanted]).model_type,)
+    found = tuple(
+        model_type
+        for model_type, family in FAMILIES.items()
+        if wanted in map(_plain, (family.architecture, family.config_class, family.base_model))
+    )
+    # A refused family has no row, and so no names of classes: they are its model type with one of these endings.
+    bare = _CLASS_ENDING.sub("", wanted)
+    return found or (find_family(types.get(bare, name)).model_type,)
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
+
+
 def caveats(family: Family) -> list[str]:
     """What holds for the family's own model too, so that an operation cannot mend it; and its notes."""
     broken: dict[str, list[str]] = {}
     for presentation, reason in family.breaks.items():
         broken.setdefault(reason, []).append(presentation)
     found = [
-        f"its own model, converted or not, says something else when its input is presented as: {', '.join(names)} "
-        f"({reason})"
+        f"its own model, converted or not, says something else when its input is presented as: "
+        f"{', '.join(map(repr, names))} ({reason})"  # quoted, since a name may hold a comma
         for reason, names in broken.items()
     ]
     found += [

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from surgery.anatomy import FAMILIES, REFUSED, Anatomy, AttentionLayer, Family, read_anatomy
 from surgery.anatomy.reading import MODEL_TYPE_PREFIX
 from surgery.checkpoint import Checkpoint, open_checkpoint, resolve
 from surgery.operations import OPERATIONS
+
+Choice = Literal["default", "if asked", "never"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Inspection:
         folder: where it lies on the disk.
         anatomy: layers, sizes, RoPE, dtypes.
         applies: for each operation, for each layer, the reason against it or None.
+        ways: for each operation, for each layer, the option of `surgery convert` that has it applied in spite of that
+            reason (``--layers sliding``); None where it applies by itself, and where nothing can be done.
     """
 
     name: str
@@ -29,11 +33,18 @@ class Inspection:
     folder: Path
     anatomy: Anatomy
     applies: Mapping[str, tuple[str | None, ...]]
+    ways: Mapping[str, tuple[str | None, ...]]
 
     @property
     def layers(self) -> tuple[AttentionLayer, ...]:
         """The attention layers."""
         return self.anatomy.layers
+
+    def choice(self, operation: str, layer: int) -> Choice:
+        """Whether an operation is performed on a layer unless told otherwise, only if that is asked for, or never."""
+        if self.applies[operation][layer] is None:
+            return "default"
+        return "never" if self.ways[operation][layer] is None else "if asked"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -52,7 +63,11 @@ class Inspection:
             "bytes": anatomy.bytes,
             "shards": anatomy.shards,
             "layers": [
-                {**asdict(layer), "operations": {name: reasons[layer.index] for name, reasons in self.applies.items()}}
+                {
+                    **asdict(layer),
+                    "operations": {name: reasons[layer.index] for name, reasons in self.applies.items()},
+                    "choice": {name: self.choice(name, layer.index) for name in self.applies},
+                }
                 for layer in anatomy.layers
             ],
         }
@@ -73,13 +88,18 @@ def inspect(model: str | Path, *, revision: str | None = None, allow_unverified:
     checkpoint = open_checkpoint(source)
     anatomy = read_anatomy(checkpoint, family=unverified_family(checkpoint) if allow_unverified else None)
     done = converted_already(anatomy)
-    applies = {
-        name: tuple(
-            done or anatomy.family.without.get(name) or operation.obstacle(layer, anatomy) for layer in anatomy.layers
+    applies: dict[str, tuple[str | None, ...]] = {}
+    ways: dict[str, tuple[str | None, ...]] = {}
+    for name, operation in OPERATIONS.items():
+        if refused := done or anatomy.family.without.get(name):
+            applies[name], ways[name] = (refused,) * len(anatomy.layers), (None,) * len(anatomy.layers)
+            continue
+        applies[name] = tuple(operation.obstacle(layer, anatomy) for layer in anatomy.layers)
+        ways[name] = tuple(
+            operation.way(layer, anatomy) if reason else None
+            for layer, reason in zip(anatomy.layers, applies[name], strict=True)
         )
-        for name, operation in OPERATIONS.items()
-    }
-    return Inspection(source.name, source.commit, source.folder, anatomy, applies)
+    return Inspection(source.name, source.commit, source.folder, anatomy, applies, ways)
 
 
 def converted_already(anatomy: Anatomy) -> str | None:

@@ -24,7 +24,8 @@ def families_page(entries: Sequence[Mapping[str, Any]], refused: Mapping[str, st
     """
     counts = Counter(version for entry in entries for version in entry["verified_with"])
     verified = ", ".join(f"{version} ({count})" for version, count in sorted(counts.items()))
-    lines = [_HEAD, f"{len(entries)} families, verified with transformers {verified}.", ""]
+    noun = "family" if len(entries) == 1 else "families"
+    lines = [_HEAD, f"{len(entries)} {noun}, verified with transformers {verified}.", ""]
     operations = list(entries[0]["operations"])
     lines += [
         f"| family | transformers' class | attention | positions | {' | '.join(operations)} | transformers |",
@@ -35,13 +36,16 @@ def families_page(entries: Sequence[Mapping[str, Any]], refused: Mapping[str, st
         own = (entry["model_type"], f"`{entry['architecture']}`", entry["attention"], entry["positions"])
         cells = (*own, *applies, ", ".join(entry["verified_with"]))
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "## What to know", ""]
+    notes = []
     for entry in entries:
         refusals = [f"no {name}: {reason}" for name, reason in entry["operations"].items() if reason]
         said = [*refusals, *entry["caveats"]]
         if said:
-            lines.append(f"- **{entry['model_type']}**: {'; '.join(said)}.")
-    lines += ["", "## Refused", "", "| family | why |", "|---|---|"]
+            notes.append(f"- **{entry['model_type']}**: {'; '.join(said)}.")
+    if notes:
+        lines += ["", "## What to know", "", *notes]
+    if refused:
+        lines += ["", "## Refused", "", "| family | why |", "|---|---|"]
     reasons: dict[str, list[str]] = {}
     for model_type, reason in refused.items():
         reasons.setdefault(reason, []).append(model_type)

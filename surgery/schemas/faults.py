@@ -66,7 +66,8 @@ def _message(fault: Any, path: Keys, schema: Schema) -> str:
         return f"must say {fault['ctx']['discriminator']}{f', one of {tags}' if tags else ''}"
     message = fault["msg"].removeprefix("Value error, ")
     given = fault.get("input")
-    if isinstance(given, dict | BaseModel) or given is None:
+    # A message of our own may begin with the value, or the part of it, that is wrong.
+    if isinstance(given, dict | BaseModel) or given is None or message.startswith("'"):
         return message
     if isinstance(given, float) and not math.isfinite(given):
         given = str(given)

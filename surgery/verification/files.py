@@ -99,9 +99,10 @@ def _modeling_file(checkpoint: Checkpoint, plan: Mapping[str, Any], code: bytes)
         detail = "none travels: the family's own class is the right one"
         return Check(name, "passed", detail) if own else Check(name, "failed", "there is one, or a type that needs one")
     if not path.is_file():
-        return Check(name, "failed", "modeling_surgery.py is missing")
+        return Check(name, "failed", "modeling_surgery.py is missing; `surgery refresh` writes it")
     if path.read_bytes() != code:
-        return Check(name, "failed", "modeling_surgery.py differs from the one that this version writes")
+        detail = "modeling_surgery.py differs from the one that this version writes; `surgery refresh` writes that one"
+        return Check(name, "failed", detail)
     return Check(name, "passed", f"{len(code)} bytes")
 
 

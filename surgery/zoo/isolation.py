@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,7 +93,11 @@ class ItemProcess:
         self._killed: dict[str, Any] | None = None
         self._stopping: float | None = None
         self._events: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
-        environment = {**os.environ}
+        # What it writes for a while goes beside its log, where the end of the item, or its next begin, finds it.
+        self._scratch = log.with_suffix(".tmp")
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.mkdir(parents=True)
+        environment = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(self._scratch.resolve()))}
         if threads is not None:
             environment.setdefault("OMP_NUM_THREADS", str(threads))
         # The same package as here, wherever it was imported from.
@@ -180,6 +185,7 @@ class ItemProcess:
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
         last = dict(self._last or {})
         kind = str(last.pop("kind", ""))
         if kind in ("done", "failed", "interrupted"):

@@ -163,7 +163,8 @@ def _stop(*_: object) -> None:
 
 
 def _die_with_parent() -> None:
-    while sys.stdin.buffer.read(65536):
+    # Not sys.stdin: a thread that waits in it holds its lock, on which the interpreter then dies at its own end.
+    while os.read(0, 65536):
         pass
     # The pipe was closed: by a starter that no longer wants anything from us, or that is dead.
     if os.name == "posix" and os.getpgrp() == os.getpid():

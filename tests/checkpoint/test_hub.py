@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
-from surgery.checkpoint import resolve
+from surgery.checkpoint import hub_client, resolve
 from surgery.checkpoint.pushing import check_push, push
 from surgery.conversion import convert
 from surgery.errors import CheckpointError, UsageError
@@ -149,3 +151,19 @@ def test_the_commands(hub: Hub, tmp_path: Path) -> None:
     assert again.returncode == 2 and "earlier output" in again.stderr and not Path(f"{out}2").exists(), "asked first"
     said = json.loads(surgery("push", out, "team/other", "--public", "--json").stdout)
     assert (said["kind"], said["repository"], said["private"]) == ("push", "team/other", False)
+
+
+def test_a_hub_that_accepts_and_never_answers_is_not_waited_for_long(
+    hub: Hub, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_client, "LONGEST_SILENCE", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        began = time.monotonic()
+        with pytest.raises(CheckpointError, match="does not say whether me can be written to: ReadTimeout"):
+            push(output, NAME)
+        with pytest.raises(CheckpointError, match="the hub cannot be reached"):
+            resolve(NAME)
+        assert time.monotonic() - began < 20

@@ -91,6 +91,7 @@ def test_completion_names_the_commands_without_torch(shell: str) -> None:
         ("surgery finetune screening-", {"screening-recover", "screening-unit"}),
         ("surgery recipes show ti", {"tiny"}),
         ("surgery evaluate model --suite q", {"quick"}),
+        ("surgery families ministral", {"ministral", "ministral3"}),
         ("surgery finetune no-such", set()),
     ],
 )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -272,3 +275,23 @@ def test_control_characters_of_a_stranger_are_spelled_out(surgery: Any, tmp_path
     ran = surgery(command, folder, *(["--to", "ssmax"] if command == "convert" else []))
     assert "\x1b" not in ran.out + ran.err and "\x07" not in ran.out + ran.err
     assert "\\x1b" in ran.out + ran.err
+
+
+def test_a_termination_cleans_up_and_is_exit_code_143(
+    surgery: Any, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """SIGTERM in the middle of writing: no lock and no half output stays."""
+
+    def terminated(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    monkeypatch.setattr("surgery.conversion.execution.write_json", terminated)
+    try:
+        ran = surgery("convert", model, "--to", "ssmax", "-o", tmp_path / "out", "--json")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ran.code == 143 and "terminated" in ran.err and ran.document()["error"]["code"] == 143
+    assert not [path.name for path in tmp_path.iterdir() if "out" in path.name]

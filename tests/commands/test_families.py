@@ -53,6 +53,61 @@ def test_a_name_that_is_refused_or_unknown_says_so(capsys: pytest.CaptureFixture
     assert code == 3 and "'llama'" in err
 
 
+def test_what_is_known_is_shown_before_the_refusal(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "llama", "gemma2", "minimax", "nowhere")
+    assert code == 3 and "2 families" in out and "gemma2" in out and "refused" not in out
+    assert REFUSED["minimax"] in err and "'nowhere' is not supported" in err and "gemma2" not in err
+    code, out, _ = run(capsys, "llama", "minimax", "--json")
+    document = json.loads(out)
+    assert code == 3 and [entry["model_type"] for entry in document["families"]] == ["llama"]
+    code, out, err = run(capsys, "llama", "minimax", "--markdown")
+    assert code == 3 and "| llama |" in out and REFUSED["minimax"] in err
+    code, out, _ = run(capsys, "minimax", "--json")
+    assert code == 3 and json.loads(out)["kind"] == "error"
+
+
+@pytest.mark.parametrize(
+    ("given", "model_type"),
+    [
+        ("LLAMA", "llama"),
+        ("LlamaForCausalLM", "llama"),
+        ("llamaforcausallm", "llama"),
+        ("LlamaConfig", "llama"),
+        ("GPT2LMHeadModel", "gpt2"),
+        ("Gemma3ForCausalLM", "gemma3_text"),
+        ("ModernBertDecoder", "modernbert-decoder"),
+    ],
+)
+def test_other_spellings_of_a_name(capsys: pytest.CaptureFixture[str], given: str, model_type: str) -> None:
+    code, out, _ = run(capsys, given, "--json")
+    assert code == 0 and [entry["model_type"] for entry in json.loads(out)["families"]] == [model_type]
+
+
+def test_a_class_of_a_refused_family_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "DeepseekV3ForCausalLM")
+    assert code == 3 and REFUSED["deepseek_v3"] in err
+
+
+def test_a_page_of_one_family_has_no_empty_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "llama", "--markdown")
+    assert code == 0 and "\n1 family, verified" in out and "## Refused" not in out and "## What to know" not in out
+
+
+def test_presentations_are_quoted_since_a_name_may_hold_a_comma(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "llama4_text")
+    assert "presented as: 'left-padded', 'left-padded, no position_ids', " in out
+
+
+def test_no_other_page_counts_the_families_otherwise() -> None:
+    """A number that is written down stays behind; docs/families.md is drawn."""
+    for page in (ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        counts = re.findall(r"all (\d\d)\b|\b(\d\d) families|^(\d\d), from llama", text, re.MULTILINE)
+        found = {number for match in counts for number in match if number}
+        # The table of results is of the families that there were when it was measured.
+        assert found - ({"12"} if page.name in ("README.md", "results.md") else set()) <= {str(len(FAMILIES))}, page
+
+
 def test_the_page_in_docs_is_current(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--markdown")
     assert code == 0

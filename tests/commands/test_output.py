@@ -56,7 +56,7 @@ def test_inspect_says_what_was_done_and_whether_it_was_trained(
     monkeypatch.setattr(console, "out", console.Console(width=80))
     said = surgery("inspect", out).out
     assert "ssmax (anchored), N = 8192, layers 1, 3, heads 0-3" in " ".join(said.split())
-    assert "no: as converted" in said and "ssmax, screening, rope: converted already (ssmax)\n" in said
+    assert "no: as converted" in said and "ssmax, screening, rope never: converted already (ssmax)\n" in said
     assert "…" not in said
     (out / HISTORY_NAME).write_text(json.dumps({"entries": [{"trained": "scale", "tokens": 8000}]}))
     assert "scale (8,000 tokens)" in surgery("inspect", out).out

@@ -13,7 +13,7 @@ import pytest
 from surgery.anatomy import REFUSED
 from surgery.checkpoint import load_json, open_checkpoint, write_json
 from surgery.conversion import PLAN_NAME, convert, make_plan
-from surgery.conversion.plan import NEW_SHARD, SHARD_PREFIX
+from surgery.conversion.plan import NEW_SHARD, SHARD_PREFIX, parse_operation
 from surgery.errors import CheckpointError, PlanRefusedError, SurgeryError, UsageError
 from tests.anatomy.builders import bare_config, bare_source
 from tests.checkpoint.builders import listing, reindex, sharded
@@ -106,9 +106,15 @@ def test_new_shard_names_are_none_that_save_pretrained_writes_or_deletes(make_ki
 def test_skipped_layers_say_why(tmp_path: Path) -> None:
     source = bare_source(tmp_path / "model", "gemma2", sliding_window=16)
     plan = make_plan(source, [{"name": "ssmax", "layers": "1"}]).plan
-    assert plan.skipped_layers["ssmax:3"] == "not chosen"
-    assert "16 keys" in plan.skipped_layers["ssmax:0"]
-    assert set(plan.skipped_layers) == {"ssmax:0", "ssmax:2", "ssmax:3"}
+    assert plan.skipped_layers == dict.fromkeys(("ssmax:0", "ssmax:2", "ssmax:3"), "not chosen")
+    plan = make_plan(source, [{"name": "ssmax"}]).plan
+    assert set(plan.skipped_layers) == {"ssmax:0", "ssmax:2"} and "16 keys" in plan.skipped_layers["ssmax:0"]
+    plan = make_plan(source, [parse_operation({"name": "ssmax", "layers": [0]})]).plan
+    assert plan.skipped_layers["ssmax:2"] == "not chosen", "0, which slides too, was taken"
+    # Where it cannot be applied at all, numbers make no difference.
+    scaled = bare_source(tmp_path / "scaled", "llama4_text", attention_chunk_size=512)
+    plan = make_plan(scaled, [{"name": "ssmax", "layers": "0"}]).plan
+    assert plan.skipped_layers["ssmax:1"] == "not chosen" and "scales the queries" in plan.skipped_layers["ssmax:3"]
 
 
 # ------------------------------------------------------------------------------------------------ what is refused

@@ -13,6 +13,7 @@ from surgery.checkpoint import open_checkpoint
 from surgery.conversion.plan import parse_operation
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.operations import OPERATIONS, parse_layers
+from surgery.zoo.manifest import ManifestError, read_manifest
 from tests.anatomy.builders import LAYERS, bare_source
 
 SSMAX = OPERATIONS["ssmax"]
@@ -111,6 +112,27 @@ def test_a_wrong_option_is_named(options: dict[str, Any]) -> None:
         parse_operation({"name": "ssmax", **options})
     assert any(name in caught.value.message for name in (*options, "scale", "bias"))
     assert "Traceback" not in caught.value.message and "pydantic" not in caught.value.message
+
+
+@pytest.mark.parametrize("given", ["chunk", "full,sliding", "0-3,all"])
+def test_words_for_layers_are_named_where_they_are_allowed(given: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_operation({"name": "ssmax", "layers": given})
+    assert "neither a number nor a range like 0-3, nor one of full, sliding, chunked, all" in caught.value.message
+    assert caught.value.message.count(repr(given)) == 1
+    with pytest.raises(UsageError) as caught:
+        parse_operation({"name": "ssmax", "heads": "all"})
+    assert caught.value.message == "ssmax: heads: 'all' is neither a number nor a range like 0-3"
+
+
+@pytest.mark.parametrize("given", ["foo", "0,foo"])
+def test_a_fault_in_a_file_names_what_was_given_once(given: str) -> None:
+    text = {"models": [{"path": "x"}], "operations": [{"name": "ssmax", "layers": given}], "output": "out"}
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(text)
+    (problem,) = caught.value.problems
+    assert problem.message.startswith("'foo' is neither a number nor a range like 0-3, nor one of full, ")
+    assert ", not " not in problem.message and problem.message.count("foo") == 1
 
 
 def test_all_wrong_options_are_named_at_once() -> None:

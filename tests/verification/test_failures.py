@@ -15,7 +15,7 @@ import surgery.runtime.modeling_surgery as modeling
 from surgery.anatomy.locks import unlock
 from surgery.checkpoint import Checkpoint, load_json, open_checkpoint, sha256_json
 from surgery.checkpoint.record import HISTORY_NAME
-from surgery.conversion import PLAN_NAME
+from surgery.conversion import PLAN_NAME, refresh
 from surgery.conversion.plan import NEW_SHARD
 from surgery.errors import CheckpointError
 from surgery.loading import RunOptions, load_model, load_tokenizer, operation_modules
@@ -117,8 +117,14 @@ def test_a_changed_modelling_file(make_pair: Any, failures: Any) -> None:
     with (out / "modeling_surgery.py").open("a") as file:
         file.write("# harmless\n")
     assert failures(out) == {"modelling file is this version's"}
-    (out / "modeling_surgery.py").unlink()
+    for remove in (False, True):
+        if remove:
+            (out / "modeling_surgery.py").unlink()
+        (check,) = verify(out, files_only=True).failed
+        assert check.name == "modelling file is this version's" and "`surgery refresh`" in check.detail
     assert failures(out) == {"modelling file is this version's"}
+    refresh(out)
+    assert not verify(out, files_only=True).failed
 
 
 def test_an_edited_plan(make_pair: Any, failures: Any) -> None:

@@ -30,17 +30,35 @@ class RopeChange(Operation):
     in_config_alone = True
 
     def obstacle(self, layer: AttentionLayer, anatomy: Anatomy) -> str | None:
-        """A model without RoPE, one that is scaled already, and layers with a RoPE of their own for what is near."""
-        rope = next((rope for rope in anatomy.ropes if layer.index in rope.layers), None)
+        """A model without RoPE, one that is scaled already, and layers with a RoPE for what is near alone."""
+        rope = _rope_of(layer, anatomy)
         if rope is None:
             return "the family has no rotary positions"
         if any(done.get("name") == self.name for done in anatomy.operations):
             return "it was changed already"
+        if reason := self.refusal(layer):
+            return reason
         if rope.label == "sliding_attention":
             return f"its own RoPE, theta {rope.theta:g}, for what is near"
         if rope.type != "default":
             return f"scaled already ({rope.type})"
-        return self.refusal(layer)
+        if _slides_throughout(anatomy):
+            return f"every layer slides and sees no farther than {layer.window} keys"
+        return None
+
+    def way(self, layer: AttentionLayer, anatomy: Anatomy) -> str | None:
+        """The RoPE of the sliding layers by name, one that all of them share by ``all``, a scaled one by replacing."""
+        rope = _rope_of(layer, anatomy)
+        if rope is None or self.refusal(layer) or any(done.get("name") == self.name for done in anatomy.operations):
+            return None
+        found = []
+        if rope.label == "sliding_attention":
+            found.append("--layers sliding")
+        elif _slides_throughout(anatomy):
+            found.append("--layers all")
+        if rope.type != "default":
+            found.append("--replace")
+        return " ".join(found) or None
 
     def resolve(self, options: RopeOptions, anatomy: Anatomy) -> RopeOptions:
         """Check that this model can be changed so; fill in layers, numbers and what was there before."""
@@ -161,7 +179,7 @@ class RopeChange(Operation):
         shared = anatomy.ropes[0].label is None
         if options.layers == "all" or (options.layers == "full" and shared):
             chosen = list(anatomy.ropes)
-            if options.layers == "full" and all(layer.kind == "sliding" for layer in anatomy.layers):
+            if options.layers == "full" and _slides_throughout(anatomy):
                 window = anatomy.layers[0].window
                 raise PlanRefusedError(
                     f"nothing to convert: every layer slides and sees no farther than {window} keys",
@@ -207,6 +225,15 @@ class RopeChange(Operation):
                 hint="Say it: --original-length 8192, or whatever it was.",
             )
         return stated
+
+
+def _rope_of(layer: AttentionLayer, anatomy: Anatomy) -> Rope | None:
+    return next((rope for rope in anatomy.ropes if layer.index in rope.layers), None)
+
+
+def _slides_throughout(anatomy: Anatomy) -> bool:
+    """Whether every layer slides, with the one RoPE that all of them share."""
+    return anatomy.ropes[0].label is None and all(layer.kind == "sliding" for layer in anatomy.layers)
 
 
 def _as_written(parameters: Mapping[str | None, Mapping[str, Any]]) -> dict[str, Any]:

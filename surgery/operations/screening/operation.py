@@ -53,11 +53,13 @@ class Screening(Operation):
 
     def skipping(self, layer: AttentionLayer) -> str | None:
         """Sliding and chunked layers: they reject by distance already."""
+        if reason := self.refusal(layer):
+            return reason
         if layer.kind == "sliding":
             return f"its sliding window of {layer.window} keys rejects the rest already"
         if layer.kind == "chunked":
             return f"its chunks of {layer.window} keys reject the rest already"
-        return self.refusal(layer)
+        return None
 
     def resolve(self, options: ScreeningOptions, anatomy: Anatomy) -> ScreeningOptions:
         """Fill in layers, the full window and start values."""

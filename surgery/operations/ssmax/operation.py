@@ -42,11 +42,13 @@ class SSMax(Operation):
 
     def skipping(self, layer: AttentionLayer) -> str | None:
         """Layers of a bounded n, where a multiplier that grows with n has nothing to do."""
+        if reason := self.refusal(layer):
+            return reason
         if layer.kind == "sliding":
             return f"n saturates at the sliding window of {layer.window} keys"
         if layer.kind == "chunked":
             return f"n begins anew with every chunk of {layer.window} keys"
-        return self.refusal(layer)
+        return None
 
     def resolve(self, options: SSMaxOptions, anatomy: Anatomy) -> SSMaxOptions:
         """Fill in layers, N and start values."""
