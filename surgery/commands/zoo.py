@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -67,7 +67,8 @@ def plan(
     if as_json:
         console.emit("zoo-plan", found.to_dict())
     else:
-        console.out.print(plan_table(found))
+        console.out.print(plan_table(found, console.out.width))
+        _advise([(row.item.name, row.hint) for row in found.rows])
         _warn(found)
     if found.of("refused"):
         raise typer.Exit(SOME_FAILED if found.of("ready") or found.of("done") else REFUSED)
@@ -110,7 +111,10 @@ def retry(
 
 @zoo.command()
 def status(manifest: _Manifest, as_json: console.JsonOption = False, verbose: console.VerboseOption = False) -> None:
-    """Show what the ledger says, also while a run goes on. Exit code 5 if something failed or was refused."""
+    """Show what has become of everything, also while a run goes on.
+
+    Exit code 5 if something failed, was refused or is out of date.
+    """
     from surgery.zoo.running import zoo_status
 
     console.setup(verbose=verbose)
@@ -157,6 +161,8 @@ def _run(
     if ray_address is not None and engine is not EngineChoice.ray:
         raise UsageError("--ray-address goes with --engine ray.")
     opened = open_zoo(manifest)
+    if only_failed and not opened.is_begun:
+        raise UsageError(f"Nothing was run yet in {opened.output}.", hint=f"surgery zoo run {manifest}")
     if push is not None:
         check_owner(push)  # before hours of work
     with _listening(events, quiet=quiet) as (on_plan, on_event):
@@ -186,43 +192,60 @@ def _finish(summary: dict[str, Any], *, as_json: bool, files: list[str] | None =
     if as_json:
         console.emit("zoo", {**summary, **({"files": files} if files else {})})
     else:
-        console.out.print(summary_table(summary))
+        console.out.print(summary_table(summary, console.out.width))
+        _advise([(item["item"], item["hint"]) for item in summary["items"]])
         for path in files or ():
             console.out.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
-    if summary["counts"]["failed"] or summary["counts"]["refused"] or summary["not_pushed"]:
+    counts = summary["counts"]
+    if counts["failed"] or counts["refused"] or counts["changed"] or summary["not_pushed"]:
         raise typer.Exit(SOME_FAILED)
+
+
+def _advise(hints: Sequence[tuple[str, str | None]]) -> None:
+    """What to do about reasons, each once. A command, on a line of its own, is not broken: somebody copies it."""
+    said: set[str] = set()
+    for name, hint in hints:
+        if not hint or hint in said:
+            continue
+        said.add(hint)
+        for line in console.printable(f"note: {name}: {hint}").splitlines():
+            is_command = line.startswith(" ")
+            console.out.print(line, markup=False, highlight=False, soft_wrap=is_command or not console.out.is_terminal)
 
 
 def _warn(found: ZooPlan) -> None:
     """Each warning once, with how many items it concerns."""
+    from rich.text import Text
+
     concerned: dict[str, list[str]] = {}
     for row in found.rows:
         for warning in row.warnings:
             concerned.setdefault(warning, []).append(row.item.name)
     for warning, names in concerned.items():
-        console.err.print("note:", style="yellow", end=" ")
         where = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-        console.err.print(console.printable(f"{where}: {warning}"), markup=False, highlight=False, soft_wrap=True)
+        # A terminal breaks a line anywhere, so there it is broken here; elsewhere a line is for programs to read.
+        text = Text.assemble(("note:", "yellow"), console.printable(f" {where}: {warning}"))
+        console.err.print(text, soft_wrap=not console.err.is_terminal)
 
 
 @contextmanager
 def _listening(events: Path | None, *, quiet: bool) -> Iterator[tuple[Callable[[Any], None], _Handler]]:
-    """What is told of the plan and of events: to the file of events, and to the live table on a terminal."""
-    from surgery.commands.zoo_tables import LiveTable
+    """What is told of the plan and of events: to the file of events, and to a live table or, in a log, as lines."""
+    from surgery.commands.zoo_tables import LiveTable, LogLines
 
     with ExitStack() as stack:
         handlers: list[_Handler] = [stack.enter_context(console.event_writer(events))]
-        table = None
-        if console.err.is_terminal and not quiet:
-            table = stack.enter_context(LiveTable(console.err))
-            handlers.append(table)
+        shown: LiveTable | LogLines | None = None
+        if not quiet:
+            shown = stack.enter_context(LiveTable(console.err)) if console.err.is_terminal else LogLines(console.err)
+            handlers.append(shown)
 
         def on_event(event: Mapping[str, Any]) -> None:
             for handler in handlers:
                 handler(event)
 
         def on_plan(found: ZooPlan) -> None:
-            if table is not None:
-                table.begin(found)
+            if shown is not None:
+                shown.begin(found)
 
         yield on_plan, on_event

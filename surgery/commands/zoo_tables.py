@@ -1,13 +1,14 @@
-"""A zoo on the terminal: its plan, its summary, and the table that lives while it runs."""
+"""A zoo on the terminal: its plan, its summary, the table that lives while it runs, and the lines of a log instead."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+from rich.box import HEAVY_HEAD, SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -22,25 +23,31 @@ if TYPE_CHECKING:
     from surgery.zoo.planning import ZooPlan
 
 _STYLES = {"done": "green", "failed": "red", "refused": "red", "ready": "", "running": "blue", "changed": "yellow"}
+_NUMBERS = ("size", "disk", "memory", "time", "peak")
 _MOST_LIVE = 12
+_ENDINGS = {"done": "done", "interrupted": "interrupted", "pushed": "uploaded", "not pushed": "not uploaded"}
+# Of a name's characters before the other columns make way no longer.
+_LEAST_NAME = 24
 
 
-def plan_table(plan: ZooPlan) -> Group:
+def plan_table(plan: ZooPlan, width: int) -> Group:
     """Every item with what it costs; below, the sums, what is done, and why items are refused."""
-    table = Table(title="Plan of the zoo", title_justify="left")
-    for column in ("output", "state", "family", "size", "disk", "memory", "verify"):
-        table.add_column(column, justify="right" if column in ("size", "disk", "memory") else "left", overflow="fold")
+    rows = []
     for row in plan.rows:
         ready = row.state == "ready"
-        table.add_row(
-            Text(printable(row.item.name)),
-            Text("replace" if row.again and ready else row.state, style=_STYLES[row.state]),
-            row.family,
-            human(row.bytes) if row.bytes is not None else "?" if ready else "",
-            human(row.disk) if row.disk is not None and ready else "?" if ready else "",
-            human(row.memory) if ready else "",
-            plain_level(row.item.verify),
+        rows.append(
+            (
+                printable(row.item.name),
+                Text("replace" if row.again and ready else row.state, style=_STYLES[row.state]),
+                row.family,
+                human(row.bytes) if row.bytes is not None else "?" if ready else "",
+                human(row.disk) if row.disk is not None and ready else "?" if ready else "",
+                human(row.memory) if ready else "",
+                plain_level(row.item.verify),
+            )
         )
+    columns = ("output", "state", "family", "size", "disk", "memory", "verify")
+    table = _table(Text("Plan of the zoo"), columns, rows, width)
     counts = {state: len(plan.of(state)) for state in ("ready", "done", "failed", "refused")}
     unknown = sum(row.disk is None for row in plan.of("ready"))
     lines = [
@@ -53,45 +60,76 @@ def plan_table(plan: ZooPlan) -> Group:
     ]
     for words, number in Counter(row.operations for row in plan.of("ready")).items():
         lines.append(Text(printable(f"{number} x {words}"), style="dim"))
-    lines += [
-        Text(printable(f"{row.item.name}: {row.reason}"), style=_STYLES[row.state]) for row in plan.rows if row.reason
-    ]
+    lines += _reasons([(row.item.name, row.state, row.reason) for row in plan.rows])
     return Group(table, *lines)
 
 
-def summary_table(summary: Mapping[str, Any]) -> Group:
-    """What has become of every item; below, why those that are not done are not."""
-    from surgery.reporting.zoo import WORDS, headline, megabytes, seconds
+def summary_table(summary: Mapping[str, Any], width: int) -> Group:
+    """What has become of every item; below, why those that are not done are not, and whether a run is at work."""
+    from surgery.reporting.zoo import course, headline, megabytes, seconds, words
 
     title = f"{summary['zoo']}: {headline(summary)}"
-    table = Table(title=Text(printable(title)), title_justify="left")
     columns = ["output", "state", "family", "size", "time", "peak", "verified"]
     if uploads := bool(summary["pushed"] or summary["not_pushed"]):
         columns.append("hub")
-    for column in columns:
-        table.add_column(column, justify="right" if column in ("size", "time", "peak") else "left", overflow="fold")
-    for item in summary["items"]:
-        table.add_row(
-            Text(printable(item["item"])),
-            Text(WORDS[item["state"]], style=_STYLES.get(item["state"], "")),
+    called = words(summary)
+    rows = [
+        (
+            printable(item["item"]),
+            Text(called[item["state"]], style=_STYLES.get(item["state"], "")),
             item["family"] or "",
             megabytes(item["bytes"]),
             seconds(item["seconds"]),
             megabytes(item["peak"]),
-            Text(printable(item["verdict"] or "")),
+            printable(item["verdict"] or ""),
             *([_upload(item)] if uploads else []),
         )
-    reasons = [
-        Text(printable(f"{item['item']}: {item['reason']}"), style=_STYLES[item["state"]])
         for item in summary["items"]
-        if item["reason"]
     ]
-    reasons += [
+    lines = _reasons([(item["item"], item["state"], item["reason"]) for item in summary["items"]])
+    lines += [
         Text(printable(f"{item['repository']}: {item['push_reason']}"), style="red")
         for item in summary["items"]
         if item["push_reason"]
     ]
-    return Group(table, *reasons)
+    if said := course(summary):
+        lines.append(Text(said, style=_STYLES["running"] if summary["active"] else "yellow"))
+    return Group(_table(Text(printable(title)), columns, rows, width), *lines)
+
+
+def _table(title: Text, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], width: int) -> Table:
+    """A table whose first column, the names, gets its room first: where all is not wide enough, lines make way."""
+    cells = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
+    if not _fits(columns, cells, width):
+        for row in cells:
+            row[:] = [Text(cell.plain.replace(" checks passed", " passed"), style=cell.style) for cell in row]
+    is_wide = _fits(columns, cells, width)
+    table = Table(
+        title=title, title_justify="left", box=HEAVY_HEAD if is_wide else SIMPLE_HEAD, show_edge=is_wide,
+        pad_edge=is_wide, padding=(0, 1) if is_wide else 0,
+    )  # fmt: skip
+    for number, column in enumerate(columns):
+        longest = max((row[number].cell_len for row in cells), default=0)
+        table.add_column(
+            column,
+            justify="right" if column in _NUMBERS else "left",
+            overflow="fold",
+            min_width=min(longest, max(_LEAST_NAME, width // 2)) if number == 0 else None,
+        )
+    for row in cells:
+        table.add_row(*row)
+    return table
+
+
+def _fits(columns: Sequence[str], cells: Sequence[Sequence[Text]], width: int) -> bool:
+    widest = [max(len(column), *(row[n].cell_len for row in cells), 0) for n, column in enumerate(columns)]
+    return sum(widest) + 3 * len(columns) + 1 <= width
+
+
+def _reasons(rows: Sequence[tuple[str, str, str]]) -> list[Text]:
+    return [
+        Text(printable(f"{name}: {reason}"), style=_STYLES.get(state, "")) for name, state, reason in rows if reason
+    ]
 
 
 def _upload(item: Mapping[str, Any]) -> Text:
@@ -180,3 +218,38 @@ class LiveTable:
             parts.append(f"{ended / took * 60:,.1f} items/min, {self._bytes / took / 1e6:,.0f} MB/s")
             parts.append(f"about {duration((total - ended) * took / ended)} left")
         return "; ".join([*parts, duration(took)])
+
+
+class LogLines:
+    """One line for each item as it starts and as it ends, where there is no terminal to draw a table on."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._total = 0
+        self._begun = 0
+
+    def begin(self, plan: ZooPlan) -> None:
+        """Take over how much there is to do."""
+        self._total = len(plan.of("ready"))
+        self._say(f"zoo: {self._total} to do, {len(plan.of('done'))} done already")
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Say what an event tells, if it is a start or an end."""
+        kind, name = event["event"], event.get("item", "")
+        took = f", {duration(event['seconds'])}" if event.get("seconds") is not None else ""
+        why = f": {event['message']}" if event.get("message") else ""
+        if kind == "started":
+            again = event.get("attempt", 1) > 1
+            self._begun += not again
+            self._say(f"{name}: started {'again' if again else f'({self._begun} of {self._total})'}")
+        elif kind == "failed":
+            self._say(f"{name}: {'refused' if event.get('why') == 'refused' else 'failed'}{took}{why}")
+        elif kind in ("done", "interrupted", "pushed", "not pushed"):
+            self._say(f"{name}: {_ENDINGS[kind]}{took}{why}")
+        elif kind == "pushing":
+            self._say(f"{name}: uploading")
+        elif kind == "stopping":
+            self._say("stopping: running items clean up (a second signal: at once)")
+
+    def _say(self, line: str) -> None:
+        self._console.print(printable(" ".join(line.split("\n"))), markup=False, highlight=False, soft_wrap=True)

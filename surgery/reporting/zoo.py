@@ -14,9 +14,9 @@ WORDS = {
     "done": "done",
     "failed": "failed",
     "refused": "refused",
-    "running": "not ended",
+    "running": "running",
     "waiting": "waiting",
-    "changed": "to do again",
+    "changed": "out of date",
 }
 
 
@@ -30,14 +30,32 @@ def render_zoo_page(summary: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update({"megabytes": megabytes, "seconds": seconds, "count": count, "counted": counted})
-    return environment.get_template("zoo.html.j2").render(zoo=summary, headline=headline(summary), words=WORDS)
+    return environment.get_template("zoo.html.j2").render(
+        zoo=summary, headline=headline(summary), words=words(summary), course=course(summary)
+    )
+
+
+def words(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What each state is called: what began and did not end is running only where a run is at work."""
+    return WORDS if summary.get("active") else {**WORDS, "running": "interrupted"}
+
+
+def course(summary: Mapping[str, Any]) -> str:
+    """Whether the zoo is at work, or why it is not; nothing of a run that has ended."""
+    if summary.get("active"):
+        return "running"
+    if not summary.get("begun", True):
+        return "nothing was run yet: `surgery zoo run` begins"
+    return "" if summary["ended"] else "stopped before its end: `surgery zoo run` goes on"
 
 
 def headline(summary: Mapping[str, Any]) -> str:
     """``97 of 100 done, 2 failed, 1 refused``."""
     counts = summary["counts"]
     parts = [f"{count(counts['done'])} of {count(len(summary['items']))} done"]
-    parts += [f"{count(counts[state])} {word}" for state, word in WORDS.items() if state != "done" and counts[state]]
+    parts += [
+        f"{count(counts[state])} {word}" for state, word in words(summary).items() if state != "done" and counts[state]
+    ]
     parts += [f"{count(summary['pushed'])} uploaded"] if summary["pushed"] else []
     parts += [f"{count(summary['not_pushed'])} not uploaded"] if summary["not_pushed"] else []
     return ", ".join(parts)

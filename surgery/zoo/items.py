@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from surgery.checkpoint import quote, safe_relative
+from surgery.checkpoint import CONFIG_NAME, quote, safe_relative
 from surgery.errors import CheckpointError, UsageError
 from surgery.zoo.manifest import LayersLevel, Level, Limits, Manifest, Model, given, operations_of
 
@@ -56,15 +58,17 @@ def expand(manifest: Manifest, base: Path) -> list[Item]:
         base: the folder that paths in it are seen from.
 
     Raises:
-        UsageError: a glob matches no folder, or two items would have the same output; all such faults at once.
+        UsageError: a glob matches no folder, two items would have the same output, or the output lies in a model; all
+            such faults at once.
     """
     output = (base / Path(manifest.output).expanduser()).resolve()
     faults: list[str] = []
     items: list[Item] = []
     for number, model in enumerate(manifest.models):
-        sources = list(_sources(model, base, output))
+        sources, left_out = _sources(model, base, output)
         if not sources:
-            faults.append(f"models.{number}.path: {model.path!r} matches no folder")
+            faults.append(f"models.{number}.path: {model.path!r} matches no folder{_instead(left_out, output)}")
+        faults += [f"models.{number}.exclude: {name!r} matches none of its folders" for name in left_out.useless]
         if len(sources) > 1 and model.name is not None:
             faults.append(f"models.{number}.name: {model.path!r} matches {len(sources)} folders, which would share it")
         items += [_item(manifest, model, source, output) for source in sources]
@@ -76,6 +80,7 @@ def expand(manifest: Manifest, base: Path) -> list[Item]:
         other = seen.setdefault(item.name.casefold(), item)
         if other is not item:
             faults.append(f"{other.source} and {item.source} would both be written to {item.name}")
+    faults += _around(items, output)
     if faults:
         raise UsageError(
             "\n".join(["The manifest cannot be carried out:", *(f"  {fault}" for fault in faults[:20])]),
@@ -85,19 +90,70 @@ def expand(manifest: Manifest, base: Path) -> list[Item]:
     return items
 
 
-def _sources(model: Model, base: Path, output: Path) -> Iterator[str]:
+@dataclass
+class _LeftOut:
+    """Of a glob's folders: how many lie in the output, how many are excluded; and the names that exclude none."""
+
+    in_output: int = 0
+    excluded: int = 0
+    useless: tuple[str, ...] = ()
+
+
+def _sources(model: Model, base: Path, output: Path) -> tuple[list[str], _LeftOut]:
+    left_out = _LeftOut()
     if model.hub is not None:
-        yield model.hub
-        return
+        return [model.hub], left_out
     pattern = str(base / Path(str(model.path)).expanduser())
     if not glob.has_magic(str(model.path)):
         # A folder that is not there is one row of the table, as a broken one is.
-        yield str(Path(pattern))
-        return
-    for found in sorted(glob.glob(pattern, recursive=True)):
-        path = Path(found)
-        if path.is_dir() and not path.resolve().is_relative_to(output):
-            yield str(path)
+        return [str(Path(pattern))], left_out
+    found = [Path(path) for path in sorted(glob.glob(pattern, recursive=True)) if Path(path).is_dir()]
+    excluded, left_out.useless = _excluded(model, base, found)
+    sources = []
+    for path in found:
+        if path.resolve().is_relative_to(output):
+            left_out.in_output += 1
+        elif path in excluded:
+            left_out.excluded += 1
+        else:
+            sources.append(str(path))
+    return sources, left_out
+
+
+def _excluded(model: Model, base: Path, found: list[Path]) -> tuple[set[Path], tuple[str, ...]]:
+    """Which folders an entry leaves out, and the names that leave none out: slips, where a glob may be a precaution."""
+    excluded: set[Path] = set()
+    useless = []
+    for exclude in model.exclude:
+        if "/" in exclude:  # a path, as the entry's own
+            matches = set(map(os.path.normpath, glob.glob(str(base / Path(exclude).expanduser()), recursive=True)))
+            these = {path for path in found if os.path.normpath(path) in matches}
+        else:
+            these = {path for path in found if fnmatchcase(path.name, exclude)}
+        if not these and not glob.has_magic(exclude):
+            useless.append(exclude)
+        excluded |= these
+    return excluded, tuple(useless)
+
+
+def _instead(left_out: _LeftOut, output: Path) -> str:
+    """Where the folders went that a glob did match."""
+    parts = []
+    if left_out.in_output:
+        parts.append(f"{left_out.in_output} that it matches lie in the output {output}, and are never taken for models")
+    if left_out.excluded:
+        parts.append(f"{left_out.excluded} are excluded")
+    return " that is left: " + "; ".join(parts) if parts else ""
+
+
+def _around(items: list[Item], output: Path) -> list[str]:
+    """The models in which the output would lie: what is written there would become part of them."""
+    folders = {output, *(Path(item.source).resolve() for item in items if not item.is_hub)}
+    return [
+        f"output: {output} {'is' if folder == output else 'lies inside'} the model {folder}"
+        for folder in sorted(folders)
+        if output.is_relative_to(folder) and (folder / CONFIG_NAME).is_file()
+    ]
 
 
 def _item(manifest: Manifest, model: Model, source: str, output: Path) -> Item:

@@ -26,7 +26,10 @@ PUSH_EVENTS = ("pushing", "pushed", "not pushed")
 _LONGEST_LINE = 1_000_000
 # What summaries add up, compare or print.
 _NUMBERS = ("seconds", "peak", "bytes", "checks", "attempt")
-_TEXTS = ("fingerprint", "work", "why", "message", "family", "placed", "verdict", "plan", "commit", "repository", "url")
+_TEXTS = (
+    *("fingerprint", "work", "why", "message", "hint", "family", "placed", "verdict", "plan", "commit"),
+    *("repository", "url"),
+)
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,18 @@ def read_ledger(path: Path) -> LedgerState:
     for number, event in _events(path):
         try:
             _apply(state, event)
+        except _NewerError as error:
+            raise CheckpointError(
+                f"The ledger {path.name} was written by a newer version of this tool: {error}.",
+                hint="Install a newer model-surgery, or choose another output.",
+            ) from error
         except (KeyError, TypeError, ValueError) as error:
             raise _broken(path, number, f"is no event of a zoo ({error})") from error
     return state
+
+
+class _NewerError(Exception):
+    """A ledger of a format that this version does not know."""
 
 
 class Ledger:
@@ -162,8 +174,10 @@ def _events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _apply(state: LedgerState, event: Mapping[str, Any]) -> None:
     kind = event["event"]
     if kind == "ledger":
-        if not isinstance(event["format"], int) or event["format"] > FORMAT:
-            raise ValueError(f"format {event['format']!r}, this version reads up to {FORMAT}")
+        if type(event["format"]) is not int:
+            raise ValueError(f"format {event['format']!r}")
+        if event["format"] > FORMAT:
+            raise _NewerError(f"it has format {event['format']}, this one reads up to {FORMAT}")
     elif kind == "run":
         state.run, state.run_ended, state.run_event = _text(event, "run"), False, event
     elif kind == "ended":
@@ -215,7 +229,7 @@ def _cut_torn_line(descriptor: int) -> None:
 
 def _broken(path: Path, number: int, why: str) -> CheckpointError:
     return CheckpointError(
-        f"The ledger {path.name}, line {number}, {why}.",
-        hint="Nothing writes such a line here. Mend it, or move the ledger away: outputs that are there are then "
-        "refused unless --force is given.",
+        f"The ledger {path.name}, line {number}, {why.rstrip('.')}.",
+        hint=f"Nothing writes such a line here. Mend it, or move {path} away: outputs that are there are then refused "
+        "unless --force is given.",
     )

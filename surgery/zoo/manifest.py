@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import string
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, field_validator
 from pydantic_core import to_jsonable_python
@@ -61,6 +62,10 @@ class Model(_Section):
 
     path: str | None = Field(
         default=None, min_length=1, max_length=_LONGEST_PATH, description="Folder or glob, seen from the manifest."
+    )
+    exclude: list[Annotated[str, Field(min_length=1, max_length=_LONGEST_PATH)]] = Field(
+        default=[],
+        description="Folders that the glob matches and that are left out: names, or globs seen from the manifest.",
     )
     hub: str | None = Field(default=None, min_length=1, description="Hub id, org/name.")
     revision: str | None = Field(default=None, min_length=1, description="Branch, tag or commit; with hub.")
@@ -194,6 +199,8 @@ def _between_keys(manifest: Manifest, lines: Mapping[Keys, int]) -> list[Problem
         here: Keys = ("models", number)
         if (model.path is None) == (model.hub is None):
             note(here, "must have exactly one of path and hub")
+        if model.exclude and not (model.path is not None and glob.has_magic(model.path)):
+            note((*here, "exclude"), "does nothing without a glob in path")
         if model.revision is not None and model.hub is None:
             note((*here, "revision"), "does nothing without hub")
         if model.change and model.operations is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from surgery.checkpoint import Checkpoint, Source, free_bytes, human, resolve
+from surgery.checkpoint import Checkpoint, Source, check_output, free_bytes, human, resolve
 from surgery.conversion import make_plan
 from surgery.conversion.card import describe
 from surgery.conversion.plan import PreparedPlan, needed_bytes
@@ -17,6 +17,7 @@ from surgery.zoo.fingerprints import fingerprint, source_fingerprint, work_finge
 from surgery.zoo.items import Item
 from surgery.zoo.ledger import LedgerState
 from surgery.zoo.manifest import Manifest, plain_level
+from surgery.zoo.outputs import GONE, OUT_OF_DATE, check_writable, damage, is_there
 
 State = Literal["ready", "done", "failed", "refused"]
 # Measured: an item's process without torch; the two processes of a verification, before any weight.
@@ -33,7 +34,8 @@ class Row:
         item: what is to be done.
         state: ``done`` is left alone; ``failed`` failed in this run before it was interrupted, and is left too;
             ``refused`` cannot be done.
-        reason: why it is refused, how it failed, or what is not known yet.
+        reason: why it is refused, how it failed, what is not known yet, or why what was done is done again.
+        hint: what to do about the reason, or nothing.
         family: model type of the source.
         operations: what is done, in words.
         bytes: of the source.
@@ -48,6 +50,7 @@ class Row:
     item: Item
     state: State
     reason: str = ""
+    hint: str = ""
     family: str = ""
     operations: str = ""
     bytes: int | None = None
@@ -72,6 +75,7 @@ class Row:
             "output": self.item.output.as_posix(),
             "state": self.state,
             "reason": self.reason,
+            "hint": self.hint or None,
             "family": self.family,
             "operations": self.operations,
             "bytes": self.bytes,
@@ -134,6 +138,9 @@ def plan_zoo(
         output: the folder of all outputs.
         force: replace outputs that the ledger does not know, or that were made from something else.
         only_failed: leave out what has not failed before.
+
+    Raises:
+        CheckpointError: something is to be done, and nothing can be written where the outputs belong.
     """
     free = free_bytes(output)
     rows = []
@@ -144,7 +151,9 @@ def plan_zoo(
         row = _row(item)
         if row.state == "ready":
             row = _with_history(row, ledger, force=force, only_failed=only_failed)
-        rows.append(row)
+        rows.append(_with_place(row))
+    if any(row.state == "ready" for row in rows):
+        check_writable(output)
     return ZooPlan(tuple(_fit(rows, manifest, free)), output, free, manifest.parallel.keep_free)
 
 
@@ -159,6 +168,8 @@ def _row(item: Item) -> Row:
         if source is None:
             return replace(plain, reason="not fetched yet; its cost is known once it is")
         prepared = make_plan(source.folder, item.operations, allow_unverified=item.allow_unverified)
+        if fault := _layers_fault(item, prepared):
+            return replace(plain, state="refused", reason=fault)
         return replace(
             plain,
             family=str(prepared.plan.source["model_type"]),
@@ -170,9 +181,22 @@ def _row(item: Item) -> Row:
             warnings=prepared.plan.warnings,
         )
     except SurgeryError as error:
-        return replace(plain, state="refused", reason=error.message)
+        return replace(plain, state="refused", reason=error.message, hint=error.hint or "")
     except Exception as error:  # a plan of a hundred models must not fall with one of them
         return replace(plain, state="refused", reason=f"not foreseen: {type(error).__name__}: {error}")
+
+
+def _layers_fault(item: Item, prepared: PreparedPlan) -> str | None:
+    """Why the verification of the first layers cannot be run, which it would say only after the conversion."""
+    if item.layers is None:
+        return None
+    there = len(prepared.anatomy.layers)
+    if item.layers > there:
+        return f"verify: layers: {item.layers}: the model has {there} layers"
+    first = min((layer for options in prepared.plan.operations for layer in options["layers"]), default=0)
+    if first >= item.layers:
+        return f"verify: layers: {item.layers}: no operation is performed on these; the first is on layer {first}"
+    return None
 
 
 def at_hand(item: Item) -> Source | None:
@@ -212,29 +236,48 @@ def _parameters(checkpoint: Checkpoint, layers: int | None) -> int:
 def _with_history(row: Row, ledger: LedgerState, *, force: bool, only_failed: bool) -> Row:
     name = row.item.name
     entry, success = ledger.entries.get(name), ledger.successes.get(name)
-    there = row.item.output.is_dir() and any(row.item.output.iterdir())
+    there, broken = is_there(row.item.output), None
     if there and success is not None and _same(row, success.fingerprint, success.work):
-        unknown = "" if row.source is not None else "the source is not at hand, and was not compared"
-        return replace(row, state="done", reason=unknown)
-    if there and entry is not None and entry.status == "started" and appeared(row.item.output, entry.event):
+        broken = damage(row.item.output)
+        if broken is None:
+            unknown = "" if row.source is not None else "the source is not at hand, and was not compared"
+            return replace(row, state="done", reason=unknown)
+    elif there and entry is not None and entry.status == "started" and appeared(row.item.output, entry.event):
         # A kill came between the renaming and the line in the ledger.
         if _same(row, entry.fingerprint, entry.work):
-            return replace(row, state="done", reason="complete when the run was killed")
+            broken = damage(row.item.output)
+            if broken is None:
+                return replace(row, state="done", reason="complete when the run was killed")
         success = entry
     if entry is not None and entry.status == "failed" and not only_failed and not ledger.run_ended:
         same = _same(row, entry.fingerprint, entry.work)
         if same and entry.run == ledger.run:
             return replace(row, state="failed", reason=str(entry.event.get("message", "")))
     if not there:
-        return row
+        was_done = entry is not None and entry.status == "done"
+        return replace(row, reason=row.reason or GONE) if was_done else row
+    if broken is not None:
+        return replace(row, again=True, reason=broken)  # it is ours, as the ledger says: no --force is needed
     if force:
         return replace(row, again=True)
-    made = "was made from something else: the source, the operations, the verification or the version changed"
     return replace(
         row,
         state="refused",
-        reason=f"the output is there and {made if success else 'not in the ledger'}; --force replaces it",
+        reason=OUT_OF_DATE if success else "the output is there and not in the ledger; --force replaces it",
     )
+
+
+def _with_place(row: Row) -> Row:
+    """Refuse what is ready and could not be written: an output within the source, or over what is not ours."""
+    if row.state != "ready":
+        return row
+    source = None if row.item.is_hub else Path(row.item.source)
+    try:
+        check_output(row.item.output, force=row.again, source=source)
+    except SurgeryError as error:
+        why = f"{row.reason}; " if row.reason else ""
+        return replace(row, state="refused", reason=why + error.message, hint=error.hint or "")
+    return row
 
 
 def _same(row: Row, known: str | None, work: str | None) -> bool:
@@ -266,7 +309,7 @@ def _fit(rows: Sequence[Row], manifest: Manifest, free: int) -> list[Row]:
         if row.state == "ready":
             if limits.disk is not None and (row.disk or 0) > limits.disk:
                 reason = f"needs {human(row.disk or 0)} of disk, its limit is {human(limits.disk)}"
-            elif limits.memory is not None and row.memory > limits.memory and row.memory > LIGHT_BYTES:
+            elif limits.memory is not None and row.memory > limits.memory:
                 reason = f"needs about {human(row.memory)} of memory, its limit is {human(limits.memory)}"
             elif manifest.parallel.memory is not None and row.memory > manifest.parallel.memory:
                 reason = (

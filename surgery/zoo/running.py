@@ -10,18 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from surgery.checkpoint import CONFIG_NAME, quote, tidy
-from surgery.checkpoint.locking import FileLock
+from surgery.checkpoint import CONFIG_NAME, load_json, quote, tidy
+from surgery.checkpoint.locking import FileLock, is_held
 from surgery.errors import CheckpointError, SurgeryError, UsageError
 from surgery.zoo.engines import Engine, LocalEngine
 from surgery.zoo.items import Item, expand
 from surgery.zoo.ledger import Ledger, LedgerState, new_run_id, read_ledger
 from surgery.zoo.manifest import Manifest, read_manifest
+from surgery.zoo.outputs import check_is_folder
 from surgery.zoo.planning import ZooPlan, plan_zoo
 from surgery.zoo.scheduling import OnEvent, Schedule
-from surgery.zoo.summaries import summarize
+from surgery.zoo.summaries import PAGE_MARK, PAGE_NAME, SUMMARY_KIND, SUMMARY_NAME, summarize
 
 STATE_FOLDER = ".surgery-zoo"
+_LARGEST_SUMMARY = 500_000_000
+# The mark of a page stands above its table.
+_LONGEST_HEAD = 20_000
 EngineName = Literal["local", "ray"]
 
 
@@ -46,6 +50,16 @@ class Zoo:
         """Where the ledger lies."""
         return self.output / STATE_FOLDER / "ledger.jsonl"
 
+    @property
+    def lock(self) -> Path:
+        """Names the lock that a run holds as long as it lives."""
+        return self.output / STATE_FOLDER / "lock"
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether anything was run; raises what :func:`read_ledger` does."""
+        return read_ledger(self.ledger).run is not None
+
     def plan(self, *, force: bool = False, only_failed: bool = False) -> ZooPlan:
         """What it costs now; see :func:`plan_zoo`."""
         return self._plan(read_ledger(self.ledger), force=force, only_failed=only_failed)
@@ -54,22 +68,23 @@ class Zoo:
         return plan_zoo(self.manifest, self.items, state, output=self.output, force=force, only_failed=only_failed)
 
     def summary(self) -> dict[str, Any]:
-        """What the ledger says of every item, as plain data."""
-        return summarize(self.name, self.output, self.items, read_ledger(self.ledger))
+        """What the ledger says of every item, as plain data, once its output was looked at."""
+        active = is_held(self.lock)  # before the ledger: a run that ends between the two is not called dead
+        return summarize(self.name, self.output, self.items, read_ledger(self.ledger), active=active)
 
 
 def open_zoo(path: str | Path) -> Zoo:
     """Read a manifest and work out its items.
 
     Raises:
-        ManifestError, UsageError: as :func:`read_manifest` and :func:`expand`.
+        ManifestError, UsageError: as :func:`read_manifest` and :func:`expand`; or the output is a file.
     """
     path = Path(path)
     manifest = read_manifest(path)
     base = path.resolve().parent
-    return Zoo(
-        manifest, path.stem, tuple(expand(manifest, base)), (base / Path(manifest.output).expanduser()).resolve()
-    )
+    output = (base / Path(manifest.output).expanduser()).resolve()
+    check_is_folder(output)
+    return Zoo(manifest, path.stem, tuple(expand(manifest, base)), output)
 
 
 def zoo_status(path: str | Path) -> dict[str, Any]:
@@ -136,7 +151,7 @@ def working(zoo: Zoo) -> Iterator[tuple[Ledger, LedgerState]]:
         CheckpointError: the ledger is broken, or cannot be written.
         OutputBusyError: another run works on it.
     """
-    lock = FileLock(zoo.ledger.parent / "lock", f"the zoo in {zoo.output.name}")
+    lock = FileLock(zoo.lock, f"the zoo in {zoo.output.name}")
     lock.acquire()
     try:
         with Ledger(zoo.ledger) as ledger, terminated_as_interrupted():
@@ -147,12 +162,23 @@ def working(zoo: Zoo) -> Iterator[tuple[Ledger, LedgerState]]:
 
 def _check_output(zoo: Zoo) -> None:
     """Other folders may lie beside the outputs, but the summary must not replace a stranger's files."""
-    for name in (CONFIG_NAME, "summary.json", "report.html"):
-        if (zoo.output / name).exists() and not zoo.ledger.is_file():
+    for name in (CONFIG_NAME, SUMMARY_NAME, PAGE_NAME):
+        if (zoo.output / name).exists() and not zoo.ledger.is_file() and not _is_ours(zoo.output / name):
             raise UsageError(
                 f"The output {quote(str(zoo.output))} was not made by this tool: it holds {name}.",
                 hint="Choose another folder for `output` in the manifest.",
             )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a summary or its page was written by an earlier run, whose ledger was moved away since."""
+    if path.name == SUMMARY_NAME:
+        with contextlib.suppress(SurgeryError):
+            return load_json(path, limit=_LARGEST_SUMMARY).get("kind") == SUMMARY_KIND
+    elif path.name == PAGE_NAME:
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            return PAGE_MARK.encode() in file.read(_LONGEST_HEAD)
+    return False
 
 
 def _settle(zoo: Zoo, plan: ZooPlan, state: LedgerState, schedule: Schedule, run: str) -> None:
@@ -172,7 +198,7 @@ def _settle(zoo: Zoo, plan: ZooPlan, state: LedgerState, schedule: Schedule, run
         elif row.state == "refused" and not (
             entry is not None and (entry.status, entry.run, entry.event.get("message")) == ("failed", run, row.reason)
         ):
-            schedule.write("failed", row, why="refused", message=row.reason)
+            schedule.write("failed", row, why="refused", message=row.reason, hint=row.hint or None)
 
 
 def _engine(name: EngineName, address: str | None, zoo: Zoo) -> Engine:
@@ -189,7 +215,9 @@ def terminated_as_interrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.getsignal(signal.SIGTERM)
+    if not callable(before):  # the command line has one that does so, and knows the exit code
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

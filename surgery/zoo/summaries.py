@@ -1,7 +1,9 @@
-"""What has become of every item, as plain data made from the ledger alone, and the files that show it."""
+"""What has become of every item, as plain data from the ledger and a look at the outputs; the files that show it."""
 
 from __future__ import annotations
 
+import calendar
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,25 +14,40 @@ from surgery.zoo.fingerprints import work_fingerprint
 from surgery.zoo.items import Item
 from surgery.zoo.ledger import Entry, LedgerState
 from surgery.zoo.manifest import plain_level
+from surgery.zoo.outputs import GONE, OUT_OF_DATE, damage, is_there
 
 SCHEMA = 1
+SUMMARY_NAME, SUMMARY_KIND = "summary.json", "zoo-summary"
+# How a page of ours is known: every version of its template has this line.
+PAGE_NAME, PAGE_MARK = "report.html", '<p class="over">Zoo</p>'
 STATES = ("done", "failed", "refused", "running", "waiting", "changed")
 _KEPT = ("family", "bytes", "placed", "seconds", "peak", "verdict", "checks", "plan", "commit", "recovered", "attempt")
 
 
-def summarize(name: str, output: Path, items: Sequence[Item], ledger: LedgerState) -> dict[str, Any]:
+def summarize(
+    name: str, output: Path, items: Sequence[Item], ledger: LedgerState, *, active: bool = False
+) -> dict[str, Any]:
     """One row for each item, with its state.
 
     ``done``; ``failed``; ``refused`` (it cannot be done as asked); ``running`` (begun and not ended: by a run
-    that goes on, or one that was killed); ``waiting``; ``changed`` (done, but now
-    something else is asked for).
+    that goes on, or, where ``active`` is False, one that was killed); ``waiting`` (also where what was done is gone
+    or damaged since, with the reason); ``changed`` (done, but now something else is asked for).
+
+    Args:
+        name: of the zoo.
+        output: the folder of all outputs.
+        items: what :func:`expand` gives.
+        ledger: what it says.
+        active: whether a run is at work now.
     """
-    rows = [_row(item, ledger) for item in items]
+    rows = [_row(item, ledger, active=active) for item in items]
     return {
         "zoo": name,
         "tool": __version__,
         "output": output.as_posix(),
+        "begun": ledger.run is not None,
         "ended": ledger.run is not None and ledger.run_ended,
+        "active": active,
         "engine": ledger.run_event.get("engine"),
         "counts": {state: sum(row["state"] == state for row in rows) for state in STATES},
         "pushed": sum(row["pushed"] is not None for row in rows),
@@ -46,12 +63,12 @@ def write_summary(summary: Mapping[str, Any], folder: Path) -> tuple[Path, Path]
     from surgery.reporting import replace_file
     from surgery.reporting.zoo import render_zoo_page
 
-    document = {"schema": SCHEMA, "kind": "zoo-summary", **summary}
-    data = replace_file(folder / "summary.json", dump_json(document).encode())
-    return data, replace_file(folder / "report.html", render_zoo_page(summary).encode())
+    document = {"schema": SCHEMA, "kind": SUMMARY_KIND, **summary}
+    data = replace_file(folder / SUMMARY_NAME, dump_json(document).encode())
+    return data, replace_file(folder / PAGE_NAME, render_zoo_page(summary).encode())
 
 
-def _row(item: Item, ledger: LedgerState) -> dict[str, Any]:
+def _row(item: Item, ledger: LedgerState, *, active: bool) -> dict[str, Any]:
     entry = ledger.entries.get(item.name)
     success = ledger.successes.get(item.name)
     row: dict[str, Any] = {
@@ -61,19 +78,45 @@ def _row(item: Item, ledger: LedgerState) -> dict[str, Any]:
         "verify": plain_level(item.verify),
         "state": _state(item, entry),
         "reason": "",
+        "hint": None,
         "why": None,
         "fingerprint": entry.fingerprint if entry is not None else None,
         **dict.fromkeys((*_KEPT, "repository", "pushed", "push_reason")),
     }
     if entry is None:
         return row
+    if lost := _lost(item, row["state"]):
+        return {**row, "state": "waiting", "reason": lost}
     row |= _upload(entry, ledger.pushes.get(item.name, {}))
     event: dict[str, Any] = dict(entry.event)
     if entry.status == "done" and event.get("recovered") and success is not None:
         event = {**success.event, **event}
     if row["state"] in ("failed", "refused"):
         row["reason"], row["why"] = str(event.get("message", "")), str(event.get("why", "error"))
+        row["hint"] = event.get("hint")
+    elif row["state"] == "changed":
+        row["reason"] = OUT_OF_DATE
+    elif row["state"] == "running" and active:
+        row["seconds"] = _since(event.get("at"))
     return {**row, **{key: event[key] for key in _KEPT if key in event}}
+
+
+def _lost(item: Item, state: str) -> str | None:
+    """Why what the ledger calls done is to be done again, as a plan says it too."""
+    if state not in ("done", "changed"):
+        return None
+    if not is_there(item.output):
+        return GONE
+    return damage(item.output) if state == "done" else None
+
+
+def _since(at: Any) -> float | None:
+    """Seconds since a time of the ledger; a clock that jumped says nothing."""
+    try:
+        passed = time.time() - calendar.timegm(time.strptime(at, "%Y-%m-%dT%H:%M:%SZ"))
+    except (TypeError, ValueError):
+        return None
+    return round(passed, 1) if passed >= 0 else None
 
 
 def _upload(entry: Entry, event: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from surgery.reporting.zoo import render_zoo_page
+from surgery.zoo.running import open_zoo, run_zoo
 from tests.anatomy.builders import bare_source
 from tests.checkpoint.builders import listing
 from tests.commands.conftest import PROGRAM
@@ -43,7 +44,10 @@ def test_plan_run_status_report(surgery: Any, manifest: Path, tmp_path: Path) ->
         assert part in table.out, part
     events = tmp_path / "events.jsonl"
     ran = surgery("zoo", "run", manifest, "--json", "--events", events)
-    assert ran.code == 5 and ran.err == ""
+    # No terminal here: a log has a line for each start and each end, and stdout the document alone.
+    assert ran.code == 5 and "broken-ssmax: refused: config.json is not valid JSON" in ran.err
+    assert "llama-ssmax: started (1 of 2)\n" in ran.err and re.search(r"llama-ssmax: done, [\d.]+ s\n", ran.err)
+    assert ran.err.splitlines()[0] == "zoo: 2 to do, 0 done already" and len(ran.err.splitlines()) == 6
     assert ran.document()["counts"]["done"] == 2 and ran.document()["kind"] == "zoo"
     kinds = [json.loads(line)["event"] for line in events.read_text().splitlines()]
     assert kinds[0] == "run" and kinds[-1] == "ended" and kinds.count("done") == 2
@@ -77,8 +81,18 @@ def test_exit_codes(surgery: Any, manifest: Path, tmp_path: Path) -> None:
     (tmp_path / "models" / "broken").rename(tmp_path / "broken")
     assert surgery("zoo", "plan", manifest).code == 0
     assert surgery("zoo", "report", manifest).code == 2
-    assert surgery("zoo", "run", manifest, "--quiet").code == 0
+    retried = surgery("zoo", "retry", manifest)
+    assert retried.code == 2 and "Nothing was run yet" in retried.err and f"surgery zoo run {manifest}" in retried.err
+    assert "nothing was run yet" in surgery("zoo", "status", manifest).out
+    ran = surgery("zoo", "run", manifest, "--quiet")
+    assert ran.code == 0 and ran.err == ""
     assert surgery("zoo", "status", manifest).code == 0
+    changed = write_manifest(tmp_path, verify="none", operations=[{"name": "ssmax", "form": "bias"}])
+    status = surgery("zoo", "status", changed)
+    assert status.code == 5 and "2 out of date" in status.out and "--force replaces it" in status.out
+    (tmp_path / "out" / "llama-ssmax" / "config.json").write_text("{}")
+    status = surgery("zoo", "status", write_manifest(tmp_path, verify="none"))
+    assert "1 of 2 done, 1 waiting" in status.out and "its output is damaged" in status.out
     only_broken = write_manifest(tmp_path, models=[{"path": "broken"}])
     assert surgery("zoo", "plan", only_broken).code == 3
     assert surgery("zoo", "run", tmp_path / "none.yaml").code == 2
@@ -90,6 +104,8 @@ def test_exit_codes(surgery: Any, manifest: Path, tmp_path: Path) -> None:
 
 
 def test_plans_and_status_are_light(manifest: Path) -> None:
+    """Also where there are outputs to look at."""
+    run_zoo(open_zoo(manifest))
     calls = [["zoo", "--help"], ["zoo", "plan", str(manifest)], ["zoo", "status", str(manifest)]]
     process = subprocess.run(
         [sys.executable, "-c", PROBE, json.dumps(calls), json.dumps(HEAVY)],
@@ -106,7 +122,6 @@ def test_the_live_table(manifest: Path) -> None:
     from rich.console import Console
 
     from surgery.commands.zoo_tables import LiveTable
-    from surgery.zoo.running import open_zoo
 
     console = Console(file=StringIO(), force_terminal=True, width=120)
     with LiveTable(console) as table:
@@ -141,15 +156,58 @@ def test_an_interrupted_run_says_how_to_go_on(number: int, manifest: Path, tmp_p
         time.sleep(0.02)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    assert process.returncode == (130 if number == signal.SIGINT else 143), said
     assert "the same command goes on where it stopped" in said and "Traceback" not in said
     assert [path.name for path in (tmp_path / "out").iterdir() if ".partial-" in path.name] == []
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_names_have_their_room(width: int, tmp_path: Path, surgery: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 80 columns other columns make way for names, and a command to be copied is never broken."""
+    from rich.console import Console
+
+    from surgery.commands import console
+
+    name = "SmolLM2-135M-Instruct-converted"
+    bare_source(tmp_path / "models" / name)
+    pickled = bare_source(tmp_path / "models" / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    manifest = write_manifest(tmp_path)
+    monkeypatch.setattr(console, "out", Console(width=width))
+    planned = surgery("zoo", "plan", manifest)
+    ran = surgery("zoo", "run", manifest, "--quiet")
+    for shown in (planned.out, ran.out):
+        assert f"{name}-ssmax " in shown
+        assert re.search(r"^  python -c .*save_pretrained\('pickled-safetensors'\)\"$", shown, flags=re.MULTILINE)
+        table = [line for line in shown.splitlines() if "ssmax" in line and "note" not in line]
+        assert all(len(line) <= width for line in table)
+    assert ("5 checks passed" if width == 160 else "5 passed") in ran.out
+
+
+def test_notes_are_broken_at_words_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from surgery.commands import console, zoo
+
+    bare_source(tmp_path / "models" / "gemma2", "gemma2")
+    plan = open_zoo(write_manifest(tmp_path)).plan()
+    shown = {}
+    for terminal in (True, False):
+        file = StringIO()
+        monkeypatch.setattr(console, "err", Console(file=file, width=60, force_terminal=terminal, color_system=None))
+        zoo._warn(plan)
+        shown[terminal] = file.getvalue()
+    assert all(len(line) <= 60 for line in shown[True].splitlines()) and len(shown[False].splitlines()) == 2
+    assert shown[True].split() == shown[False].split()
 
 
 def test_a_page_escapes_what_strangers_wrote() -> None:
     item = {
         "item": "<b>x</b>", "source": "<script>1</script>", "operations": "ssmax", "verify": "files",
-        "state": "failed", "reason": "<img src=x>", "family": None, "bytes": None, "placed": None, "seconds": None,
+        "state": "failed", "reason": "<img src=x>", "hint": "<u>", "family": None, "bytes": None,
+        "placed": None, "seconds": None,
         "peak": None, "verdict": None, "commit": None, "repository": "<r>", "pushed": None, "push_reason": "<p>",
     }  # fmt: skip
     counts = dict.fromkeys(("done", "failed", "refused", "running", "waiting", "changed"), 0) | {"failed": 1}
@@ -160,4 +218,4 @@ def test_a_page_escapes_what_strangers_wrote() -> None:
     assert (
         "<script" not in page and "<img" not in page and "<i>" not in page and "<p>" not in page and "&lt;img" in page
     )
-    assert "0 of 1 done, 1 failed, 1 not uploaded" in page and "has not ended" in page
+    assert "0 of 1 done, 1 failed, 1 not uploaded" in page and "stopped before its end" in page

@@ -11,6 +11,7 @@ import pytest
 from surgery.checkpoint import free_bytes
 from surgery.conversion import make_plan
 from surgery.conversion.plan import needed_bytes
+from surgery.reporting.zoo import render_zoo_page
 from surgery.zoo import planning
 from surgery.zoo.planning import LIGHT_BYTES, TORCH_BYTES, ZooPlan
 from surgery.zoo.running import run_zoo
@@ -101,6 +102,25 @@ def test_what_is_done_changed_or_unknown(make_zoo: MakeZoo, tmp_path: Path) -> N
     (tmp_path / "out" / "qwen3-ssmax" / "precious").write_text("")
     plan = make_zoo(["llama", "qwen3"], verify="none").plan()
     assert states(plan)["qwen3-ssmax"] == "refused" and "not in the ledger" in plan.of("refused")[0].reason
+
+
+def test_layers_that_cannot_be_verified_are_refused_before(make_zoo: MakeZoo) -> None:
+    row = make_zoo(["llama"], verify={"layers": 99}).plan().rows[0]
+    assert row.state == "refused" and row.reason == "verify: layers: 99: the model has 4 layers"
+    last = [{"name": "ssmax", "layers": [3]}]
+    row = make_zoo(["llama"], verify={"layers": 2}, operations=last).plan().rows[0]
+    assert row.state == "refused" and "no operation is performed on these; the first is on layer 3" in row.reason
+    assert make_zoo(["llama"], verify={"layers": 4}, operations=last).plan().rows[0].state == "ready"
+
+
+def test_what_to_do_about_a_refusal_is_kept(make_zoo: MakeZoo, tmp_path: Path) -> None:
+    folder = bare_source(tmp_path / "models" / "pickled")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    zoo = make_zoo([], verify="none")
+    (row,) = zoo.plan().rows
+    assert row.state == "refused" and "python -c" in row.hint and row.to_dict()["hint"] == row.hint
+    assert run_zoo(zoo)["items"][0]["hint"] == row.hint == zoo.summary()["items"][0]["hint"]
+    assert "python -c" in render_zoo_page(zoo.summary())
 
 
 @pytest.mark.parametrize("where", ["config", "header", "weights", "beside"])

@@ -17,14 +17,18 @@ import psutil
 import pytest
 
 from surgery.checkpoint import StagedFolder
+from surgery.checkpoint.locking import FileLock
 from surgery.conversion import convert
 from surgery.errors import OutputBusyError, UsageError
+from surgery.reporting import zoo as reporting
 from surgery.verification import verify
-from surgery.zoo import engines, worker
+from surgery.zoo import engines, planning, worker
 from surgery.zoo.isolation import ItemProcess, _kill_tree, request_for, run_isolated
 from surgery.zoo.ledger import Ledger, read_ledger
+from surgery.zoo.outputs import OUT_OF_DATE
 from surgery.zoo.planning import identity
 from surgery.zoo.running import run_zoo, zoo_status
+from surgery.zoo.summaries import write_summary
 from tests.checkpoint.builders import listing
 from tests.conversion.conftest import tree
 from tests.zoo.conftest import MakeZoo, states
@@ -107,7 +111,7 @@ def test_what_was_mended_is_done_by_the_next_run_and_retry_does_nothing_else(mak
     ("limits", "why", "part"),
     [
         ({"time": 0.05}, "time", "more than its limit of 0.1 s"),
-        ({"memory": "5 MB"}, "memory", "its limit is 5.0 MB"),
+        ({"memory": "10 MB"}, "refused", "needs about 150.0 MB of memory, its limit is 10.0 MB"),
         ({"disk": 10}, "refused", "limit is 10 B"),
     ],
 )
@@ -118,6 +122,13 @@ def test_limits(limits: dict[str, Any], why: str, part: str, make_zoo: MakeZoo) 
     assert names(zoo.output) == [] and workers() == []
     # With the limit gone the next run does it.
     assert states(run_zoo(make_zoo(["llama"]))) == {"llama-ssmax": "done"}
+
+
+def test_a_process_above_its_memory_is_killed(make_zoo: MakeZoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it needs more than the plan has estimated."""
+    monkeypatch.setattr(planning, "LIGHT_BYTES", 1_000_000)
+    (item,) = run_zoo(make_zoo(["llama"], limits={"memory": "5 MB"}, retries=0))["items"]
+    assert item["why"] == "memory" and "had " in item["reason"] and "its limit is 5.0 MB" in item["reason"]
 
 
 def test_a_kill_reaches_children_that_left_the_group(tmp_path: Path) -> None:
@@ -220,14 +231,57 @@ def test_two_runs_on_one_output(make_zoo: MakeZoo) -> None:
 def test_status_while_a_run_goes_on(make_zoo: MakeZoo) -> None:
     zoo = make_zoo(["llama", "qwen2"], verify="none", parallel={"items": 1})
     seen: list[dict[str, str]] = []
+    activity: list[bool] = []
+    course: list[str] = []
 
     def look(event: Mapping[str, Any]) -> None:
         if event["event"] in ("started", "done"):
-            seen.append(states(zoo.summary()))
+            summary = zoo.summary()
+            seen.append(states(summary))
+            activity.append(summary["active"] and summary["items"][0]["seconds"] is not None)
+            course.append(reporting.course(summary))
 
     run_zoo(zoo, on_event=look)
-    assert seen[0] == {"llama-ssmax": "running", "qwen2-ssmax": "waiting"}
+    assert seen[0] == {"llama-ssmax": "running", "qwen2-ssmax": "waiting"} and activity[0] and course[0] == "running"
+    assert not zoo.summary()["active"] and not zoo.lock.exists()
     assert seen[1] == {"llama-ssmax": "done", "qwen2-ssmax": "waiting"}
+
+
+def test_a_run_that_was_killed_is_not_called_running(make_zoo: MakeZoo) -> None:
+    """Its lock died with it; the file of the lock may be left."""
+    zoo = make_zoo(["llama", "qwen2"], verify="none")
+    assert reporting.course(zoo.summary()).startswith("nothing was run yet")
+    zoo.ledger.parent.mkdir(parents=True)
+    with Ledger(zoo.ledger) as ledger:
+        ledger.write("run", run="r", engine="local", items=2)
+        ledger.write("started", run="r", item="llama-ssmax", fingerprint=None, work="w")
+    for left in (False, True):
+        if left:
+            zoo.lock.write_text("")
+        summary = zoo.summary()
+        assert states(summary)["llama-ssmax"] == "running" and not summary["active"] and not summary["ended"]
+        assert reporting.course(summary) == "stopped before its end: `surgery zoo run` goes on"
+        assert reporting.headline(summary) == "0 of 2 done, 1 interrupted, 1 waiting"
+        page = reporting.render_zoo_page(summary)
+        assert ">interrupted<" in page and "stopped before its end" in page
+    held = FileLock(zoo.lock, "it")
+    held.acquire()
+    assert zoo.summary()["active"] and "1 running" in reporting.headline(zoo.summary())
+    held.release()
+
+
+def test_a_ledger_that_was_moved_away_keeps_nobody_out(make_zoo: MakeZoo) -> None:
+    """The summary and the page beside it are ours, as they say themselves."""
+    zoo = make_zoo(["llama"], verify="none")
+    write_summary(run_zoo(zoo), zoo.output)
+    zoo.ledger.unlink()
+    assert "not in the ledger; --force" in run_zoo(zoo)["items"][0]["reason"]
+    zoo.ledger.unlink()
+    assert states(run_zoo(zoo, force=True)) == {"llama-ssmax": "done"}
+    zoo.ledger.unlink()
+    (zoo.output / "summary.json").write_text('{"kind": "other"}')
+    with pytest.raises(UsageError, match=r"holds summary\.json"):
+        run_zoo(zoo, force=True)
 
 
 def test_ctrl_c_cleans_up_and_the_next_run_goes_on(make_zoo: MakeZoo) -> None:
@@ -272,7 +326,10 @@ def test_force_replaces_what_is_out_of_date(make_zoo: MakeZoo, tmp_path: Path) -
     run_zoo(make_zoo(["llama"], verify="none"))
     changed = make_zoo(["llama"], verify="none", operations=[{"name": "ssmax", "form": "logn"}])
     assert states(changed.summary()) == {"llama-ssmax": "changed"}
+    # Status, plan and run say the same words.
+    said = {changed.summary()["items"][0]["reason"], changed.plan().rows[0].reason}
     assert states(run_zoo(changed)) == {"llama-ssmax": "refused"}
+    assert {*said, changed.summary()["items"][0]["reason"]} == {OUT_OF_DATE}
     assert states(run_zoo(changed, force=True)) == {"llama-ssmax": "done"}
     single = convert(tmp_path / "models" / "llama", form="logn", output=tmp_path / "single").output
     assert tree(changed.output / "llama-ssmax") == tree(single)
