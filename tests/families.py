@@ -7,6 +7,7 @@ partial RoPE, query norms, grouped heads, experts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 VOCABULARY = 96
@@ -322,6 +323,16 @@ def _config(model_type: str, own: dict[str, Any]) -> Any:
         if "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)  # a training step must be repeatable
     return config
+
+
+def is_bounded(source: Path) -> bool:
+    """Whether every layer of a model that SSMax can be performed on has a window or chunks."""
+    from surgery.anatomy import read_anatomy
+    from surgery.checkpoint import open_checkpoint
+    from surgery.operations import OPERATIONS
+
+    layers = read_anatomy(open_checkpoint(source)).layers
+    return all(layer.window is not None for layer in layers if OPERATIONS["ssmax"].refusal(layer) is None)
 
 
 def auto_class(model_type: str) -> Any:

@@ -120,7 +120,7 @@ def test_the_model_computes_screening(make_source: Any, tmp_path: Path, family: 
     for module in stock.modules():
         module.first_token = [0, 9]
         # Llama 4's layers with rotary positions have chunks.
-        module.chunk = module.config.attention_chunk_size if getattr(module, "use_rope", False) else None
+        module.chunk = getattr(module.config, "attention_chunk_size", None) if getattr(module, "use_rope", 0) else None
     with torch.no_grad():
         expected = stock(input_ids=ids, attention_mask=mask).logits[mask.bool()]
         found = operated(input_ids=ids, attention_mask=mask).logits[mask.bool()]
