@@ -66,10 +66,14 @@ def check_is_folder(output: Path) -> None:
     """Refuse a file where the folder of all outputs is to be.
 
     Raises:
-        UsageError: it is a file, or would lie in one.
+        UsageError: it is a file, or would lie in one, or no file system takes its name.
     """
     for place in (output, *output.parents):
-        if place.exists() and not place.is_dir():
+        try:
+            in_the_way = place.exists() and not place.is_dir()
+        except OSError as error:  # a name that is too long
+            raise UsageError(f"The output {quote(str(output))} cannot be: {error.strerror}.") from error
+        if in_the_way:
             where = "is a file, not a folder" if place == output else f"would lie in {quote(place.name)}, a file"
             raise UsageError(
                 f"The output {quote(str(output))} {where}.", hint="Choose another folder for `output` in the manifest."

@@ -83,8 +83,9 @@ def open_zoo(path: str | Path) -> Zoo:
     manifest = read_manifest(path)
     base = path.resolve().parent
     output = (base / Path(manifest.output).expanduser()).resolve()
-    check_is_folder(output)
-    return Zoo(manifest, path.stem, tuple(expand(manifest, base)), output)
+    check_is_folder(output)  # before the items, which are held against it
+    items = tuple(expand(manifest, base))
+    return Zoo(manifest, path.stem, items, output)
 
 
 def zoo_status(path: str | Path) -> dict[str, Any]:

@@ -136,3 +136,10 @@ def test_what_a_manifest_excludes(tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path, output="models")
     with pytest.raises(UsageError, match="matches no folder that is left: 4 that it matches lie in the output"):
         open_zoo(manifest)
+
+
+def test_an_output_of_a_name_that_no_file_system_takes(tmp_path: Path) -> None:
+    bare_source(tmp_path / "models" / "llama")
+    for output in ("[" * 3000, f"a/{'b' * 3000}/c"):
+        with pytest.raises(UsageError, match="cannot be: File name too long"):
+            open_zoo(write_manifest(tmp_path, output=output))
