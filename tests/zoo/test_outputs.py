@@ -140,6 +140,5 @@ def test_what_a_manifest_excludes(tmp_path: Path) -> None:
 
 def test_an_output_of_a_name_that_no_file_system_takes(tmp_path: Path) -> None:
     bare_source(tmp_path / "models" / "llama")
-    for output in ("[" * 3000, f"a/{'b' * 3000}/c"):
-        with pytest.raises(UsageError, match="cannot be: File name too long"):
-            open_zoo(write_manifest(tmp_path, output=output))
+    with pytest.raises(UsageError, match="cannot be: File name too long"):
+        open_zoo(write_manifest(tmp_path, output="[" * 3000))
