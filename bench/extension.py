@@ -24,7 +24,7 @@ from bench.harness import arguments, report
 from surgery.anatomy import read_anatomy
 from surgery.checkpoint import open_checkpoint
 from surgery.data import read_documents
-from surgery.data.texts import match_files
+from surgery.data.documents import match_files
 from surgery.evaluation.losses import token_losses
 from surgery.evaluation.passages import Passage, cut_passages, fingerprint
 from surgery.evaluation.statistics import Sample

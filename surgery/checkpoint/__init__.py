@@ -7,15 +7,15 @@ for reading, and no weight is read unless a function says so. Whatever is wrong 
 
 from surgery.checkpoint.disk import free_bytes, fsync_file, fsync_folder, fsync_tree, human, require_space
 from surgery.checkpoint.folder import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, Checkpoint, open_checkpoint
-from surgery.checkpoint.hashing import FollowingHashes, same_tensor_bytes, sha256_file, sha256_json, tensor_bytes
+from surgery.checkpoint.hashes import FollowingHashes, same_tensor_bytes, sha256_file, sha256_json, tensor_bytes
 from surgery.checkpoint.headers import DTYPE_BITS, TensorInfo, read_header, tensor_bits
 from surgery.checkpoint.names import quote, safe_relative
 from surgery.checkpoint.output import check_output
-from surgery.checkpoint.placing import place_file
+from surgery.checkpoint.placement import place_file
 from surgery.checkpoint.source import Source, as_named, resolve
-from surgery.checkpoint.staging import StagedFolder, tidy
+from surgery.checkpoint.staged_folder import StagedFolder, tidy
 from surgery.checkpoint.strict_json import dump_json, load_json
-from surgery.checkpoint.writing import NewTensor, replace_file, write_index, write_json, write_safetensors
+from surgery.checkpoint.writers import NewTensor, replace_file, write_index, write_json, write_safetensors
 
 __all__ = [
     "CONFIG_NAME",

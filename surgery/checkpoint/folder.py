@@ -6,13 +6,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from surgery.checkpoint.advice import adapter_folder, no_weights
+from surgery.checkpoint.contents import Scan, scan_folder
 from surgery.checkpoint.headers import TensorInfo, read_header
 from surgery.checkpoint.hub_cache import snapshot_of
 from surgery.checkpoint.names import quote, safe_relative
-from surgery.checkpoint.scanning import Scan, scan_folder
 from surgery.checkpoint.source import Source, check_folder
 from surgery.checkpoint.strict_json import INDEX_LIMIT, load_json
+from surgery.checkpoint.unsupported_weights import adapter_folder, no_weights
 from surgery.errors import CheckpointError
 
 CONFIG_NAME = "config.json"

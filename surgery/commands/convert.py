@@ -219,8 +219,8 @@ def convert(
     """Convert a checkpoint. Reads headers, not weights, unless it calibrates; the source is never changed."""
     from surgery.checkpoint import check_output
     from surgery.checkpoint.disk import check_writable
-    from surgery.checkpoint.pushing import check_push
-    from surgery.checkpoint.pushing import push as push_folder
+    from surgery.checkpoint.hub_upload import check_push
+    from surgery.checkpoint.hub_upload import push as push_folder
     from surgery.commands.calibrating import Asked, numbers, plan_with_calibration, print_calibration
     from surgery.conversion import execute
     from surgery.conversion.execution import default_output

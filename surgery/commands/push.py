@@ -35,7 +35,7 @@ def push(
 
     HF_TOKEN, or what `hf auth login` has stored, says who you are. What was interrupted is gone on with when repeated.
     """
-    from surgery.checkpoint.pushing import push as push_folder
+    from surgery.checkpoint.hub_upload import push as push_folder
 
     console.setup(verbose=verbose, quiet=quiet)
     result = push_folder(model, repository, private=not public, force=force)

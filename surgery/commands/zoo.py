@@ -15,7 +15,7 @@ from surgery.commands.app import app
 from surgery.errors import UsageError
 
 if TYPE_CHECKING:
-    from surgery.zoo.planning import ZooPlan
+    from surgery.zoo.plan import ZooPlan
 
 zoo = typer.Typer(help="Many checkpoints from one manifest: plan, run, status, report, retry.", no_args_is_help=True)
 app.add_typer(zoo, name="zoo")
@@ -152,10 +152,10 @@ def _run(
     *,
     only_failed: bool,
 ) -> None:
-    from surgery.checkpoint.pushing import check_owner
+    from surgery.checkpoint.hub_upload import check_owner
     from surgery.zoo.running import open_zoo, run_zoo
     from surgery.zoo.summaries import write_summary
-    from surgery.zoo.uploading import push_zoo
+    from surgery.zoo.uploads import push_zoo
 
     console.setup(verbose=verbose, quiet=quiet)
     if ray_address is not None and engine is not EngineChoice.ray:

@@ -20,7 +20,7 @@ from surgery.zoo.manifest import plain_level
 from surgery.zoo.quantities import duration
 
 if TYPE_CHECKING:
-    from surgery.zoo.planning import ZooPlan
+    from surgery.zoo.plan import ZooPlan
 
 _STYLES = {"done": "green", "failed": "red", "refused": "red", "ready": "", "running": "blue", "changed": "yellow"}
 _NUMBERS = ("size", "disk", "memory", "time", "peak")

@@ -11,7 +11,7 @@ from typing import Any
 
 from surgery.anatomy.reading import MODEL_TYPE_PREFIX
 from surgery.checkpoint import CONFIG_NAME, dump_json, load_json
-from surgery.checkpoint.locking import FileLock
+from surgery.checkpoint.locks import FileLock
 from surgery.checkpoint.record import HISTORY_NAME
 from surgery.checkpoint.source import check_folder
 from surgery.conversion.execution import modeling_code

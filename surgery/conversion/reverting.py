@@ -21,9 +21,9 @@ from surgery.checkpoint import (
     safe_relative,
     sha256_json,
 )
-from surgery.checkpoint.advice import adapter_folder
 from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME, RECORD_FOLDER, SHARDS_NAME, check_format
 from surgery.checkpoint.source import check_folder
+from surgery.checkpoint.unsupported_weights import adapter_folder
 from surgery.conversion.execution import PlaceMode, Progress, adding_up
 from surgery.conversion.plan import CARD_NAME, Plan
 from surgery.errors import CheckpointError, PlanRefusedError

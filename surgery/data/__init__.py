@@ -1,7 +1,8 @@
 """Texts to measure and to train on: reading files, cutting them into sequences, packing documents."""
 
-from surgery.data.ordering import draw_rows
-from surgery.data.packing import (
+from surgery.data.documents import Document, read_documents
+from surgery.data.row_order import draw_rows
+from surgery.data.rows import (
     IGNORED,
     LongDocuments,
     Row,
@@ -12,7 +13,6 @@ from surgery.data.packing import (
     without,
 )
 from surgery.data.sources import AnySource, Reader, Source, TextSource
-from surgery.data.texts import Document, read_documents
 
 __all__ = [
     "IGNORED",

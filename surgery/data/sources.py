@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator
 
-from surgery.data.packing import split_documents
-from surgery.data.texts import Document, match_files, read_documents
+from surgery.data.documents import Document, match_files, read_documents
+from surgery.data.rows import split_documents
 from surgery.errors import UsageError
 
 Position = dict[str, Any]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.checkpoint import sha256_json
-from surgery.checkpoint.locking import FileLock
+from surgery.checkpoint.locks import FileLock
 from surgery.errors import UsageError
 
 SCHEMA = 1

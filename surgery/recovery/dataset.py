@@ -11,8 +11,8 @@ from itertools import islice
 from typing import Any
 
 from surgery.data import Document, Reader, Row, hold_out, make_rows, read_documents, split_documents, without
-from surgery.data.packing import fingerprint
-from surgery.data.streaming import Mixture, RowStream, Snapshot, Tokens, is_held_out
+from surgery.data.rows import fingerprint
+from surgery.data.stream import Mixture, RowStream, Snapshot, Tokens, is_held_out
 from surgery.errors import UsageError
 from surgery.recovery.recipe import Recipe
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.checkpoint import dump_json, fsync_folder, fsync_tree, human, load_json
-from surgery.checkpoint.locking import FileLock
+from surgery.checkpoint.locks import FileLock
 from surgery.errors import SurgeryError, UsageError
 from surgery.recovery.processes import is_first, process_count
 from surgery.recovery.recipe import Recipe

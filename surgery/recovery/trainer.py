@@ -26,7 +26,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from surgery.checkpoint import write_json
 from surgery.data import IGNORED, Row, collate, draw_rows
-from surgery.data.streaming import RowStream, Snapshot
+from surgery.data.stream import RowStream, Snapshot
 from surgery.errors import SurgeryError, UsageError
 from surgery.loading.model import recompute
 from surgery.recovery.errors import DivergedError

@@ -11,7 +11,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.scanner import Scanner, ScannerError
 
 from surgery.errors import UsageError
-from surgery.schemas.problems import Problem, Schema
+from surgery.schemas.schema import Problem, Schema
 
 MAX_BYTES = 256 * 1024
 _MOST_NODES = 5000

@@ -14,9 +14,9 @@ from typing import Any
 
 from surgery.errors import UsageError
 from surgery.zoo.engines import POLL_SECONDS, Said
-from surgery.zoo.isolation import Outcome, request_for, run_isolated
+from surgery.zoo.item_process import Outcome, request_for, run_isolated
 from surgery.zoo.manifest import Parallel
-from surgery.zoo.planning import Row
+from surgery.zoo.plan import Row
 
 
 def _work(request: Mapping[str, Any], log: str) -> Outcome:

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import psutil
 
 from surgery.checkpoint import free_bytes, human
-from surgery.zoo.isolation import ItemProcess, Outcome, request_for
+from surgery.zoo.item_process import ItemProcess, Outcome, request_for
 from surgery.zoo.manifest import Parallel
-from surgery.zoo.planning import Row
+from surgery.zoo.plan import Row
 
 POLL_SECONDS = 0.05
 Said = tuple[Row, Mapping[str, Any]]

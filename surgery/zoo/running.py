@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from surgery.checkpoint import CONFIG_NAME, load_json, quote, tidy
-from surgery.checkpoint.locking import FileLock, is_held
+from surgery.checkpoint.locks import FileLock, is_held
 from surgery.errors import CheckpointError, SurgeryError, UsageError
 from surgery.zoo.engines import Engine, LocalEngine
 from surgery.zoo.items import Item, expand
 from surgery.zoo.ledger import Ledger, LedgerState, new_run_id, read_ledger
 from surgery.zoo.manifest import Manifest, read_manifest
 from surgery.zoo.outputs import check_is_folder
-from surgery.zoo.planning import ZooPlan, plan_zoo
-from surgery.zoo.scheduling import OnEvent, Schedule
+from surgery.zoo.plan import ZooPlan, plan_zoo
+from surgery.zoo.schedule import OnEvent, Schedule
 from surgery.zoo.summaries import PAGE_MARK, PAGE_NAME, SUMMARY_KIND, SUMMARY_NAME, summarize
 
 STATE_FOLDER = ".surgery-zoo"

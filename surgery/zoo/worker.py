@@ -69,7 +69,7 @@ def work(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     """Convert and verify one item.
 
     Args:
-        request: what :func:`surgery.zoo.isolation.request_for` gives.
+        request: what :func:`surgery.zoo.item_process.request_for` gives.
         tell: called with a kind of event and its content.
 
     Returns:

@@ -11,7 +11,7 @@ import pytest
 
 from surgery.data import Document, draw_rows, make_rows
 from surgery.data.sources import HubSource, JsonlSource, ParquetSource, Reader, Source, TextSource
-from surgery.data.streaming import Mixture, RowStream, is_held_out
+from surgery.data.stream import Mixture, RowStream, is_held_out
 from surgery.errors import UsageError
 
 CHAT = [{"role": "user", "content": "why"}, {"role": "assistant", "content": "because"}]

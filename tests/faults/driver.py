@@ -25,7 +25,7 @@ from surgery.conversion.execution import execute
 from surgery.conversion.plan import make_plan
 from surgery.errors import SurgeryError
 from surgery.verification import verify
-from surgery.zoo.isolation import request_for
+from surgery.zoo.item_process import request_for
 from surgery.zoo.running import open_zoo
 from surgery.zoo.worker import work
 from tests.conversion.conftest import tree

@@ -22,7 +22,7 @@ from surgery.zoo.manifest import Parallel
 from surgery.zoo.running import run_zoo
 from tests.conversion.conftest import tree
 from tests.zoo.conftest import MakeZoo, states
-from tests.zoo.test_running import names, workers
+from tests.zoo.test_run import names, workers
 
 slow = pytest.mark.slow
 

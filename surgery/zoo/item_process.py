@@ -21,7 +21,7 @@ import psutil
 
 from surgery.checkpoint import human
 from surgery.zoo.manifest import plain_level
-from surgery.zoo.planning import Row
+from surgery.zoo.plan import Row
 from surgery.zoo.quantities import duration
 
 _LOOK_SECONDS = 0.05

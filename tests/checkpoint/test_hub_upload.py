@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import constants
 
 from surgery.checkpoint import hub_client, resolve
-from surgery.checkpoint.pushing import check_push, push
+from surgery.checkpoint.hub_upload import check_push, push
 from surgery.conversion import convert
 from surgery.errors import CheckpointError, UsageError
 from tests.anatomy.builders import bare_source

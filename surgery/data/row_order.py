@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from surgery.data.packing import Row
+from surgery.data.rows import Row
 
 
 def draw_rows(sources: Sequence[Sequence[Row]], weights: Sequence[float], count: int, seed: int) -> list[Row]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from surgery.checkpoint import free_bytes, fsync_file, place_file, require_space
-from surgery.checkpoint import placing as placing_module
+from surgery.checkpoint import placement as placement_module
 from surgery.errors import CheckpointError
 
 from .builders import hub_snapshot, listing
@@ -19,7 +19,7 @@ CONTENT = bytes(range(256)) * 5000
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(placing_module, "_CHUNK", 300_000)  # several reports of progress from a small file
+    monkeypatch.setattr(placement_module, "_CHUNK", 300_000)  # several reports of progress from a small file
     path = tmp_path / "source" / "x"
     path.parent.mkdir()
     path.write_bytes(CONTENT)
@@ -46,19 +46,19 @@ def _not_here(*_: object) -> int:
 @pytest.mark.parametrize("missing", [["_copy_file_range"], ["_copy_file_range", "_sendfile"]])
 def test_each_way_to_copy(missing: list[str], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in missing:
-        monkeypatch.setattr(placing_module, name, _not_here)
+        monkeypatch.setattr(placement_module, name, _not_here)
     seen: list[int] = []
     assert place_file(source, tmp_path / "y", "copy", seen.append) == "copied"
     assert (tmp_path / "y").read_bytes() == CONTENT and sum(seen) == len(CONTENT) and len(seen) > 1
 
 
 def test_a_way_that_stops_halfway_is_continued(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = placing_module._copy_file_range
+    real = placement_module._copy_file_range
 
     def half(reading: int, writing: int, offset: int, count: int) -> int:
         return real(reading, writing, offset, count) if offset < 600_000 else _not_here()
 
-    monkeypatch.setattr(placing_module, "_copy_file_range", half)
+    monkeypatch.setattr(placement_module, "_copy_file_range", half)
     assert place_file(source, tmp_path / "y", "copy") == "copied"
     assert (tmp_path / "y").read_bytes() == CONTENT
 
@@ -90,7 +90,7 @@ def test_a_failing_disk_is_an_error_and_leaves_no_half(
         os.write(writing, b"half")
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(placing_module, "_copy_file_range", full)
+    monkeypatch.setattr(placement_module, "_copy_file_range", full)
     with pytest.raises(CheckpointError, match=os.strerror(code)):
         place_file(source, tmp_path / "y")
     assert not (tmp_path / "y").exists()

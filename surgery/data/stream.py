@@ -12,9 +12,9 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from surgery.data.packing import Row, fingerprint
+from surgery.data.documents import Document
+from surgery.data.rows import Row, fingerprint
 from surgery.data.sources import Position, Reader
-from surgery.data.texts import Document
 from surgery.errors import UsageError
 
 # A document's token ids, and which of them count in the loss (None: all).

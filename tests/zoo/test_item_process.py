@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from surgery.zoo.isolation import ItemProcess, request_for, run_isolated
+from surgery.zoo.item_process import ItemProcess, request_for, run_isolated
 from tests.zoo.conftest import MakeZoo
 
 

@@ -17,16 +17,17 @@ import psutil
 import pytest
 
 from surgery.checkpoint import StagedFolder
-from surgery.checkpoint.locking import FileLock
+from surgery.checkpoint.locks import FileLock
 from surgery.conversion import convert
 from surgery.errors import OutputBusyError, UsageError
 from surgery.reporting import zoo as reporting
 from surgery.verification import verify
-from surgery.zoo import engines, planning, worker
-from surgery.zoo.isolation import ItemProcess, _kill_tree, request_for, run_isolated
+from surgery.zoo import engines, worker
+from surgery.zoo import plan as plan_module
+from surgery.zoo.item_process import ItemProcess, _kill_tree, request_for, run_isolated
 from surgery.zoo.ledger import Ledger, read_ledger
 from surgery.zoo.outputs import OUT_OF_DATE
-from surgery.zoo.planning import identity
+from surgery.zoo.plan import identity
 from surgery.zoo.running import run_zoo, zoo_status
 from surgery.zoo.summaries import write_summary
 from tests.checkpoint.builders import listing
@@ -126,7 +127,7 @@ def test_limits(limits: dict[str, Any], why: str, part: str, make_zoo: MakeZoo) 
 
 def test_a_process_above_its_memory_is_killed(make_zoo: MakeZoo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it needs more than the plan has estimated."""
-    monkeypatch.setattr(planning, "LIGHT_BYTES", 1_000_000)
+    monkeypatch.setattr(plan_module, "LIGHT_BYTES", 1_000_000)
     (item,) = run_zoo(make_zoo(["llama"], limits={"memory": "5 MB"}, retries=0))["items"]
     assert item["why"] == "memory" and "had " in item["reason"] and "its limit is 5.0 MB" in item["reason"]
 

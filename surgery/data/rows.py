@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from surgery.data.texts import Document
+from surgery.data.documents import Document
 from surgery.errors import UsageError
 
 if TYPE_CHECKING:

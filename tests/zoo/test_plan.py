@@ -12,8 +12,8 @@ from surgery.checkpoint import free_bytes
 from surgery.conversion import make_plan
 from surgery.conversion.plan import needed_bytes
 from surgery.reporting.zoo import render_zoo_page
-from surgery.zoo import planning
-from surgery.zoo.planning import LIGHT_BYTES, TORCH_BYTES, ZooPlan
+from surgery.zoo import plan as plan_module
+from surgery.zoo.plan import LIGHT_BYTES, TORCH_BYTES, ZooPlan
 from surgery.zoo.running import run_zoo
 from tests.anatomy.builders import bare_source
 from tests.checkpoint.builders import listing
@@ -54,7 +54,7 @@ def test_an_error_that_nobody_foresaw_costs_one_row_too(make_zoo: MakeZoo, monke
             raise ZeroDivisionError("oh")
         return make_plan(source, operations, **options)
 
-    monkeypatch.setattr(planning, "make_plan", fail)
+    monkeypatch.setattr(plan_module, "make_plan", fail)
     plan = make_zoo().plan()
     assert states(plan)["qwen2-ssmax"] == "refused" and len(plan.of("ready")) == 3
     assert "not foreseen: ZeroDivisionError: oh" in plan.of("refused")[0].reason

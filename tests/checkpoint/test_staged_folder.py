@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from surgery.checkpoint import StagedFolder, check_output, open_checkpoint, tidy
-from surgery.checkpoint import locking as locking_module
+from surgery.checkpoint import locks as locks_module
 from surgery.errors import CheckpointError, UsageError
 
 from .builders import hub_snapshot, listing, single
@@ -424,7 +424,7 @@ def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def none(descriptor: int) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(locking_module, "_lock", none)
+    monkeypatch.setattr(locks_module, "_lock", none)
     with StagedFolder(tmp_path / "out") as first:
         with pytest.raises(CheckpointError, match="or one was killed") as error, StagedFolder(tmp_path / "out"):
             pass
@@ -436,15 +436,15 @@ def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_lock_file_deleted_while_it_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The holder deletes its file between another's opening and locking it: that lock would guard nothing."""
-    first, second, third = (locking_module.FileLock(tmp_path / "lock", "out") for _ in range(3))
+    first, second, third = (locks_module.FileLock(tmp_path / "lock", "out") for _ in range(3))
     first.acquire()
-    real = locking_module._lock
+    real = locks_module._lock
 
     def late(descriptor: int) -> None:
         first.release()
         real(descriptor)
 
-    monkeypatch.setattr(locking_module, "_lock", late)
+    monkeypatch.setattr(locks_module, "_lock", late)
     second.acquire()
     with pytest.raises(CheckpointError, match="Another run"):
         third.acquire()

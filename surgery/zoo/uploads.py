@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from surgery.checkpoint.pushing import check_push, check_pushable, upload
+from surgery.checkpoint.hub_upload import check_push, check_pushable, upload
 from surgery.errors import SurgeryError
 from surgery.zoo.items import Item
 from surgery.zoo.ledger import LedgerState
 from surgery.zoo.running import Zoo, working
-from surgery.zoo.scheduling import OnEvent
+from surgery.zoo.schedule import OnEvent
 
 
 def push_zoo(
@@ -26,7 +26,7 @@ def push_zoo(
 
     Args:
         zoo: what :func:`open_zoo` gives.
-        owner: account or organization; :func:`surgery.checkpoint.pushing.check_owner` says whether it can be.
+        owner: account or organization; :func:`surgery.checkpoint.hub_upload.check_owner` says whether it can be.
         private: whether repositories that are made here are private.
         force: replace earlier outputs of this tool that are there.
         on_event: told every event of the ledger.

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from surgery.checkpoint.disk import fsync_folder, fsync_tree
-from surgery.checkpoint.locking import FileLock
+from surgery.checkpoint.locks import FileLock
 from surgery.checkpoint.names import quote
 from surgery.checkpoint.output import check_output, discard, new_run, repair, sibling
 from surgery.errors import CheckpointError

@@ -29,7 +29,7 @@ from surgery.checkpoint import (
     write_json,
     write_safetensors,
 )
-from surgery.checkpoint import hashing as hashing_module
+from surgery.checkpoint import hashes as hashes_module
 from surgery.errors import CheckpointError
 
 from .builders import f32
@@ -129,7 +129,7 @@ def test_index(tmp_path: Path) -> None:
 
 
 def test_sha256(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hashing_module, "_CHUNK", 1000)
+    monkeypatch.setattr(hashes_module, "_CHUNK", 1000)
     content = bytes(range(256)) * 20
     (tmp_path / "x").write_bytes(content)
     seen: list[int] = []
@@ -148,7 +148,7 @@ def test_sha256_of_json_is_canonical() -> None:
 
 
 def test_comparison_sees_every_byte_in_bounded_memory(tmp_path: Path) -> None:
-    size = 3 * hashing_module._CHUNK + 5
+    size = 3 * hashes_module._CHUNK + 5
     content = bytearray(size)
     (tmp_path / "a").write_bytes(content)
     a = TensorInfo("t", "U8", (size,), "a", 0, size)
@@ -156,9 +156,9 @@ def test_comparison_sees_every_byte_in_bounded_memory(tmp_path: Path) -> None:
     b = TensorInfo("t", "U8", (size,), "b", 3, size + 3)
     tracemalloc.start()
     assert same_tensor_bytes(tmp_path / "a", a, tmp_path / "b", b)
-    assert tracemalloc.get_traced_memory()[1] < 2.5 * hashing_module._CHUNK
+    assert tracemalloc.get_traced_memory()[1] < 2.5 * hashes_module._CHUNK
     tracemalloc.stop()
-    for position in (0, hashing_module._CHUNK, size - 1):
+    for position in (0, hashes_module._CHUNK, size - 1):
         with (tmp_path / "b").open("r+b") as file:
             file.seek(3 + position)
             file.write(b"\1")
@@ -187,7 +187,7 @@ def test_tensor_bytes_beyond_the_first_page(tmp_path: Path) -> None:
 
 
 def test_files_are_hashed_while_they_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hashing_module, "_SMALL_CHUNK", 1000)
+    monkeypatch.setattr(hashes_module, "_SMALL_CHUNK", 1000)
     contents = {tmp_path / f"{number}": bytes([number]) * size for number, size in enumerate((999, 1000, 0, 2501))}
     seen: list[int] = []
     with FollowingHashes() as following:

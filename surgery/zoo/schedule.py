@@ -10,9 +10,9 @@ from typing import Any
 from surgery.checkpoint import tidy
 from surgery.errors import SurgeryError
 from surgery.zoo.engines import Engine
-from surgery.zoo.isolation import Outcome
+from surgery.zoo.item_process import Outcome
 from surgery.zoo.ledger import Ledger
-from surgery.zoo.planning import Row, appeared, identity
+from surgery.zoo.plan import Row, appeared, identity
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 
