@@ -19,8 +19,8 @@ from typing import Any
 import surgery
 from bench.harness import arguments, report
 from bench.recovery import say
-from surgery.calibration import CalibrationSettings, calibrate, read_calibration
 from surgery.loading import RunOptions
+from surgery.operations.screening.calibration import CalibrationSettings, calibrate, read_calibration
 
 ALTERNATIVES = ("unit", "window", "removed")
 SINKS = 4

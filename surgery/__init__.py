@@ -16,18 +16,19 @@ from surgery.anatomy.registration import register
 from surgery.version import __version__
 
 if TYPE_CHECKING:
-    from surgery.calibration import calibrate, sweep
     from surgery.conversion import convert, make_plan, refresh, revert
     from surgery.evaluation import evaluate
     from surgery.loading import RunOptions
     from surgery.operations.inspection import inspect
+    from surgery.operations.screening.calibration import CalibrationSettings, calibrate, sweep
     from surgery.recovery import finetune, merge
     from surgery.verification import verify
 
 # Loaded on first use, so that `import surgery` stays light.
 _HOMES = {
+    "CalibrationSettings": "surgery.operations.screening.calibration",
     "RunOptions": "surgery.loading",
-    "calibrate": "surgery.calibration",
+    "calibrate": "surgery.operations.screening.calibration",
     "convert": "surgery.conversion",
     "evaluate": "surgery.evaluation",
     "finetune": "surgery.recovery",
@@ -36,11 +37,12 @@ _HOMES = {
     "merge": "surgery.recovery",
     "refresh": "surgery.conversion",
     "revert": "surgery.conversion",
-    "sweep": "surgery.calibration",
+    "sweep": "surgery.operations.screening.calibration",
     "verify": "surgery.verification",
 }
 
 __all__ = [
+    "CalibrationSettings",
     "RunOptions",
     "__version__",
     "calibrate",

@@ -97,7 +97,8 @@ def collected(items: Iterable[pytest.Item]) -> None:
     for item in items:
         families = families_of(item)
         item.user_properties += [("family", name) for name in families if not lacking(name)]
-        to_run = not {"anatomy", "operations"} & set(item.path.parts)
+        parts = set(item.path.parts)
+        to_run = "calibration" in parts or not {"anatomy", "operations"} & parts
         reason = lacking(families[0], to_run=to_run) if len(families) == 1 else None
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))

@@ -12,10 +12,10 @@ from surgery.commands import console
 from surgery.errors import UsageError
 
 if TYPE_CHECKING:
-    from surgery.calibration import CalibrationSettings
-    from surgery.calibration.results import Calibration
     from surgery.conversion.plan import PreparedPlan
     from surgery.loading import RunOptions
+    from surgery.operations.screening.calibration import CalibrationSettings
+    from surgery.operations.screening.calibration.results import Calibration
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def plan_with_calibration(
     if sum(map(bool, (asked.text, asked.file, (screening or {}).get("open")))) > 1:
         raise UsageError("--calibrate, --calibration and --open exclude each other")
     if asked.file is not None:
-        from surgery.calibration.results import read_calibration
+        from surgery.operations.screening.calibration.results import read_calibration
 
         return plan(operations, calibration=read_calibration(asked.file))
     if not asked.text:
@@ -98,7 +98,7 @@ def plan_with_calibration(
 def _calibrate(
     model: str, prepared: PreparedPlan, asked: Asked, given: dict[str, Any], revision: str | None
 ) -> Calibration:
-    from surgery.calibration import calibrate
+    from surgery.operations.screening.calibration import calibrate
 
     console.silence_transformers()
     settings, run = settings_from(given, asked.run)
@@ -137,9 +137,9 @@ def settings_from(given: Mapping[str, Any], run: Mapping[str, Any]) -> tuple[Cal
     """
     from pydantic import ValidationError
 
-    from surgery.calibration import CalibrationSettings
     from surgery.conversion.plan import problems
     from surgery.loading import RunOptions
+    from surgery.operations.screening.calibration import CalibrationSettings
 
     settings = dict(given)
     counts = settings.pop("passages", None)

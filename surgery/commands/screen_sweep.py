@@ -13,7 +13,7 @@ from surgery.commands.app import app
 from surgery.errors import UsageError
 
 if TYPE_CHECKING:
-    from surgery.calibration.sweeping import Sweep
+    from surgery.operations.screening.calibration.loss_sweep import Sweep
 
 _RESULTS = "sweep.json"
 
@@ -94,8 +94,8 @@ def screen_sweep(
     given = {name: value for name, value in chosen.items() if value is not None}
     settings, run = settings_from(given, {"device": device, "dtype": dtype, "attn_implementation": attn_implementation})
     options = {"layers": layers, "heads": heads, "sinks": sinks}
-    from surgery import calibration
-    from surgery.calibration.sweeping import ALLOWED
+    from surgery.operations.screening import calibration
+    from surgery.operations.screening.calibration.loss_sweep import ALLOWED
 
     console.silence_transformers()
     with console.progress() as bar:

@@ -41,7 +41,7 @@ from surgery.operations import OperationOptions
 from surgery.operations.screening import PENDING
 
 if TYPE_CHECKING:
-    from surgery.calibration.results import Calibration
+    from surgery.operations.screening.calibration.results import Calibration
 
 PlaceMode = Literal["auto", "copy", "link"]
 Progress = Callable[[int, int], None]

@@ -24,7 +24,7 @@ from surgery.version import __version__
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-    from surgery.calibration.results import Calibration
+    from surgery.operations.screening.calibration.results import Calibration
 
 MODELING_NAME = "modeling_surgery.py"
 NEW_SHARD = "surgery-operations.safetensors"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from surgery.calibration import Calibration, CalibrationSettings, calibrate
+from surgery.operations.screening.calibration import Calibration, CalibrationSettings, calibrate
 from surgery.runtime import modeling_surgery as modeling
 from surgery.verification import verify
 from tests.tokenizers import write_texts

@@ -56,7 +56,6 @@ class Tally:
         mass: softmax mass that would be rejected, summed over queries.
         damage: sum over queries of (g . change of the head's output)^2, g the gradient of the text's summed loss.
         queries: how many were looked at.
-        tokens: tokens of the text that they stand for.
     """
 
     shape: tuple[int, ...]

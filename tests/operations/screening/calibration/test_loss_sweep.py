@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from surgery.calibration import CalibrationSettings, Sweep, sweep
-from surgery.calibration.passages import take
-from surgery.calibration.results import LayerChoice
-from surgery.calibration.sweeping import BLOCK, _group_windows, blocks_outside
 from surgery.conversion import convert
 from surgery.data import read_documents
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.evaluation.losses import token_losses
 from surgery.loading import load_model, load_tokenizer, operations_off
 from surgery.operations.screening import ScreeningOptions
+from surgery.operations.screening.calibration import CalibrationSettings, Sweep, sweep
+from surgery.operations.screening.calibration.loss_sweep import BLOCK, _group_windows, blocks_outside
+from surgery.operations.screening.calibration.passages import take
+from surgery.operations.screening.calibration.results import LayerChoice
 from tests.anatomy.test_probing import tiny
 from tests.families import _MOE
 from tests.tokenizers import save_tiny_tokenizer

@@ -14,19 +14,20 @@ import pytest
 import torch
 
 from surgery.anatomy import FAMILIES
-from surgery.calibration import Calibration, CalibrationSettings, calibrate, read_calibration
-from surgery.calibration.choosing import Evidence, by_damage, by_mass
-from surgery.calibration.guarding import Guard
-from surgery.calibration.passages import divide, short_names
-from surgery.calibration.results import GuardText
 from surgery.conversion import convert, make_plan, revert
 from surgery.errors import PlanRefusedError, SurgeryError, UsageError
 from surgery.evaluation.rejection import counting_rejections
 from surgery.loading import load_model, operation_modules
-from tests.calibration.conftest import with_tokenizer
+from surgery.operations.screening.calibration import Calibration, CalibrationSettings, calibrate, read_calibration
+from surgery.operations.screening.calibration.choice import Evidence, by_damage, by_mass
+from surgery.operations.screening.calibration.guard import Guard
+from surgery.operations.screening.calibration.passages import divide, short_names
+from surgery.operations.screening.calibration.results import GuardText
 from tests.families import REPRESENTATIVES, VOCABULARY, families_for_the_matrix
+from tests.operations.screening.calibration.conftest import with_tokenizer
 from tests.tokenizers import save_tiny_tokenizer
 
+GUARD_LOSS = "surgery.operations.screening.calibration.guard.Guard._loss"
 SETTINGS = CalibrationSettings(lengths=(32, 64), observe=4, hold_out=2, rows=24, max_loss_increase=0.05)
 
 
@@ -148,7 +149,7 @@ def a_loss_that_rises_with_the_thresholds(self: Any, tokens: torch.Tensor, *, of
 
 
 def test_a_budget_is_lowered_where_the_loss_does_not_hold(source: Path, texts: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("surgery.calibration.guarding.Guard._loss", a_loss_that_rises_with_the_thresholds)
+    monkeypatch.setattr(GUARD_LOSS, a_loss_that_rises_with_the_thresholds)
     settings = SETTINGS.model_copy(update={"budget": 0.9, "max_loss_increase": 0.5})
     found = calibrate(source, [texts], settings=settings)
     assert found.trials[0].worst > 0.5 and len(found.trials) > 1
@@ -156,7 +157,7 @@ def test_a_budget_is_lowered_where_the_loss_does_not_hold(source: Path, texts: P
 
 
 def test_the_price_settles_below_what_is_allowed(source: Path, texts: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("surgery.calibration.guarding.Guard._loss", a_loss_that_rises_with_the_thresholds)
+    monkeypatch.setattr(GUARD_LOSS, a_loss_that_rises_with_the_thresholds)
     found = calibrate(source, [texts], settings=SETTINGS.model_copy(update={"max_loss_increase": 1.2}))
     holding = [trial for trial in found.trials if trial.worst <= 1.2]
     assert len(found.trials) == 6 and 0 < len(holding) < 6
@@ -185,7 +186,7 @@ def test_a_loss_that_bears_next_to_nothing_is_held(
 
 
 def test_no_choice_that_holds_is_an_error(source: Path, texts: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("surgery.calibration.guarding.Guard._loss", lambda *_, off: 1.0 if off else 2.0)
+    monkeypatch.setattr(GUARD_LOSS, lambda *_, off: 1.0 if off else 2.0)
     with pytest.raises(SurgeryError, match="no choice keeps the loss"):
         calibrate(source, [texts], settings=SETTINGS)
 

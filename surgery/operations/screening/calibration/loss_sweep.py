@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from surgery.anatomy import Anatomy, read_anatomy
-from surgery.calibration.calibrating import (
+from surgery.checkpoint import open_checkpoint, resolve
+from surgery.data import read_documents
+from surgery.errors import PlanRefusedError, UsageError
+from surgery.loading import RunOptions, load_tokenizer
+from surgery.operations.inspection import converted_already, unverified_family
+from surgery.operations.screening import ScreeningOptions
+from surgery.operations.screening.calibration.calibration import (
     CalibrationSettings,
     OnProgress,
     Work,
@@ -23,14 +29,8 @@ from surgery.calibration.calibrating import (
     recorded,
     resolved_options,
 )
-from surgery.calibration.passages import divide, short_names, take
-from surgery.calibration.results import Calibration, GuardText, Trial
-from surgery.checkpoint import open_checkpoint, resolve
-from surgery.data import read_documents
-from surgery.errors import PlanRefusedError, UsageError
-from surgery.loading import RunOptions, load_tokenizer
-from surgery.operations.inspection import converted_already, unverified_family
-from surgery.operations.screening import ScreeningOptions
+from surgery.operations.screening.calibration.passages import divide, short_names, take
+from surgery.operations.screening.calibration.results import Calibration, GuardText, Trial
 
 # Nats per token, estimated; what these cost in truth is what a sweep measures.
 ALLOWED = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
@@ -170,9 +170,9 @@ def sweep(
     if measure_on:
         measured = take(short_names(read_documents(measure_on)), tokenizer, lengths, settings.hold_out)
 
-    from surgery.calibration.choosing import by_damage
-    from surgery.calibration.guarding import Guard, head_values, set_values
-    from surgery.calibration.running import open_model
+    from surgery.operations.screening.calibration.choice import by_damage
+    from surgery.operations.screening.calibration.guard import Guard, head_values, set_values
+    from surgery.operations.screening.calibration.source_model import open_model
 
     work = Work(
         open_model(source.folder, anatomy, [screening.resolved()], run), screening, anatomy, settings, on_progress

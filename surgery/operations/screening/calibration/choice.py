@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from surgery.calibration.grid import Array, Grid, Tally
+from surgery.operations.screening.calibration.grid import Array, Grid, Tally
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from surgery.calibration.grid import Grid, Tally, tally_head
 from surgery.loading.head import LOGITS_AT_ONCE, base_output, head_logits, vocabulary, with_hidden
 from surgery.loading.model import recompute
+from surgery.operations.screening.calibration.grid import Grid, Tally, tally_head
 
 # Above this the activations of a passage are not kept but computed again, layer by layer, on the way back.
 LONGEST_KEPT = 1536

@@ -5,8 +5,8 @@ damage, and tries the choice on passages that were held out until the loss there
 ``sweep`` measures several choices from the same evidence: the loss against the share of keys that is rejected.
 """
 
-from surgery.calibration.calibrating import CalibrationSettings, calibrate
-from surgery.calibration.results import Calibration, read_calibration
-from surgery.calibration.sweeping import Sweep, sweep
+from surgery.operations.screening.calibration.calibration import CalibrationSettings, calibrate
+from surgery.operations.screening.calibration.loss_sweep import Sweep, sweep
+from surgery.operations.screening.calibration.results import Calibration, read_calibration
 
 __all__ = ["Calibration", "CalibrationSettings", "Sweep", "calibrate", "read_calibration", "sweep"]

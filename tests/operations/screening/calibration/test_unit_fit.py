@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from surgery.calibration import Calibration, CalibrationSettings, calibrate, read_calibration
-from surgery.calibration.fitting import _fit_lengths
-from surgery.calibration.passages import divide
 from surgery.conversion import convert
 from surgery.data import read_documents
 from surgery.errors import UsageError
 from surgery.loading import load_model, load_tokenizer, operation_modules, operations_off
 from surgery.operations.screening import UNIT_PARAMETERS
+from surgery.operations.screening.calibration import Calibration, CalibrationSettings, calibrate, read_calibration
+from surgery.operations.screening.calibration.passages import divide
+from surgery.operations.screening.calibration.unit_fit import _fit_lengths
 from tests.families import VOCABULARY
 
 UNIT = {"form": "unit", "renormalisation": 0.0, "layers": (1, 2)}

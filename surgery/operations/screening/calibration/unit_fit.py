@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from surgery.calibration.observing import sample_rows, screening_modules
-from surgery.calibration.passages import Passage
 from surgery.loading.head import last_only
 from surgery.operations.screening import UNIT_PARAMETERS, open_start
+from surgery.operations.screening.calibration.observation import sample_rows, screening_modules
+from surgery.operations.screening.calibration.passages import Passage
 
 Values = dict[str, list[list[float]]]
 Candidates = list[list[list[tuple[float, float]]]]

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from surgery.anatomy import Anatomy, Family, read_anatomy
-from surgery.calibration.passages import Passage, divide, short_names
-from surgery.calibration.results import Calibration, GuardText, LayerChoice, Trial
 from surgery.checkpoint import open_checkpoint, resolve
 from surgery.data import read_documents
 from surgery.errors import SurgeryError, UsageError
 from surgery.loading import RunOptions, load_tokenizer
 from surgery.operations import OPERATIONS, OperationOptions
 from surgery.operations.screening import PARAMETERS, SOFTNESS, ScreeningOptions
+from surgery.operations.screening.calibration.passages import Passage, divide, short_names
+from surgery.operations.screening.calibration.results import Calibration, GuardText, LayerChoice, Trial
 
 if TYPE_CHECKING:
-    from surgery.calibration.choosing import Choice, Evidence
-    from surgery.calibration.fitting import Fit
-    from surgery.calibration.grid import Grid, Tally
+    from surgery.operations.screening.calibration.choice import Choice, Evidence
+    from surgery.operations.screening.calibration.grid import Grid, Tally
+    from surgery.operations.screening.calibration.unit_fit import Fit
 
 OnProgress = Callable[[int, int, str], None]
 
@@ -114,7 +114,7 @@ def calibrate(
     documents = short_names(read_documents([text] if isinstance(text, str | Path) else text))
     passages = divide(documents, tokenizer, lengths, observe=settings.observe, hold_out=settings.hold_out)
 
-    from surgery.calibration.running import open_model
+    from surgery.operations.screening.calibration.source_model import open_model
 
     # A unit is observed at the end of its bridge where it is the source.
     exponent = screening.renormalisation
@@ -246,9 +246,9 @@ class Work:
         """What every threshold and window would do to each head in these passages."""
         import torch
 
-        from surgery.calibration.choosing import weigh
-        from surgery.calibration.grid import Grid
-        from surgery.calibration.observing import observe_passage, sample_rows
+        from surgery.operations.screening.calibration.choice import weigh
+        from surgery.operations.screening.calibration.grid import Grid
+        from surgery.operations.screening.calibration.observation import observe_passage, sample_rows
 
         assert self.screening.full_window is not None
         grid = Grid.up_to(max(len(passage.tokens) for passage in passages), self.screening.full_window)
@@ -272,8 +272,8 @@ class Work:
         Raises:
             SurgeryError: none does.
         """
-        from surgery.calibration.choosing import by_damage, by_mass
-        from surgery.calibration.guarding import Guard, head_values, set_values
+        from surgery.operations.screening.calibration.choice import by_damage, by_mass
+        from surgery.operations.screening.calibration.guard import Guard, head_values, set_values
 
         allowed = self.settings.max_loss_increase
         guard = Guard(self.model, passages, self.say)
@@ -316,7 +316,7 @@ class Work:
 
     def layers(self, choice: Choice, evidence: Evidence, grid: Grid) -> tuple[LayerChoice, ...]:
         """The choice as start values."""
-        from surgery.calibration.guarding import head_values
+        from surgery.operations.screening.calibration.guard import head_values
 
         values = head_values(choice, grid, self.settings.softness)
         opened = choice.is_open(grid)
@@ -339,9 +339,9 @@ class Work:
         self, observed: Sequence[Passage], held_out: Sequence[Passage]
     ) -> tuple[tuple[LayerChoice, ...], list[GuardText]]:
         """Start values of units, and what the held-out passages lose by them."""
-        from surgery.calibration.fitting import around, choose_edges, fit_gains
-        from surgery.calibration.guarding import Guard, set_values
-        from surgery.calibration.observing import screening_modules
+        from surgery.operations.screening.calibration.guard import Guard, set_values
+        from surgery.operations.screening.calibration.observation import screening_modules
+        from surgery.operations.screening.calibration.unit_fit import around, choose_edges, fit_gains
 
         assert self.screening.full_window is not None and self.screening.renormalisation is not None
         tokens = sum(len(passage.tokens) for passage in observed)
@@ -358,9 +358,9 @@ class Work:
         """What was chosen for ``gated``, with the gains that the other end of the bridge needs."""
         from dataclasses import replace
 
-        from surgery.calibration.fitting import as_they_are, fit_gains
-        from surgery.calibration.guarding import set_values
         from surgery.operations.screening import open_start
+        from surgery.operations.screening.calibration.guard import set_values
+        from surgery.operations.screening.calibration.unit_fit import as_they_are, fit_gains
 
         assert self.screening.full_window is not None
         opened = open_start(self.screening.full_window)
@@ -406,7 +406,7 @@ class Work:
 
 def first_price(evidence: Evidence, allowed: float, shared: Sequence[int] | None = None) -> float:
     """The price at which the estimate of the damage is what is allowed, by halving; ``shared`` as of `by_damage`."""
-    from surgery.calibration.choosing import by_damage
+    from surgery.operations.screening.calibration.choice import by_damage
 
     low, high = 1e-9, 1e6
     while high / low > 1.05:
