@@ -12,7 +12,7 @@ from surgery.anatomy.families import REFUSED, Family, find_family, probed_family
 from surgery.anatomy.locks import unlock
 from surgery.anatomy.rope import Rope, read_ropes, trained_length
 from surgery.checkpoint import Checkpoint
-from surgery.checkpoint.record import check_format
+from surgery.checkpoint.record import check_format_version
 from surgery.errors import CheckpointError, PlanRefusedError
 
 MODEL_TYPE_PREFIX = "surgery_"
@@ -102,7 +102,7 @@ def read_anatomy(checkpoint: Checkpoint, *, family: Family | None = None) -> Ana
     config = unlock(checkpoint.config)
     block = config.pop("surgery", None)
     operations = _operations(block)
-    check_format(block.get("format_version") if block is not None else None, checkpoint.folder.name)
+    check_format_version(block.get("format_version") if block is not None else None, checkpoint.folder.name)
     earlier = _operations(block.get("base"), what="surgery.base") if operations else ()
     family = family or family_of(checkpoint.config, _finding(checkpoint))
     _check_text_type(family, config)

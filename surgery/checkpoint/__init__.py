@@ -5,15 +5,15 @@ for reading, and no weight is read unless a function says so. Whatever is wrong 
 `CheckpointError` that names the file; whatever is wrong with an argument a `UsageError`.
 """
 
-from surgery.checkpoint.disk import free_bytes, fsync_file, fsync_folder, fsync_tree, human, require_space
+from surgery.checkpoint.disk import format_size, free_bytes, fsync_file, fsync_folder, fsync_tree, require_space
 from surgery.checkpoint.folder import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, Checkpoint, open_checkpoint
-from surgery.checkpoint.hashes import FollowingHashes, same_tensor_bytes, sha256_file, sha256_json, tensor_bytes
+from surgery.checkpoint.hashes import BackgroundHasher, same_tensor_bytes, sha256_file, sha256_json, tensor_bytes
 from surgery.checkpoint.headers import DTYPE_BITS, TensorInfo, read_header, tensor_bits
 from surgery.checkpoint.names import quote, safe_relative
 from surgery.checkpoint.output import check_output
 from surgery.checkpoint.placement import place_file
-from surgery.checkpoint.source import Source, as_named, resolve
-from surgery.checkpoint.staged_folder import StagedFolder, tidy
+from surgery.checkpoint.source import Source, absolute_path, resolve
+from surgery.checkpoint.staged_folder import StagedFolder, repair_output
 from surgery.checkpoint.strict_json import dump_json, load_json
 from surgery.checkpoint.writers import NewTensor, replace_file, write_index, write_json, write_safetensors
 
@@ -22,25 +22,26 @@ __all__ = [
     "DTYPE_BITS",
     "INDEX_NAME",
     "SINGLE_NAME",
+    "BackgroundHasher",
     "Checkpoint",
-    "FollowingHashes",
     "NewTensor",
     "Source",
     "StagedFolder",
     "TensorInfo",
-    "as_named",
+    "absolute_path",
     "check_output",
     "dump_json",
+    "format_size",
     "free_bytes",
     "fsync_file",
     "fsync_folder",
     "fsync_tree",
-    "human",
     "load_json",
     "open_checkpoint",
     "place_file",
     "quote",
     "read_header",
+    "repair_output",
     "replace_file",
     "require_space",
     "resolve",
@@ -50,7 +51,6 @@ __all__ = [
     "sha256_json",
     "tensor_bits",
     "tensor_bytes",
-    "tidy",
     "write_index",
     "write_json",
     "write_safetensors",

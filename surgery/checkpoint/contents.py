@@ -14,14 +14,14 @@ _MOST_FILES = 100_000
 
 
 @dataclass
-class Scan:
+class FolderContents:
     """Relative POSIX names of the regular files with their sizes, and of the hidden folders that were passed over."""
 
     sizes: dict[str, int] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
 
 
-def scan_folder(folder: Path) -> Scan:
+def list_contents(folder: Path) -> FolderContents:
     """List a model folder without reading its files.
 
     Hidden folders (``.git``, ``.cache``) are working data of other tools: passed over, but named in `skipped`.
@@ -30,7 +30,7 @@ def scan_folder(folder: Path) -> Scan:
         CheckpointError: a link leaves the folder, points to a folder or to nothing; a special file; a name that is
             not UTF-8; a folder that cannot be read, is too deep or holds too many files.
     """
-    scan = Scan()
+    scan = FolderContents()
     root = folder.resolve()
     try:
         _walk(root, "", root, snapshot_of(root), scan)
@@ -41,7 +41,7 @@ def scan_folder(folder: Path) -> Scan:
     return scan
 
 
-def _walk(here: Path, prefix: str, root: Path, snapshot: Snapshot | None, scan: Scan) -> None:
+def _walk(here: Path, prefix: str, root: Path, snapshot: Snapshot | None, scan: FolderContents) -> None:
     if prefix.count("/") > _DEEPEST:
         raise CheckpointError(f"The model folder is deeper than {_DEEPEST} folders, which no real one is.")
     with os.scandir(here) as entries:

@@ -31,7 +31,7 @@ def require_space(path: Path, needed: int) -> None:
     free = free_bytes(path)
     if free < needed:
         raise CheckpointError(
-            f"{needed:,} bytes ({human(needed)}) are needed at {path}, {free:,} ({human(free)}) are free.",
+            f"{needed:,} bytes ({format_size(needed)}) are needed at {path}, {free:,} ({format_size(free)}) are free.",
             hint="Free some space, choose an output on another disk, or make hard links instead of copies.",
         )
 
@@ -60,7 +60,7 @@ def _nearest(path: Path) -> Path:
     return place
 
 
-def human(count: int) -> str:
+def format_size(count: int) -> str:
     """A number of bytes for people, in decimal units."""
     size = float(count)
     for unit in ("B", "kB", "MB", "GB"):

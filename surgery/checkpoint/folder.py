@@ -6,13 +6,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from surgery.checkpoint.contents import Scan, scan_folder
+from surgery.checkpoint.contents import FolderContents, list_contents
 from surgery.checkpoint.headers import TensorInfo, read_header
 from surgery.checkpoint.hub_cache import snapshot_of
 from surgery.checkpoint.names import quote, safe_relative
 from surgery.checkpoint.source import Source, check_folder
 from surgery.checkpoint.strict_json import INDEX_LIMIT, load_json
-from surgery.checkpoint.unsupported_weights import adapter_folder, no_weights
+from surgery.checkpoint.unsupported_weights import adapter_error, no_weights_error
 from surgery.errors import CheckpointError
 
 CONFIG_NAME = "config.json"
@@ -58,7 +58,7 @@ def open_checkpoint(folder: Path | Source) -> Checkpoint:
     commit = folder.commit if isinstance(folder, Source) else None
     folder = folder.folder if isinstance(folder, Source) else Path(folder)
     check_folder(folder)
-    scan = scan_folder(folder)
+    scan = list_contents(folder)
     if CONFIG_NAME not in scan.sizes:
         raise _no_config(folder, scan)
     config = load_json(folder / CONFIG_NAME)
@@ -86,11 +86,11 @@ def open_checkpoint(folder: Path | Source) -> Checkpoint:
     )
 
 
-def _no_config(folder: Path, scan: Scan) -> CheckpointError:
+def _no_config(folder: Path, scan: FolderContents) -> CheckpointError:
     if "adapter_config.json" in scan.sizes:
-        return adapter_folder(folder)
+        return adapter_error(folder)
     if any(name.lower().endswith(".gguf") and "/" not in name for name in scan.sizes):
-        return no_weights(folder, scan.sizes)
+        return no_weights_error(folder, scan.sizes)
     return CheckpointError(
         f"The folder {folder.name or folder} has no config.json, so it is not a Hugging Face model folder.",
         hint="Give the folder that holds config.json and the safetensors files, or a hub id.",
@@ -112,10 +112,10 @@ def _weight_map(index: dict[str, Any]) -> dict[str, str]:
     return weight_map
 
 
-def _shards(folder: Path, scan: Scan, weight_map: dict[str, str] | None) -> tuple[str, ...]:
+def _shards(folder: Path, scan: FolderContents, weight_map: dict[str, str] | None) -> tuple[str, ...]:
     if weight_map is None:
         if SINGLE_NAME not in scan.sizes:
-            raise no_weights(folder, scan.sizes)
+            raise no_weights_error(folder, scan.sizes)
         return (SINGLE_NAME,)
     shards = tuple(sorted(set(weight_map.values())))
     if SINGLE_NAME in scan.sizes and shards != (SINGLE_NAME,):

@@ -36,10 +36,10 @@ def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> st
     return digest.hexdigest()
 
 
-class FollowingHashes:
+class BackgroundHasher:
     """The SHA-256 of files that somebody else is reading just now, by a thread that follows close behind.
 
-        with FollowingHashes() as hashes:
+        with BackgroundHasher() as hashes:
             place_file(path, target, "copy", hashes.follow(path, report))
             found = hashes.results()
 

@@ -4,7 +4,7 @@ from surgery.checkpoint.names import quote
 from surgery.errors import CheckpointError, SurgeryError, UsageError
 
 
-def explain(error: Exception, hub_id: str, revision: str | None) -> SurgeryError:
+def download_error(error: Exception, hub_id: str, revision: str | None) -> SurgeryError:
     """Turn an error of the hub client into one of ours. The most specific class is asked for first."""
     from huggingface_hub import errors
 
@@ -37,7 +37,7 @@ def explain(error: Exception, hub_id: str, revision: str | None) -> SurgeryError
     )
 
 
-def explain_push(error: Exception, repository: str, *, asked_only: bool = False) -> SurgeryError:
+def upload_error(error: Exception, repository: str, *, asked_only: bool = False) -> SurgeryError:
     """The same for an upload.
 
     Args:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from surgery.checkpoint.hub_client import limit_silence
-from surgery.checkpoint.hub_errors import explain_push
-from surgery.checkpoint.names import listed, quote
+from surgery.checkpoint.hub_errors import upload_error
+from surgery.checkpoint.names import quote, quoted_list
 from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME
 from surgery.checkpoint.source import check_folder
 from surgery.errors import CheckpointError, UsageError
@@ -55,7 +55,7 @@ def check_owner(owner: str) -> None:
     try:
         account = HfApi().whoami()
     except Exception as error:  # the hub client raises its own, its HTTP library's and the system's errors
-        raise explain_push(error, owner, asked_only=True) from error
+        raise upload_error(error, owner, asked_only=True) from error
     own = {str(account.get("name")), *(str(one.get("name")) for one in account.get("orgs") or ())}
     if owner.casefold() not in {name.casefold() for name in own}:
         raise CheckpointError(
@@ -82,12 +82,12 @@ def check_push(repository: str, *, force: bool = False) -> None:
     except RepositoryNotFoundError:
         return
     except Exception as error:
-        raise explain_push(error, repository, asked_only=True) from error
+        raise upload_error(error, repository, asked_only=True) from error
     files = {str(sibling.rfilename) for sibling in found.siblings or ()} - _MADE_WITH_A_REPOSITORY
     ours = bool(files & {PLAN_NAME, HISTORY_NAME})
     if files and not (ours and force):
         raise UsageError(
-            f"The repository {repository} exists and holds {listed(files)}"
+            f"The repository {repository} exists and holds {quoted_list(files)}"
             + (", an earlier output of this tool." if ours else ", which is no output of this tool."),
             hint="Replace it with --force; its history stays." if ours else "Choose another name.",
         )
@@ -152,5 +152,5 @@ def upload(folder: Path, repository: str, *, private: bool, force: bool) -> Push
         )
         found = api.model_info(repository)
     except Exception as error:
-        raise explain_push(error, repository) from error
+        raise upload_error(error, repository) from error
     return PushResult(repository, f"{api.endpoint}/{repository}", done.oid or found.sha, bool(found.private))

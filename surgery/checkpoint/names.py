@@ -19,7 +19,7 @@ def quote(name: object, longest: int = 120) -> str:
     return f"{text[: longest + 40]}..." if cut or len(text) > longest + 40 else text
 
 
-def listed(names: Iterable[str], most: int = 3) -> str:
+def quoted_list(names: Iterable[str], most: int = 3) -> str:
     """The first names in order, quoted, and how many more there are."""
     ordered = sorted(names)
     more = f" and {len(ordered) - most} more" if len(ordered) > most else ""

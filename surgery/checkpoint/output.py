@@ -22,7 +22,7 @@ from pathlib import Path
 
 from surgery.checkpoint.disk import fsync_folder
 from surgery.checkpoint.hub_cache import snapshot_of
-from surgery.checkpoint.names import listed, quote
+from surgery.checkpoint.names import quote, quoted_list
 from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME
 from surgery.errors import CheckpointError, UsageError
 
@@ -34,7 +34,7 @@ def sibling(out: Path, kind: str, run: str) -> Path:
     return out.with_name(f"{out.name}.{kind}-{run}")
 
 
-def new_run() -> str:
+def new_run_id() -> str:
     """A fresh id for a run's siblings."""
     return secrets.token_hex(6)
 
@@ -52,12 +52,12 @@ def siblings(out: Path, kind: str) -> list[Path]:
 
 
 def check_output(
-    out: Path, *, force: bool = False, source: Path | None = None, unmarked: Collection[str] | None = None
+    out: Path, *, force: bool = False, source: Path | None = None, known_files: Collection[str] | None = None
 ) -> Path:
     """Check that `out` may be written, without touching anything; returns it with links resolved.
 
     With `force` an earlier output is replaced, and nothing else: a folder that carries our record, or, where an output
-    carries none, one that holds no other files than `unmarked` names (relative, with ``/``).
+    carries none, one that holds no other files than `known_files` names (relative, with ``/``).
 
     Raises:
         UsageError: it is a file or would lie in one, a non-empty folder without `force`, the source or something inside
@@ -84,7 +84,7 @@ def check_output(
         return out
     if not out.is_dir():
         raise UsageError(f"The output {given} exists and is not a folder.", hint="Choose another name.")
-    strange = _no_output(out, unmarked)
+    strange = _no_output(out, known_files)
     if not force and strange:  # --force would not help
         raise UsageError(
             f"The output {given} is not empty: it holds {strange}, and is no earlier output of this tool.",
@@ -115,18 +115,18 @@ def _file_above(out: Path) -> Path | None:
     return above if above is not None and not above.is_dir() else None
 
 
-def _no_output(out: Path, unmarked: Collection[str] | None) -> str | None:
+def _no_output(out: Path, known_files: Collection[str] | None) -> str | None:
     """What shows that a folder was not written by us, for a message; None if it was."""
     if (out / PLAN_NAME).is_file() or (out / HISTORY_NAME).is_file():
         return None
     names = sorted(path.name for path in out.iterdir())
-    if unmarked is not None:
+    if known_files is not None:
         names = sorted(
             path.relative_to(out).as_posix()
             for path in out.rglob("*")
-            if (path.is_symlink() or not path.is_dir()) and path.relative_to(out).as_posix() not in unmarked
+            if (path.is_symlink() or not path.is_dir()) and path.relative_to(out).as_posix() not in known_files
         )
-    return listed(names) if names else None
+    return quoted_list(names) if names else None
 
 
 def repair(out: Path) -> None:

@@ -12,8 +12,8 @@ from typing import Literal
 from surgery.checkpoint.names import quote
 from surgery.errors import CheckpointError
 
-Mode = Literal["auto", "copy", "link"]
-Placed = Literal["reflink", "copied", "linked"]
+PlacementMode = Literal["auto", "copy", "link"]
+PlacementResult = Literal["reflink", "copied", "linked"]
 OnBytes = Callable[[int], None]
 
 _CHUNK = 8 * 1024 * 1024  # between two reports of progress
@@ -32,7 +32,9 @@ _NOT_HERE = {
 }
 
 
-def place_file(source: Path, target: Path, mode: Mode = "auto", on_bytes: OnBytes | None = None) -> Placed:
+def place_file(
+    source: Path, target: Path, mode: PlacementMode = "auto", on_bytes: OnBytes | None = None
+) -> PlacementResult:
     """Put the content of `source` under the new name `target`, and say how.
 
     ``auto`` shares the blocks where the file system can (reflink), else copies in the kernel; ``copy`` always copies;
@@ -62,7 +64,7 @@ def place_file(source: Path, target: Path, mode: Mode = "auto", on_bytes: OnByte
     return placed
 
 
-def _link(content: Path, target: Path) -> Placed:
+def _link(content: Path, target: Path) -> PlacementResult:
     try:
         target.hardlink_to(content)
     except OSError as error:
@@ -76,7 +78,7 @@ def _link(content: Path, target: Path) -> Placed:
     return "linked"
 
 
-def _copy(content: Path, target: Path, *, share: bool, on_bytes: OnBytes | None) -> Placed:
+def _copy(content: Path, target: Path, *, share: bool, on_bytes: OnBytes | None) -> PlacementResult:
     reading = os.open(content, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
         # O_EXCL: an existing name could be a link into the source.
@@ -84,7 +86,7 @@ def _copy(content: Path, target: Path, *, share: bool, on_bytes: OnBytes | None)
         try:
             size = os.fstat(reading).st_size
             if share and _reflink(reading, writing):
-                placed: Placed = "reflink"
+                placed: PlacementResult = "reflink"
                 if on_bytes is not None:
                     on_bytes(size)
             else:

@@ -14,7 +14,7 @@ VERIFICATION_NAME = f"{RECORD_FOLDER}/verify.json"
 EVALUATION_NAME = f"{RECORD_FOLDER}/evaluate.json"
 
 
-def check_format(version: Any, name: str) -> None:
+def check_format_version(version: Any, name: str) -> None:
     """Refuse a converted checkpoint of a newer format than this tool knows.
 
     Args:

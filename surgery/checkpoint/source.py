@@ -6,7 +6,7 @@ from pathlib import Path
 
 from surgery.checkpoint.hub_cache import snapshot_of
 from surgery.checkpoint.hub_client import limit_silence
-from surgery.checkpoint.hub_errors import explain
+from surgery.checkpoint.hub_errors import download_error
 from surgery.checkpoint.names import quote
 from surgery.errors import CheckpointError, UsageError
 
@@ -130,10 +130,10 @@ def _local(folder: Path) -> Source:
     snapshot = snapshot_of(folder)
     if snapshot is not None:
         return Source(folder, snapshot.hub_id, snapshot.commit, snapshot.hub_id)
-    return Source(folder, as_named(folder).name or "model", None, None)
+    return Source(folder, absolute_path(folder).name or "model", None, None)
 
 
-def as_named(folder: Path) -> Path:
+def absolute_path(folder: Path) -> Path:
     """A folder as it was given, in full: links keep their own name, unless ``..`` leads to above their target."""
     return folder.resolve() if ".." in folder.parts else folder.absolute()
 
@@ -151,7 +151,7 @@ def _fetch(hub_id: str, revision: str | None, *, local_only: bool) -> Source:
             ignore_patterns=list(IGNORE_PATTERNS),
         )
     except Exception as error:  # the hub client raises its own, its HTTP library's and the system's errors
-        raise explain(error, hub_id, revision) from error
+        raise download_error(error, hub_id, revision) from error
     folder = Path(fetched)
     snapshot = snapshot_of(folder)
     return Source(folder, hub_id, snapshot.commit if snapshot else None, hub_id)

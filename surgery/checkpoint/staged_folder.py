@@ -14,7 +14,7 @@ from typing import Self
 from surgery.checkpoint.disk import fsync_folder, fsync_tree
 from surgery.checkpoint.locks import FileLock
 from surgery.checkpoint.names import quote
-from surgery.checkpoint.output import check_output, discard, new_run, repair, sibling
+from surgery.checkpoint.output import check_output, discard, new_run_id, repair, sibling
 from surgery.errors import CheckpointError
 
 OnStep = Callable[[str], None]
@@ -37,7 +37,7 @@ class StagedFolder:
         *,
         force: bool = False,
         source: Path | None = None,
-        unmarked: Collection[str] | None = None,
+        known_files: Collection[str] | None = None,
         on_step: OnStep | None = None,
     ) -> None:
         """Check the output; nothing is written yet.
@@ -47,11 +47,11 @@ class StagedFolder:
         """
         self._force = force
         self._source = source
-        self._unmarked = unmarked
+        self._unmarked = known_files
         self._on_step = on_step
         self.out = out
         self.out = self._check()
-        self._run = new_run()
+        self._run = new_run_id()
         self.path = sibling(self.out, "partial", self._run)
         self._lock = _lock_of(self.out)
         self._made_parents: list[Path] = []
@@ -108,7 +108,7 @@ class StagedFolder:
         return self.out
 
     def _check(self) -> Path:
-        return check_output(self.out, force=self._force, source=self._source, unmarked=self._unmarked)
+        return check_output(self.out, force=self._force, source=self._source, known_files=self._unmarked)
 
     def _take_name(self) -> None:
         old = sibling(self.out, "replaced", self._run)
@@ -158,7 +158,7 @@ class StagedFolder:
             self._on_step(name)
 
 
-def tidy(out: Path) -> None:
+def repair_output(out: Path) -> None:
     """Undo or finish what killed runs left around `out`, and touch nothing else.
 
     Raises:

@@ -14,7 +14,7 @@ from surgery.errors import CheckpointError
 _PICKLES = (".pt", ".pth", ".ckpt")
 
 
-def no_weights(folder: Path, files: Iterable[str]) -> CheckpointError:
+def no_weights_error(folder: Path, files: Iterable[str]) -> CheckpointError:
     """The error for a folder without a safetensors checkpoint, with the command that makes one where there is one."""
     names = [name for name in files if "/" not in name]
     given, out = str(folder), f"{folder.name or 'model'}-safetensors"
@@ -55,7 +55,7 @@ def no_weights(folder: Path, files: Iterable[str]) -> CheckpointError:
     )
 
 
-def adapter_folder(folder: Path) -> CheckpointError:
+def adapter_error(folder: Path) -> CheckpointError:
     """The error for a folder that holds a PEFT adapter, which is no model by itself."""
     line = shlex.join(["surgery", "merge", str(folder), "-o", f"{folder.name}-merged"])
     return CheckpointError(

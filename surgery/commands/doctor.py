@@ -34,7 +34,7 @@ def _print(machine: Machine) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from surgery.checkpoint.disk import human
+    from surgery.checkpoint.disk import format_size
 
     table = Table(show_header=False, box=None, pad_edge=False)
     packages = ", ".join(f"{package.name} {package.version or 'missing'}" for package in machine.packages)
@@ -51,10 +51,10 @@ def _print(machine: Machine) -> None:
     for device in machine.devices:
         fits = machine.can_run[device.name]
         sizes = ", ".join(f"{count / 1e9:.1f} B in {dtype}" for dtype, count in fits.items())
-        free = f"{human(device.free)} of {human(device.memory)} free"
+        free = f"{format_size(device.free)} of {format_size(device.memory)} free"
         rows.append((device.name, f"{device.description}; {free}; parameters that fit: about {sizes}"))
     for place in machine.places:
-        free = "unknown" if place.free is None else human(place.free)
+        free = "unknown" if place.free is None else format_size(place.free)
         how = f"unchanged shards can be {' or '.join(place.sharing)}" if place.writable else "cannot be written"
         rows.append((place.purpose, f"{place.path}: {free} free; {how}"))
     rows += [("settings", ", ".join(f"{name}={value}" for name, value in machine.settings.items()) or "none")]

@@ -189,7 +189,7 @@ def _times(passes: float) -> str:
 
 
 def _plan_table(plan: FinetunePlan) -> Table:
-    from surgery.checkpoint import human
+    from surgery.checkpoint import format_size
     from surgery.reporting.wording import counted
 
     table = Table(title=f"finetune {plan.model}: {plan.what}", show_header=False, title_justify="left")
@@ -208,9 +208,9 @@ def _plan_table(plan: FinetunePlan) -> Table:
         "trained": ", ".join(f"{count:,} {_GROUPS[kind]}" for kind, count in plan.parameters.items())
         + f" of {plan.parameters_total:,} parameters",
         "precision": plan.precision,
-        "memory (estimate)": f"{human(plan.memory.total)}: weights {human(plan.memory.weights)}, gradients "
-        f"{human(plan.memory.gradients)}, optimizer {human(plan.memory.optimizer)}, activations "
-        f"{human(plan.memory.activations)}",
+        "memory (estimate)": f"{format_size(plan.memory.total)}: weights {format_size(plan.memory.weights)}, gradients "
+        f"{format_size(plan.memory.gradients)}, optimizer {format_size(plan.memory.optimizer)}, activations "
+        f"{format_size(plan.memory.activations)}",
     }
     if plan.estimate is not None:
         measured = plan.estimate
@@ -220,7 +220,7 @@ def _plan_table(plan: FinetunePlan) -> Table:
             f"a step, held-out loss {_duration(measured.held_out_seconds)}, controls "
             f"{_duration(measured.control_seconds)}"
         )
-        rows["memory (measured)"] = f"{human(measured.peak_bytes)} at the peak of a trial step"
+        rows["memory (measured)"] = f"{format_size(measured.peak_bytes)} at the peak of a trial step"
     for number, stage in enumerate(plan.stages):
         rows[f"stage {number + 1}"] = (
             f"{stage.name}: {stage.what}, {stage.objective}, {stage.steps:,} steps of {stage.tokens_per_step:,.0f} "

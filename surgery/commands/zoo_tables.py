@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from surgery.checkpoint import human
+from surgery.checkpoint import format_size
 from surgery.commands.console import printable
 from surgery.zoo.manifest import plain_level
 from surgery.zoo.quantities import duration
@@ -40,9 +40,9 @@ def plan_table(plan: ZooPlan, width: int) -> Group:
                 printable(row.item.name),
                 Text("replace" if row.again and ready else row.state, style=_STYLES[row.state]),
                 row.family,
-                human(row.bytes) if row.bytes is not None else "?" if ready else "",
-                human(row.disk) if row.disk is not None and ready else "?" if ready else "",
-                human(row.memory) if ready else "",
+                format_size(row.bytes) if row.bytes is not None else "?" if ready else "",
+                format_size(row.disk) if row.disk is not None and ready else "?" if ready else "",
+                format_size(row.memory) if ready else "",
                 plain_level(row.item.verify),
             )
         )
@@ -53,9 +53,9 @@ def plan_table(plan: ZooPlan, width: int) -> Group:
     lines = [
         Text(
             ", ".join(f"{number} {state}" for state, number in counts.items() if number)
-            + f"; at most {human(plan.disk)} of disk"
+            + f"; at most {format_size(plan.disk)} of disk"
             + (f" and what {unknown} not fetched yet take" if unknown else "")
-            + f", {human(plan.free)} are free"
+            + f", {format_size(plan.free)} are free"
         )
     ]
     for words, number in Counter(row.operations for row in plan.of("ready")).items():
@@ -202,7 +202,7 @@ class LiveTable:
             share = f" {item.done / item.total:.0%}" if item.total and item.stage == "converting" else ""
             rate = f"{item.done / took / 1e6:,.0f} MB/s" if item.done and took > 0 else ""
             table.add_row(
-                Text(printable(name)), item.stage + share, human(self._sizes.get(name, 0)), rate, duration(took)
+                Text(printable(name)), item.stage + share, format_size(self._sizes.get(name, 0)), rate, duration(took)
             )
         return Group(table, Text(self._line(now), style="bold"))
 

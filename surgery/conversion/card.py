@@ -127,7 +127,7 @@ def _inherited(source_card: Path | None) -> dict[str, Any]:
     """Licence and languages of the source's card, where they are plain tags; a card is a stranger's file."""
     from ruamel.yaml import YAMLError
 
-    from surgery.schemas.yaml_text import MAX_BYTES, strangers_yaml
+    from surgery.schemas.yaml_text import MAX_BYTES, untrusted_yaml
 
     if source_card is None or not source_card.is_file() or source_card.stat().st_size > 1_000_000:
         return {}
@@ -135,7 +135,7 @@ def _inherited(source_card: Path | None) -> dict[str, Any]:
     if len(parts) < 3 or parts[0].strip() or len(parts[1]) > MAX_BYTES:
         return {}
     try:
-        found = strangers_yaml().load(parts[1])
+        found = untrusted_yaml().load(parts[1])
     except (YAMLError, ValueError, RecursionError):
         return {}  # the card keeps its own words in surgery/source/README.md; only the tags are not taken over
     kept: dict[str, Any] = {}

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from surgery.checkpoint import (
     CONFIG_NAME,
     INDEX_NAME,
-    FollowingHashes,
+    BackgroundHasher,
     NewTensor,
     StagedFolder,
-    as_named,
+    absolute_path,
     place_file,
     require_space,
     write_index,
@@ -79,7 +79,7 @@ def default_output(prepared: PreparedPlan) -> Path:
     if source.hub_id is not None:
         parent, stem = Path(), source.name.rsplit("/", 1)[-1]
     else:
-        folder = as_named(source.folder)
+        folder = absolute_path(source.folder)
         parent, stem = folder.parent, folder.name or source.name
     names = [str(options["name"]) for options in prepared.plan.operations]
     return parent / "-".join([stem, *names])
@@ -210,7 +210,7 @@ def _place_shards(
     source = prepared.checkpoint.folder
     shards = prepared.plan.shards
     placed: dict[str, str] = {}
-    with FollowingHashes() as following:
+    with BackgroundHasher() as following:
         for shard, name in shards.items():
             # Where every byte is read in any case, or the hub has said it, what they were costs little to remember.
             on_piece = following.follow(source / shard, report) if mode == "copy" else report

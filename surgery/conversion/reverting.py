@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from surgery.checkpoint import (
     CONFIG_NAME,
     INDEX_NAME,
-    FollowingHashes,
+    BackgroundHasher,
     StagedFolder,
     load_json,
     open_checkpoint,
@@ -21,9 +21,9 @@ from surgery.checkpoint import (
     safe_relative,
     sha256_json,
 )
-from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME, RECORD_FOLDER, SHARDS_NAME, check_format
+from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME, RECORD_FOLDER, SHARDS_NAME, check_format_version
 from surgery.checkpoint.source import check_folder
-from surgery.checkpoint.unsupported_weights import adapter_folder
+from surgery.checkpoint.unsupported_weights import adapter_error
 from surgery.conversion.execution import PlaceMode, Progress, adding_up
 from surgery.conversion.plan import CARD_NAME, Plan
 from surgery.errors import CheckpointError, PlanRefusedError
@@ -69,16 +69,16 @@ def read_plan(folder: Path, *, check_hash: bool = True) -> dict[str, Any]:
     check_folder(folder)
     if not (folder / PLAN_NAME).is_file():
         if (folder / "adapter_config.json").is_file():
-            raise adapter_folder(folder)
+            raise adapter_error(folder)
         raise PlanRefusedError(
             f"{folder.name}: not a converted checkpoint (it has no {PLAN_NAME})",
             hint="Give the folder that `surgery convert`, `finetune` or `merge` wrote.",
         )
     plan = load_json(folder / PLAN_NAME, limit=64_000_000)
-    check_format(plan.get("format_version"), folder.name)
+    check_format_version(plan.get("format_version"), folder.name)
     if (folder / CONFIG_NAME).is_file():
         block = load_json(folder / CONFIG_NAME).get("surgery")
-        check_format(block.get("format_version") if isinstance(block, dict) else None, folder.name)
+        check_format_version(block.get("format_version") if isinstance(block, dict) else None, folder.name)
     content = {name: value for name, value in plan.items() if name != "hash"}
     if check_hash and plan.get("hash") != sha256_json(content):
         raise CheckpointError(f"{folder.name}: {PLAN_NAME} does not have the hash that it names; it was changed")
@@ -118,8 +118,8 @@ def revert(
     hashes = {} if mode == "link" else _recorded_hashes(folder)
     placed: dict[str, str] = {}
     with (
-        StagedFolder(Path(output), force=force, source=folder, unmarked=restored.values()) as staged,
-        FollowingHashes() as following,
+        StagedFolder(Path(output), force=force, source=folder, known_files=restored.values()) as staged,
+        BackgroundHasher() as following,
     ):
         require_space(staged.path, 0 if mode == "link" else total)
         for name, target in restored.items():

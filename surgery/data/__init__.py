@@ -1,33 +1,28 @@
-"""Texts to measure and to train on: reading files, cutting them into sequences, packing documents."""
+"""Text for measurements and training: read from files or the hub, split into documents, packed into rows.
 
-from surgery.data.documents import Document, read_documents
+To add a data source: a model of its options and its reading in `sources`.
+"""
+
+from surgery.data.documents import Document, read_documents, split_documents
+from surgery.data.held_out import exclude_documents, hold_out
 from surgery.data.row_order import draw_rows
-from surgery.data.rows import (
-    IGNORED,
-    LongDocuments,
-    Row,
-    collate,
-    hold_out,
-    make_rows,
-    split_documents,
-    without,
-)
-from surgery.data.sources import AnySource, Reader, Source, TextSource
+from surgery.data.rows import IGNORED, LongDocuments, Row, collate, make_rows
+from surgery.data.sources import AnySource, DataSource, SourceReader, TextSource
 
 __all__ = [
     "IGNORED",
     "AnySource",
+    "DataSource",
     "Document",
     "LongDocuments",
-    "Reader",
     "Row",
-    "Source",
+    "SourceReader",
     "TextSource",
     "collate",
     "draw_rows",
+    "exclude_documents",
     "hold_out",
     "make_rows",
     "read_documents",
     "split_documents",
-    "without",
 ]

@@ -1,31 +1,34 @@
-"""Conversations as tokens, by the tokenizer's own template, with the answers marked."""
+"""Conversations as tokens: formatted by the tokenizer's chat template, with the answers marked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jinja2
+
 from surgery.errors import UsageError
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], name: str = "") -> tuple[list[int], list[bool]]:
-    """Token ids of a conversation, and which of them an assistant's answer consists of, its end mark included.
+    """Token ids of a conversation, and for each whether it belongs to an assistant's answer (its end mark does).
 
-    A template that marks its answers itself (``{% generation %}``) is believed. Otherwise the answer is what the
-    template adds to the conversation up to it, beyond the prompt for a generation.
+    If the template marks answers itself (``{% generation %}``), its marks are used. Otherwise an answer is the text
+    that the template adds after the generation prompt.
 
     Args:
-        tokenizer: of the model, with a chat template.
-        messages: ``role`` and ``content`` each.
-        name: of the conversation, for errors.
+        tokenizer: of the model; it needs a chat template.
+        messages: each with ``role`` and ``content``.
+        name: of the conversation, for error messages.
 
     Raises:
-        UsageError: there is no template, it refuses the messages, or it rewrites earlier ones as later ones come.
+        UsageError: there is no template, it rejects the messages, or it changes earlier messages when later ones
+            follow.
     """
     template = getattr(tokenizer, "chat_template", None)
     if not template:
         raise UsageError(
-            "format: chat needs the tokenizer's chat template, and this tokenizer has none.",
+            "format: chat needs a chat template, and this tokenizer has none",
             hint="Use an instruct model's tokenizer, or format: text.",
         )
     if isinstance(template, str) and "{% generation" in template.replace("{%-", "{%"):
@@ -36,14 +39,14 @@ def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], name: str
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        # What a generation would be given, and what stands there once it was made.
+        # The text before the answer is generated, and after.
         prompt = _render(tokenizer, messages[:number], name, tokenize=False, add_generation_prompt=True)
         answered = _render(tokenizer, messages[: number + 1], name, tokenize=False)
         if not answered.startswith(prompt) or not text.startswith(answered):
             raise UsageError(
-                f"{name}: the chat template changes earlier messages when later ones come, so its answers cannot be "
-                "told apart.",
-                hint="Give conversations with one answer each, or a template with {% generation %} marks.",
+                f"{name}: the chat template changes earlier messages when later ones follow, so its answers cannot "
+                "be located",
+                hint="Use conversations with one answer each, or a template with {% generation %} marks.",
             )
         spans.append((len(prompt), len(answered)))
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -55,12 +58,10 @@ def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], name: str
 
 
 def _render(tokenizer: Any, messages: Sequence[Mapping[str, str]], name: str, **options: Any) -> Any:
-    import jinja2
-
     try:
         return tokenizer.apply_chat_template([dict(message) for message in messages], **options)
     except (jinja2.TemplateError, ValueError, TypeError, IndexError) as error:
         raise UsageError(
-            f"{name}: the chat template refuses these messages: {str(error).splitlines()[0]}",
-            hint="Check roles and their order.",
+            f"{name}: the chat template rejects these messages: {str(error).splitlines()[0]}",
+            hint="Check the roles and their order.",
         ) from error

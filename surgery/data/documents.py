@@ -1,9 +1,10 @@
-"""Text files and globs, read into documents in a fixed order."""
+"""Documents: one text each, read from files in a fixed order."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,13 @@ from surgery.errors import UsageError
 
 @dataclass(frozen=True)
 class Document:
-    """One document: ``name`` as found by the pattern, ``text`` decoded as UTF-8.
+    """One document.
 
-    ``source`` is the number of the source it comes from. A conversation has its ``messages``, and as text their JSON.
+    Attributes:
+        name: file name, as its pattern found it.
+        text: decoded as UTF-8; of a conversation, its messages as JSON.
+        source: number of the data source.
+        messages: of a conversation; None for plain text.
     """
 
     name: str
@@ -24,7 +29,7 @@ class Document:
 
 
 def match_files(pattern: str | Path) -> list[Path]:
-    """The files that a path, a folder (everything below it) or a glob names, in order; empty if there are none."""
+    """The files that match a path, a folder (every file below it) or a glob, sorted; empty if none match."""
     path = Path(pattern).expanduser()
     if path.is_dir():
         return sorted(child for child in path.rglob("*") if child.is_file() and not child.name.startswith("."))
@@ -34,10 +39,10 @@ def match_files(pattern: str | Path) -> list[Path]:
 
 
 def read_documents(patterns: Iterable[str | Path]) -> list[Document]:
-    """Read every file that the paths, folders and globs (``docs/**/*.md``) name, each once, sorted by name.
+    """Read every file that matches the paths, folders and globs (``docs/**/*.md``), each once, sorted by name.
 
-    A folder stands for the text files below it. Files that are not UTF-8 are an error, since a silently skipped file
-    is a different measurement.
+    A folder stands for all files below it. A file that is not UTF-8 is an error: a skipped file would silently change
+    the measurement.
 
     Raises:
         UsageError: a pattern matches nothing, a file is not UTF-8, or every file is empty.
@@ -64,3 +69,20 @@ def read_documents(patterns: Iterable[str | Path]) -> list[Document]:
         names = [str(path) for path in found]
         raise UsageError(f"all {len(names)} text files are empty" if len(names) > 1 else f"{names[0]} is empty")
     return documents
+
+
+def split_documents(documents: Sequence[Document], separator: str | None) -> list[Document]:
+    """Split files into documents at a separator, which is removed; empty documents are dropped."""
+    if separator is None:
+        return list(documents)
+    return [
+        Document(f"{document.name}#{number}", piece, document.source)
+        for document in documents
+        for number, piece in enumerate(document.text.split(separator))
+        if piece.strip()
+    ]
+
+
+def text_hash(document: Document) -> str:
+    """SHA-256 of a document's text; white space does not count."""
+    return hashlib.sha256(" ".join(document.text.split()).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The order of training: by seed alone, whatever the number of processes, and resumable by its position."""
+"""The order of training rows: it depends on the seed alone, not on the number of processes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from surgery.data.rows import Row
 
 
 def draw_rows(sources: Sequence[Sequence[Row]], weights: Sequence[float], count: int, seed: int) -> list[Row]:
-    """``count`` rows, such that each source has its share of the tokens all along.
+    """Draw ``count`` rows, so that at any point each source has its share of the tokens.
 
-    Each source is gone through in an order of its own, and again in another one when it is used up. The next row comes
-    from the source that lags most behind its weight.
+    The next row comes from the source that lags most behind its weight. A source is read in a random order of its own;
+    once all its rows are drawn, it starts again in another order.
 
     Args:
-        sources: rows of each source; those without any are left out.
+        sources: rows of each source; empty sources are ignored.
         weights: of each source, in tokens; only their ratios count.
-        count: of rows.
+        count: number of rows.
         seed: of the orders.
     """
     filled = [(rows, weight) for rows, weight in zip(sources, weights, strict=True) if rows]

@@ -1,7 +1,7 @@
-"""Where documents come from: text files, JSONL, Parquet, hub data sets, each read in a fixed order from any position.
+"""Data sources: text files, JSONL, Parquet and hub data sets, each read in a fixed order from any position.
 
-JSONL, Parquet and hub data sets are read by ``datasets``, always streamed from local files (nothing is copied into a
-cache), and from the hub either streamed or downloaded once.
+``datasets`` reads JSONL, Parquet and hub data sets: local files always as a stream (nothing is copied into a cache),
+hub data sets as a stream or after one download.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator
 
-from surgery.data.documents import Document, match_files, read_documents
-from surgery.data.rows import split_documents
+from surgery.data.documents import Document, match_files, read_documents, split_documents
 from surgery.errors import UsageError
 
 Position = dict[str, Any]
@@ -26,7 +25,8 @@ class _Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     weight: PositiveFloat = Field(
-        default=1.0, description="Share of the tokens, beside the other sources' weights. A small source is repeated."
+        default=1.0,
+        description="Share of the tokens, relative to the weights of the other sources. A small source is repeated.",
     )
 
 
@@ -48,91 +48,93 @@ class _Files(_Options):
 
 class _Records(_Options):
     field: str | None = Field(
-        default=None, min_length=1, description="Column with the text, or the messages; by default text or messages."
+        default=None,
+        min_length=1,
+        description="Column with the text or the messages; default: text, or messages with format: chat.",
     )
     format: Literal["text", "chat"] = Field(
         default="text",
-        description="chat: a list of messages with role and content, put through the tokenizer's template; the loss "
-        "counts the assistant's answers alone.",
+        description="text: plain text. chat: a list of messages with role and content, formatted by the tokenizer's "
+        "chat template; only the assistant's answers count in the loss.",
     )
 
     @property
     def column(self) -> str:
-        """``field``, or its default."""
+        """``field`` or its default."""
         return self.field or ("messages" if self.format == "chat" else "text")
 
 
 class TextSource(_Files):
-    """Text files, each one document or several with a separator between them."""
+    """Text files; each is one document, or several with a separator between them."""
 
     kind: Literal["text"]
-    separator: str | None = Field(default=None, min_length=1, description="Text between documents of one file.")
+    separator: str | None = Field(default=None, min_length=1, description="Text between the documents of a file.")
 
 
 class JsonlSource(_Files, _Records):
-    """JSON lines, one record each."""
+    """JSON lines files, one record on each line."""
 
     kind: Literal["jsonl"]
 
 
 class ParquetSource(_Files, _Records):
-    """Parquet files."""
+    """Parquet files, one record in each row."""
 
     kind: Literal["parquet"]
 
 
 class HubSource(_Records):
-    """A data set of the hub."""
+    """A data set on the Hugging Face hub."""
 
     kind: Literal["hub"]
-    id: str = Field(min_length=1, description="As in user/name.")
-    config: str | None = Field(default=None, description="Its configuration, where it has several.")
-    split: str = Field(default="train", min_length=1, description="Which part of it.")
-    revision: str | None = Field(default=None, description="Branch, tag or commit.")
+    id: str = Field(min_length=1, description="Hub id: user/name.")
+    config: str | None = Field(default=None, description="Configuration of the data set, if it has several.")
+    split: str = Field(default="train", min_length=1, description="Split of the data set.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit of the data set.")
 
 
-Source = TextSource | JsonlSource | ParquetSource | HubSource
+DataSource = TextSource | JsonlSource | ParquetSource | HubSource
 
 
-class Reader:
-    """Documents of one source, in order.
+class SourceReader:
+    """Reads the documents of one source, in a fixed order.
 
     Args:
-        source: what to read.
-        number: of the source, noted on each document.
-        key: what the user calls it, for errors.
-        stream: read a hub data set as it comes, without downloading it first.
+        source: its options.
+        number: of the source; each document carries it.
+        key: of the source in the recipe, for error messages.
+        stream: stream a hub data set instead of downloading it first.
     """
 
-    def __init__(self, source: Source, number: int, key: str, *, stream: bool) -> None:
+    def __init__(self, source: DataSource, number: int, key: str, *, stream: bool) -> None:
         self.source, self.number, self.key, self._stream = source, number, key, stream
         self._files = [] if isinstance(source, HubSource) else _find(source.patterns, key)
 
     def identity(self) -> dict[str, Any]:
-        """What tells the same source from another: options, names and sizes of its files."""
+        """What identifies the source: its options, and the names and sizes of its files."""
         files = [[path.as_posix(), path.stat().st_size] for path in self._files]
         return {"options": self.source.model_dump(mode="json"), "files": files}
 
     def documents(self, position: Position | None = None) -> Iterator[tuple[Document, Position]]:
-        """Each document and the position after it.
+        """Each document with the position after it.
 
         Args:
-            position: to go on from; from the start without it.
+            position: where to continue; None starts at the beginning.
 
         Raises:
-            UsageError: a file or data set cannot be read, or a record has no text.
+            UsageError: a file or a data set cannot be read, or a record has no text.
         """
         if isinstance(self.source, TextSource):
             yield from self._texts(self.source, position or {"file": 0, "piece": 0})
             return
-        with _explained(self.key):
+        with _clear_errors(self.key):
             records = self._records(self.source)
         if position is not None:
             records.load_state_dict(position["state"])
         row = position["row"] if position is not None else 0
         iterator = iter(records)
         while True:
-            with _explained(self.key):
+            with _clear_errors(self.key):
                 record = next(iterator, None)
             if record is None:
                 return
@@ -157,7 +159,7 @@ class Reader:
     def _records(self, source: JsonlSource | ParquetSource | HubSource) -> Any:
         import datasets
 
-        # Its own account of an error comes on top of ours.
+        # The library logs an error before it raises it; the user sees it once.
         logging.getLogger("datasets").setLevel(logging.CRITICAL)
         if isinstance(source, HubSource):
             found = datasets.load_dataset(
@@ -173,7 +175,8 @@ class Reader:
         where = f"{self.key}: record {row}"
         if source.column not in record:
             raise UsageError(
-                f"{where} has no field {source.column!r}.", hint=f"It has {', '.join(map(str, record)) or 'none'}."
+                f"{where} has no field {source.column!r}",
+                hint=f"Its fields are: {', '.join(map(str, record)) or 'none'}.",
             )
         value = record[source.column]
         if source.format == "chat":
@@ -184,8 +187,8 @@ class Reader:
             return None
         if not isinstance(value, str):
             raise UsageError(
-                f"{where}: {source.column!r} is {type(value).__name__}, not text.",
-                hint="Set field to the column with the text, or format to chat for messages.",
+                f"{where}: {source.column!r} is {type(value).__name__}, not text",
+                hint="Set field to the column with the text, or set format to chat for messages.",
             )
         return Document(f"{self.key}#{row}", value, self.number) if value.strip() else None
 
@@ -198,41 +201,42 @@ def _messages(value: Any, where: str, column: str) -> list[dict[str, str]]:
         for item in messages
     ):
         raise UsageError(
-            f"{where}: {column!r} is no list of messages, each with a role and a content.",
-            hint='Such as [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].',
+            f"{where}: {column!r} is no list of messages, each with a role and a content",
+            hint='Write messages as [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].',
         )
     return [{"role": item["role"], "content": item["content"]} for item in messages]
 
 
 def _find(patterns: Sequence[str], key: str) -> list[Path]:
-    """The files that patterns name, each once, in order of their names."""
+    """The files that match the patterns, each once, sorted by name."""
     found: dict[Path, None] = {}
     for pattern in patterns:
         matches = match_files(pattern)
         if not matches:
             raise UsageError(
-                f"{key}: no file matches {pattern!r}.", hint="Files, folders or globs, relative to the current folder."
+                f"{key}: no file matches {pattern!r}",
+                hint="Give files, folders or globs, relative to the current folder.",
             )
         found.update(dict.fromkeys(matches))
     return sorted(found)
 
 
 @contextmanager
-def _explained(key: str) -> Iterator[None]:
-    """Errors of the library as ours: one line of it, and what to do."""
+def _clear_errors(key: str) -> Iterator[None]:
+    """Re-raise errors of ``datasets`` as a UsageError: the first line of the message, and what to do."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        hint = "Check the file, its format and the field."
+        hint = "Check the file, its format and its field."
         if isinstance(error, ConnectionError) or "offline" in str(error).lower():
             hint = (
-                "The hub cannot be reached (or HF_HUB_OFFLINE is set): download the data set once while online, or "
-                "give local files (kind: parquet or jsonl)."
+                "The hub cannot be reached, or HF_HUB_OFFLINE is set. Download the data set once while online, or give "
+                "local files (kind: parquet or jsonl)."
             )
         elif type(error).__name__ in ("DatasetNotFoundError", "DataFilesNotFoundError"):
-            hint = "Check its id, and HF_TOKEN for one that is private or gated."
+            hint = "Check the id. A private or gated data set needs HF_TOKEN."
         raise UsageError(f"{key}: {first}", hint=hint) from error
 
 
-AnySource = Annotated[Source, Field(discriminator="kind")]
+AnySource = Annotated[DataSource, Field(discriminator="kind")]

@@ -1,44 +1,45 @@
-"""Rows from sources that are too large to hold: read as they are needed, and again from any row on.
+"""Rows from sources that do not fit in memory: read when they are needed, and again from any row.
 
-Documents are drawn from the sources by weight, a window of them at a time; a window is packed and its rows shuffled. A
-snapshot is the position of every source at the beginning of a window, so going on from it reads one window again and
-nothing before.
+Documents are drawn from the sources by weight, one window of rows at a time; a window is packed and its rows are
+shuffled. A snapshot holds the position of every source at the start of a window, so a resumed stream reads one window
+again and nothing before it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from surgery.data.documents import Document
-from surgery.data.rows import Row, fingerprint
-from surgery.data.sources import Position, Reader
+from surgery.data.rows import Row
+from surgery.data.sources import Position, SourceReader
 from surgery.errors import UsageError
 
 # A document's token ids, and which of them count in the loss (None: all).
-Tokens = tuple[Sequence[int], Sequence[bool] | None]
-Snapshot = dict[str, Any]
+TokenizedDocument = tuple[Sequence[int], Sequence[bool] | None]
+StreamSnapshot = dict[str, Any]
 ROWS_IN_WINDOW = 128
 _SNAPSHOTS = 4
 
 
-def is_held_out(document: Document, share: float, seed: int) -> bool:
-    """Whether a document is held out: by its text alone, so the same text is always on the same side."""
-    digest = hashlib.sha256(f"{seed}:{fingerprint(document)}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
-
-
 class Mixture:
-    """Documents of several sources without end, such that each has its share of the tokens all along."""
+    """Documents of several sources without end; at any point each source has its share of the tokens.
 
-    def __init__(self, readers: Sequence[Reader], weights: Sequence[float], wanted: Callable[[Document], bool]) -> None:
+    Args:
+        readers: of the sources.
+        weights: of each source, in tokens; only their ratios count.
+        wanted: which documents to use (the held-out ones are not).
+    """
+
+    def __init__(
+        self, readers: Sequence[SourceReader], weights: Sequence[float], wanted: Callable[[Document], bool]
+    ) -> None:
         self._readers, self._weights, self._wanted = readers, weights, wanted
         self.restore(None)
 
     def restore(self, state: dict[str, Any] | None) -> None:
-        """Go on from `state`, or from the beginning."""
+        """Continue from `state`, or start from the beginning."""
         count = len(self._readers)
         self._taken: list[float] = list(state["taken"]) if state else [0.0] * count
         self._positions: list[Position | None] = list(state["positions"]) if state else [None] * count
@@ -46,14 +47,14 @@ class Mixture:
         self._open: list[Iterator[tuple[Document, Position]] | None] = [None] * count
 
     def state(self) -> dict[str, Any]:
-        """Where it is."""
+        """The position in every source, for `restore`."""
         return {"taken": list(self._taken), "positions": list(self._positions), "passes": list(self.passes)}
 
     def take(self, count_tokens: Callable[[Document], int]) -> Document:
         """The next document, from the source that lags most behind its weight.
 
         Raises:
-            UsageError: a source has nothing to train on.
+            UsageError: a source has no document to train on.
         """
         number = min(range(len(self._readers)), key=lambda place: (self._taken[place] / self._weights[place], place))
         restarts = 0
@@ -67,7 +68,7 @@ class Mixture:
                 self._open[number], self._positions[number] = None, None
                 self.passes[number] += 1
                 if restarts > 1:
-                    raise UsageError(f"{self._readers[number].key} leaves nothing to train on.", hint="Give more text.")
+                    raise UsageError(f"{self._readers[number].key} leaves nothing to train on", hint="Give more text.")
                 continue
             self._positions[number] = position
             if self._wanted(document):
@@ -76,30 +77,30 @@ class Mixture:
 
 
 class RowStream:
-    """Rows by number, going forward.
+    """Rows by number, read forward.
 
     Args:
         mixture: of documents.
-        tokens: of a document.
-        pack: makes rows of documents.
-        length: of a row, to know when a window is full.
+        tokens: tokenizes a document.
+        pack: packs tokenized documents into rows.
+        length: of a row, in tokens; it decides when a window is full.
         seed: of the order within a window.
-        snapshot: to begin at, from `snapshot`; its row 0 is the beginning of the stream otherwise.
+        snapshot: where to start, from `snapshot`; without it at row 0.
     """
 
     def __init__(
         self,
         mixture: Mixture,
-        tokens: Callable[[Document], Tokens],
-        pack: Callable[[Sequence[Tokens]], list[Row]],
+        tokens: Callable[[Document], TokenizedDocument],
+        pack: Callable[[Sequence[TokenizedDocument]], list[Row]],
         *,
         length: int,
         seed: int,
-        snapshot: Snapshot | None = None,
+        snapshot: StreamSnapshot | None = None,
     ) -> None:
         self._mixture, self._tokens, self._pack = mixture, tokens, pack
         self._length, self._seed = length, seed
-        self._snapshots: list[Snapshot] = [snapshot or {"row": 0, "mixture": None}]
+        self._snapshots: list[StreamSnapshot] = [snapshot or {"row": 0, "mixture": None}]
         self._rows: list[Row] = []
         self._first = self._snapshots[0]["row"]
         self._mixture.restore(self._snapshots[0]["mixture"])
@@ -116,24 +117,25 @@ class RowStream:
         return self._rows[number - self._first]
 
     def window(self) -> list[Row]:
-        """The rows at hand."""
+        """The rows of the current window."""
         return list(self._rows)
 
-    def snapshot(self, number: int) -> Snapshot:
-        """From where row ``number`` can be read again: the beginning of its window."""
+    def snapshot(self, number: int) -> StreamSnapshot:
+        """The snapshot from which row ``number`` can be read again: the start of its window."""
         return next(snapshot for snapshot in reversed(self._snapshots) if snapshot["row"] <= number)
 
     def _rewind(self, number: int) -> None:
         earlier = [snapshot for snapshot in self._snapshots if snapshot["row"] <= number]
         if not earlier:
-            raise IndexError(f"row {number} is before the stream's memory")
+            raise IndexError(f"row {number} lies before the first snapshot of the stream")
         self._snapshots = earlier
         self._first = earlier[-1]["row"]
         self._mixture.restore(earlier[-1]["mixture"])
         self._fill()
 
     def _fill(self) -> None:
-        taken: list[Tokens] = []
+        """Read the next window."""
+        taken: list[TokenizedDocument] = []
 
         def count(document: Document) -> int:
             taken.append(self._tokens(document))

@@ -14,7 +14,7 @@ from typing import Any
 
 from surgery.checkpoint import quote
 from surgery.checkpoint.disk import check_writable
-from surgery.checkpoint.names import listed
+from surgery.checkpoint.names import quoted_list
 from surgery.errors import UsageError
 from surgery.evaluation.store import FOLDER_NAME
 
@@ -90,6 +90,6 @@ def _read(path: Path) -> dict[str, Any]:
 def _refuse(folder: Path, strange: list[str]) -> None:
     if strange:
         raise UsageError(
-            f"The folder {quote(str(folder))} holds what is no evaluation of this tool: {listed(strange)}.",
+            f"The folder {quote(str(folder))} holds what is no evaluation of this tool: {quoted_list(strange)}.",
             hint="Choose another folder, or an empty one.",
         )

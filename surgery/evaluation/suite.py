@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from surgery.errors import UsageError
 from surgery.evaluation.statistics import check_edges
-from surgery.schemas import Keys, Problem, Schema, SchemaError, faults_of, load_yaml, read_text
+from surgery.schemas import Keys, Problem, Schema, SchemaError, load_yaml, problems_of, read_text
 from surgery.schemas.shipped import shipped_file
 
 DEFAULT = "quick"
@@ -199,7 +199,7 @@ def read_suite(suite: str | Path | Suite | Mapping[str, Any]) -> Suite:
     try:
         valid = Suite.model_validate(data)
     except ValidationError as error:
-        problems += [problem for problem in faults_of(error, data, lines, _SCHEMA) if problem not in problems]
+        problems += [problem for problem in problems_of(error, data, lines, _SCHEMA) if problem not in problems]
     if problems:
         raise SuiteError(name, sorted(problems, key=lambda problem: (problem.line is None, problem.line or 0)))
     return valid

@@ -10,16 +10,26 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from surgery.data import Document, Reader, Row, hold_out, make_rows, read_documents, split_documents, without
-from surgery.data.rows import fingerprint
-from surgery.data.stream import Mixture, RowStream, Snapshot, Tokens, is_held_out
+from surgery.data import (
+    Document,
+    Row,
+    SourceReader,
+    exclude_documents,
+    hold_out,
+    make_rows,
+    read_documents,
+    split_documents,
+)
+from surgery.data.documents import text_hash
+from surgery.data.held_out import is_held_out
+from surgery.data.stream import Mixture, RowStream, StreamSnapshot, TokenizedDocument
 from surgery.errors import UsageError
 from surgery.recovery.recipe import Recipe
 
 Encode = Callable[[list[str]], list[list[int]]]
 # Token ids of a conversation, and which of them are answers; the name is for errors.
 EncodeChat = Callable[[Sequence[Mapping[str, str]], str], tuple[list[int], list[bool]]]
-OpenStream = Callable[[int, int, Snapshot | None], RowStream]
+OpenStream = Callable[[int, int, StreamSnapshot | None], RowStream]
 _AT_ONCE = 64
 # While looking for held-out documents in a stream, at most so many are read for each that is wanted.
 _PATIENCE = 50
@@ -97,7 +107,7 @@ class _Reading:
         named = self.data.all_sources
         self.weights = tuple(source.weight for _, source in named)
         self.readers = [
-            Reader(source, number, key, stream=self.data.streaming) for number, (key, source) in enumerate(named)
+            SourceReader(source, number, key, stream=self.data.streaming) for number, (key, source) in enumerate(named)
         ]
 
     def whole(self) -> TrainingData:
@@ -110,7 +120,7 @@ class _Reading:
         held: list[Document] = []
         if isinstance(data.held_out, list):
             held = self._named_held_out(data.held_out)
-            kept = without(documents, held)
+            kept = exclude_documents(documents, held)
             dropped, documents = len(documents) - len(kept), kept
         elif data.held_out > 0:
             documents, held = hold_out(documents, data.held_out, recipe.seed)
@@ -138,10 +148,10 @@ class _Reading:
         data, recipe = self.data, self.recipe
         if isinstance(data.held_out, list):
             held = self._named_held_out(data.held_out)
-            known = {fingerprint(document) for document in held}
+            known = {text_hash(document) for document in held}
 
             def wanted(document: Document) -> bool:
-                return fingerprint(document) not in known
+                return text_hash(document) not in known
 
         else:
             share = data.held_out
@@ -150,7 +160,7 @@ class _Reading:
             def wanted(document: Document) -> bool:
                 return not is_held_out(document, share, recipe.seed)
 
-        def open_stream(length: int, seed: int, snapshot: Snapshot | None) -> RowStream:
+        def open_stream(length: int, seed: int, snapshot: StreamSnapshot | None) -> RowStream:
             mixture = Mixture(self.readers, self.weights, wanted)
             return RowStream(
                 mixture,
@@ -214,8 +224,8 @@ class _Reading:
     def _numbers(self) -> range:
         return range(len(self.readers))
 
-    def _tokens(self, documents: Sequence[Document]) -> list[Tokens]:
-        encoded: list[Tokens] = []
+    def _tokens(self, documents: Sequence[Document]) -> list[TokenizedDocument]:
+        encoded: list[TokenizedDocument] = []
         for start in range(0, len(documents), _AT_ONCE):
             some = documents[start : start + _AT_ONCE]
             plain = [document.text for document in some if document.messages is None]
@@ -229,7 +239,7 @@ class _Reading:
                     encoded.append(self.chat(document.messages, document.name))
         return encoded
 
-    def _rows(self, tokens: Sequence[Tokens], length: int) -> list[Row]:
+    def _rows(self, tokens: Sequence[TokenizedDocument], length: int) -> list[Row]:
         return make_rows(
             [ids for ids, _ in tokens],
             length,

@@ -19,7 +19,7 @@ from ruamel.yaml.nodes import ScalarNode
 from surgery.errors import UsageError
 from surgery.recovery.errors import RecipeError
 from surgery.recovery.recipe import Recipe
-from surgery.schemas import Keys, Problem, Schema, dotted, faults_of, load_yaml, read_text
+from surgery.schemas import Keys, Problem, Schema, dotted, load_yaml, problems_of, read_text
 from surgery.schemas.shipped import shipped_file
 from surgery.schemas.yaml_text import MAX_BYTES, SCALARS
 
@@ -62,7 +62,7 @@ def read_recipe(recipe: str | Path | Recipe | Mapping[str, Any], overrides: Sequ
     try:
         valid = Recipe.model_validate(data)
     except ValidationError as error:
-        faults = faults_of(error, data, lines, _SCHEMA)
+        faults = problems_of(error, data, lines, _SCHEMA)
         problems += [problem for problem in faults if problem not in problems]
     if problems:
         problems.sort(key=lambda problem: (problem.line is None, problem.line or 0))

@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from surgery.data import AnySource, LongDocuments, Source, TextSource
+from surgery.data import AnySource, DataSource, LongDocuments, TextSource
 from surgery.operations import AnyOperation
 
 ControlName = Literal["untouched", "temperature"]
@@ -70,7 +70,7 @@ class Data(_Section):
         return [self.text] if isinstance(self.text, str) else list(self.text or [])
 
     @property
-    def all_sources(self) -> list[tuple[str, Source]]:
+    def all_sources(self) -> list[tuple[str, DataSource]]:
         """Each source with the key that it has in the recipe."""
         if self.text is None:
             return [(f"data.sources.{number}", source) for number, source in enumerate(self.sources)]

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from surgery.checkpoint import dump_json, fsync_folder, fsync_tree, human, load_json
+from surgery.checkpoint import dump_json, format_size, fsync_folder, fsync_tree, load_json
 from surgery.checkpoint.locks import FileLock
 from surgery.errors import SurgeryError, UsageError
 from surgery.recovery.processes import is_first, process_count
@@ -210,7 +210,7 @@ class TrainingFolder:
             else "No checkpoint had been saved yet."
         )
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        free = human(shutil.disk_usage(self.output.parent).free)
+        free = format_size(shutil.disk_usage(self.output.parent).free)
         return SurgeryError(
             f"{what[0].upper()}{what[1:]} could not be written: {reason} ({free} free).",
             hint=f"Free some space. {kept}",

@@ -26,7 +26,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from surgery.checkpoint import write_json
 from surgery.data import IGNORED, Row, collate, draw_rows
-from surgery.data.stream import RowStream, Snapshot
+from surgery.data.stream import RowStream, StreamSnapshot
 from surgery.errors import SurgeryError, UsageError
 from surgery.loading.model import recompute
 from surgery.recovery.errors import DivergedError
@@ -589,7 +589,7 @@ class RecoveryTrainer(Trainer):
         self.tokens_seen, self._seconds_before = progress.tokens, progress.seconds
         return progress
 
-    def stream_snapshot(self) -> Snapshot | None:
+    def stream_snapshot(self) -> StreamSnapshot | None:
         """Where a stream stands after the steps that were taken."""
         if self._stream is None:
             return None

@@ -14,7 +14,7 @@ from surgery.schemas.unions import TAGS, models_in
 from surgery.schemas.yaml_text import Keys, dotted
 
 
-def faults_of(error: ValidationError, data: dict[str, Any], lines: dict[Keys, int], schema: Schema) -> list[Problem]:
+def problems_of(error: ValidationError, data: dict[str, Any], lines: dict[Keys, int], schema: Schema) -> list[Problem]:
     """Every fault that pydantic found in ``data``, one for each key."""
     return _merged(_problem(fault, data, lines, schema) for fault in error.errors(include_url=False))
 

@@ -65,7 +65,7 @@ def load_yaml(text: str, name: str, lines: dict[Keys, int], problems: list[Probl
     Raises:
         SchemaError: it is not YAML, or holds too much.
     """
-    yaml = strangers_yaml()
+    yaml = untrusted_yaml()
     try:
         root = yaml.compose(text)
     except MarkedYAMLError as error:
@@ -89,7 +89,7 @@ class _ShallowScanner(Scanner):
         super().fetch_flow_collection_start(TokenClass, to_push)
 
 
-def strangers_yaml() -> YAML:
+def untrusted_yaml() -> YAML:
     """A reader of plain values that takes time in proportion to the text, whatever stands in it.
 
     Beside YAMLError and ValueError it raises RecursionError, for what is nested by indentation.

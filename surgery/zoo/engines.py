@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import psutil
 
-from surgery.checkpoint import free_bytes, human
+from surgery.checkpoint import format_size, free_bytes
 from surgery.zoo.item_process import ItemProcess, Outcome, request_for
 from surgery.zoo.manifest import Parallel
 from surgery.zoo.plan import Row
@@ -67,11 +67,11 @@ class LocalEngine:
             return f"{self.running} are running"
         memory = self._memory - sum(other.memory for other, _ in self._processes)
         if row.memory > memory:
-            return f"it needs about {human(row.memory)} of memory, {human(max(memory, 0))} are left"
+            return f"it needs about {format_size(row.memory)} of memory, {format_size(max(memory, 0))} are left"
         disk = free_bytes(self._output) - self._parallel.keep_free
         disk -= sum(other.disk or 0 for other, _ in self._processes)
         if (row.disk or 0) > disk:
-            return f"it needs {human(row.disk or 0)} of disk, {human(max(disk, 0))} are left"
+            return f"it needs {format_size(row.disk or 0)} of disk, {format_size(max(disk, 0))} are left"
         return None
 
     def start(self, row: Row, log: Path) -> None:

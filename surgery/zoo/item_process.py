@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from surgery.checkpoint import human
+from surgery.checkpoint import format_size
 from surgery.zoo.manifest import plain_level
 from surgery.zoo.plan import Row
 from surgery.zoo.quantities import duration
@@ -168,7 +168,7 @@ class ItemProcess:
         self._peak = max(self._peak, used)
         limit = self.request["memory"]
         if limit is not None and used > limit:
-            self.kill("memory", f"had {human(used)} of memory, its limit is {human(limit)}")
+            self.kill("memory", f"had {format_size(used)} of memory, its limit is {format_size(limit)}")
 
     def _read(self) -> None:
         assert self._process.stdout is not None

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from pydantic_core import to_jsonable_python
 
 from surgery.operations import OPERATIONS, AnyOperation, OperationOptions
-from surgery.schemas import Keys, Problem, Schema, SchemaError, dotted, faults_of, load_yaml, read_text
+from surgery.schemas import Keys, Problem, Schema, SchemaError, dotted, load_yaml, problems_of, read_text
 from surgery.zoo.quantities import Duration, Size
 
 # No system takes a longer one, and the time that Python takes to read a pattern grows with its square.
@@ -157,7 +157,7 @@ def read_manifest(manifest: str | Path | Manifest | Mapping[str, Any]) -> Manife
     try:
         valid = Manifest.model_validate(data)
     except ValidationError as error:
-        problems += [problem for problem in faults_of(error, data, lines, _SCHEMA) if problem not in problems]
+        problems += [problem for problem in problems_of(error, data, lines, _SCHEMA) if problem not in problems]
     if valid is not None:
         problems += _between_keys(valid, lines)
     if problems or valid is None:
@@ -220,7 +220,7 @@ def _between_keys(manifest: Manifest, lines: Mapping[Keys, int]) -> list[Problem
                 # Seen from the operation's own schema, so that the nearest key is one of its options.
                 own = {keys[4:]: line for keys, line in lines.items() if keys[:4] == where}
                 schema = Schema("change", root, ManifestError, "form: bias", "")
-                for problem in faults_of(error, {**base, **change}, own, schema):
+                for problem in problems_of(error, {**base, **change}, own, schema):
                     line = problem.line or lines.get(where)
                     found.append(Problem(f"{dotted(where)}.{problem.path}", line, problem.message))
     for repeated in _repeated([options.name for options in manifest.operations]):

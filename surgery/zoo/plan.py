@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from surgery.checkpoint import Checkpoint, Source, check_output, free_bytes, human, resolve
+from surgery.checkpoint import Checkpoint, Source, check_output, format_size, free_bytes, resolve
 from surgery.conversion import make_plan
 from surgery.conversion.card import describe
 from surgery.conversion.plan import PreparedPlan, needed_bytes
@@ -308,17 +308,16 @@ def _fit(rows: Sequence[Row], manifest: Manifest, free: int) -> list[Row]:
         limits = row.item.limits
         if row.state == "ready":
             if limits.disk is not None and (row.disk or 0) > limits.disk:
-                reason = f"needs {human(row.disk or 0)} of disk, its limit is {human(limits.disk)}"
+                reason = f"needs {format_size(row.disk or 0)} of disk, its limit is {format_size(limits.disk)}"
             elif limits.memory is not None and row.memory > limits.memory:
-                reason = f"needs about {human(row.memory)} of memory, its limit is {human(limits.memory)}"
+                reason = f"needs about {format_size(row.memory)} of memory, its limit is {format_size(limits.memory)}"
             elif manifest.parallel.memory is not None and row.memory > manifest.parallel.memory:
-                reason = (
-                    f"needs about {human(row.memory)} of memory, parallel.memory is {human(manifest.parallel.memory)}"
-                )
+                bound = format_size(manifest.parallel.memory)
+                reason = f"needs about {format_size(row.memory)} of memory, parallel.memory is {bound}"
             elif (row.disk or 0) > left:
                 reason = (
-                    f"needs {human(row.disk or 0)} of disk; after those before it {human(max(left, 0))} are left "
-                    f"({human(manifest.parallel.keep_free)} stay free)"
+                    f"needs {format_size(row.disk or 0)} of disk, the items before it leave "
+                    f"{format_size(max(left, 0))} ({format_size(manifest.parallel.keep_free)} stay free)"
                 )
             else:
                 left -= row.disk or 0

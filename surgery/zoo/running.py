@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from surgery.checkpoint import CONFIG_NAME, load_json, quote, tidy
+from surgery.checkpoint import CONFIG_NAME, load_json, quote, repair_output
 from surgery.checkpoint.locks import FileLock, is_held
 from surgery.errors import CheckpointError, SurgeryError, UsageError
 from surgery.zoo.engines import Engine, LocalEngine
@@ -189,7 +189,7 @@ def _settle(zoo: Zoo, plan: ZooPlan, state: LedgerState, schedule: Schedule, run
         if entry is not None and entry.status == "started":
             # Where something is in the way, the item itself meets it and says so.
             with contextlib.suppress(SurgeryError):
-                tidy(item.output)
+                repair_output(item.output)
     for row in plan.rows:
         entry = state.entries.get(row.item.name)
         if row.state == "done" and (entry is None or entry.status != "done"):

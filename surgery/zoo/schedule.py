@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from surgery.checkpoint import tidy
+from surgery.checkpoint import repair_output
 from surgery.errors import SurgeryError
 from surgery.zoo.engines import Engine
 from surgery.zoo.item_process import Outcome
@@ -96,7 +96,7 @@ class Schedule:
             return False
         # A killed process leaves half a folder beside the output, or even the whole output without a word.
         with contextlib.suppress(SurgeryError):  # the next attempt, or the next run, meets it again and says so
-            tidy(row.item.output)
+            repair_output(row.item.output)
         # One that is told to stop may have brought its output into place a moment before.
         stopped = outcome.status in ("died", "interrupted")
         if stopped and appeared(row.item.output, self._started[row.item.name]):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from surgery.checkpoint import human, resolve
+from surgery.checkpoint import format_size, resolve
 from surgery.conversion import execute, make_plan
 from surgery.conversion.plan import PreparedPlan, needed_bytes
 from surgery.errors import OutputBusyError, PlanRefusedError, SurgeryError, VerificationError
@@ -87,7 +87,7 @@ def work(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
         raise PlanRefusedError("the source has changed since this run began", hint="Run it again.")
     need = needed_bytes(prepared, request["placement"])
     if request["disk"] is not None and need > request["disk"]:
-        raise PlanRefusedError(f"needs {human(need)} of disk, its limit is {human(request['disk'])}")
+        raise PlanRefusedError(f"needs {format_size(need)} of disk, its limit is {format_size(request['disk'])}")
     result: dict[str, Any] = {
         "fingerprint": fingerprint(found, request["work"]),
         "plan": prepared.plan.hash,

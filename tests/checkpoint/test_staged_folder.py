@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from surgery.checkpoint import StagedFolder, check_output, open_checkpoint, tidy
+from surgery.checkpoint import StagedFolder, check_output, open_checkpoint, repair_output
 from surgery.checkpoint import locks as locks_module
 from surgery.errors import CheckpointError, UsageError
 
@@ -153,10 +153,10 @@ def test_an_output_without_a_record_is_replaced_if_it_holds_nothing_else(tmp_pat
     out = tmp_path / "out"
     (out / "sub").mkdir(parents=True)
     (out / "sub" / "version").write_text(OLD)
-    check_output(out, force=True, unmarked=["version", "sub/version"])
+    check_output(out, force=True, known_files=["version", "sub/version"])
     (out / "sub" / "link").symlink_to(tmp_path)
     with pytest.raises(UsageError, match=r"holds '?sub/link"):
-        check_output(out, force=True, unmarked=["version", "sub/version"])
+        check_output(out, force=True, known_files=["version", "sub/version"])
 
 
 def test_what_is_put_there_meanwhile_is_not_replaced(tmp_path: Path) -> None:
@@ -374,10 +374,10 @@ def test_tidying_repairs_and_writes_nothing_else(step: str, tmp_path: Path) -> N
     out = tmp_path / "out"
     fill(out, OLD)
     killed(out, step, force=True)
-    tidy(out)
+    repair_output(out)
     assert content(out) == (NEW if step == "renamed" else OLD) and names(tmp_path) == ["out"]
     before = listing(tmp_path)
-    tidy(out)
+    repair_output(out)
     assert listing(tmp_path) == before
 
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from surgery.checkpoint import (
-    FollowingHashes,
+    BackgroundHasher,
     NewTensor,
     TensorInfo,
     load_json,
@@ -190,7 +190,7 @@ def test_files_are_hashed_while_they_are_copied(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(hashes_module, "_SMALL_CHUNK", 1000)
     contents = {tmp_path / f"{number}": bytes([number]) * size for number, size in enumerate((999, 1000, 0, 2501))}
     seen: list[int] = []
-    with FollowingHashes() as following:
+    with BackgroundHasher() as following:
         for path, content in contents.items():
             path.write_bytes(content)
             place_file(path, path.with_suffix(".copy"), "copy", following.follow(path, seen.append))
@@ -202,17 +202,17 @@ def test_files_are_hashed_while_they_are_copied(tmp_path: Path, monkeypatch: pyt
 def test_a_file_that_shrinks_or_goes_while_it_is_hashed_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"12345")
-    with FollowingHashes() as following, pytest.raises(CheckpointError, match="x has become shorter"):
+    with BackgroundHasher() as following, pytest.raises(CheckpointError, match="x has become shorter"):
         following.follow(path, lambda count: None)(6)
         following.results()
-    with FollowingHashes() as following, pytest.raises(CheckpointError, match="No such file"):
+    with BackgroundHasher() as following, pytest.raises(CheckpointError, match="No such file"):
         following.follow(tmp_path / "y", lambda count: None)(6)
         following.results()
 
 
 def test_hashing_ends_with_whatever_ended_the_copying(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"1")
-    with pytest.raises(KeyboardInterrupt), FollowingHashes() as following:
+    with pytest.raises(KeyboardInterrupt), BackgroundHasher() as following:
         following.follow(tmp_path / "x", lambda count: None)(1)
         raise KeyboardInterrupt
     assert not any(thread.name == "hashing" for thread in threading.enumerate())

@@ -66,7 +66,7 @@ def test_what_the_template_cannot_do(tokenizer: Any) -> None:
         encode_chat(tokenizer, MESSAGES, "chat#1")
     with pytest.raises(UsageError, match="chat#1: the chat template changes earlier messages"):
         _answers(tokenizer, LAST_ONLY)
-    with pytest.raises(UsageError, match="chat#1: the chat template refuses these messages: roles alternate"):
+    with pytest.raises(UsageError, match="chat#1: the chat template rejects these messages: roles alternate"):
         _answers(tokenizer, "{{ raise_exception('roles alternate') }}")
 
 

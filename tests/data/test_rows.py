@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery.data import IGNORED, Document, Row, collate, hold_out, make_rows, split_documents, without
+from surgery.data import IGNORED, Document, Row, collate, exclude_documents, hold_out, make_rows, split_documents
 from surgery.errors import UsageError
 
 _token_lists = st.lists(st.lists(st.integers(0, 99), max_size=40), max_size=12)
@@ -94,5 +94,5 @@ def test_without_and_separator() -> None:
         ("0.txt#1", "two"),
         ("0.txt#3", "three"),
     ]
-    assert [document.text for document in without(documents, _documents(" two\n"))] == ["one", "three"]
+    assert [document.text for document in exclude_documents(documents, _documents(" two\n"))] == ["one", "three"]
     assert split_documents(_documents("one<|>two"), None)[0].text == "one<|>two"

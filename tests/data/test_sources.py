@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from surgery.data import Document, draw_rows, make_rows
-from surgery.data.sources import HubSource, JsonlSource, ParquetSource, Reader, Source, TextSource
-from surgery.data.stream import Mixture, RowStream, is_held_out
+from surgery.data.held_out import is_held_out
+from surgery.data.sources import DataSource, HubSource, JsonlSource, ParquetSource, SourceReader, TextSource
+from surgery.data.stream import Mixture, RowStream
 from surgery.errors import UsageError
 
 CHAT = [{"role": "user", "content": "why"}, {"role": "assistant", "content": "because"}]
@@ -36,12 +37,12 @@ def _write(folder: Path, kind: str, records: Sequence[dict[str, Any]], files: in
     return str(folder)
 
 
-def _source(kind: str, path: str, **options: Any) -> Source:
+def _source(kind: str, path: str, **options: Any) -> DataSource:
     return {"text": TextSource, "jsonl": JsonlSource, "parquet": ParquetSource}[kind](kind=kind, path=path, **options)
 
 
-def _reader(source: Source) -> Reader:
-    return Reader(source, 0, "data.sources.0", stream=True)
+def _reader(source: DataSource) -> SourceReader:
+    return SourceReader(source, 0, "data.sources.0", stream=True)
 
 
 @pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
@@ -101,7 +102,7 @@ def test_missing_files_and_an_unreachable_hub(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets_config, "HF_HUB_OFFLINE", True)
     for stream in (True, False):
-        reader = Reader(HubSource(kind="hub", id="nobody/nothing"), 0, "data.sources.0", stream=stream)
+        reader = SourceReader(HubSource(kind="hub", id="nobody/nothing"), 0, "data.sources.0", stream=stream)
         with pytest.raises(UsageError, match=r"data\.sources\.0: .*nobody/nothing") as caught:
             list(reader.documents())
         assert "while online" in str(caught.value.hint)
@@ -120,9 +121,9 @@ def test_hub_data_sets_go_through_datasets(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(datasets, "load_dataset", load)
     source = HubSource(kind="hub", id="a/b", config="en", split="validation", revision="abc")
     for stream in (True, False):
-        read = list(Reader(source, 0, "data.sources.0", stream=stream).documents())
+        read = list(SourceReader(source, 0, "data.sources.0", stream=stream).documents())
         assert [document.text for document, _ in read] == [f"row {number}" for number in range(4)]
-        after = Reader(source, 0, "data.sources.0", stream=stream).documents(read[1][1])
+        after = SourceReader(source, 0, "data.sources.0", stream=stream).documents(read[1][1])
         assert [document.text for document, _ in after] == ["row 2", "row 3"]
     expected = {"split": "validation", "revision": "abc", "streaming": True}
     assert asked[0] == (("a/b", "en"), expected)
@@ -151,7 +152,9 @@ def test_each_pass_has_every_row_once() -> None:
 
 
 def _stream(paths: Sequence[str], weights: Sequence[float] = (1.0, 2.0), snapshot: Any = None) -> RowStream:
-    readers = [Reader(_source("jsonl", path), n, f"data.sources.{n}", stream=True) for n, path in enumerate(paths)]
+    readers = [
+        SourceReader(_source("jsonl", path), n, f"data.sources.{n}", stream=True) for n, path in enumerate(paths)
+    ]
     return RowStream(
         Mixture(readers, weights, lambda document: "held" not in document.text),
         lambda document: (list(document.text.encode()), None),

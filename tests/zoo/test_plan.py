@@ -67,7 +67,7 @@ def test_what_does_not_fit_is_refused_in_order(make_zoo: MakeZoo, tmp_path: Path
     plan = make_zoo(["llama", "qwen2", "qwen3"], parallel={"keep_free": keep}).plan()
     # The disk is others' too: between the two looks at it some of them may have written.
     assert list(states(plan).values()) in (["ready", "ready", "refused"], ["ready", "refused", "refused"])
-    assert "are left" in plan.rows[-1].reason
+    assert "items before it leave" in plan.rows[-1].reason
     assert states(make_zoo(["llama"], limits={"disk": 1000}).plan())["llama-ssmax"] == "refused"
 
 
