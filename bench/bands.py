@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import report
-from surgery.evaluation.timing import interleaved, ratio
+from surgery.evaluation.speed.stopwatch import interleaved, ratio
 
 HEADS, GROUPS, SIZE = 9, 3, 64
 # Key-value heads that stay open, and the window of the others.

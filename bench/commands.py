@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import arguments, report
-from surgery.evaluation.timing import interleaved, ratio
+from surgery.evaluation.speed.stopwatch import interleaved, ratio
 
 
 def process(*arguments: str) -> Callable[[], Any]:

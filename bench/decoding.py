@@ -43,7 +43,7 @@ def measure(model: Any, tokens: list[int], length: int, repeats: int) -> dict[st
     import torch
     from transformers import DynamicCache
 
-    from surgery.evaluation.timing import interleaved, ratio
+    from surgery.evaluation.speed.stopwatch import interleaved, ratio
     from surgery.loading.caches import with_cache
     from surgery.runtime.modeling_surgery import WindowedCache
 

@@ -25,9 +25,9 @@ from surgery.anatomy import read_anatomy
 from surgery.checkpoint import open_checkpoint
 from surgery.data import read_documents
 from surgery.data.documents import match_files
-from surgery.evaluation.losses import token_losses
+from surgery.evaluation.loss.sample import Sample
+from surgery.evaluation.loss.token_losses import token_losses
 from surgery.evaluation.passages import Passage, cut_passages, fingerprint
-from surgery.evaluation.statistics import Sample
 from surgery.loading import RunOptions, load_model, load_tokenizer
 
 # A multiplier of max(1, ln n / ln N) is 1 at every length below this N: the source, in a form that can be trained.

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.bands import GROUPS, HEADS, SETTINGS, SIZE, kept_blocks, layer, tensors
 from bench.harness import report
-from surgery.evaluation.timing import interleaved, ratio
+from surgery.evaluation.speed.stopwatch import interleaved, ratio
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ import torch
 
 import surgery
 from bench.harness import arguments, report
-from surgery.evaluation.speed import decoding_call, prefill_call
-from surgery.evaluation.timing import interleaved, ratio
+from surgery.evaluation.speed.stopwatch import interleaved, ratio
+from surgery.evaluation.speed.workloads import decoding_call, prefill_call
 from surgery.loading import load_model
 
 

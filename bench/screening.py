@@ -34,9 +34,9 @@ def main() -> None:
 def measure(model: Any, name: str, tokens: list[int]) -> dict[str, Any]:
     import torch
 
-    from surgery.evaluation.losses import token_losses
-    from surgery.evaluation.rejection import counting_rejections
+    from surgery.evaluation.loss.token_losses import token_losses
     from surgery.loading import operations_off
+    from surgery.operations.screening.rejection import counting_rejections
 
     ids = torch.tensor([tokens], device=model.device)
     with operations_off(model):

@@ -30,7 +30,7 @@ def main() -> None:
     import surgery
     from surgery.anatomy import read_anatomy
     from surgery.checkpoint import open_checkpoint
-    from surgery.evaluation.losses import token_losses
+    from surgery.evaluation.loss.token_losses import token_losses
     from surgery.loading import RunOptions, load_model, load_tokenizer, operation_modules
 
     tokenizer = load_tokenizer(options.model)

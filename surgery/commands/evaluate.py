@@ -65,7 +65,7 @@ def evaluate(
         raise UsageError("no model was given", hint="surgery evaluate MODEL --against BASE --text 'docs/**/*.md'")
     from surgery import evaluation
     from surgery.commands.report import write_files
-    from surgery.evaluation.places import STORE, check_report
+    from surgery.evaluation.folders import STORE, check_report
     from surgery.evaluation.suite import read_suite
 
     folder = output or Path(f"{Path(model[0]).name or 'model'}-evaluation")

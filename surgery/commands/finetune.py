@@ -19,7 +19,7 @@ from surgery.errors import UsageError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from surgery.evaluation.results import Estimate
+    from surgery.evaluation.estimates import Estimate
     from surgery.recovery import FinetunePlan, FinetuneResult, Setting
     from surgery.recovery.comparison import Comparison
 

@@ -27,8 +27,8 @@ def report(
 ) -> None:
     """Put finished measurements side by side: one HTML page, Markdown for a card, pictures as PNG and SVG."""
     console.setup(verbose=verbose, quiet=quiet)
-    from surgery.evaluation.collecting import collect
-    from surgery.evaluation.places import check_report
+    from surgery.evaluation.collection import collect
+    from surgery.evaluation.folders import check_report
 
     found = collect(results, against=against)
     check_report(output, force=force)
@@ -49,7 +49,7 @@ def write_files(document: Mapping[str, Any], folder: Path) -> list[str]:
     """``evaluation.json`` and the report, in place of an earlier one; returns what was written."""
     from surgery import reporting
     from surgery.checkpoint import dump_json
-    from surgery.evaluation.places import EVALUATION, written_before
+    from surgery.evaluation.folders import EVALUATION, written_before
 
     histories = [document["trainings"].get(use["fingerprint"], []) for use in document["models"]]
     with console.progress() as bar:

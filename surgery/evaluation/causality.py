@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from surgery.errors import CheckpointError
-from surgery.evaluation.prefilling import said_plainly
+from surgery.evaluation.prefill import readable_errors
 
 _TOKENS = 8
 
@@ -23,7 +23,7 @@ def check_causal(model: Any, name: str) -> None:
     one = torch.arange(_TOKENS, device=model.device)[None] % vocabulary
     other = one.clone()
     other[0, -1] = (one[0, -1] + vocabulary // 2) % vocabulary
-    with said_plainly(name, 1, _TOKENS):
+    with readable_errors(name, 1, _TOKENS):
         before, after = (model(input_ids=tokens, use_cache=False).logits[0, :-1].float() for tokens in (one, other))
     if not (before.isfinite().all() and after.isfinite().all()):
         return  # the measurement says where, and on which text

@@ -11,7 +11,7 @@ import numpy as np
 
 from surgery.data import Document
 from surgery.errors import UsageError
-from surgery.evaluation.results import DataUse, TextUse
+from surgery.evaluation.data_use import DataUse, TextUse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

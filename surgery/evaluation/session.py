@@ -10,20 +10,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from surgery.anatomy.reading import family_of
 from surgery.checkpoint import Source, load_json
 from surgery.data import Document
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
-from surgery.evaluation.assembling import assemble
+from surgery.evaluation.assembly import assemble
 from surgery.evaluation.causality import check_causal
-from surgery.evaluation.describing import describe
+from surgery.evaluation.description import describe
 from surgery.evaluation.fingerprints import fingerprint_bytes, model_fingerprint
 from surgery.evaluation.history import training_history
-from surgery.evaluation.measures import MEASURES, Measure, Plan, Subject, Unit, measure_speed
-from surgery.evaluation.measures.speed import VERSION as SPEED_VERSION
+from surgery.evaluation.measure import Measure, PairedMeasure, PartPlan, Subject, Unit
+from surgery.evaluation.measures import MEASURES
+from surgery.evaluation.part import PartOptions
 from surgery.evaluation.results import EvaluationResult
 from surgery.evaluation.store import PartFile
-from surgery.evaluation.suite import Part, SpeedPart, Suite
+from surgery.evaluation.suite import Suite
 from surgery.loading import RunOptions, environment, load_model, load_tokenizer, pick_device
 
 if TYPE_CHECKING:
@@ -34,29 +37,38 @@ OnEvent = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A model with the plans of all parts for it."""
+class ModelPlans:
+    """A model with its plans for the parts that measure one model alone."""
 
     source: Source
     fingerprint: str
     tokenizer: PreTrainedTokenizerBase
-    plans: tuple[Plan, ...]
+    plans: tuple[PartPlan, ...]
 
 
 class Session:
-    """One evaluation: plans for every model, then part by part, then one result."""
+    """One evaluation: plans for every model, then every part, then one result."""
 
-    def __init__(self, suite: Suite, run: RunOptions, texts: list[Document], place: Path, tell: OnEvent) -> None:
-        self.suite, self.run, self.texts, self.place, self.tell = suite, run, texts, place, tell
-        # Speed is measured of a model and its base in the same turns, everything else of one model alone.
-        self.parts = [part for part in suite.parts if not isinstance(part, SpeedPart)]
-        self.measures: list[Measure] = [MEASURES[part.kind](part) for part in self.parts]
+    def __init__(self, suite: Suite, run: RunOptions, texts: list[Document], folder: Path, on_event: OnEvent) -> None:
+        self.suite, self.run, self.texts, self.folder, self.on_event = suite, run, texts, folder, on_event
+        self.parts: list[PartOptions] = []
+        self.measures: list[Measure] = []
+        # A model and its base in the same turns, in place of one model alone.
+        self.paired: list[tuple[PartOptions, PairedMeasure]] = []
+        for part in suite.parts:
+            make: Any = MEASURES[part.kind].measure
+            measure = make(part)
+            if isinstance(measure, PairedMeasure):
+                self.paired.append((part, measure))
+            else:
+                self.parts.append(part)
+                self.measures.append(measure)
         self.device = pick_device(run.device)
         self.total, self.done = 0, 0
 
-    def all(self, sources: list[Source], base: Source | None) -> EvaluationResult:
+    def evaluate(self, sources: list[Source], base: Source | None) -> EvaluationResult:
         """Every part of every model, then one result."""
-        entries = [self._entry(source) for source in [*sources, *([base] if base is not None else [])]]
+        entries = [self._plans(source) for source in [*sources, *([base] if base is not None else [])]]
         # A model may be given twice, or be its own base: one measurement serves both.
         distinct = list({entry.fingerprint: entry for entry in reversed(entries)}.values())[::-1]
         self._check_same_tokens(entries)
@@ -67,33 +79,32 @@ class Session:
             if not self._file(entry, number).path.is_file()
             for unit in entry.plans[number].units
         )
-        self.tell({"event": "plan", "parts": len(self.measures) * len(distinct), "total": self.total})
+        self.on_event({"event": "plan", "parts": len(self.measures) * len(distinct), "total": self.total})
         measured = {entry.fingerprint: self._model(entry) for entry in distinct}
         by_part = [measured[entry.fingerprint][number] for number in range(len(self.measures)) for entry in distinct]
         reference = entries[-1] if base is not None else None
-        for part in self.suite.parts:
-            if isinstance(part, SpeedPart):
-                alone = distinct == [reference]
-                by_part += [self._speed(part, own, reference) for own in distinct if own is not reference or alone]
-        self.tell({"event": "done", "total": self.total})
+        for part, measure in self.paired:
+            alone = distinct == [reference]
+            by_part += [self._pair(part, measure, own, reference) for own in distinct if own is not reference or alone]
+        self.on_event({"event": "done", "total": self.total})
         trainings = {entry.fingerprint: runs for entry in distinct if (runs := training_history(entry.source.folder))}
         return assemble(by_part, against=entries[-1].fingerprint if base is not None else None, trainings=trainings)
 
-    def _entry(self, source: Source) -> Entry:
+    def _plans(self, source: Source) -> ModelPlans:
         total, done = fingerprint_bytes(source), 0
 
         def on_bytes(count: int) -> None:
             nonlocal done
             done += count
-            self.tell({"event": "fingerprint", "model": source.name, "done": done, "total": total})
+            self.on_event({"event": "fingerprint", "model": source.name, "done": done, "total": total})
 
         fingerprint = model_fingerprint(source, on_bytes)
         tokenizer = load_tokenizer(source.folder, trust_remote_code=self.run.trust_remote_code)
         vocabulary = _vocabulary(source)
         plans = tuple(measure.plan(tokenizer, vocabulary, self.texts) for measure in self.measures)
-        return Entry(source, fingerprint, tokenizer, plans)
+        return ModelPlans(source, fingerprint, tokenizer, plans)
 
-    def _check_same_tokens(self, entries: list[Entry]) -> None:
+    def _check_same_tokens(self, entries: list[ModelPlans]) -> None:
         """A loss per token means the same only on the same tokens."""
         first = entries[0]
         for entry in entries[1:]:
@@ -105,13 +116,13 @@ class Session:
                         hint="Compare with the model that this one was made from.",
                     )
 
-    def _file(self, entry: Entry, number: int) -> PartFile:
+    def _file(self, entry: ModelPlans, number: int) -> PartFile:
         part, measure = self.parts[number], self.measures[number]
         return self._part_file(entry, part, measure.version, entry.plans[number].data["fingerprint"])
 
-    def _part_file(self, entry: Entry, part: Part, version: int, data: str) -> PartFile:
+    def _part_file(self, entry: ModelPlans, part: PartOptions, version: int, data: str) -> PartFile:
         return PartFile(
-            self.place,
+            self.folder,
             {
                 "name": entry.source.name,
                 "suite": self.suite.name,
@@ -127,7 +138,7 @@ class Session:
             },
         )
 
-    def _model(self, entry: Entry) -> list[dict[str, Any]]:
+    def _model(self, entry: ModelPlans) -> list[dict[str, Any]]:
         """All parts of one model, which is loaded only if one is missing."""
         found: dict[int, dict[str, Any]] = {}
         for number, part in enumerate(self.parts):
@@ -143,7 +154,7 @@ class Session:
             _free_memory()
         return [found[number] for number in range(len(self.measures))]
 
-    def _part(self, entry: Entry, number: int, subject: Subject) -> dict[str, Any]:
+    def _part(self, entry: ModelPlans, number: int, subject: Subject) -> dict[str, Any]:
         measure, part, plan = self.measures[number], self.parts[number], entry.plans[number]
         file = self._file(entry, number)
         began = time.perf_counter()
@@ -155,17 +166,19 @@ class Session:
                 for unit, found in zip(batch, measure.run(subject, batch, on_tokens), strict=True):
                     file.add(unit.key, found)
                     values[unit.key] = found
-                    self.tell({"event": "unit", "model": entry.source.name, "kind": part.kind, "unit": unit.key})
+                    self.on_event({"event": "unit", "model": entry.source.name, "kind": part.kind, "unit": unit.key})
             units = [values[unit.key] for unit in plan.units]
             return self._finish(file, entry, part, subject, plan.data, units, time.perf_counter() - began)
         finally:
             file.leave()
 
-    def _speed(self, part: SpeedPart, entry: Entry, base: Entry | None) -> dict[str, Any]:
-        """Prefill and decoding of a model and its base, both in memory."""
+    def _pair(
+        self, part: PartOptions, measure: PairedMeasure, entry: ModelPlans, base: ModelPlans | None
+    ) -> dict[str, Any]:
+        """One part of a model and its base, both in memory."""
         other = base if base is not entry else None
         data = {"fingerprint": other.fingerprint if other is not None else ""}
-        file = self._part_file(entry, part, SPEED_VERSION, data["fingerprint"])
+        file = self._part_file(entry, part, measure.version, data["fingerprint"])
         finished = self._finished(file, entry, part)
         if finished is not None:
             return finished
@@ -176,9 +189,9 @@ class Session:
             against = self._load(other) if other is not None else None
 
             def on_case(case: str) -> None:
-                self.tell({"event": "unit", "model": entry.source.name, "kind": part.kind, "unit": case})
+                self.on_event({"event": "unit", "model": entry.source.name, "kind": part.kind, "unit": case})
 
-            rows = measure_speed(part, subject.model, against.model if against is not None else None, on_case)
+            rows = measure.run(subject.model, against.model if against is not None else None, on_case)
             use = self._use(other, against) if other is not None and against is not None else None
             seconds = time.perf_counter() - began
             finished = self._finish(file, entry, part, subject, data, rows, seconds, base_model=use)
@@ -188,29 +201,29 @@ class Session:
         _free_memory()
         return finished
 
-    def _use(self, entry: Entry, subject: Subject) -> dict[str, Any]:
+    def _use(self, entry: ModelPlans, subject: Subject) -> dict[str, Any]:
         return asdict(describe(subject.model, entry.source, entry.fingerprint, self._longest()))
 
-    def _load(self, entry: Entry) -> Subject:
-        self.tell({"event": "loading", "model": entry.source.name})
+    def _load(self, entry: ModelPlans) -> Subject:
+        self.on_event({"event": "loading", "model": entry.source.name})
         source = entry.source
         subject = Subject(source.name, load_model(source.folder, self.run), entry.tokenizer, source.folder, self.run)
         check_causal(subject.model, source.name)
         return subject
 
-    def _finished(self, file: PartFile, entry: Entry, part: Part) -> dict[str, Any] | None:
-        """What is there already, under the name that the model has now."""
+    def _finished(self, file: PartFile, entry: ModelPlans, part: PartOptions) -> dict[str, Any] | None:
+        """The finished part, if there is one, under the name that the model has now."""
         finished = file.finished()
         if finished is None:
             return None
-        self.tell({"event": "part", "model": entry.source.name, "kind": part.kind, "seconds": 0.0, "reused": True})
+        self.on_event({"event": "part", "model": entry.source.name, "kind": part.kind, "seconds": 0.0, "reused": True})
         return {**finished, "model": {**finished["model"], "name": entry.source.name}, **self._margins()}
 
     def _finish(
         self,
         file: PartFile,
-        entry: Entry,
-        part: Part,
+        entry: ModelPlans,
+        part: PartOptions,
         subject: Subject,
         data: dict[str, Any],
         units: list[dict[str, Any]],
@@ -231,24 +244,22 @@ class Session:
                 "units": units,
             }
         )
-        self.tell({"event": "part", "model": entry.source.name, "kind": part.kind, "seconds": seconds, "reused": False})
+        self.on_event(
+            {"event": "part", "model": entry.source.name, "kind": part.kind, "seconds": seconds, "reused": False}
+        )
         return finished
 
     def _margins(self) -> dict[str, float]:
-        """What counts as kept: the reader's choice, which changes no number that was measured."""
+        """The margins within which a change counts as kept; they change no measured number."""
         return {"margin": self.suite.margin, "score_margin": self.suite.score_margin}
 
     def _longest(self) -> int:
-        return max(
-            length
-            for part in self.suite.parts
-            for length in (getattr(part, "length", 2), *getattr(part, "lengths", ()))
-        )
+        return max(part.longest for part in self.suite.parts)
 
     def _counting(self, name: str, kind: str) -> Callable[[int], None]:
         def on_tokens(count: int) -> None:
             self.done += count
-            self.tell({"event": "tokens", "model": name, "kind": kind, "done": self.done, "total": self.total})
+            self.on_event({"event": "tokens", "model": name, "kind": kind, "done": self.done, "total": self.total})
 
         return on_tokens
 
@@ -267,7 +278,7 @@ def _vocabulary(source: Source) -> int:
 
 
 def _batches(units: Sequence[Unit], size: int) -> list[list[Unit]]:
-    """Neighbours of one group together: without padding there is nothing to mask and nothing to get wrong."""
+    """Neighbours of one group together, so that no batch needs padding."""
     batches: list[list[Unit]] = []
     for unit in units:
         last = batches[-1] if batches else []
@@ -279,8 +290,6 @@ def _batches(units: Sequence[Unit], size: int) -> list[list[Unit]]:
 
 
 def _free_memory() -> None:
-    import torch
-
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from surgery.evaluation.results import Estimate
+    from surgery.evaluation.estimates import Estimate
 
     # Losses per token of each held-out document.
     Losses = list[NDArray[np.float64]]
@@ -100,7 +100,7 @@ def compare(losses: Mapping[str, Losses], learned: Mapping[str, int], notes: Map
 
 
 def _estimate(losses: Sequence[NDArray[np.float64]]) -> Estimate:
-    from surgery.evaluation.statistics import Sample
+    from surgery.evaluation.loss.sample import Sample
 
     bucket = Sample(losses, None).bucket(1, max(part.size for part in losses), 0.0)
     assert bucket is not None
@@ -108,7 +108,7 @@ def _estimate(losses: Sequence[NDArray[np.float64]]) -> Estimate:
 
 
 def _paired(losses: Sequence[NDArray[np.float64]], base: Sequence[NDArray[np.float64]]) -> Estimate:
-    from surgery.evaluation.statistics import Sample
+    from surgery.evaluation.loss.sample import Sample
 
     bucket = Sample(losses, base).bucket(1, max(part.size for part in losses), 0.0)
     assert bucket is not None and bucket.difference is not None

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from surgery.data import IGNORED, Row, collate
-from surgery.evaluation.rejection import counting_rejections
+from surgery.operations.screening.rejection import counting_rejections
 from surgery.recovery.logits import Logits, pieces, run, targets
 
 Losses = list[NDArray[np.float64]]

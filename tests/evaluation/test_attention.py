@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from surgery.errors import SurgeryError
-from surgery.evaluation.attention import Settings, range_edges, watched
-from surgery.evaluation.prefilling import prefill
+from surgery.evaluation.attention.weights import Settings, range_edges, watched
+from surgery.evaluation.prefill import prefill
 from tests.families import VOCABULARY, tiny_model
 
 LENGTH = 41
@@ -50,7 +50,7 @@ def test_edges() -> None:
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "phi3", "cohere"])
 def test_streamed_equals_dense(model_type: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("surgery.evaluation.attention.ELEMENTS_AT_ONCE", 300)  # blocks of one or two rows
+    monkeypatch.setattr("surgery.evaluation.attention.weights.ELEMENTS_AT_ONCE", 300)  # blocks of one or two rows
     model = tiny_model(model_type)
     model.set_attn_implementation(backend)
     before = model(input_ids=_tokens()).logits

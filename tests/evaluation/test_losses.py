@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from surgery.anatomy import FAMILIES
-from surgery.evaluation.losses import token_losses
+from surgery.evaluation.loss.token_losses import token_losses
 from tests.families import VOCABULARY, families_for_the_matrix, tiny_model
 
 
@@ -56,7 +56,7 @@ def test_never_more_rows_of_logits_than_asked(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_default_chunk_follows_batch_and_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("surgery.evaluation.losses.LOGITS_AT_ONCE", 10 * 2 * VOCABULARY)
+    monkeypatch.setattr("surgery.evaluation.loss.token_losses.LOGITS_AT_ONCE", 10 * 2 * VOCABULARY)
     model = tiny_model("llama")
     seen: list[int] = []
     model.lm_head.register_forward_hook(lambda module, arguments, output: seen.append(output.shape[1]))

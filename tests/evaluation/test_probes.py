@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgery.errors import UsageError
-from surgery.evaluation.probes import abcdigits, abcdigits_lines, induction, make_probe, needle, passkey
+from surgery.evaluation.retrieval.probes import abcdigits, abcdigits_lines, induction, make_probe, needle, passkey
 from tests.tokenizers import save_tiny_tokenizer
 
 DEPTHS = st.floats(0, 1)

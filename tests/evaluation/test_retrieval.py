@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from surgery.errors import UsageError
 from surgery.evaluation import evaluate
-from surgery.evaluation.measures import RetrievalMeasure, Subject, Unit
-from surgery.evaluation.probes import Probe
-from surgery.evaluation.suite import RetrievalPart
+from surgery.evaluation.measure import Subject, Unit
+from surgery.evaluation.retrieval import RetrievalMeasure, RetrievalPart
+from surgery.evaluation.retrieval.probes import Probe
 from surgery.loading import RunOptions
 
 CPU = RunOptions(device="cpu")
@@ -84,7 +84,7 @@ def test_the_same_text_in_other_tokens_counts(monkeypatch: pytest.MonkeyPatch) -
     def prefill(model: Any, tokens: torch.Tensor, chunk: int) -> tuple[None, torch.Tensor]:
         return None, torch.nn.functional.one_hot(torch.tensor([3]), 20).float()  # it always goes on with 3
 
-    monkeypatch.setattr("surgery.evaluation.prefilling.prefill", prefill)
+    monkeypatch.setattr("surgery.evaluation.retrieval.measure.prefill", prefill)
     subject = Subject("x", SimpleNamespace(device="cpu"), _Digits())  # type: ignore[arg-type]
     measure = RetrievalMeasure(PART)
     assert measure._other_tokens(subject, Probe((5,), (1, 2, 0), "120"), [1, 12, 9], 1)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from surgery.evaluation import evaluate
-from surgery.evaluation.speed import memory
-from surgery.evaluation.timing import interleaved, ratio
+from surgery.evaluation.speed.stopwatch import interleaved, ratio
+from surgery.evaluation.speed.workloads import memory
 from surgery.loading import RunOptions
 from tests.families import tiny_model
 

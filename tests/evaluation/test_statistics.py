@@ -10,17 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgery.errors import UsageError
+from surgery.evaluation.loss.buckets import check_edges, default_edges
+from surgery.evaluation.loss.sample import Sample, conclude
 from surgery.evaluation.results import Estimate, Finding
-from surgery.evaluation.statistics import (
-    Resampling,
-    Sample,
-    change_in_words,
-    check_edges,
-    combine,
-    conclude,
-    default_edges,
-    judge,
-)
+from surgery.evaluation.statistics import Resampling, change_in_words, combine, judge
 
 MARGIN = 0.005
 

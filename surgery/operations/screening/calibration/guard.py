@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from surgery.evaluation.losses import token_losses
-from surgery.evaluation.rejection import counting_rejections
+from surgery.evaluation.loss.token_losses import token_losses
 from surgery.operations.screening import open_start
 from surgery.operations.screening.calibration.choice import Choice
 from surgery.operations.screening.calibration.grid import Grid
 from surgery.operations.screening.calibration.observation import sample_rows, screening_modules
 from surgery.operations.screening.calibration.passages import Passage
 from surgery.operations.screening.calibration.results import GuardText
+from surgery.operations.screening.rejection import counting_rejections
 
 COUNTED_ROWS = 64
 

@@ -16,13 +16,13 @@ import torch
 from surgery.anatomy import FAMILIES
 from surgery.conversion import convert, make_plan, revert
 from surgery.errors import PlanRefusedError, SurgeryError, UsageError
-from surgery.evaluation.rejection import counting_rejections
 from surgery.loading import load_model, operation_modules
 from surgery.operations.screening.calibration import Calibration, CalibrationSettings, calibrate, read_calibration
 from surgery.operations.screening.calibration.choice import Evidence, by_damage, by_mass
 from surgery.operations.screening.calibration.guard import Guard
 from surgery.operations.screening.calibration.passages import divide, short_names
 from surgery.operations.screening.calibration.results import GuardText
+from surgery.operations.screening.rejection import counting_rejections
 from tests.families import REPRESENTATIVES, VOCABULARY, families_for_the_matrix
 from tests.operations.screening.calibration.conftest import with_tokenizer
 from tests.tokenizers import save_tiny_tokenizer
@@ -48,7 +48,7 @@ def test_the_converted_model_does_what_the_guard_measured(
     source: Path, texts: Path, calibration: Calibration, tmp_path: Path
 ) -> None:
     from surgery.data import read_documents
-    from surgery.evaluation.losses import token_losses
+    from surgery.evaluation.loss.token_losses import token_losses
     from surgery.loading import load_tokenizer
 
     out = convert(source, "screening", calibration=calibration, output=tmp_path / "out").output

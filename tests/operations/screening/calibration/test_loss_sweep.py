@@ -14,7 +14,7 @@ import torch
 from surgery.conversion import convert
 from surgery.data import read_documents
 from surgery.errors import PlanRefusedError, UsageError
-from surgery.evaluation.losses import token_losses
+from surgery.evaluation.loss.token_losses import token_losses
 from surgery.loading import load_model, load_tokenizer, operations_off
 from surgery.operations.screening import ScreeningOptions
 from surgery.operations.screening.calibration import CalibrationSettings, Sweep, sweep

@@ -1,0 +1,89 @@
+"""``evaluate``: what did the surgery do? Every part of a suite on every model, one model in memory at a time."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from surgery.checkpoint import open_checkpoint, resolve
+from surgery.data import Document, read_documents
+from surgery.errors import UsageError
+from surgery.evaluation.folders import check_store
+from surgery.evaluation.results import EvaluationResult
+from surgery.evaluation.session import OnEvent, Session
+from surgery.evaluation.suite import DEFAULT, Suite, read_suite
+from surgery.loading import RunOptions
+
+
+def evaluate(
+    model: str | Path | Sequence[str | Path],
+    *,
+    against: str | Path | None = None,
+    text: str | Path | Sequence[str | Path] = (),
+    suite: str | Path | Suite | dict[str, Any] = DEFAULT,
+    length: int | None = None,
+    documents: int | None = None,
+    revision: str | None = None,
+    results: str | Path | None = None,
+    run: RunOptions | None = None,
+    on_event: OnEvent | None = None,
+) -> EvaluationResult:
+    """Measure what a suite says, and the paired differences to a base.
+
+    All models see the same tokens. What is finished in the results folder is not measured again, and an interrupted
+    run goes on after the last sequence or prompt that was done.
+
+    Args:
+        model: one or more folders or hub ids; converted or not.
+        against: the base to compare with, a folder or hub id.
+        text: files, folders and globs of UTF-8 text. Documents are never joined.
+        suite: a suite that ships, a YAML file, or a suite in Python.
+        length: tokens per sequence, in place of the suite's, in every part that reads texts.
+        documents: at most this many sequences, from as many texts as possible, in place of the suite's.
+        revision: branch, tag or commit of a hub model.
+        results: folder of finished parts; without one nothing is kept.
+        run: device, dtype, batch size and attention backend; the same for all models.
+        on_event: called with what is being done.
+
+    Raises:
+        UsageError: no text, texts too short, a wrong suite, models whose tokenizers cut the texts differently, or
+            a results folder that holds something else.
+        CheckpointError: a model or tokenizer cannot be loaded, or the model is not causal.
+        SurgeryError: a loss is not finite, or memory runs out.
+    """
+    run = run or RunOptions()
+    for option, value, least in (("length", length, 2), ("documents", documents, 1)):
+        if value is not None and value < least:
+            raise UsageError(f"--{option} {value}: must be at least {least}.")
+    if results is not None:
+        check_store(Path(results))
+    chosen = read_suite(suite).changed(length=length, documents=documents)
+    names = [model] if isinstance(model, str | Path) else list(model)
+    if not names:
+        raise UsageError("no model was given")
+    texts = _texts(chosen, [text] if isinstance(text, str | Path) else list(text))
+    sources = [resolve(name, revision) for name in names]
+    base = resolve(against) if against is not None else None
+    for source in (*sources, *([base] if base is not None else [])):
+        open_checkpoint(source)  # what cannot be loaded says so before anything runs, and what to do
+    with ExitStack() as stack:
+        folder = Path(results) if results is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        return Session(chosen, run, texts, folder, on_event or (lambda event: None)).evaluate(sources, base)
+
+
+def _texts(suite: Suite, given: Sequence[str | Path]) -> list[Document]:
+    patterns = given or suite.text
+    if not suite.reads_text:
+        if given:
+            raise UsageError(f"--text does nothing: no part of the suite {suite.name} reads texts.")
+        return []
+    if not patterns:
+        raise UsageError(
+            "no text was given to measure on",
+            hint="Give --text with files, folders or globs of plain text that the model was not trained on: "
+            '--text "docs/**/*.md". The suite `retrieval` needs none.',
+        )
+    return read_documents(patterns)

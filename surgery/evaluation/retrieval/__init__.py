@@ -1,0 +1,9 @@
+"""Retrieval: whether the model completes a probe, by length and depth."""
+
+from surgery.evaluation.measure import MeasureKind
+from surgery.evaluation.retrieval.measure import RetrievalMeasure
+from surgery.evaluation.retrieval.options import RetrievalPart
+from surgery.evaluation.retrieval.result import RetrievalSection
+from surgery.evaluation.retrieval.section import retrieval_section
+
+RETRIEVAL = MeasureKind("retrieval", RetrievalPart, RetrievalMeasure, RetrievalSection, retrieval_section)

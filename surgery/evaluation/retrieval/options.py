@@ -1,0 +1,39 @@
+"""What a suite can set of retrieval."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from surgery.evaluation.part import CHUNK, Length, PartOptions
+
+Depth = Annotated[float, Field(ge=0, le=1)]
+
+
+class RetrievalPart(PartOptions):
+    """Retrieval by distance and depth: does the model find a fact again?"""
+
+    kind: Literal["retrieval"]
+    task: Literal["abcdigits", "needle", "passkey", "induction"] = Field(description="What the model must find.")
+    lengths: list[Length] = Field(min_length=1, description="Tokens of prompt and answer.")
+    depths: list[Depth] = Field(
+        default=[0.0, 0.25, 0.5, 0.75, 1.0], min_length=1, description="Where it stands: 0 is the start of the text."
+    )
+    samples: PositiveInt = Field(default=4, description="Prompts for each length and depth.")
+    needles: PositiveInt | None = Field(
+        default=None, description="For task needle: number of hidden needles; the model is asked for one. Default: 3."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the random prompts.")
+    chunk: int = CHUNK
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with its answer."""
+        return max(self.lengths)
+
+    @model_validator(mode="after")
+    def _needles_of_needle(self) -> Self:
+        if self.needles is not None and self.task != "needle":
+            raise ValueError(f"needles does nothing with task {self.task}; it belongs to task needle")
+        return self

@@ -1,0 +1,9 @@
+"""Prompts whose right continuation is known: retrieval at a given length and depth, random but for a seed."""
+
+from surgery.evaluation.retrieval.probes.abcdigits import abcdigits, abcdigits_lines
+from surgery.evaluation.retrieval.probes.factory import make_probe
+from surgery.evaluation.retrieval.probes.hidden_facts import needle, passkey
+from surgery.evaluation.retrieval.probes.induction import induction
+from surgery.evaluation.retrieval.probes.probe import Probe
+
+__all__ = ["Probe", "abcdigits", "abcdigits_lines", "induction", "make_probe", "needle", "passkey"]

@@ -1,0 +1,68 @@
+"""Retrieval by length and depth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from surgery.evaluation.estimates import Estimate, Finding, Word
+
+
+@dataclass(frozen=True)
+class Score:
+    """Retrieval over some prompts: at one length, or over all (``length`` None).
+
+    Attributes:
+        length: tokens of prompt and answer.
+        prompts: how many.
+        exact: share of prompts with the whole answer right.
+        right: share of the answers' tokens that are right; what the verdict is about.
+        loss: of the right answer, nats per token.
+        base_exact, base_right, base_loss: of the base.
+        difference: of ``right``, model minus base, paired prompt by prompt; below zero the model is worse.
+        verdict: what the difference and its interval say.
+    """
+
+    length: int | None
+    prompts: int
+    exact: Estimate
+    right: Estimate
+    loss: Estimate
+    base_exact: Estimate | None = None
+    base_right: Estimate | None = None
+    base_loss: Estimate | None = None
+    difference: Estimate | None = None
+    verdict: Word | None = None
+
+
+Grid = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class RetrievalResult:
+    """Retrieval of one model. Grids are ``[length][depth]``, means over the prompts of a cell."""
+
+    model: int
+    overall: Score
+    by_length: tuple[Score, ...]
+    exact: Grid
+    right: Grid
+    loss: Grid
+    base_exact: Grid | None
+    base_right: Grid | None
+    base_loss: Grid | None
+    finding: Finding | None
+
+
+@dataclass(frozen=True)
+class RetrievalSection:
+    """One task of retrieval."""
+
+    kind: Literal["retrieval"]
+    title: str
+    options: dict[str, Any]
+    lengths: tuple[int, ...]
+    depths: tuple[float, ...]
+    prompts: int
+    margin: float
+    results: tuple[RetrievalResult, ...]

@@ -1,0 +1,124 @@
+"""Retrieval by length and depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from surgery.evaluation.estimates import Finding
+from surgery.evaluation.measure import Measurement
+from surgery.evaluation.retrieval.result import Grid, RetrievalResult, RetrievalSection, Score
+from surgery.evaluation.statistics import Resampling, change_in_words, judge
+
+Rows = Sequence[Mapping[str, Any]]
+
+TITLES = {
+    "abcdigits": "ABCDigits",
+    "needle": "Needle in a haystack",
+    "passkey": "Passkey",
+    "induction": "Copying (induction)",
+}
+
+
+def retrieval_section(
+    measurements: Sequence[tuple[int, Measurement]], base: Measurement | None, models: int
+) -> RetrievalSection | None:
+    """Scores by length, grids by length and depth; None where only the base was measured."""
+    if not measurements:
+        return None
+    part = measurements[0][1]["part"]
+    return RetrievalSection(
+        kind="retrieval",
+        title=TITLES[part["task"]],
+        options=dict(part),
+        lengths=tuple(part["lengths"]),
+        depths=tuple(part["depths"]),
+        prompts=len(measurements[0][1]["units"]),
+        margin=measurements[0][1]["score_margin"],
+        results=tuple(_result(number, own, base) for number, own in measurements),
+    )
+
+
+def _result(number: int, own: Measurement, base: Measurement | None) -> RetrievalResult:
+    part, margin = own["part"], own["score_margin"]
+    rows: Rows = own["units"]
+    reference: Rows | None = base["units"] if base is not None else None
+    overall = _score(None, rows, reference, margin)
+    by_length = tuple(
+        _score(
+            length,
+            [row for row in rows if row["length"] == length],
+            None if reference is None else [row for row in reference if row["length"] == length],
+            margin,
+        )
+        for length in part["lengths"]
+    )
+
+    def grid(some: Rows | None, name: str) -> Grid | None:
+        return None if some is None else _grid(some, part["lengths"], part["depths"], lambda row: row[name])
+
+    exact, right, loss = (grid(rows, name) for name in ("exact", "right", "loss"))
+    assert exact is not None and right is not None and loss is not None
+    return RetrievalResult(
+        model=number,
+        overall=overall,
+        by_length=by_length,
+        exact=exact,
+        right=right,
+        loss=loss,
+        base_exact=grid(reference, "exact"),
+        base_right=grid(reference, "right"),
+        base_loss=grid(reference, "loss"),
+        finding=_finding(TITLES[part["task"]], overall, margin) if base is not None else None,
+    )
+
+
+def _grid(rows: Rows, lengths: Sequence[int], depths: Sequence[float], value: Callable[[Any], float]) -> Grid:
+    cells: dict[tuple[int, float], list[float]] = {}
+    for row in rows:
+        cells.setdefault((row["length"], row["depth"]), []).append(value(row))
+    return tuple(tuple(float(np.mean(cells[length, depth])) for depth in depths) for length in lengths)
+
+
+def _score(length: int | None, rows: Rows, reference: Rows | None, margin: float) -> Score:
+    # Each prompt is drawn afresh, so each is a group of its own.
+    resampling = Resampling(range(len(rows)))
+    ones = np.ones(len(rows))
+
+    def mean(some: Rows, name: str) -> Any:
+        return resampling.mean(np.array([float(row[name]) for row in some]), ones)
+
+    score = Score(length, len(rows), mean(rows, "exact"), mean(rows, "right"), mean(rows, "loss"))
+    if reference is None:
+        return score
+    pairs = list(zip(rows, reference, strict=True))
+    difference = resampling.mean(np.array([own["right"] - other["right"] for own, other in pairs]), ones)
+    same = all(own["right"] == other["right"] and own["loss"] == other["loss"] for own, other in pairs)
+    return replace(
+        score,
+        base_exact=mean(reference, "exact"),
+        base_right=mean(reference, "right"),
+        base_loss=mean(reference, "loss"),
+        difference=difference,
+        verdict="no difference" if same else judge(difference, margin, more_is_better=True),
+    )
+
+
+def _finding(title: str, overall: Score, margin: float) -> Finding:
+    assert overall.difference is not None and overall.verdict is not None
+    assert overall.base_right is not None and overall.base_exact is not None
+    if overall.verdict == "no difference":
+        return Finding(title, "no difference", "Every answer and its loss are exactly the same in both models.")
+    sentence = (
+        f"Of the answers' tokens {overall.right.value:.1%} are right, {overall.base_right.value:.1%} in the base; the "
+        f"share changed by {change_in_words(overall.difference)}. Whole answers: {overall.exact.value:.1%}, base "
+        f"{overall.base_exact.value:.1%}."
+    )
+    sentence += {
+        "kept": f" That is within the ±{margin:g} that count as kept.",
+        "undecided": " The interval is too wide to decide; measure more prompts.",
+    }.get(overall.verdict, "")
+    return Finding(title, overall.verdict, sentence)
