@@ -1,56 +1,15 @@
-"""A model as it was measured, and the numbers that its operations hold."""
+"""A model as it was measured, in plain values."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 
-@dataclass(frozen=True)
-class Multiplier:
-    """The factor m(n) on the queries at one n: ``values[layer][head]`` in the operation's order, and a summary."""
-
-    n: int
-    smallest: float
-    median: float
-    largest: float
-    values: tuple[tuple[float, ...], ...]
-
-
-@dataclass(frozen=True)
-class NegativeHead:
-    """A head whose multiplier is negative for every n from ``first`` to ``last``: there it prefers what it disliked."""
-
-    layer: int
-    head: int
-    first: int
-    last: int
-
-
-@dataclass(frozen=True)
-class LearnedNumbers:
-    """The numbers of one operation, as they are in the weights.
-
-    Attributes:
-        name, form: of the operation.
-        reference_length: N of SSMax; None for others.
-        layers, heads: those that were chosen.
-        start: the value at which each parameter began in every head; none where a calibration gave them.
-        values: ``[layer][head]`` of each parameter, in the order of ``layers`` and ``heads``; empty if there are none.
-        moved_mean, moved_most: absolute distances from the start over all parameters that have one; None without any.
-        multipliers, negative_heads: of SSMax.
-    """
-
-    name: str
-    form: str
-    reference_length: int | None
-    layers: tuple[int, ...]
-    heads: tuple[int, ...]
-    start: dict[str, float]
-    values: dict[str, tuple[tuple[float, ...], ...]]
-    moved_mean: float | None
-    moved_most: float | None
-    multipliers: tuple[Multiplier, ...]
-    negative_heads: tuple[NegativeHead, ...]
+from surgery.checkpoint import Source
+from surgery.operations import OPERATIONS
+from surgery.operations.learned_numbers import LearnedNumbers
 
 
 @dataclass(frozen=True)
@@ -69,3 +28,61 @@ class ModelUse:
     plan: str | None
     operations: tuple[str, ...]
     learned: tuple[LearnedNumbers, ...]
+
+
+def describe(model: Any, source: Source, fingerprint: str, length: int) -> ModelUse:
+    """What was measured, and what it learned.
+
+    Args:
+        model: a loaded causal language model.
+        source: where it comes from.
+        fingerprint: of its files.
+        length: up to which n heads are searched for a negative multiplier.
+    """
+    config = model.config.get_text_config()
+    block = getattr(model.config, "surgery", None) or {}
+    plan = next((block[key] for key in ("plan_hash", "plan_sha256", "plan") if isinstance(block.get(key), str)), None)
+    trained = getattr(config, "max_position_embeddings", None)
+    return ModelUse(
+        name=source.name,
+        fingerprint=fingerprint,
+        commit=source.commit,
+        model_type=model.config.model_type,
+        parameters=model.num_parameters(),
+        trained_length=int(trained) if trained else None,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=_device_name(model.device),
+        attn_implementation=str(model.config._attn_implementation),
+        plan=plan,
+        operations=tuple(
+            " ".join(str(options[key]) for key in ("name", "form") if key in options)
+            for options in block.get("operations", ())
+        ),
+        learned=learned_numbers(model, length),
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def learned_numbers(model: Any, length: int) -> tuple[LearnedNumbers, ...]:
+    """The learned parameters of each operation of a model that adds modules; none for a plain model.
+
+    Args:
+        model: a loaded causal language model.
+        length: tokens of the longest measured sequence; up to it, heads are searched for a negative multiplier.
+    """
+    block = getattr(model.config, "surgery", None) or {}
+    found = []
+    for options in block.get("operations", ()):
+        operation = OPERATIONS.get(options["name"])
+        if operation is None or operation.in_config_alone:
+            continue
+        layers = tuple(options["layers"])
+        paths = [f"{block['attention'].format(layer=layer)}.{operation.name}" for layer in layers]
+        modules: list[Any] = [model.base_model.get_submodule(path) for path in paths]
+        chosen = options.get("heads")
+        heads = tuple(chosen) if chosen is not None else tuple(range(modules[0].num_heads))
+        found.append(operation.learned_numbers(modules, options, layers, heads, length))
+    return tuple(found)

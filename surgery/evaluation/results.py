@@ -16,10 +16,11 @@ from surgery.evaluation.data_use import DataUse, TextUse
 from surgery.evaluation.estimates import Estimate, Finding, Interval, Verdict, Word, perplexity
 from surgery.evaluation.loss.result import Bucket, CurvePoint, LossResult, LossSection
 from surgery.evaluation.measures import MEASURES
-from surgery.evaluation.models import LearnedNumbers, ModelUse, Multiplier, NegativeHead
+from surgery.evaluation.models import ModelUse
 from surgery.evaluation.retrieval.result import Grid, RetrievalResult, RetrievalSection, Score
 from surgery.evaluation.speed.result import MemoryUse, SpeedCase, SpeedResult, SpeedSection
 from surgery.evaluation.tasks.result import TaskScore, TasksResult, TasksSection
+from surgery.operations.learned_numbers import LearnedNumbers, Multiplier, NegativeHead
 
 __all__ = [
     "AttentionAt",

@@ -18,11 +18,11 @@ from surgery.data import Document
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.evaluation.assembly import assemble
 from surgery.evaluation.causality import check_causal
-from surgery.evaluation.description import describe
 from surgery.evaluation.fingerprints import fingerprint_bytes, model_fingerprint
 from surgery.evaluation.history import training_history
 from surgery.evaluation.measure import Measure, PairedMeasure, PartPlan, Subject, Unit
 from surgery.evaluation.measures import MEASURES
+from surgery.evaluation.models import describe
 from surgery.evaluation.part import PartOptions
 from surgery.evaluation.results import EvaluationResult
 from surgery.evaluation.store import PartFile

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from surgery.anatomy import Anatomy, AttentionLayer
 from surgery.errors import PlanRefusedError
+from surgery.operations.measured import MeasuredOperation
 
 LayerChoice = Literal["full", "sliding", "chunked", "all"]
 _HIGHEST = 10_000
@@ -93,7 +94,7 @@ class HeadOptions(OperationOptions):
     heads: tuple[Number, ...] | None = None
 
 
-class Operation(ABC):
+class Operation(MeasuredOperation, ABC):
     """One thing that can be done to attention.
 
     Class attributes:

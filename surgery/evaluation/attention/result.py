@@ -34,8 +34,8 @@ class AttentionResult:
         layers: by number.
         greatest, entropy, first_mass: means by layer, head and range.
         by_n: means over layers and heads.
-        rejected_keys, rejected_blocks: share of keys, and of whole blocks, that screening rejects, ``[layer][head]``;
-            a layer that does not screen has None, and without any it is None altogether.
+        rejected_keys, rejected_blocks: share of keys, and of whole blocks, that an operation rejects,
+            ``[layer][head]``; None for a layer where nothing can be rejected, and None if there is no other layer.
     """
 
     model: int

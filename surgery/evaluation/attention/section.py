@@ -83,7 +83,7 @@ def _nested(values: NDArray[np.float64]) -> ByHead:
 
 
 def _rejected(units: Sequence[Mapping[str, Any]], name: str) -> tuple[tuple[float, ...] | None, ...] | None:
-    """Means over documents of each layer that screens."""
+    """Means over documents of each layer where an operation rejects keys."""
     layers = range(len(units[0]["layers"]))
     if all(units[0][name][layer] is None for layer in layers):
         return None

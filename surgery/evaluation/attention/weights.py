@@ -2,22 +2,26 @@
 
 For query i with n keys to attend to and weights p: the greatest weight max p, the entropy -sum p ln p in nats, and the
 mass on the first tokens. softmax(z) = p is computed again here, in float32, from the very queries and keys that the
-model gives to its backend (so after norms, rotary positions and SSMax's multiplier); the model's output is the
-backend's own. Where keys are screened, the weights are those that survive, and what is rejected is counted as well.
+model gives to its backend (so after norms, rotary positions and multipliers of the query); the model's output is the
+backend's own. Where an operation changes the weights after softmax, they are the weights that it leaves, and the keys
+that it rejects are counted too.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from surgery.errors import SurgeryError
 from surgery.loading import operation_modules
+from surgery.operations import OPERATIONS
+from surgery.operations.measured import ObservedRows
 
 # Elements of a (heads, rows, keys) block: 4 MiB in float32, of which a handful stay in the cache of a core.
 ELEMENTS_AT_ONCE = 2**20
@@ -78,10 +82,10 @@ class _Layer:
         self.rows += len(visible)
 
     def add_rejected(self, kept: torch.Tensor, allowed: torch.Tensor, start: int) -> None:
-        """What screening rejects in a block of rows.
+        """The keys that an operation rejects in a block of rows.
 
         Args:
-            kept: ``(heads, rows, keys)``, which keys survive.
+            kept: ``(heads, rows, keys)``, the keys that the operation keeps.
             allowed: ``(rows, keys)``, which may be attended to at all.
             start: place in the document of the first row.
         """
@@ -135,7 +139,9 @@ class Watch:
         self._layers: dict[int, _Layer] = {}
 
     def result(self) -> dict[str, Any]:
-        """Means by layer, head and range of n, as nested lists; ``rejected_*`` by layer and head, None if unscreened.
+        """Means by layer, head and range of n, as nested lists.
+
+        ``rejected_*`` are by layer and head; None for a layer where no operation rejects keys.
 
         Keys: ``layers``, ``ranges`` ([first, last] of n), ``rows`` (queries in each range, by layer),
         ``greatest``, ``entropy``, ``first``, ``rejected_keys``, ``rejected_blocks``.
@@ -210,25 +216,13 @@ class Watch:
             weights, entropy = _softmax(query[0, :, block], key[0, :, seen], allowed, keywords)
             layer.add(weights, entropy, allowed.sum(-1), before + rows - keys + seen.start)
 
-    def screened(self, module: Any, seen: Any) -> None:
-        """One block that screening shows: weights before it rejects, and what it accepts."""
+    def observed(self, module: Any, rows: ObservedRows) -> None:
+        """One block of queries of a layer whose weights an operation changes after softmax."""
         layer = self._layer(module)
-        allowed = seen.allowed[0, 0].expand(seen.weights.shape[2], -1)
-        kept = seen.acceptance[0] * allowed
-        weights = seen.weights[0].float()
-        if module.screening.kind() == "gated":
-            survivors = weights * kept
-            # What is missing to one went to a sink that the family has learned; it stays.
-            left = survivors.sum(-1, keepdim=True) + (1 - weights.sum(-1, keepdim=True)).clamp(min=0)
-        else:
-            # A unit's weights add up to anything: each key's share of them is what can be compared.
-            survivors = seen.kept[0].float() * allowed
-            left = survivors.sum(-1, keepdim=True)
-        survivors = survivors / left.clamp(min=1e-30)
         before = layer.rows
-        first_key = before + weights.shape[1] - int(allowed[-1].nonzero()[-1]) - 1
-        layer.add_rejected(kept > 0, allowed, before)
-        layer.add(survivors, torch.special.entr(survivors).sum(-1), allowed.sum(-1), first_key)
+        first_key = before + rows.weights.shape[1] - int(rows.allowed[-1].nonzero()[-1]) - 1
+        layer.add_rejected(rows.kept, rows.allowed, before)
+        layer.add(rows.weights, torch.special.entr(rows.weights).sum(-1), rows.allowed.sum(-1), first_key)
 
 
 def _softmax(
@@ -274,33 +268,30 @@ def watched(model: Any, settings: Settings) -> Iterator[Watch]:
     name = model.config.get_text_config()._attn_implementation
     before = ALL_ATTENTION_FUNCTIONS._local_mapping.get(name)
 
+    observed: set[int] = set()  # attention modules that an operation shows in place of the backend
+
     def backend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **keywords: Any) -> Any:
-        if getattr(getattr(module, "screening", None), "observer", None) is None:
+        if id(module) not in observed:
             watch.attention(module, query, key, attention_mask, keywords)
         own: Any = before or ALL_ATTENTION_FUNCTIONS._global_mapping.get(name) or _eager(module)
         return own(module, query, key, value, attention_mask, **keywords)
 
-    screens: list[tuple[Any, Any]] = [
-        (model.get_submodule(place.rpartition(".")[0]), screen)
-        for place, screen in operation_modules(model).items()
-        if hasattr(screen, "observer") and screen.enabled
-    ]
-    ALL_ATTENTION_FUNCTIONS[name] = backend
-    for module, screen in screens:
-        screen.observer = _observer(watch, module)
-    try:
-        yield watch
-    finally:
-        for _, screen in screens:
-            screen.observer = None
-        if before is None:
-            del ALL_ATTENTION_FUNCTIONS[name]
-        else:
-            ALL_ATTENTION_FUNCTIONS[name] = before
-
-
-def _observer(watch: Watch, module: Any) -> Callable[[Any], None]:
-    return lambda seen: watch.screened(module, seen)
+    with ExitStack() as stack:
+        for path, operation_module in operation_modules(model).items():
+            parent, _, operation = path.rpartition(".")
+            attention = model.get_submodule(parent)
+            context = OPERATIONS[operation].observed(operation_module, partial(watch.observed, attention))
+            if context is not None:
+                observed.add(id(attention))
+                stack.enter_context(context)
+        ALL_ATTENTION_FUNCTIONS[name] = backend
+        try:
+            yield watch
+        finally:
+            if before is None:
+                del ALL_ATTENTION_FUNCTIONS[name]
+            else:
+                ALL_ATTENTION_FUNCTIONS[name] = before
 
 
 def _eager(module: Any) -> Callable[..., Any]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
 
 from surgery.anatomy import Anatomy, AttentionLayer
 from surgery.errors import PlanRefusedError
 from surgery.operations.base import Operation, OperationOptions, PlannedTensor
+from surgery.operations.measured import ObservedRows
 from surgery.operations.screening.options import ScreeningOptions
 
 # What a plan holds in place of a hash while its calibration has not been run.
@@ -172,6 +176,18 @@ class Screening(Operation):
             return f"form {options.form}, {values}"
         between = "" if exponent is None else f" at renormalisation {exponent:g} of 1 to 0"
         return f"form {options.form}{between}, first {options.sinks} tokens kept, {values}"
+
+    def known_start(self, options: Mapping[str, Any]) -> dict[str, float]:
+        """None where a calibration chose the values, which differ by head."""
+        return {} if options.get("calibration") is not None else super().known_start(options)
+
+    def observed(self, module: Any, show: Callable[[ObservedRows], None]) -> AbstractContextManager[None] | None:
+        """The weights of the keys that are kept."""
+        if not module.enabled:
+            return None
+        from surgery.operations.screening.kept_weights import observed_weights
+
+        return observed_weights(module, show)
 
     def warnings(self, options: ScreeningOptions, anatomy: Anatomy) -> tuple[str, ...]:
         """What a user should know of where it starts."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from surgery.anatomy import Anatomy, AttentionLayer
 from surgery.errors import PlanRefusedError
 from surgery.operations.base import Operation, PlannedTensor
 from surgery.operations.ssmax.options import FORMS, SSMaxOptions
+
+if TYPE_CHECKING:
+    from surgery.operations.learned_numbers import LearnedNumbers
 
 
 def mean_log(length: int) -> float:
@@ -102,6 +106,19 @@ class SSMax(Operation):
         start = ", ".join(f"{name} = {value:.6g}" for name, value in (options.start or {}).items())
         equation = FORMS[options.form].equation
         return f"form {options.form}, m(n) = {equation}, N = {options.reference_length}, start {start or 'none'}"
+
+    def learned_numbers(
+        self,
+        modules: Sequence[Any],
+        options: Mapping[str, Any],
+        layers: tuple[int, ...],
+        heads: tuple[int, ...],
+        length: int,
+    ) -> LearnedNumbers:
+        """Also the multipliers at some n, and the heads where they are negative."""
+        from surgery.operations.ssmax.learned_numbers import read_multipliers
+
+        return read_multipliers(modules, options, layers, heads, self.known_start(options), length)
 
     def warnings(self, options: SSMaxOptions, anatomy: Anatomy) -> tuple[str, ...]:
         """Where the operation has less effect, or more, than a user may expect."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from surgery.evaluation.learned import learned_numbers
+from surgery.evaluation.models import learned_numbers
 from surgery.runtime.modeling_surgery import SSMax
 
 LENGTH = 512
