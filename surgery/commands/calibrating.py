@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from surgery.colours import NOTE
 from surgery.commands import console
 from surgery.errors import UsageError
 
@@ -177,7 +178,7 @@ def print_calibration(calibration: Calibration) -> None:
         highlight=False,
     )
     for warning in calibration.warnings:
-        console.err.print("note:", style="yellow", end=" ")
+        console.err.print("note:", style=NOTE, end=" ")
         console.err.print(warning, markup=False, highlight=False)
 
 

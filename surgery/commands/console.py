@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from surgery.errors import SurgeryError, UsageError
+from surgery.colours import ERROR, NOTE
+from surgery.errors import ExitCode, SurgeryError, UsageError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -33,8 +34,6 @@ _ParserError: Any = typer.BadParameter.__mro__[2]
 
 SCHEMA_VERSION = 1
 _PACKAGE = Path(__file__).parents[1]
-INTERRUPTED = 130
-TERMINATED = 143
 
 out = Console()
 err = Console(stderr=True)
@@ -182,7 +181,7 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
         command = typer.main.get_command(app)
         _shorten_types(command)
         result = command(arguments, standalone_mode=False)
-        code = result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else ExitCode.DONE
     except SurgeryError as error:
         _report(error.exit_code, error.message, error.hint)
         return error.exit_code
@@ -190,24 +189,25 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
         code = error.exit_code
     except _ParserError as error:
         error.show()
-        _emit_error(2, error.format_message(), None)
-        return 2
+        _emit_error(ExitCode.USAGE, error.format_message(), None)
+        return ExitCode.USAGE
     except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
+        code = ExitCode.INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
-        return 1
+        return ExitCode.FAILED
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
         if _settings["verbose"]:
             traceback.print_exc()
-            _emit_error(1, message, None)
+            _emit_error(ExitCode.FAILED, message, None)
         else:
-            _report(1, message, "This is not an expected error; -v shows where it comes from.")
-        return 1
-    if code == INTERRUPTED:  # caught here, or by the parser
-        code, word = (TERMINATED, "terminated") if _settings["terminated"] else (INTERRUPTED, "interrupted")
-        err.print(word, style="yellow")
+            _report(ExitCode.FAILED, message, "This is not an expected error; -v shows where it comes from.")
+        return ExitCode.FAILED
+    if code == ExitCode.INTERRUPTED:  # caught here, or by the parser
+        terminated = _settings["terminated"]
+        code, word = (ExitCode.TERMINATED, "terminated") if terminated else (ExitCode.INTERRUPTED, "interrupted")
+        err.print(word, style=NOTE)
         _emit_error(code, word, None)
     return code
 
@@ -249,7 +249,7 @@ def _report(code: int, message: str, hint: str | None) -> None:
         own = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(_PACKAGE)]
         sys.stderr.write("Traceback in surgery:\n" + "".join(traceback.format_list(own)))
     _emit_error(code, message, hint)
-    err.print("error:", style="bold red", end=" ")
+    err.print("error:", style=ERROR, end=" ")
     err.print(printable(message), markup=False, highlight=False, soft_wrap=True)
     if hint:
         err.print(printable(hint), markup=False, highlight=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from surgery.colours import LABEL, NOTE
 from surgery.commands import completing, console
 from surgery.commands.app import app
 from surgery.commands.push import PushOption, say
@@ -413,10 +414,10 @@ def _print_plan(plan: Plan, target: Path) -> None:
     ]
     for name, value in rows:
         if value:
-            table.add_row(Text(name, style="dim"), Text(console.printable(value)))
+            table.add_row(Text(name, style=LABEL), Text(console.printable(value)))
     console.out.print(table)
     for warning in plan.warnings:
-        console.err.print(Text.assemble(("note: ", "yellow"), console.printable(warning)), highlight=False)
+        console.err.print(Text.assemble(("note: ", NOTE), console.printable(warning)), highlight=False)
 
 
 def _skipped(plan: Plan) -> str:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from surgery.colours import ERROR, LABEL, NOTE
 from surgery.commands import console
 from surgery.commands.app import app
+from surgery.errors import ExitCode
 
 if TYPE_CHECKING:
     from surgery.loading.machine import Machine
-
-PROBLEMS = 1
 
 
 @app.command()
@@ -27,7 +27,7 @@ def doctor(as_json: console.JsonOption = False, verbose: console.VerboseOption =
     else:
         _print(machine)
     if machine.problems:
-        raise typer.Exit(PROBLEMS)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _print(machine: Machine) -> None:
@@ -59,11 +59,11 @@ def _print(machine: Machine) -> None:
         rows.append((place.purpose, f"{place.path}: {free} free; {how}"))
     rows += [("settings", ", ".join(f"{name}={value}" for name, value in machine.settings.items()) or "none")]
     for name, value in rows:
-        table.add_row(Text(name, style="dim"), Text(console.printable(value)))
+        table.add_row(Text(name, style=LABEL), Text(console.printable(value)))
     console.out.print(table)
     for note in machine.notes:
-        console.err.print("note:", style="yellow", end=" ")
+        console.err.print("note:", style=NOTE, end=" ")
         console.err.print(note, markup=False, highlight=False, soft_wrap=True)
     for problem in machine.problems:
-        console.err.print("problem:", style="bold red", end=" ")
+        console.err.print("problem:", style=ERROR, end=" ")
         console.err.print(console.printable(problem), markup=False, highlight=False, soft_wrap=True)

@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from surgery.colours import LABEL, NOTE
 from surgery.commands import completing, console
 from surgery.commands.app import app
 from surgery.errors import UsageError
@@ -112,7 +113,7 @@ def finetune(
 
 def _print_notes(plan: FinetunePlan) -> None:
     for note in plan.notes:
-        console.err.print("note:", style="yellow", end=" ")
+        console.err.print("note:", style=NOTE, end=" ")
         console.err.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -126,7 +127,7 @@ def _show_config(settings: Sequence[Setting], *, json_: bool) -> None:
     for heading in ("key", "value", "from"):
         table.add_column(heading, overflow="fold")
     for item in settings:
-        style = "dim" if item.origin == "default" else None
+        style = LABEL if item.origin == "default" else None
         table.add_row(item.key, Text(json.dumps(item.value, ensure_ascii=False)), item.origin, style=style)
     console.out.print(table)
 

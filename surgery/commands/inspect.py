@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from surgery.colours import LABEL
 from surgery.commands import console
 from surgery.commands.app import app
 
@@ -85,7 +86,7 @@ def _summary(inspection: Inspection) -> Table:
         rows["trained"] = _trained(inspection)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in rows.items():
-        table.add_row(Text(name, style="dim"), Text(console.printable(value)))
+        table.add_row(Text(name, style=LABEL), Text(console.printable(value)))
     return table
 
 

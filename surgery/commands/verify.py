@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from surgery.colours import STATES
 from surgery.commands import console
 from surgery.commands.app import app
+from surgery.errors import ExitCode
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,21 +72,18 @@ def verify(
         console.emit("verification", result.to_dict())
     else:
         console.out.print(_table(result))
-        console.out.print(result.verdict, style="bold red" if result.failed else "bold green")
+        console.out.print(result.verdict, style=f"bold {STATES['failed' if result.failed else 'passed']}")
     if result.failed:
-        raise typer.Exit(4)
+        raise typer.Exit(ExitCode.VERIFICATION_FAILED)
 
 
 def _table(result: Verification) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    colours = {"passed": "green", "failed": "red", "skipped": "yellow"}
     table = Table(title=Text(console.printable(result.model)), title_justify="left")
     for column in ("check", "result", "measured"):
         table.add_column(column)
     for check in result.checks:
-        table.add_row(
-            check.name, Text(check.status, style=colours[check.status]), Text(console.printable(check.detail))
-        )
+        table.add_row(check.name, Text(check.status, style=STATES[check.status]), Text(console.printable(check.detail)))
     return table

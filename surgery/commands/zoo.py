@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from surgery.colours import NOTE
 from surgery.commands import console
 from surgery.commands.app import app
-from surgery.errors import UsageError
+from surgery.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from surgery.zoo.plan import ZooPlan
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 zoo = typer.Typer(help="Many checkpoints from one manifest: plan, run, status, report, retry.", no_args_is_help=True)
 app.add_typer(zoo, name="zoo")
 
-SOME_FAILED = 5
-REFUSED = 3
 _Handler = Callable[[Mapping[str, Any]], None]
 _Manifest = Annotated[Path, typer.Argument(metavar="MANIFEST", help="A YAML file; docs/zoo.md has every key.")]
 _Force = Annotated[
@@ -71,7 +70,7 @@ def plan(
         _advise([(row.item.name, row.hint) for row in found.rows])
         _warn(found)
     if found.of("refused"):
-        raise typer.Exit(SOME_FAILED if found.of("ready") or found.of("done") else REFUSED)
+        raise typer.Exit(ExitCode.SOME_FAILED if found.of("ready") or found.of("done") else ExitCode.REFUSED)
 
 
 @zoo.command()
@@ -180,9 +179,9 @@ def _run(
     files = write_summary(summary, opened.output)
     if not summary["ended"]:
         console.err.print(
-            "interrupted; the same command goes on where it stopped", style="yellow", markup=False, soft_wrap=True
+            "interrupted; the same command goes on where it stopped", style=NOTE, markup=False, soft_wrap=True
         )
-        raise typer.Exit(console.INTERRUPTED)
+        raise typer.Exit(ExitCode.INTERRUPTED)
     _finish(summary, as_json=as_json, files=[path.as_posix() for path in files])
 
 
@@ -198,7 +197,7 @@ def _finish(summary: dict[str, Any], *, as_json: bool, files: list[str] | None =
             console.out.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     counts = summary["counts"]
     if counts["failed"] or counts["refused"] or counts["changed"] or summary["not_pushed"]:
-        raise typer.Exit(SOME_FAILED)
+        raise typer.Exit(ExitCode.SOME_FAILED)
 
 
 def _advise(hints: Sequence[tuple[str, str | None]]) -> None:
@@ -224,7 +223,7 @@ def _warn(found: ZooPlan) -> None:
     for warning, names in concerned.items():
         where = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
         # A terminal breaks a line anywhere, so there it is broken here; elsewhere a line is for programs to read.
-        text = Text.assemble(("note:", "yellow"), console.printable(f" {where}: {warning}"))
+        text = Text.assemble(("note:", NOTE), console.printable(f" {where}: {warning}"))
         console.err.print(text, soft_wrap=not console.err.is_terminal)
 
 

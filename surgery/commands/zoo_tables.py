@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from surgery.checkpoint import format_size
+from surgery.colours import LABEL, NOTE, STATES
 from surgery.commands.console import printable
 from surgery.zoo.manifest import plain_level
 from surgery.zoo.quantities import duration
@@ -22,7 +23,6 @@ from surgery.zoo.quantities import duration
 if TYPE_CHECKING:
     from surgery.zoo.plan import ZooPlan
 
-_STYLES = {"done": "green", "failed": "red", "refused": "red", "ready": "", "running": "blue", "changed": "yellow"}
 _NUMBERS = ("size", "disk", "memory", "time", "peak")
 _MOST_LIVE = 12
 _ENDINGS = {"done": "done", "interrupted": "interrupted", "pushed": "uploaded", "not pushed": "not uploaded"}
@@ -38,7 +38,7 @@ def plan_table(plan: ZooPlan, width: int) -> Group:
         rows.append(
             (
                 printable(row.item.name),
-                Text("replace" if row.again and ready else row.state, style=_STYLES[row.state]),
+                Text("replace" if row.again and ready else row.state, style=STATES[row.state]),
                 row.family,
                 format_size(row.bytes) if row.bytes is not None else "?" if ready else "",
                 format_size(row.disk) if row.disk is not None and ready else "?" if ready else "",
@@ -59,7 +59,7 @@ def plan_table(plan: ZooPlan, width: int) -> Group:
         )
     ]
     for words, number in Counter(row.operations for row in plan.of("ready")).items():
-        lines.append(Text(printable(f"{number} x {words}"), style="dim"))
+        lines.append(Text(printable(f"{number} x {words}"), style=LABEL))
     lines += _reasons([(row.item.name, row.state, row.reason) for row in plan.rows])
     return Group(table, *lines)
 
@@ -76,7 +76,7 @@ def summary_table(summary: Mapping[str, Any], width: int) -> Group:
     rows = [
         (
             printable(item["item"]),
-            Text(called[item["state"]], style=_STYLES.get(item["state"], "")),
+            Text(called[item["state"]], style=STATES.get(item["state"], "")),
             item["family"] or "",
             megabytes(item["bytes"]),
             seconds(item["seconds"]),
@@ -88,12 +88,12 @@ def summary_table(summary: Mapping[str, Any], width: int) -> Group:
     ]
     lines = _reasons([(item["item"], item["state"], item["reason"]) for item in summary["items"]])
     lines += [
-        Text(printable(f"{item['repository']}: {item['push_reason']}"), style="red")
+        Text(printable(f"{item['repository']}: {item['push_reason']}"), style=STATES["failed"])
         for item in summary["items"]
         if item["push_reason"]
     ]
     if said := course(summary):
-        lines.append(Text(said, style=_STYLES["running"] if summary["active"] else "yellow"))
+        lines.append(Text(said, style=STATES["running"] if summary["active"] else NOTE))
     return Group(_table(Text(printable(title)), columns, rows, width), *lines)
 
 
@@ -127,14 +127,12 @@ def _fits(columns: Sequence[str], cells: Sequence[Sequence[Text]], width: int) -
 
 
 def _reasons(rows: Sequence[tuple[str, str, str]]) -> list[Text]:
-    return [
-        Text(printable(f"{name}: {reason}"), style=_STYLES.get(state, "")) for name, state, reason in rows if reason
-    ]
+    return [Text(printable(f"{name}: {reason}"), style=STATES.get(state, "")) for name, state, reason in rows if reason]
 
 
 def _upload(item: Mapping[str, Any]) -> Text:
     if item["push_reason"]:
-        return Text("not uploaded", style="red")
+        return Text("not uploaded", style=STATES["failed"])
     return Text(printable(item["repository"] if item["pushed"] else ""))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from surgery.errors import SurgeryError
+from surgery.errors import ExitCode, SurgeryError
 from surgery.schemas import SchemaError
 
 
@@ -17,4 +17,4 @@ class DivergedError(SurgeryError):
 class TrainingStoppedError(SurgeryError):
     """Ctrl-C or SIGTERM: the step was finished and a checkpoint saved (exit code 130)."""
 
-    exit_code = 130
+    exit_code = ExitCode.INTERRUPTED

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from surgery import colours
 from surgery.markdown import escape_markdown
 from surgery.reporting import wording
 from surgery.reporting.drawings import Drawings, draw_all
@@ -97,6 +98,8 @@ def _render(template: str, result: Plain, *, escaped: bool, drawings: Drawings |
         headlines=wording.HEADLINES,
         level=f"{result['interval']['level']:.0%}",
         facts=flattened({**provenance, **_facts(result)}),
+        light=colours.LIGHT,
+        dark=colours.DARK,
     )
 
 

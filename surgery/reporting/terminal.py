@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from surgery.colours import LABEL, NOTE, VERDICTS
 from surgery.reporting.wording import (
     HEADLINES,
     TIMES,
@@ -27,26 +28,17 @@ from surgery.reporting.wording import (
 
 Plain = Mapping[str, Any]
 
-_STYLES = {
-    "kept": "green",
-    "gained": "bold blue",
-    "lost": "bold red",
-    "mixed": "bold magenta",
-    "no difference": "green",
-    "undecided": "yellow",
-}
-
 
 def terminal_summary(result: Plain) -> RenderableType:
     """Verdicts, one table for each section and what was learned, for ``rich``; all text is literal, never markup."""
     parts: list[RenderableType] = []
     for verdict in result["verdicts"]:
-        headline = Text(HEADLINES[verdict["word"]], style=_STYLES[verdict["word"]])
+        headline = Text(HEADLINES[verdict["word"]], style=VERDICTS[verdict["word"]])
         if len(result["models"]) > 1:
             headline.append(f"  {clipped(result['models'][verdict['model']]['name'])}", style="not bold default")
         parts.append(headline)
         for finding in verdict["findings"]:
-            line = Text("  ").append(finding["word"], style=_STYLES[finding["word"]])
+            line = Text("  ").append(finding["word"], style=VERDICTS[finding["word"]])
             parts.append(line.append(f"  {finding['measure']}. {typographic(finding['sentence'])}"))
         parts.append(Text())
     tables = {
@@ -60,12 +52,12 @@ def terminal_summary(result: Plain) -> RenderableType:
     for section in result["sections"]:
         parts += [tables[section["kind"]](result, section), Text()]
     parts.append(_below(result))
-    parts += [Text(f"note: {warning}", style="yellow") for warning in result["warnings"]]
+    parts += [Text(f"note: {warning}", style=NOTE) for warning in result["warnings"]]
     return Group(*parts)
 
 
 def _table(title: str, heads: Sequence[str], *, word: bool = False) -> Table:
-    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="dim")
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style=LABEL)
     for head in heads:
         table.add_column(Text(head), justify="right", no_wrap=True)
     if word:
@@ -94,7 +86,7 @@ def _losses(result: Plain, section: Plain) -> RenderableType:
                 values = [number(bucket["loss"]["value"]), number(bucket["base_loss"]["value"])]
                 values += [perplexity(bucket["perplexity"]), signed(bucket["difference"]["value"])]
                 cells += [Text(value) for value in (*values, interval(bucket["difference"]))]
-                cells.append(Text(bucket["verdict"], style=_STYLES[bucket["verdict"]]))
+                cells.append(Text(bucket["verdict"], style=VERDICTS[bucket["verdict"]]))
             else:
                 values = [count(bucket["tokens"]), number(bucket["loss"]["value"]), bounds(bucket["loss"])]
                 cells += [Text(value) for value in (*values, perplexity(bucket["perplexity"]))]
@@ -126,7 +118,7 @@ def _retrieval(result: Plain, section: Plain) -> RenderableType:
                     number(score["loss"]["value"], 3),
                 ]
             cells = [Text("all" if last else count(score["length"])), *map(Text, values)]
-            cells += [Text(score["verdict"], style=_STYLES[score["verdict"]])] if paired else []
+            cells += [Text(score["verdict"], style=VERDICTS[score["verdict"]])] if paired else []
             table.add_row(*cells, style="bold" if last else "")
         tables.append(table)
     return Group(*tables)
@@ -147,7 +139,7 @@ def _attention(result: Plain, section: Plain) -> RenderableType:
             cells += [number(own["by_n"][row]["greatest"], 3), number(own["by_n"][row]["entropy"], 2)]
         table.add_row(*map(Text, cells))
     models = ", ".join(f"{mark} {clipped(name)}".lstrip() for mark, name in zip(marks, names, strict=True))
-    return Group(table, Text(models, style="dim"))
+    return Group(table, Text(models, style=LABEL))
 
 
 def _tasks(result: Plain, section: Plain) -> RenderableType:
@@ -163,10 +155,10 @@ def _tasks(result: Plain, section: Plain) -> RenderableType:
                 change = score["difference"]
                 values += [number(score["base_value"]), signed(change["value"] if change else None), interval(change)]
             cells = [Text(value) for value in values]
-            cells += [Text(score["verdict"] or "", style=_STYLES.get(score["verdict"], ""))] if paired else []
+            cells += [Text(score["verdict"] or "", style=VERDICTS.get(score["verdict"], ""))] if paired else []
             table.add_row(*cells)
-        parts += [table, Text("The plain lm-eval commands that give the same:", style="dim")]
-        parts += [Text(command, style="dim", no_wrap=True, overflow="ignore") for command in own["commands"]]
+        parts += [table, Text("The plain lm-eval commands that give the same:", style=LABEL)]
+        parts += [Text(command, style=LABEL, no_wrap=True, overflow="ignore") for command in own["commands"]]
     return Group(*parts)
 
 
@@ -193,7 +185,7 @@ def _below(result: Plain) -> Text:
             text.append(
                 f"{counted(data['predictions'], 'prediction')} in {counted(data['sequences'], 'sequence')} of up to "
                 f"{count(data['longest'])} tokens; {counted(data['left_out'], 'token')} left out.\n",
-                style="dim",
+                style=LABEL,
             )
     for use in result["models"]:
         for learned in use["learned"]:

@@ -1,11 +1,10 @@
-"""Colours and axes. The pairs are told apart with any colour vision, and by line, marker or label as well."""
+"""Figures in the colours of a palette: colour scales, axes, and files that are the same for the same data."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -14,26 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from surgery import colours
+from surgery.colours import DARK_TEXT, LIGHT_TEXT, Palette
 
-@dataclass(frozen=True)
-class Theme:
-    """The colours of one colour scheme; blue and orange after Okabe and Ito."""
 
-    name: str
-    page: str
-    ink: str
-    quiet: str
-    rule: str
-    model: str
-    base: str
-    worse: str
-    better: str
-    plain: str
-    low: str
-    middle: str
-    high: str
-    series: tuple[str, ...]
-    full: str
+class Theme(Palette):
+    """A palette with the colour scales that figures are drawn with."""
 
     def diverging(self) -> LinearSegmentedColormap:
         """Blue below the start value, orange above it, the page's own tone at it."""
@@ -47,43 +32,11 @@ class Theme:
         """Text on a coloured cell: light or dark, whichever has the greater contrast by WCAG's luminance."""
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in cell[:3]]
         luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-        return "#ffffff" if luminance < 0.179 else "#10141a"
+        return LIGHT_TEXT if luminance < 0.179 else DARK_TEXT
 
 
-LIGHT = Theme(
-    name="light",
-    page="#ffffff",
-    ink="#1f2328",
-    quiet="#59626c",
-    rule="#d6dade",
-    model="#0072b2",
-    base="#c25a00",
-    worse="#c25a00",
-    better="#0072b2",
-    plain="#9aa3ac",
-    low="#05508c",
-    middle="#f4f4f2",
-    high="#b34700",
-    series=("#0072b2", "#00785a", "#a0447c", "#4d4d4d"),
-    full="#003a5c",
-)
-DARK = Theme(
-    name="dark",
-    page="#15181c",
-    ink="#e6e9ec",
-    quiet="#a2abb5",
-    rule="#363c44",
-    model="#5cb8f0",
-    base="#f0a04b",
-    worse="#f0a04b",
-    better="#5cb8f0",
-    plain="#717b86",
-    low="#6cc4ff",
-    middle="#22272d",
-    high="#ffa64d",
-    series=("#5cb8f0", "#3fcf9f", "#e39ac6", "#c8c8c8"),
-    full="#bfe3fb",
-)
+LIGHT = Theme(**vars(colours.LIGHT))
+DARK = Theme(**vars(colours.DARK))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from surgery import colours
 from surgery.reporting.wording import DASH, count, counted
 
 WORDS = {
@@ -31,7 +32,12 @@ def render_zoo_page(summary: Mapping[str, Any]) -> str:
     )
     environment.filters.update({"megabytes": megabytes, "seconds": seconds, "count": count, "counted": counted})
     return environment.get_template("zoo.html.j2").render(
-        zoo=summary, headline=headline(summary), words=words(summary), course=course(summary)
+        zoo=summary,
+        headline=headline(summary),
+        words=words(summary),
+        course=course(summary),
+        light=colours.LIGHT,
+        dark=colours.DARK,
     )
 
 
