@@ -88,9 +88,10 @@ def schema() -> None:
 @recipes.command()
 def reference() -> None:
     """Print what every key of a recipe means, as Markdown."""
-    from surgery.recovery.documenting import reference as text
+    from surgery.recovery import Recipe
+    from surgery.schemas.reference import reference as markdown
 
-    sys.stdout.write(text())
+    sys.stdout.write(markdown(Recipe))
 
 
 @recipes.command()

@@ -49,8 +49,11 @@ def parse_duration(given: Any) -> Any:
     return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(r"([\d.]+)\s*([dhms])", text))
 
 
-Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, le=_MOST_BYTES)]
-Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=_MOST_SECONDS)]
+# `format` names the notation in the JSON Schema, for the reference.
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, le=_MOST_BYTES, json_schema_extra={"format": "size"})]
+Duration = Annotated[
+    float, BeforeValidator(parse_duration), Field(gt=0, le=_MOST_SECONDS, json_schema_extra={"format": "duration"})
+]
 
 
 def duration(seconds: float) -> str:

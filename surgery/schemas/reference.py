@@ -1,0 +1,165 @@
+"""Every key of a schema as Markdown: value, default and meaning, read from the pydantic model."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from surgery.schemas.unions import TAGS, models_in
+
+_TYPES = {"integer": "integer", "number": "number", "boolean": "`true` or `false`", "string": "text"}
+# Types of JSON Schema that a person writes in another way; a schema names them by `format`.
+_FORMATS = {"size": "size, as `4 GB`", "duration": "time, as `1h30m`"}
+_BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+# Larger bounds only guard against overflow and tell a reader nothing.
+_LARGEST_BOUND = 2048
+
+
+def reference(root: type[BaseModel], *, elsewhere: Mapping[type[BaseModel], str] | None = None) -> str:
+    """A table of all keys, then a section for each key that holds keys of its own.
+
+    Args:
+        root: the schema.
+        elsewhere: models that another page describes, each with the Markdown link to it.
+    """
+    return _Page(root, elsewhere or {}).text()
+
+
+def key_table(model: type[BaseModel]) -> str:
+    """The table of one model's keys."""
+    return "\n".join(_Page(model, {}).table(model))
+
+
+def summary(model: type[BaseModel]) -> str:
+    """The docstring of a model as Markdown, without the list of its attributes."""
+    return inspect.cleandoc(model.__doc__ or "").partition("Attributes:\n")[0].strip().replace("``", "`")
+
+
+class _Page:
+    def __init__(self, root: type[BaseModel], elsewhere: Mapping[type[BaseModel], str]) -> None:
+        self.root = root
+        self.links = dict(elsewhere)
+        self.definitions = root.model_json_schema()
+        for key, field in root.model_fields.items():
+            for member in models_in(field.annotation):
+                self.links.setdefault(member, f"[`{key}`](#{key})")
+        self.elsewhere = set(elsewhere)
+
+    def text(self) -> str:
+        lines = list(self.table(self.root))
+        for key, field in self.root.model_fields.items():
+            members = [member for member in models_in(field.annotation) if member not in self.elsewhere]
+            if members:
+                lines += ["", f"## `{key}`"]
+                lines += self.members(key, field, members, level=3)
+        return "\n".join(lines) + "\n"
+
+    def members(self, key: str, field: FieldInfo, members: list[type[BaseModel]], *, level: int) -> Iterator[str]:
+        for member in members:
+            if len(members) > 1:
+                yield from ("", f"{'#' * level} `{_tag(member)}`")
+            yield from ("", summary(member))
+            rows = list(self.table(member))
+            if len(rows) > 2:
+                yield from ("", *rows)
+            for name, inner in member.model_fields.items():
+                own = [model for model in models_in(inner.annotation) if model not in self.links]
+                if own:
+                    yield from ("", f"{'#' * level} `{key}.{name}`")
+                    yield from self.members(f"{key}.{name}", inner, own, level=level + 1)
+
+    def table(self, model: type[BaseModel]) -> Iterator[str]:
+        schema = self.definitions if model is self.root else self.definitions["$defs"][model.__name__]
+        yield "| key | value | default | meaning |"
+        yield "|---|---|---|---|"
+        for key, field in model.model_fields.items():
+            own = schema["properties"][key]
+            if key in TAGS and "const" in own:
+                continue
+            value = self.value(own, field)
+            meaning = _sentence(field.description or _attribute(model, key) or self.meaning(field))
+            cells = (f"`{key}`", value, _default(field), meaning)
+            yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    def meaning(self, field: FieldInfo) -> str:
+        """The first sentence of the only model that a key can hold."""
+        members = list(models_in(field.annotation))
+        return re.split(r"(?<=\.)\s", summary(members[0]))[0] if len(members) == 1 else ""
+
+    def value(self, own: dict[str, Any], field: FieldInfo) -> str:
+        links = list(dict.fromkeys(self.links.get(member, "section") for member in models_in(field.annotation)))
+        if not links:
+            return _kind(own)
+        inner = " or ".join(links)
+        plain = [_kind(option) for option in own.get("anyOf", ()) if "enum" in option or option.get("type") == "string"]
+        if any("section" not in link for link in links):
+            inner = f"as {inner}" if self.root.model_fields.get(_key(links[0])) is not field else "section"
+        listed = get_origin(_plain(field.annotation)) is list
+        return " or ".join([*plain, f"list of {inner}" if listed and inner == "section" else inner])
+
+
+def _key(link: str) -> str:
+    return link.partition("#")[2].rstrip(")")
+
+
+def _plain(annotation: Any) -> Any:
+    """A type without None."""
+    members = [member for member in get_args(annotation) if member is not type(None)]
+    return members[0] if len(members) == 1 and type(None) in get_args(annotation) else annotation
+
+
+def _attribute(model: type[BaseModel], key: str) -> str:
+    """What the docstring of a model, or of one that it derives from, says of an attribute."""
+    for own in model.__mro__:
+        _, _, attributes = inspect.cleandoc(own.__doc__ or "").partition("Attributes:\n")
+        found = re.search(rf"^    {key}: (.+(?:\n     +.+)*)", attributes, re.MULTILINE)
+        if found:
+            return re.sub(r"\s+", " ", found[1]).replace("``", "`")
+    return ""
+
+
+def _kind(own: dict[str, Any]) -> str:
+    """A type of JSON Schema in words."""
+    if "const" in own:
+        return f"`{json.dumps(own['const']).strip(chr(34))}`"
+    if "enum" in own:
+        return " or ".join(f"`{value}`" for value in own["enum"])
+    options = own.get("anyOf") or own.get("oneOf")
+    if options:
+        kinds = [_kind(option) for option in options if option.get("type") != "null"]
+        return " or ".join(dict.fromkeys(kinds))
+    if own.get("format") in _FORMATS:
+        return _FORMATS[own["format"]]
+    if own.get("type") == "array":
+        return f"list of {_kind(own['items'])}" if "items" in own else "list"
+    bounds = [
+        f"{sign} {own[bound]:g}" for bound, sign in _BOUNDS.items() if abs(own.get(bound, 2**63)) <= _LARGEST_BOUND
+    ]
+    return " ".join([_TYPES.get(str(own.get("type")), "value"), ", ".join(bounds)]).strip()
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True) if field.default_factory is None else None
+    if isinstance(value, BaseModel):
+        tagged = any(key in type(value).model_fields for key in TAGS)
+        return f"`{_tag(type(value))}`" if tagged else ""
+    return "" if value is None else f"`{json.dumps(value)}`"
+
+
+def _tag(model: type[BaseModel]) -> str:
+    for key in TAGS:
+        if key in model.model_fields:
+            return f"{key}: {get_args(model.model_fields[key].annotation)[0]}"
+    return model.__name__
+
+
+def _sentence(text: str) -> str:
+    return text if not text or text.endswith((".", ":")) else f"{text}."
