@@ -3,7 +3,8 @@
 # make test              the test suite;  make test-all  also the long ones
 # make test-oldest       the families with the oldest transformers that pyproject.toml admits, in .cache/oldest
 # make test-interop      converted checkpoints in other programs, also those that no other test needs, in .cache/interop
-# make families          docs/families.md: what each family passes with the oldest and the newest
+# make families          record what each family passes with the oldest and the newest transformers, and show it in docs/reference
+# make reference         docs/reference/ from the schemas and the commands
 # make lint types        ruff, import-linter, mypy
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ OLDEST := .cache/oldest
 INTEROP := .cache/interop
 MATRIX := tests/anatomy tests/runtime tests/interop/test_strangers.py
 
-.PHONY: install demo test test-all test-oldest test-interop families lint types format clean
+.PHONY: install demo test test-all test-oldest test-interop families reference lint types format clean
 
 install: $(INSTALLED)
 
@@ -65,12 +66,16 @@ $(INTEROP)/.installed: pyproject.toml constraints.txt
 test-interop: $(INTEROP)/.installed
 	$(INTEROP)/bin/python -m pytest -n $(WORKERS) --dist worksteal tests/interop
 
-# What each family passes with either transformers, for `surgery families` and its page: the short matrix.
+# What each family passes with the oldest and the newest transformers, by the short matrix, for `surgery families`.
 families: $(INSTALLED) $(OLDEST)/.installed
 	for python in $(OLDEST)/bin/python $(BIN)/python; do \
 		SURGERY_RECORD_FAMILIES=surgery/anatomy/verified.json $$python -m pytest -n $(WORKERS) --dist worksteal \
 			-m "not slow or families" $(MATRIX) || exit 1; done
-	$(BIN)/surgery families --markdown > docs/families.md
+	$(BIN)/python -m docs.generate
+
+# The pages of docs/reference/, which nobody edits by hand.
+reference: $(INSTALLED)
+	$(BIN)/python -m docs.generate
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

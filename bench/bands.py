@@ -1,6 +1,6 @@
 """Attention in bands against SDPA: time over the share of 128 x 128 blocks that is kept.
 
-    python -m bench.bands --lengths 4096,8192,16384 --out docs/bench/bands.json
+    python -m bench.bands --lengths 4096,8192,16384 --out docs/results/data/bands.json
 
 One attention layer with random queries, keys and values (9 query heads, 3 key-value heads, size 64, as in
 SmolLM2-135M). Some key-value heads are open, the others have a window; with and without a threshold inside it. The

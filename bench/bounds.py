@@ -1,6 +1,6 @@
 """Blocks of keys that thresholds leave empty, and how many of them a bound on their best cosine would find.
 
-    python -m bench.bounds SCREENED --text TEXT --length 1024 --out docs/bench/bounds.json
+    python -m bench.bounds SCREENED --text TEXT --length 1024 --out docs/results/data/bounds.json
 
 Of a screened checkpoint, over all layers and query heads: blocks of so many queries and keys that windows leave, the
 share of them in which no key passes its threshold (what a bound could find at best), and the share that is found by

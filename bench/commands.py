@@ -1,6 +1,6 @@
 """How long the light commands take, and a linked conversion against loading and saving the model.
 
-python -m bench.commands MODEL [--repeats 7] [--out docs/bench/commands.json]
+python -m bench.commands MODEL [--repeats 7] [--out docs/results/data/commands.json]
 """
 
 from __future__ import annotations

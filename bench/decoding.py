@@ -1,7 +1,7 @@
 """Decoding with a windowed cache against transformers' own: memory of the cache, seconds per token, and the answers.
 
     surgery convert --to screening MODEL --calibrate TEXTS -o SCREENED
-    python -m bench.decoding SCREENED --text TEXT --lengths 1024,4096 --out docs/bench/decoding.json
+    python -m bench.decoding SCREENED --text TEXT --lengths 1024,4096 --out docs/results/data/decoding.json
 
 Both caches are filled with the same tokens of the text; then the same tokens that follow are put through them one at a
 time, a few with the one and a few with the other in turn.

@@ -1,6 +1,7 @@
 """Context extension by two: loss within and beyond the trained length, RoPE and SSMax alone and together.
 
-    python -m bench.extension MODEL --text long/*.txt --train-text other/ --work WORK --out docs/bench/extension.json
+    python -m bench.extension MODEL --text long/*.txt --train-text other/ --work WORK \\
+        --out docs/results/data/extension.json
 
 Four models: the source untouched, with another RoPE, with SSMax, with both. Each is measured as it is, and after the
 same short training: the same rows in the same order from the same seed, the same adapter. What is trained of the

@@ -1,7 +1,7 @@
 """Attention fading: the greatest weight by n, softmax against SSMax, on a made-up input and on a real model.
 
-python -m bench.fading MODEL --text TEXTS [--trained CHECKPOINT] [--length 4096] [--out docs/bench/fading.json]
-    [--picture docs/images/fading.png]
+python -m bench.fading MODEL --text TEXTS [--trained CHECKPOINT] [--length 4096] [--out docs/results/data/fading.json]
+    [--picture docs/results/images/fading.png]
 
 Left, Figure 1 of arXiv 2501.19399 in kind: scores of -2 everywhere and +3 once. Right, the model: the greatest weight
 of each query, mean over all layers and heads, as it is, with the paper's form at its start, untrained, and as a

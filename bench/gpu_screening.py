@@ -1,6 +1,6 @@
 """Screened attention on a GPU against FlashAttention (through SDPA) and plain FlexAttention, at long lengths.
 
-    python -m bench.gpu_screening --lengths 32768,100000 --out docs/bench/gpu_screening.json
+    python -m bench.gpu_screening --lengths 32768,100000 --out docs/results/data/gpu_screening.json
 
 One attention layer with random queries, keys and values (9 query heads, 3 key-value heads, size 64), causal, without
 gradients. In turn in the same run: FlashAttention, FlexAttention with a causal block mask, screening in FlexAttention,

@@ -1,6 +1,6 @@
 """What SSMax costs: prefill, decoding and a training step, against the unconverted model on the same backend.
 
-python -m bench.overhead MODEL [--repeats 7] [--out docs/bench/overhead.json]
+python -m bench.overhead MODEL [--repeats 7] [--out docs/results/data/overhead.json]
 """
 
 from __future__ import annotations

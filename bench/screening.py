@@ -1,7 +1,7 @@
 """Keys rejected and change of the loss of a screened checkpoint, on texts that it was not calibrated on.
 
     surgery convert --to screening MODEL --calibrate TEXTS -o SCREENED
-    python -m bench.screening SCREENED --text OTHER_TEXTS --lengths 1024,4096 --out docs/bench/screening.json
+    python -m bench.screening SCREENED --text OTHER_TEXTS --lengths 1024,4096 --out docs/results/data/screening.json
 
 One passage of each length from each text, from its second thousand of tokens on. The same weights run with screening
 off and on.

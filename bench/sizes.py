@@ -1,6 +1,6 @@
 """Conversions by size: linked, from 0.2 GB to 20 GB; copied, against cp; both against loading and saving the model.
 
-python -m bench.sizes [--place FOLDER] [--repeats 5] [--mergekit PYTHON] [--out docs/bench/sizes.json]
+python -m bench.sizes [--place FOLDER] [--repeats 5] [--mergekit PYTHON] [--out docs/results/data/sizes.json]
 
 Nothing of the models matters but their size: eight shards of sparse files for the linked ones, so that 20 GB cost no
 disk; random bytes for the copies. A copy is timed as `convert` makes it by itself, and with `--copy`, which also takes

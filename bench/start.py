@@ -1,6 +1,6 @@
 """How each form starts: logit difference from the source at every position, and loss, on text files.
 
-    python -m bench.start MODEL --text "docs/*.txt" --length 4096 [--out docs/bench/start.json]
+    python -m bench.start MODEL --text "docs/*.txt" --length 4096 [--out docs/results/data/start.json]
 
 The alternative is the source model, and a constant multiplier of 0.43 ln n for all heads, as fixed by other tools.
 """

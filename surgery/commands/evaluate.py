@@ -62,7 +62,7 @@ def evaluate(
         _list_suites(as_json=as_json)
         return
     if not model:
-        raise UsageError("no model was given", hint="surgery evaluate MODEL --against BASE --text 'docs/**/*.md'")
+        raise UsageError("no model was given", hint="surgery evaluate MODEL --against BASE --text 'texts/**/*.md'")
     from surgery import evaluation
     from surgery.commands.report import write_files
     from surgery.evaluation.folders import STORE, check_report

@@ -25,7 +25,7 @@ def families(
             autocompletion=completing.families,
         ),
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="The page docs/families.md.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as a page in Markdown.")] = False,
     as_json: console.JsonOption = False,
 ) -> None:
     """List the supported families: kinds of attention, which operations apply, what to know, and what is refused."""
@@ -63,7 +63,7 @@ def _together(errors: list[PlanRefusedError]) -> PlanRefusedError:
     return PlanRefusedError("\n".join(messages), hint="\n".join(hints) or None)
 
 
-# For a line of 80 characters; the page in docs/ says it in full.
+# For a line of 80 characters; the page in Markdown has the full words.
 _SHORT = {"some layers have none": "hybrid", "full or all sliding": "full or sliding", "by kind of layer": "by kind"}
 
 

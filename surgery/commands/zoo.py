@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
@@ -18,11 +19,15 @@ from surgery.errors import ExitCode, UsageError
 if TYPE_CHECKING:
     from surgery.zoo.plan import ZooPlan
 
-zoo = typer.Typer(help="Many checkpoints from one manifest: plan, run, status, report, retry.", no_args_is_help=True)
+zoo = typer.Typer(
+    help="Many checkpoints from one manifest: plan, run, status, report, retry, reference.", no_args_is_help=True
+)
 app.add_typer(zoo, name="zoo")
 
 _Handler = Callable[[Mapping[str, Any]], None]
-_Manifest = Annotated[Path, typer.Argument(metavar="MANIFEST", help="A YAML file; docs/zoo.md has every key.")]
+_Manifest = Annotated[
+    Path, typer.Argument(metavar="MANIFEST", help="A YAML file; `surgery zoo reference` prints every key.")
+]
 _Force = Annotated[
     bool, typer.Option("--force", help="Replace outputs that the ledger does not know or that are out of date.")
 ]
@@ -136,6 +141,15 @@ def report(manifest: _Manifest, as_json: console.JsonOption = False, verbose: co
     else:
         for path in files:
             console.out.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+@zoo.command()
+def reference() -> None:
+    """Print a manifest to begin with, and what every key means, as Markdown."""
+    from surgery.schemas.reference import reference as markdown
+    from surgery.zoo.manifest import EXAMPLE, Manifest
+
+    sys.stdout.write(f"```yaml\n{EXAMPLE}```\n\n{markdown(Manifest)}")
 
 
 def _run(

@@ -39,7 +39,7 @@ def match_files(pattern: str | Path) -> list[Path]:
 
 
 def read_documents(patterns: Iterable[str | Path]) -> list[Document]:
-    """Read every file that matches the paths, folders and globs (``docs/**/*.md``), each once, sorted by name.
+    """Read every file that matches the paths, folders and globs (``texts/**/*.md``), each once, sorted by name.
 
     A folder stands for all files below it. A file that is not UTF-8 is an error: a skipped file would silently change
     the measurement.
@@ -53,10 +53,10 @@ def read_documents(patterns: Iterable[str | Path]) -> list[Document]:
         if not matches and Path(pattern).expanduser().is_dir():
             raise UsageError(f"the folder {str(pattern)!r} holds no file", hint="Give files, folders or globs of text.")
         if not matches:
-            raise UsageError(f"no text file matches {str(pattern)!r}", hint='Quote globs: --text "docs/**/*.md".')
+            raise UsageError(f"no text file matches {str(pattern)!r}", hint='Quote globs: --text "texts/**/*.md".')
         found.update(dict.fromkeys(matches))
     if not found:
-        raise UsageError("no text was given", hint='Give files, folders or globs: --text "docs/**/*.md".')
+        raise UsageError("no text was given", hint='Give files, folders or globs: --text "texts/**/*.md".')
     documents = []
     for path in sorted(found):
         try:

@@ -84,6 +84,6 @@ def _texts(suite: Suite, given: Sequence[str | Path]) -> list[Document]:
         raise UsageError(
             "no text was given to measure on",
             hint="Give --text with files, folders or globs of plain text that the model was not trained on: "
-            '--text "docs/**/*.md". The suite `retrieval` needs none.',
+            '--text "texts/**/*.md". The suite `retrieval` needs none.',
         )
     return read_documents(patterns)

@@ -191,7 +191,7 @@ class _Reading:
         try:
             return split_documents(read_documents(patterns), self.data.separator)
         except UsageError as error:
-            hint = 'Files, folders or globs, relative to the current folder: --set "data.held_out=[docs/a.md]".'
+            hint = 'Files, folders or globs, relative to the current folder: --set "data.held_out=[texts/a.txt]".'
             raise UsageError(f"data.held_out: {error.message}", hint=hint) from error
 
     def _hashed_held_out(self, share: float) -> list[Document]:

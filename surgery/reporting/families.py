@@ -8,10 +8,10 @@ from typing import Any
 
 _HEAD = """# Families
 
-Written by `surgery families --markdown`; the source is `surgery/anatomy/families.toml`. Each family is a row of data
-there. Its tiny random model goes through the test matrix: conversion, strict loading, identity at the start, equality
-of presentations with random scales, an independent oracle, training, saving, and loading without this package. The
-column `transformers` names the versions with which all of it passed when `make families` last ran.
+`surgery families --markdown` writes this page from `surgery/anatomy/families.toml`, which has one row for each family.
+A tiny random model of each family goes through the test matrix: conversion, strict loading, identity at the start,
+equality of presentations with random scales, comparison with an independent implementation, training, saving, and
+loading without this package. The column `transformers` names the versions with which the family passed all of these.
 """
 
 

@@ -127,12 +127,26 @@ class Manifest(_Section):
         return value
 
 
+EXAMPLE = """\
+models:
+  - path: models/*                      # folder or glob, relative to the manifest
+    exclude: [old-*]                    # names or globs to leave out
+    placement: link
+  - path: models/SmolLM2-135M-Instruct
+    name: SmolLM2-bias                  # in place of the folder's name
+    change: {ssmax: {form: bias}}       # options that differ for these models
+    verify: {layers: 2}
+operations:
+  - {name: ssmax}
+output: converted
+limits: {time: 30m, memory: 6 GB}
+"""
 _SCHEMA = Schema(
     noun="manifest",
     root=Manifest,
     error=ManifestError,
     example="models: [{path: models/*}]",
-    finding="docs/zoo.md has one to begin with.",
+    finding="`surgery zoo reference` prints a manifest to begin with, and every key.",
     repeated=("models", "operations"),
 )
 
@@ -162,7 +176,7 @@ def read_manifest(manifest: str | Path | Manifest | Mapping[str, Any]) -> Manife
         problems += _between_keys(valid, lines)
     if problems or valid is None:
         problems.sort(key=lambda problem: (problem.line is None, problem.line or 0))
-        raise ManifestError(name, problems, hint="docs/zoo.md has every key.")
+        raise ManifestError(name, problems, hint="`surgery zoo reference` prints every key.")
     return valid
 
 

@@ -1,4 +1,4 @@
-"""docs/evaluation.md: its suite is valid and names every key; its Python block says what the API has."""
+"""docs/guide/evaluate.md: its suite is valid and names every key; its Python block says what the API has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from surgery.evaluation import Suite, read_suite
 from surgery.evaluation.suite import Part
 
-TEXT = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[2] / "docs" / "guide" / "evaluate.md").read_text(encoding="utf-8")
 
 
 def test_the_suite_names_every_key_and_kind() -> None:

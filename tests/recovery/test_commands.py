@@ -219,7 +219,9 @@ def test_show_config(surgery_command: Any, recipe_file: Path, tmp_path: Path, mo
     assert checked["recipe"]["seed"] == 7
     planned = json.loads(surgery_command("finetune", str(recipe_file), "--dry-run", "--json", "--set", "seed=1").out)
     assert planned["plan"]["steps"] == 2
-    assert surgery_command("recipes", "reference").out.startswith("### `model`")
+    assert surgery_command("recipes", "reference").out.startswith(
+        "| key | value | default | meaning |\n|---|---|---|---|\n| `model` |"
+    )
 
 
 def test_a_shipped_recipe_is_used_by_its_name(surgery_command: Any, tmp_path: Path, monkeypatch: Any) -> None:

@@ -1,0 +1,239 @@
+"""Write docs/reference/ from the schemas and the commands; `make reference` runs it.
+
+    python -m docs.generate [FOLDER]
+
+Nothing in docs/reference/ is written by hand. Each page is a function in PAGES that returns Markdown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from surgery.commands import console
+from surgery.commands.app import app
+from surgery.errors import SurgeryError
+from surgery.evaluation import Suite
+from surgery.operations import OPERATIONS
+from surgery.recovery import Recipe
+from surgery.schemas.reference import key_table, reference, summary
+from surgery.zoo.manifest import Manifest
+
+FOLDER = Path(__file__).parent / "reference"
+_OPERATIONS_LINK = "[operation](operations.md)"
+
+
+def contents() -> str:
+    """The list of pages."""
+    lines = [
+        "# Reference",
+        "",
+        "`make reference` writes these pages from the schemas and the commands. Do not edit them: change the",
+        "description of the option or key, then run the command again. A test compares them.",
+        "",
+    ]
+    for name, (title, about, _) in PAGES.items():
+        lines.append(f"- [{title}]({name}): {about}")
+    return "\n".join(lines) + "\n"
+
+
+def pages() -> dict[str, str]:
+    """File name in docs/reference/ -> its text."""
+    made = {name: f"# {title}\n\n{text().strip()}\n" for name, (title, _, text) in PAGES.items()}
+    return {"README.md": contents(), **made}
+
+
+def write(folder: Path = FOLDER) -> None:
+    """Write every page, and remove pages that no longer exist."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = pages()
+    for path in folder.glob("*.md"):
+        if path.name not in made:
+            path.unlink()
+    for name, text in made.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _printed(*arguments: str) -> str:
+    """What a command writes to stdout."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        code = console.run(app, list(arguments))
+    if code:
+        raise SystemExit(f"surgery {' '.join(arguments)} ended with exit code {code}")
+    return out.getvalue()
+
+
+# Commands
+
+
+def _commands() -> str:
+    parts = ["Every command takes `-h` and `--help`."]
+    root = typer.main.get_command(app)
+    context = root.make_context("surgery", [], resilient_parsing=True)
+    names = [" ".join(path) for path, _, _ in _leaves(root, context)]
+    parts.append("\n".join(f"- [`{name}`](#{name.replace(' ', '-')}): {_short(root, name)}" for name in names))
+    parts += ["\n".join(_command(path, command, inside)) for path, command, inside in _leaves(root, context)]
+    return "\n\n".join(parts)
+
+
+def _leaves(
+    command: Any, context: Any, path: tuple[str, ...] = ("surgery",)
+) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    """Each command without subcommands: its words, the command, and its context."""
+    if not hasattr(command, "list_commands"):
+        yield path, command, context
+        return
+    for name in command.list_commands(context):
+        inner = command.get_command(context, name)
+        if not inner.hidden:
+            inside = type(context)(inner, info_name=name, parent=context)
+            yield from _leaves(inner, inside, (*path, name))
+
+
+def _short(root: Any, name: str) -> str:
+    command, context = root, root.make_context("surgery", [], resilient_parsing=True)
+    for word in name.split()[1:]:
+        command = command.get_command(context, word)
+        context = type(context)(command, info_name=word, parent=context)
+    return _first_sentence(command.help or "")
+
+
+def _command(path: tuple[str, ...], command: Any, context: Any) -> Iterator[str]:
+    yield f"## {' '.join(path)}"
+    yield ""
+    yield _prose(command.help or "")
+    yield ""
+    arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
+    words = [*path, *map(_usage, arguments), "[OPTIONS]"]
+    yield f"    {' '.join(words)}"
+    if arguments:
+        yield from _table("argument", arguments, context)
+    panels: dict[str | None, list[Any]] = {None: []}
+    for parameter in command.params:
+        if parameter.param_type_name == "option" and not parameter.hidden:
+            panels.setdefault(getattr(parameter, "rich_help_panel", None), []).append(parameter)
+    for panel, options in panels.items():
+        if options and panel is not None:
+            yield ""
+            yield f"{panel}:"
+        if options:
+            yield from _table("option", options, context)
+
+
+def _usage(argument: Any) -> str:
+    word = (argument.metavar or argument.name).upper() + ("..." if argument.nargs != 1 else "")
+    return word if argument.required else f"[{word}]"
+
+
+def _table(kind: str, parameters: list[Any], context: Any) -> Iterator[str]:
+    yield from ("", f"| {kind} | default | meaning |", "|---|---|---|")
+    for parameter in parameters:
+        names, text = parameter.get_help_record(context) or (parameter.name, "")
+        text, default = _without_default(_prose(text))
+        cells = (f"`{names}`", default, text)
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _without_default(text: str) -> tuple[str, str]:
+    """The help of a parameter without its last bracket, and the default that the bracket names."""
+    before, bracket, inside = text.rpartition("  [")
+    if not bracket or not inside.endswith("]"):
+        return text, ""
+    default, notes = [], []
+    for note in inside[:-1].split("; "):
+        if note == "required":
+            default.append(note)
+        elif note.startswith("env var: ") or re.search(r"[<>]=?\S", note):
+            notes.append(note)
+        else:
+            default.append(note.removeprefix("default: ").removeprefix("(").removesuffix(")"))
+    return f"{before} ({'; '.join(notes)})" if notes else before, "; ".join(default)
+
+
+def _prose(text: str) -> str:
+    return text.replace("``", "`").strip()
+
+
+def _first_sentence(text: str) -> str:
+    return " ".join(_prose(text).partition("\n\n")[0].split())
+
+
+# Schemas
+
+
+def _operations() -> str:
+    parts = [
+        "An operation changes attention. Its options are the same in three places: flags of `surgery convert`, an item",
+        "of `operations` in a recipe or a manifest (`{name: ssmax, form: bias}`), and the block `surgery` in the",
+        "config.json of a converted checkpoint.",
+    ]
+    text = "\n".join(parts)
+    for name, operation in OPERATIONS.items():
+        text += (
+            f"\n\n## {name}\n\n{operation.summary}\n\n{summary(operation.options)}\n\n{key_table(operation.options)}"
+        )
+    return text
+
+
+def _options_elsewhere() -> Mapping[Any, str]:
+    return {operation.options: _OPERATIONS_LINK for operation in OPERATIONS.values()}
+
+
+def _recipe() -> str:
+    head = "A recipe for `surgery finetune`. `surgery recipes check FILE` names every fault in one."
+    return f"{head}\n\n{reference(Recipe, elsewhere=_options_elsewhere())}"
+
+
+def _suite() -> str:
+    head = "A suite for `surgery evaluate --suite FILE`. Each item of `parts` is one measure; `kind` names it."
+    return f"{head}\n\n{reference(Suite)}"
+
+
+def _manifest() -> str:
+    head = "A manifest for `surgery zoo`. Paths are relative to the manifest's folder."
+    return f"{head}\n\n{reference(Manifest, elsewhere=_options_elsewhere())}"
+
+
+# Families and exit codes
+
+
+def _families() -> str:
+    return _printed("families", "--markdown").removeprefix("# Families\n")
+
+
+def _exit_codes() -> str:
+    lines = ["| code | raised as | when |", "|---|---|---|", "| 0 | | done |"]
+    for error in _errors(SurgeryError):
+        meaning = " ".join((error.__doc__ or "").partition(" (exit code")[0].split()).rstrip(".")
+        lines.append(f"| {error.exit_code} | `{error.__name__}` | {meaning} |")
+    return "\n".join(lines)
+
+
+def _errors(root: type[SurgeryError]) -> list[type[SurgeryError]]:
+    found, queue = [root], [root]
+    while queue:
+        for inner in queue.pop(0).__subclasses__():
+            found.append(inner)
+            queue.append(inner)
+    return sorted(found, key=lambda error: error.exit_code)
+
+
+PAGES: dict[str, tuple[str, str, Callable[[], str]]] = {
+    "commands.md": ("Commands", "every command, argument and option", _commands),
+    "operations.md": ("Operations", "the options of ssmax, screening and rope", _operations),
+    "recipe.md": ("Recipe", "every key of a recipe", _recipe),
+    "suite.md": ("Suite", "every key of a suite", _suite),
+    "manifest.md": ("Manifest of a zoo", "every key of a manifest", _manifest),
+    "families.md": ("Families", "which operations apply to each model family, and what is refused", _families),
+    "exit-codes.md": ("Exit codes", "what each exit code means", _exit_codes),
+}
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)
