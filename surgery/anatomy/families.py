@@ -55,6 +55,7 @@ class Family:
             position: of those that its own rule calls full.
         since: the first transformers in which the row holds, where an older one is supported; the notes say why.
         fails: versions of transformers whose own class of the family cannot be run, with the reason.
+        sinks: learned sinks take part in the softmax of every layer.
         hybrid: only some layers have attention: those that have the query projection's tensor.
         sdpa: whether transformers allows the sdpa backend.
         continues: whether a prompt may be given in several pieces with a cache; some state-space layers forget.
@@ -64,7 +65,8 @@ class Family:
         defaults: config values that the family assumes where config.json is silent.
         breaks: presentations (``verification.presentations``) in which the family's own model in transformers says
             something else than plainly, so that a converted one does too; with the reason.
-        without: operations that are refused on this family, with the reason.
+        without: operations that are refused on this family for a reason of its own, with the reason; an operation may
+            refuse more by what the other keys say (``Operation.family_refusal``).
         notes: what else a user should know.
         unverified: a probe made the row, for one checkpoint; the table has none.
     """
@@ -98,6 +100,7 @@ class Family:
     scales: str | None = None
     since: str | None = None
     fails: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    sinks: bool = False
     hybrid: bool = False
     sdpa: bool = True
     continues: bool = True
@@ -166,15 +169,6 @@ class Family:
             if isinstance(holder, Mapping) and last in holder:
                 return holder[last]
         return self.defaults.get(key)
-
-    def check_operation(self, operation: str) -> None:
-        """Nothing, where the operation may be performed on the family.
-
-        Raises:
-            PlanRefusedError: it does not hold on this family, with the reason.
-        """
-        if reason := self.without.get(operation):
-            raise PlanRefusedError(f"{operation} is not for the family {self.model_type!r}: {reason}")
 
 
 @cache

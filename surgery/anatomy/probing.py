@@ -70,9 +70,6 @@ def _row(checkpoint: Checkpoint, model_type: str, model: Any, refuse: Any) -> Fa
     if len(windows - {None}) > 1 or (slides and windows == {None}) or (labels is None and len(windows) > 1):
         raise refuse("the windows of its layers could not be found")
     sinks = any("sink" in name for module in found.values() for name, _ in module.named_parameters(recurse=False))
-    without = {"rope": "the positions of an unverified family are left as they are"}
-    if sinks:
-        without["screening"] = "learned sinks take part in its softmax, which screening does not count"
     return Family(
         model_type=model_type,
         name=model_type,
@@ -90,12 +87,12 @@ def _row(checkpoint: Checkpoint, model_type: str, model: Any, refuse: Any) -> Fa
         softcap="attn_logit_softcapping" if getattr(stock, "attn_logit_softcapping", None) else None,
         window="sliding_window" if windows - {None} else None,
         sliding="none" if windows == {None} else "every" if labels is None else "layer_types",
+        sinks=sinks,
         hybrid=len(found) < stock.num_hidden_layers,
         sdpa=bool(model._supports_sdpa),
         rope="none",
         keys={name: stock.attribute_map[name] for name in _READ if name in stock.attribute_map},
         defaults={name: value for name in _READ if (value := getattr(stock, name, None)) is not None},
-        without=without,
         notes=(
             f"unverified family: {model_type!r} is not in the table; a probe of its model found {len(found)} attention "
             f"modules ({attention}) with {stock.num_attention_heads} heads, whose queries {query} makes. Nothing was "

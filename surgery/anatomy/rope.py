@@ -81,10 +81,14 @@ def read_ropes(family: Family, config: Mapping[str, Any], labels: Sequence[str],
 
 
 def trained_length(operations: Sequence[Mapping[str, Any]], positions: int) -> int:
-    """The length that the source was trained at: what it was before a ``rope`` operation, else its own."""
+    """The length that the source was trained at, in tokens.
+
+    An operation that changes max_position_embeddings records the old value under ``before``; otherwise it is
+    ``positions``.
+    """
     for options in operations:
         before = options.get("before")
-        if options.get("name") == "rope" and isinstance(before, Mapping):
+        if isinstance(before, Mapping):
             length = before.get("max_position_embeddings")
             if isinstance(length, int) and length > 0:
                 return length

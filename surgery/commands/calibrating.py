@@ -154,7 +154,7 @@ def settings_from(given: Mapping[str, Any], run: Mapping[str, Any]) -> tuple[Cal
         raise UsageError(f"calibration: {problems(error)}") from error
 
 
-def print_calibration(calibration: Calibration) -> None:
+def print_calibration(calibration: Any) -> None:
     """The guard's passages, the trials, and which heads stay open."""
     from rich.table import Table
 

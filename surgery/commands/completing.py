@@ -26,9 +26,9 @@ def layers(incomplete: str) -> list[str]:
     """Words for ``--layers``."""
     from typing import get_args
 
-    from surgery.operations.base import LayerChoice
+    from surgery.operations.base import LayerWord
 
-    return _beginning(get_args(LayerChoice), incomplete)
+    return _beginning(get_args(LayerWord), incomplete)
 
 
 def families(incomplete: str) -> list[str]:

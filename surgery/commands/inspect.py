@@ -16,12 +16,7 @@ from surgery.commands.app import app
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from surgery.anatomy import Rope
     from surgery.operations.inspection import Inspection
-
-
-# What an operation cannot be planned without.
-_NEEDED = {"screening": " --calibrate TEXTS (or --open, to train from there)"}
 
 
 @app.command()
@@ -61,6 +56,8 @@ def _summary(inspection: Inspection) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from surgery.operations import OPERATIONS
+
     anatomy = inspection.anatomy
     first = anatomy.layers[0]
     length = f"{anatomy.trained_length}"
@@ -78,7 +75,11 @@ def _summary(inspection: Inspection) -> Table:
         ),
         "soft cap": _by_layer(inspection, "softcap", {None: "none"}),
         "trained length": length,
-        "rope": "; ".join(map(_rope, anatomy.ropes)) or "no rotary positions",
+        **{
+            label: text
+            for operation in OPERATIONS.values()
+            for label, text in operation.facts_in_words(anatomy).items()
+        },
         "embeddings": "tied" if anatomy.tied_embeddings else "untied",
         "operated": "; ".join(map(_operated, (*anatomy.source_operations, *anatomy.operations))) or "no",
     }
@@ -102,16 +103,6 @@ def _by_layer(inspection: Inspection, attribute: str, words: Mapping[Any, str]) 
     if len(layers) == 1:
         return next(iter(layers))
     return "; ".join(f"{said} (layers {summarize_numbers(numbers)})" for said, numbers in layers.items())
-
-
-def _rope(rope: Rope) -> str:
-    factor = rope.parameters.get("factor")
-    return (
-        (f"{rope.label}: " if rope.label else "")
-        + rope.type
-        + (f" x {factor:g}" if isinstance(factor, int | float) else "")
-        + f", theta {rope.theta:g}"
-    )
 
 
 def _operated(options: Mapping[str, Any]) -> str:
@@ -184,15 +175,15 @@ def _cell(inspection: Inspection, operation: str, layer: int, notes: dict[str, i
 
 def _why(inspection: Inspection, operation: str, layer: int) -> str:
     """Why an operation is not performed on a layer by itself, and what asks for it."""
-    way = inspection.ways[operation][layer]
-    return f"{inspection.applies[operation][layer]}" + (f"; {way} asks for it" if way else "")
+    way = inspection.options[operation][layer]
+    return f"{inspection.reasons[operation][layer]}" + (f"; {way} asks for it" if way else "")
 
 
 def _with_column(inspection: Inspection) -> list[str]:
     """The operations that have a column: those that the same reason does not keep from every layer."""
     return [
         name
-        for name, reasons in inspection.applies.items()
+        for name, reasons in inspection.reasons.items()
         if None in reasons or len({_why(inspection, name, layer) for layer in range(len(reasons))}) > 1
     ]
 
@@ -202,7 +193,7 @@ def _notes(inspection: Inspection, notes: dict[str, int]) -> list[str]:
     kept: dict[str, list[str]] = {}
     choices: dict[str, str] = {}
     columns = _with_column(inspection)
-    for name in inspection.applies:
+    for name in inspection.reasons:
         if name not in columns and inspection.layers:
             why = _why(inspection, name, 0)
             kept.setdefault(why, []).append(name)
@@ -215,14 +206,17 @@ def _notes(inspection: Inspection, notes: dict[str, int]) -> list[str]:
 
 def _advice(inspection: Inspection, model: str) -> list[str]:
     """The commands that come next. Of an operation that no layer has by default: with the layers that may be asked."""
+    from surgery.operations import OPERATIONS
+
     found = [f"Next: surgery verify {model}"] if inspection.anatomy.operations else []
     if inspection.anatomy.family.unverified and not inspection.anatomy.operations:
         model += " --allow-unverified"
-    for name, reasons in inspection.applies.items():
+    for name, reasons in inspection.reasons.items():
         # One way alone: of several, as for positions that are scaled too, only the user knows which is meant.
-        ways = set(filter(None, inspection.ways[name]))
+        ways = set(filter(None, inspection.options[name]))
         way = next(iter(ways)) if len(ways) == 1 else ""
         if None in reasons or way.startswith("--layers"):
             asked = "" if None in reasons else f" {way}"
-            found.append(f"Next: surgery convert --to {name} {model}{asked}{_NEEDED.get(name, '')}")
+            needed = f" {OPERATIONS[name].needed_options}".rstrip()
+            found.append(f"Next: surgery convert --to {name} {model}{asked}{needed}")
     return found

@@ -37,11 +37,10 @@ from surgery.conversion.plan import (
     needed_bytes,
 )
 from surgery.errors import CheckpointError, PlanRefusedError
-from surgery.operations import OperationOptions
-from surgery.operations.screening import PENDING
+from surgery.operations import DEFAULT_OPERATION, OPERATIONS, OperationOptions
 
 if TYPE_CHECKING:
-    from surgery.operations.screening.calibration.results import Calibration
+    from surgery.operations.base import CalibrationRecord
 
 PlaceMode = Literal["auto", "copy", "link"]
 Progress = Callable[[int, int], None]
@@ -87,14 +86,14 @@ def default_output(prepared: PreparedPlan) -> Path:
 
 def convert(
     model: str | Path,
-    to: str | Sequence[Mapping[str, Any] | OperationOptions] = "ssmax",
+    to: str | Sequence[Mapping[str, Any] | OperationOptions] = DEFAULT_OPERATION,
     *,
     output: str | Path | None = None,
     revision: str | None = None,
     mode: PlaceMode = "auto",
     force: bool = False,
     on_bytes: Progress | None = None,
-    calibration: Calibration | None = None,
+    calibration: CalibrationRecord | None = None,
     allow_unverified: bool = False,
     **options: Any,
 ) -> ConversionResult:
@@ -109,7 +108,7 @@ def convert(
             recorded; or hard links.
         force: replace an earlier output of this tool.
         on_bytes: called with bytes done and bytes in all.
-        calibration: of :func:`surgery.calibrate`, for ``screening``.
+        calibration: of :func:`surgery.calibrate`.
         allow_unverified: see :func:`make_plan`.
         options: options of a single operation (``form="paper"``, ``layers="0-3"``, ...).
 
@@ -147,8 +146,10 @@ def execute(
         CheckpointError: too little disk space, the disk does not take it, or the files cannot be linked.
     """
     output = output or default_output(prepared)
-    if any(options.get("calibration") == PENDING for options in prepared.plan.operations):
-        raise PlanRefusedError("the plan shows shapes only: its thresholds and windows wait for a calibration")
+    for options in prepared.plan.operations:
+        operation = OPERATIONS[options["name"]]
+        if reason := operation.unfinished(operation.options.model_validate(options)):
+            raise PlanRefusedError(reason)
     try:
         with StagedFolder(output, force=force, source=prepared.checkpoint.folder, on_step=on_step) as staged:
             require_space(staged.path, needed_bytes(prepared, mode))

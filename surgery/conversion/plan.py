@@ -16,15 +16,13 @@ from surgery.checkpoint import Checkpoint, Source, open_checkpoint, quote, resol
 from surgery.checkpoint.record import FORMAT_VERSION, RECORD_FOLDER
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.operations import OPERATIONS, OperationOptions, PlannedTensor
-from surgery.operations.base import LayerChoice
+from surgery.operations.base import CalibrationRecord, LayerWord
 from surgery.operations.catalog import caveats
 from surgery.operations.inspection import converted_already, unverified_family
 from surgery.version import __version__
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
-
-    from surgery.operations.screening.calibration.results import Calibration
 
 MODELING_NAME = "modeling_surgery.py"
 NEW_SHARD = "surgery-operations.safetensors"
@@ -97,7 +95,7 @@ class PreparedPlan:
     source: Source
     checkpoint: Checkpoint
     anatomy: Anatomy
-    calibration: Calibration | None = None
+    calibration: CalibrationRecord | None = None
 
 
 def make_plan(
@@ -105,7 +103,7 @@ def make_plan(
     operations: Sequence[Mapping[str, Any] | OperationOptions],
     *,
     revision: str | None = None,
-    calibration: Calibration | None = None,
+    calibration: CalibrationRecord | None = None,
     allow_unverified: bool = False,
 ) -> PreparedPlan:
     """Plan a conversion from headers and config.json; no weight is read and nothing is written.
@@ -114,7 +112,7 @@ def make_plan(
         model: folder or hub id.
         operations: options of each operation, in order; each names itself under ``name``.
         revision: branch, tag or commit of a hub model.
-        calibration: where the thresholds and windows of ``screening`` come from.
+        calibration: start values of an operation that calibrates.
         allow_unverified: go on with a family that the table does not have, by what a probe of transformers' model
             shows; imports torch.
 
@@ -141,7 +139,7 @@ def make_plan(
         operation = OPERATIONS[options.name]
         if any(other.name == options.name for other in resolved):
             raise UsageError(f"the operation {options.name!r} is given twice")
-        anatomy.family.check_operation(options.name)
+        operation.check_family(anatomy.family)
         if any(other.get("name") == options.name for other in before):
             raise PlanRefusedError(
                 f"{options.name} was performed on this checkpoint already",
@@ -155,7 +153,7 @@ def make_plan(
             raise PlanRefusedError(f"{options.name} and {others} both change {both[0]} of config.json")
         changes |= own_changes
         for other in resolved:
-            if reason := operation.clash(options, other) or OPERATIONS[other.name].clash(other, options):
+            if reason := operation.conflict(options, other) or OPERATIONS[other.name].conflict(other, options):
                 raise PlanRefusedError(f"{options.name} and {other.name}: {reason}", hint="Give them different layers.")
         resolved.append(options)
         tensors += operation.tensors(options, anatomy)
@@ -164,8 +162,8 @@ def make_plan(
         for layer in anatomy.layers:
             if layer.index not in options.layers:
                 # Among numbers another layer of the same kind may stand: then its kind is not the reason.
-                possible = _by_number(asked) and operation.way(layer, anatomy) is not None
-                reason = None if possible else operation.obstacle(layer, anatomy)
+                possible = _by_number(asked) and operation.option_to_include(layer, anatomy) is not None
+                reason = None if possible else operation.reason_to_skip(layer, anatomy)
                 skipped[f"{options.name}:{layer.index}"] = reason or "not chosen"
     if not resolved:
         raise UsageError("no operation was given", hint=f"Choose one of: {', '.join(OPERATIONS)}.")
@@ -203,35 +201,32 @@ def make_plan(
 def _by_number(given: Mapping[str, Any] | OperationOptions) -> bool:
     """Whether the layers were named one by one, and not by a word."""
     layers = given.get("layers", "full") if isinstance(given, Mapping) else given.layers
-    return layers not in get_args(LayerChoice)
+    return layers not in get_args(LayerWord)
 
 
 def _calibrated(
-    operations: Sequence[Mapping[str, Any] | OperationOptions], calibration: Calibration
+    operations: Sequence[Mapping[str, Any] | OperationOptions], calibration: CalibrationRecord
 ) -> list[Mapping[str, Any] | OperationOptions]:
     """The operations with the values of a calibration.
 
     Raises:
-        UsageError: screening is not among them, or is told something else than was calibrated.
+        UsageError: the calibrated operation is not among them, or its options contradict the calibration.
     """
-    own = calibration.options()
+    from pydantic import ValidationError
+
+    name = calibration.operation
     found: list[Mapping[str, Any] | OperationOptions] = []
     for given in operations:
         options = dict(given) if isinstance(given, Mapping) else given.model_dump(exclude_unset=True)
-        if options.get("name") != own["name"]:
+        if options.get("name") != name:
             found.append(given)
             continue
-        for name, value in options.items():
-            if name == "layers" and value in get_args(LayerChoice):
-                continue  # resolved in the calibration
-            wanted = parse_operation({"name": own["name"], "form": own["form"], "open": True, name: value})
-            if name == "keep_softmax" and not set(own["layers"]) & set(wanted.model_dump()[name] or ()):
-                continue  # so are the others
-            if name not in own or getattr(wanted, name) != parse_operation(own).model_dump()[name]:
-                raise UsageError(f"{name} {value!r} is not what was calibrated", hint="Calibrate again with it.")
-        found.append(own)
-    if own not in found:
-        raise UsageError("a calibration was given, but screening is not among the operations")
+        try:
+            found.append(OPERATIONS[name].calibrated(options, calibration))
+        except ValidationError as error:
+            raise UsageError(f"{name}: {problems(error)}") from error
+    if found == list(operations):
+        raise UsageError(f"a calibration was given, but {name} is not among the operations")
     return found
 
 

@@ -2,17 +2,16 @@
 
 from surgery.loading.environment import environment
 from surgery.loading.model import RunOptions, load_model, load_tokenizer, pick_device
-from surgery.loading.switching import changed_rope, operation_modules, operations_off, rotary_modules, switch_off
+from surgery.loading.operations import operation_modules, operation_of, operations_off, switch_off
 
 __all__ = [
     "RunOptions",
-    "changed_rope",
     "environment",
     "load_model",
     "load_tokenizer",
     "operation_modules",
+    "operation_of",
     "operations_off",
     "pick_device",
-    "rotary_modules",
     "switch_off",
 ]

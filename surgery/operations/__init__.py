@@ -1,7 +1,7 @@
 """What can be done to attention: one folder per operation, each a strict schema plus a few hooks.
 
 The schema is what the user writes in flags, in a recipe and in config.json: one model, three places. Nothing here
-imports torch. An operation is registered by adding it to :data:`OPERATIONS`.
+imports torch. An operation is registered by adding it to :data:`OPERATIONS`; `base.py` says what to write.
 """
 
 from functools import reduce
@@ -20,6 +20,9 @@ OPERATIONS: MappingProxyType[str, Operation] = MappingProxyType(
     {operation.name: operation for operation in (SSMax(), Screening(), RopeChange())}
 )
 
+# Used by `surgery.convert` where none is named.
+DEFAULT_OPERATION: str = next(iter(OPERATIONS))
+
 # What stands in a list of operations, in a recipe or a manifest.
 if TYPE_CHECKING:
     AnyOperation: TypeAlias = OperationOptions
@@ -28,6 +31,7 @@ else:
     AnyOperation = Annotated[_OPTIONS, Field(discriminator="name")]
 
 __all__ = [
+    "DEFAULT_OPERATION",
     "OPERATIONS",
     "AnyOperation",
     "HeadOptions",

@@ -1,19 +1,35 @@
-"""The shape of an operation: its options, and the hooks that a plan is made with."""
+"""What an operation is: its options, and the hooks through which every other room reaches it.
+
+To add an operation, write its folder beside this file and add one line to ``OPERATIONS``:
+
+- ``options.py``: the schema, a subclass of :class:`OperationOptions` or :class:`HeadOptions`.
+- ``operation.py``: a subclass of :class:`Operation`. It must give the class attributes without a default and the
+  abstract methods; every other hook has a default that says "nothing of that kind".
+- the code that travels in a converted checkpoint, unless ``in_config_alone``.
+- ``calibration/``, if ``calibrates``. It may import ``surgery.evaluation`` and ``surgery.loading``; the rest of the
+  folder may not, and imports torch inside functions only.
+
+No other room names an operation: it loops over ``OPERATIONS`` or looks up the name that a plan or config.json holds.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from surgery.anatomy import Anatomy, AttentionLayer
+from surgery.anatomy import Anatomy, AttentionLayer, Family
 from surgery.errors import PlanRefusedError
 from surgery.operations.measured import MeasuredOperation
 
-LayerChoice = Literal["full", "sliding", "chunked", "all"]
+if TYPE_CHECKING:
+    from surgery.operations.check import Check, CheckedModel
+
+LayerWord = Literal["full", "sliding", "chunked", "all"]
 _HIGHEST = 10_000
 Number = Annotated[int, Field(ge=0, le=_HIGHEST)]
 
@@ -64,12 +80,12 @@ class OperationOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    layers: LayerChoice | tuple[Number, ...] = "full"
+    layers: LayerWord | tuple[Number, ...] = "full"
 
     @field_validator("layers", "heads", "keep_softmax", mode="before", check_fields=False)
     @classmethod
     def _numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        words = get_args(LayerChoice) if info.field_name == "layers" else ()
+        words = get_args(LayerWord) if info.field_name == "layers" else ()
         if isinstance(value, str) and value not in words:
             return parse_layers(value, words)
         return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
@@ -94,22 +110,53 @@ class HeadOptions(OperationOptions):
     heads: tuple[Number, ...] | None = None
 
 
+class CalibrationRecord(Protocol):
+    """Start values that were chosen on texts, as a plan takes them; see :meth:`Operation.calibrated`."""
+
+    @property
+    def operation(self) -> str:
+        """The name of the operation that the values are for."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as written into ``surgery/calibration.json``."""
+
+
 class Operation(MeasuredOperation, ABC):
-    """One thing that can be done to attention.
+    """One operation on attention.
 
     Class attributes:
-        name: as in ``--to NAME`` and in config.json.
+        name: as in ``--to NAME``, in config.json and in the names of its modules and tensors.
+        title: as written in text.
         summary: one line for listings.
         options: the schema.
-        explanation: what a reader of the card should know of it, in Markdown.
-        in_config_alone: whether the family's own class performs it as config.json says, so that no code has to travel.
+        explanation: what a reader of the card should know, in Markdown.
+        in_config_alone: the family's own class in transformers performs it as config.json says; no code travels.
+        calibrates: it has a ``calibration`` package, which chooses start values on texts.
+        needed_options: options that `surgery convert` needs beside ``--to NAME``, as `surgery inspect` suggests them.
+        multiplies_queries: its module returns the multiplier of the query, ``(batch, heads, queries, 1)``, which
+            depends on the number of visible keys and on learned parameters alone. `surgery verify` compares it.
+        test_ranges: ranges that `surgery verify` draws learned parameters from, by name, so that the operation has an
+            effect; a parameter without a range is moved by a small random amount.
+        constants: parameters that no check may change.
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]
     summary: ClassVar[str]
     options: ClassVar[type[OperationOptions]]
     explanation: ClassVar[str]
     in_config_alone: ClassVar[bool] = False
+    calibrates: ClassVar[bool] = False
+    needed_options: ClassVar[str] = ""
+    multiplies_queries: ClassVar[bool] = False
+    test_ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    constants: ClassVar[tuple[str, ...]] = ()
+
+    # Where it applies. Asked by: plans, `surgery inspect`, `surgery families`.
+
+    def family_refusal(self, family: Family) -> str | None:
+        """Why the operation can be applied to no model of this family, or None."""
+        return family.without.get(self.name)
 
     def refusal(self, layer: AttentionLayer) -> str | None:
         """Why the operation can never be applied to this layer, or None."""
@@ -119,17 +166,25 @@ class Operation(MeasuredOperation, ABC):
             return f"{layer.kind} attention has no scores to operate on"
         return None
 
-    def skipping(self, layer: AttentionLayer) -> str | None:
-        """Why the operation is not applied to this layer unless it is asked for, or None."""
+    def reason_to_skip(self, layer: AttentionLayer, anatomy: Anatomy) -> str | None:
+        """Why the operation is not applied to this layer by default, or None where it is."""
         return self.refusal(layer)
 
-    def obstacle(self, layer: AttentionLayer, anatomy: Anatomy) -> str | None:
-        """As :meth:`skipping`, with the whole model in view."""
-        return self.skipping(layer)
+    def option_to_include(self, layer: AttentionLayer, anatomy: Anatomy) -> str | None:
+        """The option of `surgery convert` that includes a layer which is skipped by default.
 
-    def way(self, layer: AttentionLayer, anatomy: Anatomy) -> str | None:
-        """The option of `surgery convert` that overcomes :meth:`obstacle`, or None where nothing does."""
+        None where :meth:`reason_to_skip` cannot be overruled.
+        """
         return None if self.refusal(layer) else f"--layers {layer.kind}"
+
+    def check_family(self, family: Family) -> None:
+        """Check that the operation can be applied to models of this family.
+
+        Raises:
+            PlanRefusedError: it cannot, with the reason.
+        """
+        if reason := self.family_refusal(family):
+            raise PlanRefusedError(f"{self.name} cannot be applied to the family {family.model_type!r}: {reason}")
 
     def choose_layers(self, options: OperationOptions, anatomy: Anatomy) -> tuple[int, ...]:
         """Numbers of the layers that ``options.layers`` names.
@@ -150,23 +205,31 @@ class Operation(MeasuredOperation, ABC):
         wanted = ("full", "sliding", "chunked") if options.layers == "all" else (options.layers,)
         chosen = tuple(layer.index for layer in layers if layer.kind in wanted and self.refusal(layer) is None)
         if not chosen:
-            reasons = sorted({self.skipping(layer) or f"it is a {layer.kind}-attention layer" for layer in layers})
+            reasons = sorted(
+                {self.reason_to_skip(layer, anatomy) or f"it is a {layer.kind}-attention layer" for layer in layers}
+            )
             kinds = dict.fromkeys(layer.kind for layer in layers if self.refusal(layer) is None)
-            ways = [f"--layers {kind}" for kind in ("all", *kinds) if kind in get_args(LayerChoice)] if kinds else []
+            words = [f"--layers {kind}" for kind in ("all", *kinds) if kind in get_args(LayerWord)] if kinds else []
             raise PlanRefusedError(
                 f"nothing to convert: no layer of this model is chosen by --layers {options.layers} "
                 f"({'; '.join(reasons)})",
-                hint=f"Choose layers with {', '.join(ways)} or by number, as --layers 0-3,7." if ways else None,
+                hint=f"Choose layers with {', '.join(words)} or by number, as --layers 0-3,7." if words else None,
             )
         return chosen
 
     def check_heads(self, options: HeadOptions, anatomy: Anatomy) -> None:
-        """Raises PlanRefusedError if a head is named that does not exist."""
+        """Check the chosen heads.
+
+        Raises:
+            PlanRefusedError: a head does not exist, or none is chosen.
+        """
         wrong = [head for head in options.heads or () if head >= anatomy.heads]
         if wrong:
             raise PlanRefusedError(f"head {wrong[0]} does not exist; the model has heads 0-{anatomy.heads - 1}")
         if options.heads == ():
             raise PlanRefusedError("no head is chosen")
+
+    # What it does. Asked by: plans and their execution. `options` are resolved from here on.
 
     @abstractmethod
     def resolve(self, options: Any, anatomy: Anatomy) -> OperationOptions:
@@ -178,28 +241,81 @@ class Operation(MeasuredOperation, ABC):
 
     @abstractmethod
     def tensors(self, options: Any, anatomy: Anatomy) -> tuple[PlannedTensor, ...]:
-        """The tensors that resolved options add, in order."""
+        """The tensors that the operation adds, in order: the learned parameters, at their start values."""
 
     @abstractmethod
     def identity(self, options: Any) -> str | None:
-        """In which range the model starts as exactly the old one (``everywhere``, ``n <= 8192``), or None."""
+        """The range in which the converted model equals the source: ``everywhere``, ``n <= 8192``, or None."""
+
+    def config_changes(self, options: Any, anatomy: Anatomy) -> Mapping[str, Any]:
+        """New values for keys of the family's own config.json; None removes a key."""
+        return {}
+
+    def conflict(self, options: Any, other: OperationOptions) -> str | None:
+        """Why these options and the options of another operation cannot stand in one plan, or None."""
+        return None
+
+    def unfinished(self, options: Any) -> str | None:
+        """Why a plan with these options can be shown but not executed yet, or None."""
+        return None
+
+    # What it says. Asked by: plans, cards, `surgery inspect`.
 
     @abstractmethod
     def describe(self, options: Any) -> str:
-        """Resolved options in one line, for plans and cards; layers, heads and identity are shown beside it."""
-
-    def clash(self, options: Any, other: OperationOptions) -> str | None:
-        """Why resolved options cannot stand in one plan with those of another operation, or None."""
-        return None
+        """The options in one line, for plans and cards; layers, heads and identity are shown beside it."""
 
     def explain(self, options: Any) -> str:
-        """What a reader of the card should know of resolved options, in Markdown."""
+        """What a reader of the card should know of these options, in Markdown."""
         return self.explanation
 
-    def config_changes(self, options: Any, anatomy: Anatomy) -> Mapping[str, Any]:
-        """New value of each key of the family's own config.json that resolved options change; None removes a key."""
+    def warnings(self, options: Any, anatomy: Anatomy) -> tuple[str, ...]:
+        """What a user should know before the conversion."""
+        return ()
+
+    def facts(self, anatomy: Anatomy) -> Mapping[str, Any]:
+        """What the operation would change, as `surgery inspect --json` lists it beside the anatomy; plain data."""
         return {}
 
-    def warnings(self, options: Any, anatomy: Anatomy) -> tuple[str, ...]:
-        """What a user should know before this is done."""
-        return ()
+    def facts_in_words(self, anatomy: Anatomy) -> Mapping[str, str]:
+        """:meth:`facts` as rows of the table of `surgery inspect`: label -> text."""
+        return {}
+
+    # Its start values. Asked by: `surgery convert` and plans, where ``calibrates``.
+
+    def calibration_package(self) -> Any:
+        """The package ``surgery.operations.NAME.calibration``: calibrate, read_calibration, sweep and their classes.
+
+        It is loaded by its name on first use, because it stands above evaluation and needs torch.
+        """
+        return import_module(f"surgery.operations.{self.name}.calibration")
+
+    def calibrated(self, given: Mapping[str, Any], calibration: Any) -> Mapping[str, Any]:
+        """The options that a user gave, with the values of a calibration.
+
+        Raises:
+            UsageError: an option contradicts the calibration.
+            ValidationError: an option is not valid.
+        """
+        raise NotImplementedError(f"{self.name} has no calibration")
+
+    # The converted model in memory. Asked by: `loading`, `surgery verify`.
+
+    def source_modules(self, model: Any) -> Mapping[str, Any]:
+        """Modules that make the converted model behave as the source, by the path at which they belong.
+
+        Only for an operation ``in_config_alone``. Another one is switched off by ``enabled = False`` on its modules.
+        """
+        return {}
+
+    def checks(self, checked: CheckedModel, options: Any) -> list[Check]:
+        """The operation's own checks, for `surgery verify`; others apply to every operation."""
+        return []
+
+    def effective_values(self, module: Any) -> tuple[Any, tuple[Any, ...]]:
+        """A learned parameter of one of its modules, and values of which at least one must change the logits.
+
+        `surgery verify` sets the values one after the other to prove that the layer's operation has an effect. Only
+        for an operation with learned parameters.
+        """
+        raise NotImplementedError(f"{self.name} has no learned parameters")

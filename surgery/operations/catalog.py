@@ -108,9 +108,6 @@ def _entry(family: Family) -> FamilyEntry:
         kinds.append(family.local)
     if family.hybrid:
         kinds.append("some layers have none")
-    refusals: dict[str, str | None] = {name: family.without.get(name) for name in OPERATIONS}
-    if family.rope == "none" and refusals.get("rope") is None:
-        refusals["rope"] = "it has no rotary positions"
     found = caveats(family)
     if family.scales is not None:
         found.append(
@@ -121,7 +118,7 @@ def _entry(family: Family) -> FamilyEntry:
         architecture=family.architecture,
         attention=", ".join(kinds),
         positions=_POSITIONS[family.rope],
-        operations=refusals,
+        operations={name: operation.family_refusal(family) for name, operation in OPERATIONS.items()},
         caveats=tuple(found),
         verified_with=VERIFIED[family.model_type],
     )

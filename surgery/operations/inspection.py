@@ -17,23 +17,23 @@ Choice = Literal["default", "if asked", "never"]
 
 @dataclass(frozen=True)
 class Inspection:
-    """The anatomy of a model and, for each operation, why a layer would be skipped (None where it applies).
+    """The anatomy of a model, and which operations apply to which layers.
 
     Attributes:
         name, commit: as given, and the commit of a hub model.
         folder: where it lies on the disk.
         anatomy: layers, sizes, RoPE, dtypes.
-        applies: for each operation, for each layer, the reason against it or None.
-        ways: for each operation, for each layer, the option of `surgery convert` that has it applied in spite of that
-            reason (``--layers sliding``); None where it applies by itself, and where nothing can be done.
+        reasons: by operation and layer: why the layer is skipped by default, or None where it is not.
+        options: by operation and layer: the option of `surgery convert` that includes a skipped layer
+            (``--layers sliding``); None where the layer is not skipped, and where no option helps.
     """
 
     name: str
     commit: str | None
     folder: Path
     anatomy: Anatomy
-    applies: Mapping[str, tuple[str | None, ...]]
-    ways: Mapping[str, tuple[str | None, ...]]
+    reasons: Mapping[str, tuple[str | None, ...]]
+    options: Mapping[str, tuple[str | None, ...]]
 
     @property
     def layers(self) -> tuple[AttentionLayer, ...]:
@@ -42,9 +42,9 @@ class Inspection:
 
     def choice(self, operation: str, layer: int) -> Choice:
         """Whether an operation is performed on a layer unless told otherwise, only if that is asked for, or never."""
-        if self.applies[operation][layer] is None:
+        if self.reasons[operation][layer] is None:
             return "default"
-        return "never" if self.ways[operation][layer] is None else "if asked"
+        return "never" if self.options[operation][layer] is None else "if asked"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -56,7 +56,7 @@ class Inspection:
             "operations_done": [dict(options) for options in (*anatomy.source_operations, *anatomy.operations)],
             "trained_length": anatomy.trained_length,
             "positions": anatomy.positions,
-            "rope": {rope.label or "all": dict(rope.parameters) for rope in anatomy.ropes},
+            **{name: value for operation in OPERATIONS.values() for name, value in operation.facts(anatomy).items()},
             "tied_embeddings": anatomy.tied_embeddings,
             "dtypes": dict(anatomy.dtypes),
             "parameters": anatomy.parameters,
@@ -65,8 +65,8 @@ class Inspection:
             "layers": [
                 {
                     **asdict(layer),
-                    "operations": {name: reasons[layer.index] for name, reasons in self.applies.items()},
-                    "choice": {name: self.choice(name, layer.index) for name in self.applies},
+                    "operations": {name: found[layer.index] for name, found in self.reasons.items()},
+                    "choice": {name: self.choice(name, layer.index) for name in self.reasons},
                 }
                 for layer in anatomy.layers
             ],
@@ -88,18 +88,18 @@ def inspect(model: str | Path, *, revision: str | None = None, allow_unverified:
     checkpoint = open_checkpoint(source)
     anatomy = read_anatomy(checkpoint, family=unverified_family(checkpoint) if allow_unverified else None)
     done = converted_already(anatomy)
-    applies: dict[str, tuple[str | None, ...]] = {}
-    ways: dict[str, tuple[str | None, ...]] = {}
+    reasons: dict[str, tuple[str | None, ...]] = {}
+    options: dict[str, tuple[str | None, ...]] = {}
     for name, operation in OPERATIONS.items():
-        if refused := done or anatomy.family.without.get(name):
-            applies[name], ways[name] = (refused,) * len(anatomy.layers), (None,) * len(anatomy.layers)
+        if refused := done or operation.family_refusal(anatomy.family):
+            reasons[name], options[name] = (refused,) * len(anatomy.layers), (None,) * len(anatomy.layers)
             continue
-        applies[name] = tuple(operation.obstacle(layer, anatomy) for layer in anatomy.layers)
-        ways[name] = tuple(
-            operation.way(layer, anatomy) if reason else None
-            for layer, reason in zip(anatomy.layers, applies[name], strict=True)
+        reasons[name] = tuple(operation.reason_to_skip(layer, anatomy) for layer in anatomy.layers)
+        options[name] = tuple(
+            operation.option_to_include(layer, anatomy) if reason else None
+            for layer, reason in zip(anatomy.layers, reasons[name], strict=True)
         )
-    return Inspection(source.name, source.commit, source.folder, anatomy, applies, ways)
+    return Inspection(source.name, source.commit, source.folder, anatomy, reasons, options)
 
 
 def converted_already(anatomy: Anatomy) -> str | None:
@@ -107,7 +107,7 @@ def converted_already(anatomy: Anatomy) -> str | None:
 
     A source is plain, or was converted in its config alone: then it still is a plain model of its family.
     """
-    done = [str(options.get("name")) for options in anatomy.operations]
+    done = [str(one.get("name")) for one in anatomy.operations]
     if all(name in OPERATIONS and OPERATIONS[name].in_config_alone for name in done):
         return None
     return f"converted already ({', '.join(done)})"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from surgery.loading import operation_modules, operations_off
+from surgery.anatomy import Anatomy
+from surgery.loading import operation_modules, operation_of, operations_off
+from surgery.operations import OPERATIONS, Operation
+from surgery.operations.check import CheckedModel
 from surgery.verification.checks import Check, bounded
 from surgery.verification.presentations import (
     Multipliers,
@@ -24,8 +27,6 @@ EQUALITY_BOUND = 1e-4
 # Multipliers are a logarithm of a whole number times a scale: one unit in the last place, as vectorised loops give.
 MULTIPLIER_BOUND = 1e-6
 MULTIPLIER_TOKENS = 64
-# What N becomes where a short text is to show what lies beyond it.
-LOWERED_REFERENCE = 2
 
 
 def plain_logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
@@ -78,12 +79,13 @@ def identity_checks(
     short = f" (of {wanted}: it has positions for no more)" if tokens.shape[1] < wanted else ""
     checks = [bounded(off_name, off, 0.0, f"{tokens.shape[1]} tokens{short}: greatest logit difference")]
     names = [options["name"] for options in plan["operations"]]
-    identity = [stated for name, stated in zip(names, plan["identity"], strict=True) if name != "rope"]
+    in_config = [name for name in names if OPERATIONS[name].in_config_alone]
+    identity = [stated for name, stated in zip(names, plan["identity"], strict=True) if name not in in_config]
     if not identity:
-        return checks  # RoPE has checks of its own
-    if "rope" in names:
-        on_name += ", RoPE apart"
-        with operations_off(model, rope=False):
+        return checks  # an operation in config.json alone has checks of its own
+    if in_config:
+        on_name += f", {' and '.join(OPERATIONS[name].title for name in in_config)} apart"
+        with operations_off(model, keep=in_config):
             source_logits = plain_logits(model, tokens)
     on = (plain_logits(model, tokens) - source_logits)[:, :length].abs().max().item()
     if not all(identity):
@@ -161,7 +163,7 @@ def multiplier_checks(model: PreTrainedModel, tokens: torch.Tensor) -> list[Chec
     modules = operation_modules(model)
     if not modules:
         return []
-    multiplies = any(path.endswith(".ssmax") for path in modules)
+    multiplies = any(OPERATIONS[operation_of(path)].multiplies_queries for path in modules)
     asked, of_what = (Multipliers(model), "a multiplier") if multiplies else (VisibleKeys(model), "n")
     differences = presentation_differences(asked, tokens)
     worst = max(differences, key=lambda name: (math.isnan(differences[name]), differences[name]))
@@ -193,58 +195,65 @@ def rounding_error(model: PreTrainedModel, tokens: torch.Tensor) -> float:
 def ablation_checks(
     model: PreTrainedModel, tokens: torch.Tensor, plan: Mapping[str, Any], on_progress: Callable[[str], None] | None
 ) -> list[Check]:
-    """Changing any one layer's parameters changes the logits; without any, on differs from off where n is beyond N."""
+    """Changing the learned parameters of any one layer changes the logits."""
     name = "ablation"
     learned = {path: module for path, module in operation_modules(model).items() if list(module.parameters())}
-    checks = []
-    if any(options.get("form") == "logn" for options in plan["operations"]):
-        checks.append(_beyond_reference(model, tokens))
     if not plan["tensors"]:
-        return checks
+        return []
     before = plain_logits(model, tokens)
     least, dead = float("inf"), []
     for path, module in learned.items():
         if on_progress is not None:
             on_progress(path)
-        moved = max((plain_logits(model, tokens) - before).abs().max().item() for _ in _changed(module))
+        moved = _effect(model, tokens, OPERATIONS[operation_of(path)], module, before)
         least = min(least, moved)
         if not moved > 0.0:
             dead.append(path)
     if dead or not learned:
-        return [*checks, Check(name, "failed", f"{len(dead)} layers change nothing, first {dead[:1]}", least)]
+        return [Check(name, "failed", f"{len(dead)} layers change nothing, first {dead[:1]}", least)]
     detail = f"each of {len(learned)} layers changes the logits, the least by {least:.3g}"
-    return [*checks, Check(name, "passed", detail, least)]
+    return [Check(name, "passed", detail, least)]
 
 
-def _changed(module: Any) -> Iterator[None]:
-    """One layer's operation with another parameter, for as long as each step of the iteration lasts.
-
-    A threshold is set so high that what can be rejected is, and so low that nothing is: one of the two is a change.
-    """
+def _effect(
+    model: PreTrainedModel, tokens: torch.Tensor, operation: Operation, module: Any, before: torch.Tensor
+) -> float:
+    """The greatest change of a logit while one learned parameter of a layer has other values."""
     import torch
 
-    parameter = module.scale if hasattr(module, "scale") else module.threshold
-    before = parameter.detach().clone()
-    for value in (before + 0.1,) if hasattr(module, "scale") else (0.95, -3.0):
+    parameter, values = operation.effective_values(module)
+    kept = parameter.detach().clone()
+    moved = 0.0
+    for value in values:
         with torch.no_grad():
             parameter.copy_(torch.as_tensor(value).expand_as(parameter))
-            yield
-            parameter.copy_(before)
+            moved = max(moved, (plain_logits(model, tokens) - before).abs().max().item())
+            parameter.copy_(kept)
+    return moved
 
 
-def _beyond_reference(model: PreTrainedModel, tokens: torch.Tensor) -> Check:
-    """``logn`` has no parameter to change, and does something beyond N alone: N is lowered, since the text is short."""
-    modules: list[Any] = [one for one in operation_modules(model).values() if getattr(one, "form", None) == "logn"]
-    before = [module.log_reference for module in modules]
-    try:
-        for module in modules:
-            module.log_reference = math.log(LOWERED_REFERENCE)
-        on = plain_logits(model, tokens)
-    finally:
-        for module, value in zip(modules, before, strict=True):
-            module.log_reference = value
-    with operations_off(model, rope=False):
-        off = plain_logits(model, tokens)
-    moved = (on - off).abs().max().item()
-    detail = f"with N = {LOWERED_REFERENCE} in place of {math.exp(max(before)):.0f}, on differs from off by {moved:.3g}"
-    return Check("ablation", "passed" if moved > 0.0 else "failed", detail, moved)
+def own_checks(model: PreTrainedModel, tokens: torch.Tensor, plan: Mapping[str, Any], anatomy: Anatomy) -> list[Check]:
+    """The checks that the operations bring themselves.
+
+    Args:
+        model: converted, float32, in evaluation mode.
+        tokens: ``(1, length)``.
+        plan: of the conversion.
+        anatomy: read from the converted config.json.
+    """
+
+    def logits(on: Collection[str] | None = None) -> torch.Tensor:
+        if on is None:
+            return plain_logits(model, tokens)
+        with operations_off(model, keep=on):
+            return plain_logits(model, tokens)
+
+    names = [str(options["name"]) for options in plan["operations"]]
+    checks = []
+    for name, options in zip(names, plan["operations"], strict=True):
+        modules = {path: module for path, module in operation_modules(model).items() if operation_of(path) == name}
+        others = tuple(other for other in names if other != name)
+        checked = CheckedModel(model, anatomy, modules, others, logits)
+        operation = OPERATIONS[name]
+        checks += operation.checks(checked, operation.options.model_validate(options))
+    return checks

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-Status = Literal["passed", "failed", "skipped"]
+from surgery.operations.check import Check, Status, bounded
 
-
-@dataclass(frozen=True)
-class Check:
-    """One check: what was asked, how it ended, and what was measured.
-
-    ``value`` and ``bound`` are the measured number and the greatest allowed one, where there is one.
-    """
-
-    name: str
-    status: Status
-    detail: str
-    value: float | None = None
-    bound: float | None = None
+__all__ = ["Check", "Status", "Verification", "bounded"]
 
 
 @dataclass(frozen=True)
@@ -54,9 +42,3 @@ class Verification:
             if check["value"] is not None and not math.isfinite(check["value"]):
                 check["value"] = None
         return {**asdict(self), "checks": checks, "verdict": self.verdict, "passed": not self.failed}
-
-
-def bounded(name: str, value: float, bound: float, what: str = "greatest logit difference") -> Check:
-    """A check that passes if ``value`` is at most ``bound``; a NaN fails."""
-    status: Status = "passed" if value <= bound else "failed"
-    return Check(name, status, f"{what} {value:.3g} (bound {bound:.3g})", value, bound)

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from surgery.errors import SurgeryError
-from surgery.loading import operation_modules
+from surgery.loading import operation_modules, operation_of
 from surgery.loading.caches import cache_of, named, with_cache
+from surgery.operations import OPERATIONS
 
 if TYPE_CHECKING:
     import torch
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 
 # The offsets that make equality non-trivial: at its start value a multiplier may be 1 everywhere.
 RANDOM_SPREAD = 0.08
-# Screening that starts open is still open a little further on, so its parameters are drawn from ranges that bite.
-RANDOM_RANGES = {"threshold": (-0.3, 0.3), "softness": (0.05, 0.3), "log2_window": (2.0, 6.0)}
-# How far a screening unit is from softmax is what it is, and nothing that a check may change.
-FIXED = ("renormalisation",)
 DECODED_TOKENS = 8
 # Slots of padding before a row, or after it.
 PADDING = 7
@@ -36,32 +33,32 @@ PADDING = 7
 def randomized(model: torch.nn.Module, spread: float = RANDOM_SPREAD, seed: int = 0) -> Iterator[None]:
     """Every operation parameter moved by its own random amount, uniform within ``spread``; put back afterwards.
 
-    Those in :data:`RANDOM_RANGES` are drawn anew from there, and those in :data:`FIXED` stay.
+    A parameter with a range in ``Operation.test_ranges`` is drawn from there; ``Operation.constants`` stay.
     """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    modules = operation_modules(model).values()
     parameters = [
-        (name, parameter)
-        for module in modules
+        (parameter, operation.test_ranges.get(name))
+        for path, module in operation_modules(model).items()
+        for operation in (OPERATIONS[operation_of(path)],)
         for name, parameter in module.named_parameters(recurse=False)
-        if name not in FIXED
+        if name not in operation.constants
     ]
-    before = [parameter.detach().clone() for _, parameter in parameters]
+    before = [parameter.detach().clone() for parameter, _ in parameters]
     try:
         with torch.no_grad():
-            for name, parameter in parameters:
+            for parameter, test_range in parameters:
                 noise = torch.rand(parameter.shape, generator=generator).to(parameter)
-                if name in RANDOM_RANGES:
-                    low, high = RANDOM_RANGES[name]
+                if test_range is not None:
+                    low, high = test_range
                     parameter.copy_(low + (high - low) * noise)
                 else:
                     parameter.add_((2 * noise - 1) * spread)
         yield
     finally:
         with torch.no_grad():
-            for (_, parameter), value in zip(parameters, before, strict=True):
+            for (parameter, _), value in zip(parameters, before, strict=True):
                 parameter.copy_(value)
 
 
@@ -75,7 +72,9 @@ class Multipliers:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._modules: list[Any] = [
-            module for path, module in operation_modules(model).items() if path.endswith(".ssmax")
+            module
+            for path, module in operation_modules(model).items()
+            if OPERATIONS[operation_of(path)].multiplies_queries
         ]
 
     def __getattr__(self, name: str) -> Any:

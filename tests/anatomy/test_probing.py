@@ -18,7 +18,7 @@ from surgery.commands.app import app
 from surgery.conversion import convert, make_plan, revert
 from surgery.errors import CheckpointError, PlanRefusedError
 from surgery.operations.inspection import inspect
-from surgery.verification import verify, verifying
+from surgery.verification import verification, verify
 from surgery.zoo.running import open_zoo, run_zoo
 from tests.conversion.conftest import tree
 from tests.families import _COMMON, _MOE, families_for_the_matrix
@@ -88,7 +88,7 @@ def test_an_unknown_family_is_converted_verified_and_reverted(
     laguna: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool
 ) -> None:
     if not fresh:
-        monkeypatch.setattr(verifying, "fresh_checks", lambda *_: [])
+        monkeypatch.setattr(verification, "fresh_checks", lambda *_: [])
     result = convert(laguna, layers="all", output=tmp_path / "out", allow_unverified=True)
     assert any("unverified family: 'laguna'" in warning for warning in result.plan.warnings)
     assert "unverified family: 'laguna'" in (result.output / "README.md").read_text()
@@ -113,7 +113,7 @@ def test_more_unknown_families(tmp_path: Path, model_type: str) -> None:
 def test_a_model_that_keeps_its_state_elsewhere_fails_the_verification(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verifying, "fresh_checks", lambda *_: [])
+    monkeypatch.setattr(verification, "fresh_checks", lambda *_: [])
     source = tiny(tmp_path / "source", "recurrent_gemma", lru_width=32, head_dim=8, attention_window_size=16)
     out = convert(source, layers="all", output=tmp_path / "out", allow_unverified=True).output
     failed = {check.name: check.detail for check in verify(out, against=source, record=False).failed}
@@ -131,8 +131,8 @@ def test_it_is_inspected_where_that_is_allowed(laguna: Path) -> None:
         inspect(laguna)
     inspection = inspect(laguna, allow_unverified=True)
     assert inspection.anatomy.family.unverified
-    assert all(reason is None for reason in inspection.applies["ssmax"])
-    assert all("unverified family" in str(reason) for reason in inspection.applies["rope"])
+    assert all(reason is None for reason in inspection.reasons["ssmax"])
+    assert all("unverified family" in str(reason) for reason in inspection.reasons["rope"])
     printed = CliRunner().invoke(app, ["inspect", str(laguna), "--allow-unverified"]).stdout
     assert "laguna (unverified)" in printed and f"--to ssmax {laguna} --allow-unverified" in printed
 

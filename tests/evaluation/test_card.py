@@ -59,7 +59,7 @@ def test_a_budget_for_the_loss(
     assert console.run(app, [*given, "--max-loss-increase", "5"]) == 0
     (check,) = [one for one in json.loads(capsys.readouterr().out)["checks"] if one["name"] == "loss"]
     assert check["status"] == "passed" and check["bound"] == 5 and "95% interval" in check["detail"]
-    monkeypatch.setattr("surgery.verification.verifying.fresh_checks", lambda *_: [])  # done above
+    monkeypatch.setattr("surgery.verification.verification.fresh_checks", lambda *_: [])  # done above
     assert console.run(app, [*given, "--max-loss-increase", "-5"]) == 4
     (check,) = [one for one in json.loads(capsys.readouterr().out)["checks"] if one["name"] == "loss"]
     assert check["status"] == "failed"
@@ -85,6 +85,6 @@ def test_what_a_budget_needs(
 
 def test_texts_are_looked_at_before_anything_else(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(place)
-    monkeypatch.setattr("surgery.verification.verifying.file_checks", None)
+    monkeypatch.setattr("surgery.verification.verification.file_checks", None)
     with pytest.raises(UsageError, match="holds no file"):
         surgery.verify("converted", against="source", max_loss_increase=0.1, text=[tmp_path])

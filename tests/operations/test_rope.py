@@ -164,13 +164,13 @@ def test_what_a_family_cannot_run_or_does_not_have(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(reading, "read_ropes", lambda *_: ())
     with pytest.raises(PlanRefusedError, match="no rotary positions to change"):
         changed(bare_source(tmp_path / "none"))
-    assert set(inspect(tmp_path / "none").applies["rope"]) == {"the family has no rotary positions"}
+    assert set(inspect(tmp_path / "none").reasons["rope"]) == {"the family has no rotary positions"}
 
 
 @pytest.mark.parametrize(("options", "length"), [({}, 1024), ({"original_length": 4096}, 4096)])
 def test_a_scaling_is_replaced_when_asked(tmp_path: Path, options: dict[str, Any], length: int) -> None:
     source = bare_source(tmp_path / "model", rope_theta=5e5, rope_scaling=LLAMA3)
-    assert set(inspect(source).applies["rope"]) == {"scaled already (llama3)"}
+    assert set(inspect(source).reasons["rope"]) == {"scaled already (llama3)"}
     plan = make_plan(source, [{"name": "rope", "factor": 4, "replace": True, **options}]).plan
     parameters = plan.config["rope_parameters"]
     assert parameters == {

@@ -105,7 +105,7 @@ def test_sliding_layers_are_skipped_with_the_window_as_reason(family: str, tmp_p
         changes |= {row.window: 16, **({row.window_gate: True} if row.window_gate else {})}
     anatomy = read_anatomy(open_checkpoint(bare_source(tmp_path / "model", family, **changes)))
     for layer in anatomy.layers:
-        reason = SSMAX.skipping(layer)
+        reason = SSMAX.reason_to_skip(layer, anatomy)
         assert (reason is None) == (layer.kind == "full" and not layer.scaled)
         assert reason is None or ("by the position already" if layer.scaled else "16 keys") in reason
 

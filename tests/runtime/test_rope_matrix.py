@@ -17,7 +17,8 @@ from surgery.anatomy.rope import LOCAL_THETA_KEY, PARTIAL_KEYS, THETA_KEYS
 from surgery.checkpoint import open_checkpoint
 from surgery.conversion import convert
 from surgery.errors import PlanRefusedError
-from surgery.loading import operations_off, rotary_modules
+from surgery.loading import operations_off
+from surgery.operations.rope.modules import rotary_modules
 from surgery.verification.presentations import presentation_differences, randomized
 from tests.families import TRAINED_LENGTH, families_for_the_matrix
 from tests.runtime.test_family_matrix import BOUND, load, logits, tokens
@@ -97,7 +98,7 @@ def test_with_ssmax_in_one_plan(make_source: Any, tmp_path: Path, family: str, f
     model, expected = load(out), logits(load(source), tokens())
     with operations_off(model):
         assert torch.equal(logits(model, tokens()), expected)
-    with operations_off(model, rope=False):
+    with operations_off(model, keep=("rope",)):
         rope_alone = logits(model, tokens())
     start = logits(model, tokens())
     assert torch.equal(start, rope_alone) == (form == "anchored")

@@ -15,6 +15,7 @@ from surgery.conversion import convert
 from surgery.errors import PlanRefusedError
 from surgery.loading import operation_modules
 from surgery.loading.model import recompute
+from surgery.operations import OPERATIONS
 from surgery.verification.presentations import presentation_differences, randomized
 from tests.families import VOCABULARY, WINDOW, families_for_the_matrix
 from tests.runtime.test_family_matrix import BOUND, load, logits, tokens
@@ -31,7 +32,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 def screened(source: Path, out: Path, **options: Any) -> Path:
-    if reason := FAMILIES[source.name.removeprefix("tiny-")].without.get("screening"):
+    if reason := OPERATIONS["screening"].family_refusal(FAMILIES[source.name.removeprefix("tiny-")]):
         with pytest.raises(PlanRefusedError, match=reason):
             convert(source, "screening", layers="all", output=out, **{"open": True, **options})
         pytest.skip(reason)

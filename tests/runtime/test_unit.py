@@ -16,6 +16,7 @@ from surgery.conversion import convert
 from surgery.errors import PlanRefusedError
 from surgery.loading import operation_modules, operations_off
 from surgery.loading.caches import with_cache
+from surgery.operations import OPERATIONS
 from surgery.runtime.modeling_surgery import Screening, WindowedCache
 from surgery.verification.behaviour import rounding_error
 from surgery.verification.presentations import presentation_differences, randomized
@@ -47,7 +48,7 @@ def accept(made: Screening, rho: torch.Tensor, sinks: int = 0) -> torch.Tensor:
 
 def unit(source: Path, out: Path, **options: Any) -> Path:
     given = {"form": "unit", "open": True, "renormalisation": 0.0, "layers": "all", "output": out, **options}
-    if reason := FAMILIES[source.name.removeprefix("tiny-")].without.get("screening"):
+    if reason := OPERATIONS["screening"].family_refusal(FAMILIES[source.name.removeprefix("tiny-")]):
         with pytest.raises(PlanRefusedError, match=reason):
             convert(source, "screening", **given)
         pytest.skip(reason)

@@ -22,7 +22,7 @@ from surgery.loading import load_model, operation_modules
 from surgery.loading import model as loading
 from surgery.loading.caches import cache_of
 from surgery.runtime import modeling_surgery
-from surgery.verification import verify, verifying
+from surgery.verification import verification, verify
 from surgery.verification.presentations import randomized
 from tests.conversion.conftest import tree
 from tests.families import IMAGE_TOKEN, WINDOW
@@ -130,7 +130,7 @@ def test_screening_of_words_and_images(make_source: Any, tmp_path: Path, family:
 def _fresh(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether what loads it in a process of its own, without this package, is part of the verification."""
     if not request.param:
-        monkeypatch.setattr(verifying, "fresh_checks", lambda *_: [])
+        monkeypatch.setattr(verification, "fresh_checks", lambda *_: [])
 
 
 @pytest.mark.usefixtures("_fresh")

@@ -39,6 +39,6 @@ def make_pair(source: Path, tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def without_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the checks of a fresh process, which take the time, where they are not what is tried."""
-    from surgery.verification import verifying
+    from surgery.verification import verification
 
-    monkeypatch.setattr(verifying, "fresh_checks", lambda *_: [])
+    monkeypatch.setattr(verification, "fresh_checks", lambda *_: [])

@@ -6,6 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from surgery.anatomy import Rope
+from surgery.operations.rope.options import TYPES, RopeOptions
+
+ORIGINAL_LENGTH_KEY = "original_max_position_embeddings"
+
 
 def plain(theta: float, dim: int) -> list[float]:
     """theta^(-2i/d) for i = 0..d/2 - 1, in radians per position (Su et al., arXiv 2104.09864, equation 15)."""
@@ -63,3 +68,25 @@ def yarn_attention_factor(factor: float) -> float:
 def ntk_theta(theta: float, factor: float, dim: int) -> float:
     """theta * factor^(d / (d - 2)): the slowest frequency, i = d/2 - 1, comes out divided by exactly the factor."""
     return theta * factor ** (dim / (dim - 2))
+
+
+def changed_parameters(options: RopeOptions, rope: Rope) -> dict[str, Any]:
+    """The parameters of a RoPE after the change by resolved options, spelled as in ``rope_parameters``."""
+    theta = rope.theta
+    if options.type == "theta":
+        theta = options.theta or theta * (options.theta_factor or 1.0)
+    elif options.type == "ntk":
+        theta = ntk_theta(theta, options.factor, rope.dim)
+    found: dict[str, Any] = {"rope_type": TYPES[options.type][0], "rope_theta": theta}
+    if "partial_rotary_factor" in rope.parameters:
+        found["partial_rotary_factor"] = rope.parameters["partial_rotary_factor"]
+    if options.type in ("linear", "yarn"):
+        found["factor"] = options.factor
+    if options.type == "yarn":
+        found |= {
+            ORIGINAL_LENGTH_KEY: options.original_length,
+            "attention_factor": options.attention_factor,
+            "beta_fast": options.beta_fast,
+            "beta_slow": options.beta_slow,
+        }
+    return found

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from surgery.anatomy import Anatomy, AttentionLayer, Rope
+from surgery.anatomy import Anatomy, AttentionLayer, Family, Rope
 from surgery.anatomy.rope import LOCAL_THETA_KEY, THETA_KEYS
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.operations.base import Operation, PlannedTensor
-from surgery.operations.rope.frequencies import ntk_theta, yarn_attention_factor
+from surgery.operations.rope.frequencies import ORIGINAL_LENGTH_KEY, changed_parameters, yarn_attention_factor
 from surgery.operations.rope.options import TYPES, RopeOptions
 
-_ORIGINAL = "original_max_position_embeddings"
+if TYPE_CHECKING:
+    from surgery.operations.check import Check, CheckedModel
+
 # transformers takes them over into rope_parameters, or lets them win over it; a change must not leave them behind.
 _OLD_KEYS = ("rope_scaling", LOCAL_THETA_KEY, *THETA_KEYS, "rotary_pct")
 
@@ -21,6 +23,7 @@ class RopeChange(Operation):
     """Other frequencies, and more positions."""
 
     name = "rope"
+    title = "RoPE"
     summary = "rotary positions for longer texts (YaRN, NTK, linear, another theta); config.json alone"
     options = RopeOptions
     explanation = (
@@ -29,7 +32,13 @@ class RopeChange(Operation):
     )
     in_config_alone = True
 
-    def obstacle(self, layer: AttentionLayer, anatomy: Anatomy) -> str | None:
+    def family_refusal(self, family: Family) -> str | None:
+        """Also a family without rotary positions, and one that the table does not have."""
+        if family.unverified:
+            return "the positions of an unverified family are left as they are"
+        return super().family_refusal(family) or ("it has no rotary positions" if family.rope == "none" else None)
+
+    def reason_to_skip(self, layer: AttentionLayer, anatomy: Anatomy) -> str | None:
         """A model without RoPE, one that is scaled already, and layers with a RoPE for what is near alone."""
         rope = _rope_of(layer, anatomy)
         if rope is None:
@@ -46,7 +55,7 @@ class RopeChange(Operation):
             return f"every layer slides and sees no farther than {layer.window} keys"
         return None
 
-    def way(self, layer: AttentionLayer, anatomy: Anatomy) -> str | None:
+    def option_to_include(self, layer: AttentionLayer, anatomy: Anatomy) -> str | None:
         """The RoPE of the sliding layers by name, one that all of them share by ``all``, a scaled one by replacing."""
         rope = _rope_of(layer, anatomy)
         if rope is None or self.refusal(layer) or any(done.get("name") == self.name for done in anatomy.operations):
@@ -126,39 +135,40 @@ class RopeChange(Operation):
         """transformers 5's ``rope_parameters``, whichever keys the source used; those it used go."""
         assert options.original_length is not None
         parameters = {
-            rope.label: self.parameters(options, rope) if set(rope.layers) <= set(options.layers) else rope.parameters
+            rope.label: changed_parameters(options, rope)
+            if set(rope.layers) <= set(options.layers)
+            else rope.parameters
             for rope in anatomy.ropes
         }
         removed = [key for key in _OLD_KEYS if key in anatomy.config]
         # A family's own field of this name would win over the number in rope_parameters; only Phi-3 has one.
-        if options.type == "yarn" and _ORIGINAL in anatomy.config:
-            removed.append(_ORIGINAL)
+        if options.type == "yarn" and ORIGINAL_LENGTH_KEY in anatomy.config:
+            removed.append(ORIGINAL_LENGTH_KEY)
         return {
             "max_position_embeddings": round(options.original_length * options.factor),
             "rope_parameters": _as_written(parameters),
             **dict.fromkeys(removed),
         }
 
-    def parameters(self, options: RopeOptions, rope: Rope) -> dict[str, Any]:
-        """What resolved options make of one RoPE, as ``rope_parameters`` spells it."""
-        theta = rope.theta
-        if options.type == "theta":
-            theta = options.theta or theta * (options.theta_factor or 1.0)
-        elif options.type == "ntk":
-            theta = ntk_theta(theta, options.factor, rope.dim)
-        found: dict[str, Any] = {"rope_type": TYPES[options.type][0], "rope_theta": theta}
-        if "partial_rotary_factor" in rope.parameters:
-            found["partial_rotary_factor"] = rope.parameters["partial_rotary_factor"]
-        if options.type in ("linear", "yarn"):
-            found["factor"] = options.factor
-        if options.type == "yarn":
-            found |= {
-                _ORIGINAL: options.original_length,
-                "attention_factor": options.attention_factor,
-                "beta_fast": options.beta_fast,
-                "beta_slow": options.beta_slow,
-            }
-        return found
+    def facts(self, anatomy: Anatomy) -> Mapping[str, Any]:
+        """The parameters of each RoPE, by the kind of layer that uses it."""
+        return {self.name: {rope.label or "all": dict(rope.parameters) for rope in anatomy.ropes}}
+
+    def facts_in_words(self, anatomy: Anatomy) -> Mapping[str, str]:
+        """Type, factor and theta of each RoPE."""
+        return {self.name: "; ".join(map(_in_words, anatomy.ropes)) or "no rotary positions"}
+
+    def source_modules(self, model: Any) -> Mapping[str, Any]:
+        """The modules that compute cosine and sine, made from what config.json said before the change."""
+        from surgery.operations.rope.modules import source_modules
+
+        return source_modules(model)
+
+    def checks(self, checked: CheckedModel, options: RopeOptions) -> list[Check]:
+        """The frequencies of the loaded model, and their effect on the logits."""
+        from surgery.operations.rope.verification import check_effect, check_frequencies
+
+        return [check_frequencies(checked, options), check_effect(checked)]
 
     def warnings(self, options: RopeOptions, anatomy: Anatomy) -> tuple[str, ...]:
         """Where the change reaches further than a user may expect, or less far than before."""
@@ -218,13 +228,23 @@ class RopeChange(Operation):
             )
         if options.original_length is not None:
             return options.original_length
-        stated = scaled.parameters.get(_ORIGINAL) or anatomy.config.get(_ORIGINAL)
+        stated = scaled.parameters.get(ORIGINAL_LENGTH_KEY) or anatomy.config.get(ORIGINAL_LENGTH_KEY)
         if not isinstance(stated, int) or isinstance(stated, bool) or stated < 2:
             raise PlanRefusedError(
                 f"config.json does not say how long the texts were before its scaling ({scaled.type})",
                 hint="Say it: --original-length 8192, or whatever it was.",
             )
         return stated
+
+
+def _in_words(rope: Rope) -> str:
+    factor = rope.parameters.get("factor")
+    return (
+        (f"{rope.label}: " if rope.label else "")
+        + rope.type
+        + (f" x {factor:g}" if isinstance(factor, int | float) else "")
+        + f", theta {rope.theta:g}"
+    )
 
 
 def _rope_of(layer: AttentionLayer, anatomy: Anatomy) -> Rope | None:

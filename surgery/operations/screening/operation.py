@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from types import MappingProxyType
+from typing import Any, get_args
 
-from surgery.anatomy import Anatomy, AttentionLayer
-from surgery.errors import PlanRefusedError
-from surgery.operations.base import Operation, OperationOptions, PlannedTensor
+from surgery.anatomy import Anatomy, AttentionLayer, Family
+from surgery.errors import PlanRefusedError, UsageError
+from surgery.operations.base import LayerWord, Operation, OperationOptions, PlannedTensor
 from surgery.operations.measured import ObservedRows
 from surgery.operations.screening.options import ScreeningOptions
 
@@ -37,8 +38,15 @@ class Screening(Operation):
     """softmax(z) times alpha, over the keys that are accepted; or alpha alone."""
 
     name = "screening"
+    title = "screening"
     summary = "thresholds and windows per head, so that keys are really rejected"
     options = ScreeningOptions
+    calibrates = True
+    needed_options = "--calibrate TEXTS (or --open, to train from there)"
+    # Screening that starts open is still open a little further on, so these ranges lie where it rejects keys.
+    test_ranges = MappingProxyType({"threshold": (-0.3, 0.3), "softness": (0.05, 0.3), "log2_window": (2.0, 6.0)})
+    # Its start value says how far the unit is from softmax.
+    constants = ("renormalisation",)
     explanation = (
         "Screening rejects keys: rho = cos(q, k), after norms and RoPE, is held against a threshold t of the head, and "
         "the distance against its window. Softmax weights are multiplied by clamp((rho - t) / tau, 0, 1)^2 and "
@@ -55,7 +63,13 @@ class Screening(Operation):
         "others it stops with an error."
     )
 
-    def skipping(self, layer: AttentionLayer) -> str | None:
+    def family_refusal(self, family: Family) -> str | None:
+        """Also a family with learned sinks."""
+        if family.sinks:
+            return "learned sinks take part in its softmax, which screening does not count"
+        return super().family_refusal(family)
+
+    def reason_to_skip(self, layer: AttentionLayer, anatomy: Anatomy) -> str | None:
         """Sliding and chunked layers: they reject by distance already."""
         if reason := self.refusal(layer):
             return reason
@@ -150,12 +164,32 @@ class Screening(Operation):
             return None
         return "everywhere" if is_open(options.start, options.full_window) else None
 
-    def clash(self, options: ScreeningOptions, other: OperationOptions) -> str | None:
+    def conflict(self, options: ScreeningOptions, other: OperationOptions) -> str | None:
         """SSMax multiplies what goes into softmax, and a unit has none."""
         both = sorted(set(map(int, options.layers)) & set(map(int, other.layers))) if other.name == "ssmax" else []
         if options.form != "unit" or not both:
             return None
         return f"layer {both[0]} is to be a screening unit, which has no softmax that ssmax could scale"
+
+    def unfinished(self, options: ScreeningOptions) -> str | None:
+        """A plan that was made in place of a calibration."""
+        if options.calibration == PENDING:
+            return "the plan shows shapes only: its thresholds and windows wait for a calibration"
+        return None
+
+    def calibrated(self, given: Mapping[str, Any], calibration: Any) -> Mapping[str, Any]:
+        """Every option that was given must be the one that was calibrated with, or have been resolved in it."""
+        own: dict[str, Any] = calibration.options()
+        resolved = ScreeningOptions.model_validate(own).model_dump()
+        for name, value in given.items():
+            if name == "layers" and value in get_args(LayerWord):
+                continue  # resolved in the calibration
+            wanted = ScreeningOptions.model_validate({"form": own["form"], "open": True, name: value})
+            if name == "keep_softmax" and not set(own["layers"]) & set(wanted.model_dump()[name] or ()):
+                continue  # so are the others
+            if name not in own or getattr(wanted, name) != resolved[name]:
+                raise UsageError(f"{name} {value!r} is not what was calibrated", hint="Calibrate again with it.")
+        return own
 
     def explain(self, options: ScreeningOptions) -> str:
         """By the form."""
@@ -212,3 +246,7 @@ class Screening(Operation):
         if not anatomy.family.sdpa:
             found.append("this family has no sdpa attention: screening runs through its dense attention")
         return tuple(found)
+
+    def effective_values(self, module: Any) -> tuple[Any, tuple[Any, ...]]:
+        """A threshold that rejects every key that may be rejected, and one that rejects none."""
+        return module.threshold, (0.95, -3.0)

@@ -12,6 +12,7 @@ from surgery.operations.base import Operation, PlannedTensor
 from surgery.operations.ssmax.options import FORMS, SSMaxOptions
 
 if TYPE_CHECKING:
+    from surgery.operations.check import Check, CheckedModel
     from surgery.operations.learned_numbers import LearnedNumbers
 
 
@@ -30,8 +31,10 @@ class SSMax(Operation):
     """softmax(m(n) z) instead of softmax(z), as a multiplier of the query."""
 
     name = "ssmax"
+    title = "SSMax"
     summary = "a learned scale per head times ln n, so that attention does not fade with length"
     options = SSMaxOptions
+    multiplies_queries = True
     explanation = (
         "n is the number of keys that a query may attend to. softmax(m(n) z) is SSMax "
         "([arXiv 2501.19399](https://arxiv.org/abs/2501.19399)); it is applied as `query * m(n)` before whatever "
@@ -44,7 +47,7 @@ class SSMax(Operation):
             return "the family scales the queries of this layer by the position already"
         return super().refusal(layer)
 
-    def skipping(self, layer: AttentionLayer) -> str | None:
+    def reason_to_skip(self, layer: AttentionLayer, anatomy: Anatomy) -> str | None:
         """Layers of a bounded n, where a multiplier that grows with n has nothing to do."""
         if reason := self.refusal(layer):
             return reason
@@ -139,3 +142,13 @@ class SSMax(Operation):
         if self.identity(options) is None:
             found.append("the converted model differs from the source until it is trained (surgery finetune)")
         return tuple(found)
+
+    def checks(self, checked: CheckedModel, options: SSMaxOptions) -> list[Check]:
+        """``logn`` has no parameter to change, so its effect is checked with another N."""
+        from surgery.operations.ssmax.verification import check_beyond_reference
+
+        return [check_beyond_reference(checked)] if options.form == "logn" else []
+
+    def effective_values(self, module: Any) -> tuple[Any, tuple[Any, ...]]:
+        """Another scale."""
+        return module.scale, (module.scale.detach() + 0.1,)

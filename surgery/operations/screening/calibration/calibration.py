@@ -216,9 +216,10 @@ def recorded(
 
 def resolved_options(options: Mapping[str, Any], anatomy: Anatomy) -> ScreeningOptions:
     """Options of the operation, as it starts while it is calibrated: open."""
-    anatomy.family.check_operation("screening")
+    operation = OPERATIONS["screening"]
+    operation.check_family(anatomy.family)
     given = {**options, "name": "screening", "open": True}
-    resolved: OperationOptions = OPERATIONS["screening"].resolve(ScreeningOptions.model_validate(given), anatomy)
+    resolved: OperationOptions = operation.resolve(ScreeningOptions.model_validate(given), anatomy)
     assert isinstance(resolved, ScreeningOptions)
     return resolved
 

@@ -94,6 +94,11 @@ class Calibration:
     warnings: tuple[str, ...] = ()
 
     @property
+    def operation(self) -> str:
+        """The name of the operation that the values are for."""
+        return "screening"
+
+    @property
     def form(self) -> str:
         """The form of screening that it is for."""
         return str(self.settings.get("form", "gated"))
@@ -123,7 +128,7 @@ class Calibration:
         parameters = UNIT_PARAMETERS if self.form == "unit" else PARAMETERS
         exponent = {"renormalisation": settings["renormalisation"]} if self.form == "unit" else {}
         return {
-            "name": "screening",
+            "name": self.operation,
             "form": self.form,
             **exponent,
             "layers": tuple(entry.layer for entry in self.layers),

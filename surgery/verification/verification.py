@@ -19,12 +19,17 @@ from surgery.conversion.reverting import read_plan, trained_weights
 from surgery.data import read_documents
 from surgery.errors import CheckpointError, UsageError
 from surgery.loading import RunOptions, environment, load_model, load_tokenizer, operation_modules
-from surgery.verification.behaviour import ablation_checks, identity_checks, plain_logits, presentation_checks
+from surgery.verification.behaviour import (
+    ablation_checks,
+    identity_checks,
+    own_checks,
+    plain_logits,
+    presentation_checks,
+)
 from surgery.verification.checks import Check, Verification
 from surgery.verification.files import file_checks
 from surgery.verification.fresh import FreshRequest, fresh_checks
 from surgery.verification.presentations import DECODED_TOKENS, PADDING, PRESENTATIONS
-from surgery.verification.rope import rope_checks
 from surgery.verification.truncated import truncate
 from surgery.version import __version__
 
@@ -231,7 +236,7 @@ def _running_checks(
     checks += fresh_checks(request, plain_logits(model, tokens[:, :FRESH_TOKENS]), reference_tokens)
     say("comparing with the source", 0, 1)
     checks += identity_checks(model, tokens, source_logits, plan, trained_weights(folder), length)
-    checks += rope_checks(model, tokens[:, :FRESH_TOKENS], plan, anatomy)
+    checks += own_checks(model, tokens[:, :FRESH_TOKENS], plan, anatomy)
     device_tokens = tokens.to(model.device)
     with torch.no_grad():
         # Each presentation is run twice: with the operation off, and on.

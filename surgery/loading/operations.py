@@ -1,0 +1,67 @@
+"""The operations of a loaded model: find their modules, and switch them off to get the source's behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from surgery.operations import OPERATIONS
+
+if TYPE_CHECKING:
+    import torch
+
+
+def operation_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The operations' own modules of a model, by path (``model.layers.0.self_attn.NAME``)."""
+    return {path: module for path, module in model.named_modules() if operation_of(path) in OPERATIONS}
+
+
+def operation_of(path: str) -> str:
+    """The name of the operation whose module lies at a path."""
+    return path.rpartition(".")[2]
+
+
+@contextmanager
+def operations_off(model: torch.nn.Module, *, keep: Collection[str] = ()) -> Iterator[None]:
+    """The model with the source's behaviour inside the ``with``: the same weights, and no second copy of them.
+
+    Args:
+        model: with operations, or without.
+        keep: names of operations that stay on.
+    """
+    modules: list[Any] = [one for path, one in operation_modules(model).items() if operation_of(path) not in keep]
+    enabled_before = [module.enabled for module in modules]
+    replaced = _source_modules(model, keep)
+    for module in modules:
+        module.enabled = False
+    for parent, attribute, _, source in replaced:
+        setattr(parent, attribute, source)
+    try:
+        yield
+    finally:
+        for module, enabled in zip(modules, enabled_before, strict=True):
+            module.enabled = enabled
+        for parent, attribute, converted, _ in replaced:
+            setattr(parent, attribute, converted)
+
+
+def switch_off(model: torch.nn.Module) -> None:
+    """As :func:`operations_off`, for good."""
+    modules: list[Any] = list(operation_modules(model).values())
+    for module in modules:
+        module.enabled = False
+    for parent, attribute, _, source in _source_modules(model, ()):
+        setattr(parent, attribute, source)
+
+
+def _source_modules(model: torch.nn.Module, keep: Collection[str]) -> list[tuple[Any, str, Any, Any]]:
+    """(parent, attribute, module of the converted model, module of the source) wherever an operation replaced one."""
+    found = []
+    for name, operation in OPERATIONS.items():
+        if name in keep:
+            continue
+        for path, source in operation.source_modules(model).items():
+            parent, _, attribute = path.rpartition(".")
+            found.append((model.get_submodule(parent), attribute, model.get_submodule(path), source))
+    return found

@@ -1,0 +1,26 @@
+"""The check of SSMax's own: the form ``logn`` has an effect on queries that see more than N keys."""
+
+from __future__ import annotations
+
+import math
+
+from surgery.operations.check import Check, CheckedModel
+
+# N for the check, since its text is short.
+LOWERED_REFERENCE = 2
+
+
+def check_beyond_reference(checked: CheckedModel) -> Check:
+    """Logits with ``logn`` differ from logits without it, once N is lower than the text is long."""
+    modules = [module for module in checked.modules.values() if getattr(module, "form", None) == "logn"]
+    before = [module.log_reference for module in modules]
+    try:
+        for module in modules:
+            module.log_reference = math.log(LOWERED_REFERENCE)
+        on = checked.logits()
+    finally:
+        for module, value in zip(modules, before, strict=True):
+            module.log_reference = value
+    moved = (on - checked.logits(on=checked.others)).abs().max().item()
+    detail = f"with N = {LOWERED_REFERENCE} in place of {math.exp(max(before)):.0f}, the logits change by {moved:.3g}"
+    return Check("ablation", "passed" if moved > 0.0 else "failed", detail, moved)
