@@ -13,6 +13,7 @@ from surgery import colours
 from surgery.markdown import escape_markdown
 from surgery.reporting import wording
 from surgery.reporting.drawings import Drawings, draw_all
+from surgery.reporting.sections import view_of
 
 Plain = Mapping[str, Any]
 Histories = Sequence[Sequence[Plain]]
@@ -92,6 +93,7 @@ def _render(template: str, result: Plain, *, escaped: bool, drawings: Drawings |
     )
     environment.filters.update({name: getattr(wording, name) for name in _FILTERS} | {"md": escape_markdown})
     environment.globals["span"] = wording.span
+    environment.globals["key_figure"] = lambda section, own: view_of(section["kind"]).key_figure(section, own)
     return environment.get_template(template).render(
         result=result,
         drawings=drawings,
