@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +14,7 @@ from surgery.colours import NOTE
 from surgery.commands import console
 from surgery.commands.app import app
 from surgery.errors import ExitCode, UsageError
+from surgery.zoo.engines import EngineName
 
 if TYPE_CHECKING:
     from surgery.zoo.plan import ZooPlan
@@ -36,20 +36,13 @@ _Address = Annotated[
 ]
 
 
-class EngineChoice(StrEnum):
-    """Where items run."""
-
-    local = "local"
-    ray = "ray"
-
-
 _Push = Annotated[
     str | None,
     typer.Option(
         metavar="OWNER", help="Then upload each output with its card to OWNER/OUTPUT on the hub, private if it is new."
     ),
 ]
-_Engine = Annotated[EngineChoice, typer.Option(help="local: processes of this machine; ray: a cluster.")]
+_Engine = Annotated[EngineName, typer.Option(help="local: processes of this machine; ray: a cluster.")]
 
 
 @zoo.command()
@@ -64,7 +57,7 @@ def plan(
     Exit code 5 if some items are refused, 3 if nothing is left to do then.
     """
     from surgery.commands.zoo_tables import plan_table
-    from surgery.zoo.running import open_zoo
+    from surgery.zoo.zoo import open_zoo
 
     console.setup(verbose=verbose)
     found = open_zoo(manifest).plan(force=force)
@@ -82,7 +75,7 @@ def plan(
 def run(
     manifest: _Manifest,
     force: _Force = False,
-    engine: _Engine = EngineChoice.local,
+    engine: _Engine = EngineName.local,
     ray_address: _Address = None,
     push: _Push = None,
     events: console.EventsOption = None,
@@ -101,7 +94,7 @@ def run(
 def retry(
     manifest: _Manifest,
     force: _Force = False,
-    engine: _Engine = EngineChoice.local,
+    engine: _Engine = EngineName.local,
     ray_address: _Address = None,
     push: _Push = None,
     events: console.EventsOption = None,
@@ -119,7 +112,7 @@ def status(manifest: _Manifest, as_json: console.JsonOption = False, verbose: co
 
     Exit code 5 if something failed, was refused or is out of date.
     """
-    from surgery.zoo.running import zoo_status
+    from surgery.zoo.zoo import zoo_status
 
     console.setup(verbose=verbose)
     _finish(zoo_status(manifest), as_json=as_json)
@@ -128,8 +121,8 @@ def status(manifest: _Manifest, as_json: console.JsonOption = False, verbose: co
 @zoo.command()
 def report(manifest: _Manifest, as_json: console.JsonOption = False, verbose: console.VerboseOption = False) -> None:
     """Write summary.json and report.html from the ledger into the output folder; every run does so at its end."""
-    from surgery.zoo.running import open_zoo
     from surgery.zoo.summaries import write_summary
+    from surgery.zoo.zoo import open_zoo
 
     console.setup(verbose=verbose)
     opened = open_zoo(manifest)
@@ -155,7 +148,7 @@ def reference() -> None:
 def _run(
     manifest: Path,
     force: bool,
-    engine: EngineChoice,
+    engine: EngineName,
     ray_address: str | None,
     push: str | None,
     events: Path | None,
@@ -166,12 +159,13 @@ def _run(
     only_failed: bool,
 ) -> None:
     from surgery.checkpoint.hub_upload import check_owner
-    from surgery.zoo.running import open_zoo, run_zoo
+    from surgery.zoo.run import run_zoo
     from surgery.zoo.summaries import write_summary
     from surgery.zoo.uploads import push_zoo
+    from surgery.zoo.zoo import open_zoo
 
     console.setup(verbose=verbose, quiet=quiet)
-    if ray_address is not None and engine is not EngineChoice.ray:
+    if ray_address is not None and engine is not EngineName.ray:
         raise UsageError("--ray-address goes with --engine ray.")
     opened = open_zoo(manifest)
     if only_failed and not opened.is_begun:
@@ -181,7 +175,7 @@ def _run(
     with _listening(events, quiet=quiet) as (on_plan, on_event):
         summary = run_zoo(
             opened,
-            engine=engine.value,
+            engine=engine,
             address=ray_address,
             force=force,
             only_failed=only_failed,

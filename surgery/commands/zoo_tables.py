@@ -18,7 +18,7 @@ from surgery.checkpoint import format_size
 from surgery.colours import LABEL, NOTE, STATES
 from surgery.commands.console import printable
 from surgery.zoo.manifest import plain_level
-from surgery.zoo.quantities import duration
+from surgery.zoo.quantities import format_duration
 
 if TYPE_CHECKING:
     from surgery.zoo.plan import ZooPlan
@@ -38,9 +38,9 @@ def plan_table(plan: ZooPlan, width: int) -> Group:
         rows.append(
             (
                 printable(row.item.name),
-                Text("replace" if row.again and ready else row.state, style=STATES[row.state]),
+                Text("replace" if row.replaces_output and ready else row.state, style=STATES[row.state]),
                 row.family,
-                format_size(row.bytes) if row.bytes is not None else "?" if ready else "",
+                format_size(row.source_bytes) if row.source_bytes is not None else "?" if ready else "",
                 format_size(row.disk) if row.disk is not None and ready else "?" if ready else "",
                 format_size(row.memory) if ready else "",
                 plain_level(row.item.verify),
@@ -168,7 +168,7 @@ class LiveTable:
 
     def begin(self, plan: ZooPlan) -> None:
         """Take over how much there is to do."""
-        self._sizes = {row.item.name: row.bytes or 0 for row in plan.of("ready")}
+        self._sizes = {row.item.name: row.source_bytes or 0 for row in plan.of("ready")}
         self._began = time.monotonic()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
@@ -200,7 +200,11 @@ class LiveTable:
             share = f" {item.done / item.total:.0%}" if item.total and item.stage == "converting" else ""
             rate = f"{item.done / took / 1e6:,.0f} MB/s" if item.done and took > 0 else ""
             table.add_row(
-                Text(printable(name)), item.stage + share, format_size(self._sizes.get(name, 0)), rate, duration(took)
+                Text(printable(name)),
+                item.stage + share,
+                format_size(self._sizes.get(name, 0)),
+                rate,
+                format_duration(took),
             )
         return Group(table, Text(self._line(now), style="bold"))
 
@@ -214,8 +218,8 @@ class LiveTable:
             return "; ".join([*parts, "stopping: running items clean up (Ctrl-C again: at once)"])
         if ended and took > 0:
             parts.append(f"{ended / took * 60:,.1f} items/min, {self._bytes / took / 1e6:,.0f} MB/s")
-            parts.append(f"about {duration((total - ended) * took / ended)} left")
-        return "; ".join([*parts, duration(took)])
+            parts.append(f"about {format_duration((total - ended) * took / ended)} left")
+        return "; ".join([*parts, format_duration(took)])
 
 
 class LogLines:
@@ -234,7 +238,7 @@ class LogLines:
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Say what an event tells, if it is a start or an end."""
         kind, name = event["event"], event.get("item", "")
-        took = f", {duration(event['seconds'])}" if event.get("seconds") is not None else ""
+        took = f", {format_duration(event['seconds'])}" if event.get("seconds") is not None else ""
         why = f": {event['message']}" if event.get("message") else ""
         if kind == "started":
             again = event.get("attempt", 1) > 1

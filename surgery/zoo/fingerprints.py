@@ -1,9 +1,8 @@
-"""What an output depends on, as two hashes: of the source, and of the work that is done on it.
+"""Fingerprints: everything that an output depends on, as two hashes: of the source, and of the work done on it.
 
-No name, place or time goes in, so that a shelf that was moved or copied is still the same. Headers alone would be: a
-second training of the same model has the same headers. So a few bytes from the middle of every tensor go in as well;
-that costs one read for each tensor, however large it is. A change of weights that leaves all of these as they were is
-not noticed.
+Names, paths and times are not hashed, so moved or copied models keep their fingerprints. Headers alone are not enough,
+because a retrained model has the same headers, so a few bytes from the middle of every tensor are hashed too: one read
+for each tensor, however large. A change of weights that leaves all these bytes unchanged is not noticed.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from surgery.errors import CheckpointError
 from surgery.version import __version__
 
 _SAMPLE = 256
-# Larger files beside the weights (another program's copy of them) are known by their size and a sample alone.
+# Of larger files beside the weights (copies for other programs) only the size and samples are hashed.
 _WHOLE = 64_000_000
 
 
 def source_fingerprint(checkpoint: Checkpoint) -> str:
-    """SHA-256 over config, index, headers, a sample of each tensor, and the files beside them.
+    """SHA-256 over config, index, headers, a sample of each tensor, and all other files.
 
     Raises:
-        CheckpointError: a file cannot be read, or has become shorter.
+        CheckpointError: a file cannot be read, or was truncated meanwhile.
     """
     folder = checkpoint.folder
     digest = hashlib.sha256()
@@ -49,12 +48,12 @@ def source_fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def work_fingerprint(operations: Sequence[Mapping[str, Any]], level: str) -> str:
-    """SHA-256 over everything else that an output depends on: operations, verification, version of the tool."""
+    """SHA-256 over everything else that an output depends on: operations, verification, version of surgery."""
     return sha256_json({"operations": [dict(one) for one in operations], "verify": level, "tool": __version__})
 
 
 def fingerprint(source: str, work: str) -> str:
-    """The key of the ledger: of a source's and a work's fingerprint."""
+    """The key of the ledger, from the fingerprints of source and work."""
     return sha256_json({"source": source, "work": work})
 
 
@@ -66,8 +65,8 @@ def _samples(path: Any, spans: Sequence[tuple[int, int]]) -> str:
                 file.seek(begin, os.SEEK_SET)
                 data = file.read(end - begin)
                 if len(data) < end - begin:
-                    raise CheckpointError(f"{path.name} has become shorter than its header says.")
+                    raise CheckpointError(f"{path.name} is shorter than its header says")
                 digest.update(data)
     except OSError as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}.") from error
+        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}") from error
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""One item in a process of its own: started, listened to, watched, and killed with its children past its limits."""
+"""The process of one item: started, read, watched, and killed with its children when it exceeds its limits."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ import psutil
 
 from surgery.checkpoint import format_size
 from surgery.zoo.manifest import plain_level
-from surgery.zoo.plan import Row
-from surgery.zoo.quantities import duration
+from surgery.zoo.plan import PlannedItem
+from surgery.zoo.quantities import format_duration
 
-_LOOK_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 _MEMORY_SECONDS = 0.1
 _STOP_SECONDS = 10.0
 _LOG_TAIL = 600
@@ -33,14 +33,14 @@ OnEvent = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ItemResult:
     """How an item ended.
 
     Attributes:
-        status: ``done``, ``failed``, ``interrupted``; ``died`` is a process that was killed by somebody else.
-        content: for the ledger: the worker's result, or ``why`` and ``message``.
-        seconds: it took, by a clock that does not jump.
-        peak: greatest resident memory that was seen, in bytes.
+        status: ``done``, ``failed``, ``interrupted`` or ``died`` (the process was killed from outside).
+        content: for the ledger: the result of the worker, or ``why`` and ``message``.
+        seconds: wall time, by a monotonic clock.
+        peak: highest resident memory that was measured, in bytes.
     """
 
     status: str
@@ -49,9 +49,9 @@ class Outcome:
     peak: int
 
 
-def request_for(row: Row) -> dict[str, Any]:
-    """What an item's process is told, as plain data."""
-    item = row.item
+def request_for(planned: PlannedItem) -> dict[str, Any]:
+    """The request for an item's process, as plain data."""
+    item = planned.item
     level = plain_level(item.verify)
     return {
         "name": item.name,
@@ -64,9 +64,9 @@ def request_for(row: Row) -> dict[str, Any]:
         "allow_unverified": item.allow_unverified,
         "verify": level,
         "layers": item.layers,
-        "force": row.again,
-        "source_fingerprint": row.source,
-        "work": row.work,
+        "force": planned.replaces_output,
+        "source_fingerprint": planned.source_fingerprint,
+        "work": planned.work_fingerprint,
         "time": item.limits.time,
         "memory": item.limits.memory,
         "disk": item.limits.disk,
@@ -74,33 +74,33 @@ def request_for(row: Row) -> dict[str, Any]:
 
 
 class ItemProcess:
-    """The process of one item. ``poll`` is to be called often: it passes events on and enforces the limits."""
+    """The process of one item. Call ``poll`` often: it passes on events and enforces the limits."""
 
     def __init__(self, request: Mapping[str, Any], log: Path, *, threads: int | None = None) -> None:
-        """Start it.
+        """Start the process.
 
         Args:
-            request: what :func:`request_for` gives.
-            log: gets what it prints; deleted once it has succeeded.
-            threads: OMP_NUM_THREADS, where the environment does not set it.
+            request: from :func:`request_for`.
+            log: file for its output; deleted when it succeeds.
+            threads: OMP_NUM_THREADS, unless the environment sets it.
         """
         self.request = request
         self._log = log
-        self._began = time.monotonic()
-        self._looked = 0.0
+        self._started_at = time.monotonic()
+        self._memory_measured_at = 0.0
         self._peak = 0
         self._last: Mapping[str, Any] | None = None
         self._killed: dict[str, Any] | None = None
         self._stopping: float | None = None
         self._events: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
-        # What it writes for a while goes beside its log, where the end of the item, or its next begin, finds it.
+        # Temporary files lie beside the log, where the end of the item or its next start removes them.
         self._scratch = log.with_suffix(".tmp")
         shutil.rmtree(self._scratch, ignore_errors=True)
         self._scratch.mkdir(parents=True)
         environment = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(self._scratch.resolve()))}
         if threads is not None:
             environment.setdefault("OMP_NUM_THREADS", str(threads))
-        # The same package as here, wherever it was imported from.
+        # The same package as in this process, wherever it was imported from.
         root = str(Path(__file__).parents[2])
         code = f"import sys; sys.path.insert(0, {root!r}); from surgery.zoo.worker import main; main()"
         with log.open("wb") as file:
@@ -114,18 +114,18 @@ class ItemProcess:
             )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        with contextlib.suppress(OSError):  # it may be dead already, which `poll` tells
+        with contextlib.suppress(OSError):  # it may be dead already; `poll` reports it
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Process id."""
         return self._process.pid
 
-    def poll(self, on_event: OnEvent) -> Outcome | None:
-        """Pass on what it said since; returns how it ended once it has."""
+    def poll(self, on_event: OnEvent) -> ItemResult | None:
+        """Pass on new events, and return the result once the process has ended."""
         ended = self._process.poll() is not None
         if ended:
             self._reader.join(timeout=_STOP_SECONDS)
@@ -134,26 +134,26 @@ class ItemProcess:
             self._last = event
             on_event(event)
         if ended:
-            return self._outcome()
+            return self._result()
         now = time.monotonic()
         limit = self.request["time"]
-        if limit is not None and now - self._began > limit:
-            self.kill("time", f"took more than its limit of {duration(limit)}")
+        if limit is not None and now - self._started_at > limit:
+            self.kill("time", f"took longer than its limit of {format_duration(limit)}")
         elif self._stopping is not None and now - self._stopping > _STOP_SECONDS:
             self.kill("stopped", "did not stop when asked")
-        elif now - self._looked > _MEMORY_SECONDS:
-            self._looked = now
+        elif now - self._memory_measured_at > _MEMORY_SECONDS:
+            self._memory_measured_at = now
             self._watch_memory()
         return None
 
     def stop(self) -> None:
-        """Ask it to clean up and end; it is killed if it takes long."""
+        """Ask the process to clean up and end; it is killed if that takes long."""
         if self._stopping is None:
             self._stopping = time.monotonic()
             self._process.terminate()
 
     def kill(self, why: str, message: str) -> None:
-        """Kill it with everything that it started."""
+        """Kill the process with all its children."""
         if self._killed is None:
             self._killed = {"why": why, "message": message}
         _kill_tree(self._process.pid)
@@ -168,7 +168,7 @@ class ItemProcess:
         self._peak = max(self._peak, used)
         limit = self.request["memory"]
         if limit is not None and used > limit:
-            self.kill("memory", f"had {format_size(used)} of memory, its limit is {format_size(limit)}")
+            self.kill("memory", f"used {format_size(used)} of memory, its limit is {format_size(limit)}")
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -179,8 +179,8 @@ class ItemProcess:
                 continue  # a line torn by a kill
             self._events.put(event)
 
-    def _outcome(self) -> Outcome:
-        _kill_group(self._process.pid)  # what it started and left behind
+    def _result(self) -> ItemResult:
+        _kill_group(self._process.pid)  # children that it left behind
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):
@@ -193,13 +193,13 @@ class ItemProcess:
         elif self._killed is not None:
             status = "interrupted" if self._killed["why"] == "stopped" else "failed"
             content = self._killed
-        elif self._stopping is not None:  # before it could listen to signals
+        elif self._stopping is not None:  # stopped before its signal handler was in place
             status, content = "interrupted", {}
         else:
             status, content = "died", {"why": "died", "message": self._death()}
         if status == "done":
             self._log.unlink(missing_ok=True)
-        return Outcome(status, content, time.monotonic() - self._began, self._peak)
+        return ItemResult(status, content, time.monotonic() - self._started_at, self._peak)
 
     def _death(self) -> str:
         code = self._process.returncode
@@ -207,23 +207,23 @@ class ItemProcess:
         with self._log.open("rb") as file:
             file.seek(max(0, self._log.stat().st_size - _LOG_TAIL))
             tail = file.read().decode("utf-8", "replace").strip()
-        return f"its process {how} and gave no reason" + (f"; it said: {tail}" if tail else "")
+        return f"its process {how} and gave no reason" + (f"; its last output: {tail}" if tail else "")
 
 
-def run_isolated(request: Mapping[str, Any], log: Path, *, threads: int | None = None) -> Outcome:
-    """Run one item and wait for its end, within its limits."""
+def run_isolated(request: Mapping[str, Any], log: Path, *, threads: int | None = None) -> ItemResult:
+    """Run one item within its limits, and wait for its end."""
     process = ItemProcess(request, log, threads=threads)
     try:
-        while (outcome := process.poll(lambda event: None)) is None:
-            time.sleep(_LOOK_SECONDS)
-        return outcome
+        while (result := process.poll(lambda event: None)) is None:
+            time.sleep(_POLL_SECONDS)
+        return result
     except BaseException:
         process.kill("stopped", "was given up")
         raise
 
 
 def _kill_tree(pid: int) -> None:
-    """Kill a process, its group, and every descendant that has left the group."""
+    """Kill a process, its process group, and every descendant that left the group."""
     below: list[psutil.Process] = []
     with contextlib.suppress(psutil.Error):
         below = psutil.Process(pid).children(recursive=True)
@@ -238,6 +238,6 @@ def _kill_tree(pid: int) -> None:
 
 def _kill_group(pid: int) -> None:
     if os.name == "posix":
-        # The group has the number of the process that began it, and keeps it as long as any member lives.
+        # The group has the id of its first process, and keeps it as long as any member lives.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)

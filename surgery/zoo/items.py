@@ -1,4 +1,4 @@
-"""From the entries of a manifest to single items: globs are expanded and every output gets its name."""
+"""The items of a manifest: globs are expanded, and every output gets its name."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _MOST_ITEMS = 100_000
 
 @dataclass(frozen=True)
 class Item:
-    """One model of a zoo, and what is to become of it.
+    """One model of a zoo, with the operations and the output.
 
     Attributes:
-        name: of its output's folder; unique within the zoo.
+        name: of the output's folder; unique within the zoo.
         source: folder or hub id.
         is_hub: whether ``source`` is a hub id.
         revision: of a hub model.
         operations: options of each operation as plain data.
         output: the folder to write.
         verify, placement, limits, allow_unverified: as in the manifest.
-        fault: why it cannot even be tried (a name that no file system takes), or None.
+        fault: why it cannot be run at all (its name is not valid on every file system); None if it can.
     """
 
     name: str
@@ -46,20 +46,20 @@ class Item:
 
     @property
     def layers(self) -> int | None:
-        """How many layers the verification runs, where it is told."""
+        """Number of layers that the verification runs; None for all."""
         return self.verify.layers if isinstance(self.verify, LayersLevel) else None
 
 
 def expand(manifest: Manifest, base: Path) -> list[Item]:
-    """Every item, in the manifest's order; what a glob matches in the order of names.
+    """All items in the order of the manifest; the folders that match a glob are sorted by name.
 
     Args:
-        manifest: a valid one.
-        base: the folder that paths in it are seen from.
+        manifest: a valid manifest.
+        base: the folder that its relative paths start from.
 
     Raises:
-        UsageError: a glob matches no folder, two items would have the same output, or the output lies in a model; all
-            such faults at once.
+        UsageError: a glob matches no folder, two items would have the same output, or the output lies in a model. The
+            message lists all such faults.
     """
     output = (base / Path(manifest.output).expanduser()).resolve()
     faults: list[str] = []
@@ -70,29 +70,30 @@ def expand(manifest: Manifest, base: Path) -> list[Item]:
             faults.append(f"models.{number}.path: {model.path!r} matches no folder{_instead(left_out, output)}")
         faults += [f"models.{number}.exclude: {name!r} matches none of its folders" for name in left_out.useless]
         if len(sources) > 1 and model.name is not None:
-            faults.append(f"models.{number}.name: {model.path!r} matches {len(sources)} folders, which would share it")
+            matched = f"{model.path!r} matches {len(sources)} folders"
+            faults.append(f"models.{number}.name: {matched}; they cannot share one name")
         items += [_item(manifest, model, source, output) for source in sources]
     if len(items) > _MOST_ITEMS:
-        faults.append(f"there are {len(items):,} items; split the manifest ({_MOST_ITEMS:,} at most)")
+        faults.append(f"there are {len(items):,} items, at most {_MOST_ITEMS:,} are allowed; split the manifest")
     seen: dict[str, Item] = {}
     for item in items:
-        # Names that differ in case alone are one name on some file systems.
+        # Some file systems do not distinguish upper and lower case.
         other = seen.setdefault(item.name.casefold(), item)
         if other is not item:
             faults.append(f"{other.source} and {item.source} would both be written to {item.name}")
     faults += _around(items, output)
     if faults:
         raise UsageError(
-            "\n".join(["The manifest cannot be carried out:", *(f"  {fault}" for fault in faults[:20])]),
-            hint="Paths are seen from the manifest. Outputs are kept apart by `name`, or by {org} and {revision} in "
-            "`layout`.",
+            "\n".join(["the manifest cannot be run:", *(f"  {fault}" for fault in faults[:20])]),
+            hint="Relative paths start at the folder of the manifest. To give outputs different names, set `name`, or "
+            "use {org} and {revision} in `layout`.",
         )
     return items
 
 
 @dataclass
 class _LeftOut:
-    """Of a glob's folders: how many lie in the output, how many are excluded; and the names that exclude none."""
+    """Folders of a glob that are not used, by reason, and the names in ``exclude`` that have no effect."""
 
     in_output: int = 0
     excluded: int = 0
@@ -105,7 +106,7 @@ def _sources(model: Model, base: Path, output: Path) -> tuple[list[str], _LeftOu
         return [model.hub], left_out
     pattern = str(base / Path(str(model.path)).expanduser())
     if not glob.has_magic(str(model.path)):
-        # A folder that is not there is one row of the table, as a broken one is.
+        # A missing folder is one row of the table, like a broken one.
         return [str(Path(pattern))], left_out
     found = [Path(path) for path in sorted(glob.glob(pattern, recursive=True)) if Path(path).is_dir()]
     excluded, left_out.useless = _excluded(model, base, found)
@@ -121,11 +122,11 @@ def _sources(model: Model, base: Path, output: Path) -> tuple[list[str], _LeftOu
 
 
 def _excluded(model: Model, base: Path, found: list[Path]) -> tuple[set[Path], tuple[str, ...]]:
-    """Which folders an entry leaves out, and the names that leave none out: slips, where a glob may be a precaution."""
+    """The excluded folders, and the names that exclude none: such a name is an error, while such a glob is allowed."""
     excluded: set[Path] = set()
     useless = []
     for exclude in model.exclude:
-        if "/" in exclude:  # a path, as the entry's own
+        if "/" in exclude:  # a path, like that of the entry
             matches = set(map(os.path.normpath, glob.glob(str(base / Path(exclude).expanduser()), recursive=True)))
             these = {path for path in found if os.path.normpath(path) in matches}
         else:
@@ -137,17 +138,17 @@ def _excluded(model: Model, base: Path, found: list[Path]) -> tuple[set[Path], t
 
 
 def _instead(left_out: _LeftOut, output: Path) -> str:
-    """Where the folders went that a glob did match."""
+    """Why the folders that match a glob are not used."""
     parts = []
     if left_out.in_output:
-        parts.append(f"{left_out.in_output} that it matches lie in the output {output}, and are never taken for models")
+        parts.append(f"{left_out.in_output} lie in the output {output} and are never used as models")
     if left_out.excluded:
         parts.append(f"{left_out.excluded} are excluded")
-    return " that is left: " + "; ".join(parts) if parts else ""
+    return " that can be used: " + "; ".join(parts) if parts else ""
 
 
 def _around(items: list[Item], output: Path) -> list[str]:
-    """The models in which the output would lie: what is written there would become part of them."""
+    """The models in which the output would lie: its files would become part of the model."""
     folders = {output, *(Path(item.source).resolve() for item in items if not item.is_hub)}
     return [
         f"output: {output} {'is' if folder == output else 'lies inside'} the model {folder}"
@@ -171,7 +172,7 @@ def _item(manifest: Manifest, model: Model, source: str, output: Path) -> Item:
     try:
         safe_relative(folder)
         if "/" in folder:
-            raise CheckpointError(f"The name {quote(folder)} holds a slash.")
+            raise CheckpointError(f"the name {quote(folder)} contains a slash")
     except CheckpointError as error:
         fault, folder = error.message, ascii(folder).strip("'\"").replace("/", "-")
     return Item(

@@ -1,8 +1,8 @@
-"""The ledger: what happened to every item, one JSON line each, on the disk before anything else goes on.
+"""The ledger: one JSON line for each event of an item, on the disk before the run continues.
 
-It is only ever appended to. A kill or a power cut can tear the last line, which then says nothing: readers leave it
-out, and the next writer cuts it off. Times are for people; what is true follows from the order of the lines alone, so
-a clock that jumps changes nothing.
+Lines are only appended. A kill or a power cut can leave an incomplete last line: readers ignore it, and the next writer
+removes it. Times are for people; the state follows from the order of the lines alone, so a clock that jumps changes
+nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FORMAT = 1
 Status = Literal["waiting", "started", "done", "failed"]
 PUSH_EVENTS = ("pushing", "pushed", "not pushed")
 _LONGEST_LINE = 1_000_000
-# What summaries add up, compare or print.
+# The types of the keys that summaries add up, compare or print.
 _NUMBERS = ("seconds", "peak", "bytes", "checks", "attempt")
 _TEXTS = (
     *("fingerprint", "work", "why", "message", "hint", "family", "placed", "verdict", "plan", "commit"),
@@ -33,13 +33,13 @@ _TEXTS = (
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What the ledger last says of one item.
+class LedgerEntry:
+    """The last event of one item in the ledger.
 
     Attributes:
-        status: ``started`` means that no end was written: it is running, or was killed.
-        run: the run that wrote it.
-        fingerprint: of source and work together; None where the source could not be read or is not at hand.
+        status: of the item; ``started`` without a later event means that it is running or was killed.
+        run: id of the run that wrote the event.
+        fingerprint: of source and work together; None if the source could not be read or is not on this machine.
         work: fingerprint of the work alone.
         event: the whole event.
     """
@@ -53,23 +53,23 @@ class Entry:
 
 @dataclass
 class LedgerState:
-    """All items by name, and the last run."""
+    """The state that a ledger describes: the last events of every item, by name, and of the last run."""
 
-    entries: dict[str, Entry] = field(default_factory=dict)
+    entries: dict[str, LedgerEntry] = field(default_factory=dict)
     run: str | None = None
     run_ended: bool = True
     run_event: Mapping[str, Any] = field(default_factory=dict)
-    # The last success of each item, which a later failure to do it again does not undo.
-    successes: dict[str, Entry] = field(default_factory=dict)
-    # The last event of each item's upload.
+    # The last success of each item; a later failure does not remove it.
+    successes: dict[str, LedgerEntry] = field(default_factory=dict)
+    # The last event of the upload of each item.
     pushes: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def read_ledger(path: Path) -> LedgerState:
-    """What a ledger says; nothing where there is none.
+    """The state that a ledger describes; an empty state if there is no ledger.
 
     Raises:
-        CheckpointError: it cannot be read, a line other than the last is broken, or a newer version wrote it.
+        CheckpointError: the ledger cannot be read, a line other than the last is broken, or a newer version wrote it.
     """
     state = LedgerState()
     for number, event in _events(path):
@@ -77,47 +77,47 @@ def read_ledger(path: Path) -> LedgerState:
             _apply(state, event)
         except _NewerError as error:
             raise CheckpointError(
-                f"The ledger {path.name} was written by a newer version of this tool: {error}.",
+                f"the ledger {path.name} was written by a newer version of surgery: {error}",
                 hint="Install a newer model-surgery, or choose another output.",
             ) from error
         except (KeyError, TypeError, ValueError) as error:
-            raise _broken(path, number, f"is no event of a zoo ({error})") from error
+            raise _broken(path, number, f"is not an event of a zoo ({error})") from error
     return state
 
 
 class _NewerError(Exception):
-    """A ledger of a format that this version does not know."""
+    """The ledger has a newer format than this version reads."""
 
 
 class Ledger:
-    """The one writer of a ledger; the caller holds the zoo's lock."""
+    """The only writer of a ledger. The caller holds the lock of the zoo."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor: int | None = None
 
     def __enter__(self) -> Self:
-        """Open it to append, and cut off a torn last line.
+        """Open the ledger for appending, and remove an incomplete last line.
 
         Raises:
-            CheckpointError: it cannot be written.
+            CheckpointError: the ledger cannot be written.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         try:
             is_new = not self.path.exists()
             self._descriptor = os.open(self.path, flags, 0o644)
-            _cut_torn_line(self._descriptor)
+            _remove_incomplete_line(self._descriptor)
             if is_new:
                 fsync_folder(self.path.parent)
         except OSError as error:
             self.__exit__()
-            raise CheckpointError(f"The ledger {self.path.name} cannot be written: {error.strerror}.") from error
+            raise CheckpointError(f"the ledger {self.path.name} cannot be written: {error.strerror}") from error
         if os.fstat(self._descriptor).st_size == 0:
             self.write("ledger", format=FORMAT)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close it."""
+        """Close the ledger."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -126,13 +126,13 @@ class Ledger:
         """Append one event and wait until it is on the disk.
 
         Raises:
-            CheckpointError: the disk does not take it; the torn line is cut off again.
+            CheckpointError: the disk is full or fails. The next writer removes the incomplete line.
         """
         assert self._descriptor is not None, "the ledger is not open"
         document = {"event": event, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **content}
         line = (json.dumps(document, allow_nan=False) + "\n").encode()
         if len(line) > _LONGEST_LINE:
-            raise CheckpointError(f"An event of {len(line):,} bytes does not go into the ledger.")
+            raise CheckpointError(f"an event of {len(line):,} bytes is too long for the ledger")
         try:
             left = memoryview(line)
             while left:
@@ -140,14 +140,14 @@ class Ledger:
             os.fsync(self._descriptor)
         except OSError as error:
             raise CheckpointError(
-                f"The ledger {self.path.name} cannot be written: {error.strerror}.",
-                hint="Free some space, then run the same command again: it goes on where this one stopped.",
+                f"the ledger {self.path.name} cannot be written: {error.strerror}",
+                hint="Free some disk space, then run the same command again to resume.",
             ) from error
         return document
 
 
 def new_run_id() -> str:
-    """A fresh id for a run."""
+    """A new id for a run."""
     return secrets.token_hex(6)
 
 
@@ -160,7 +160,7 @@ def _events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not line.endswith(b"\n"):
                     if len(line) > _LONGEST_LINE:
                         raise _broken(path, number, "is too long")
-                    return  # torn by a kill
+                    return  # incomplete after a kill
                 try:
                     yield number, parse_json(line, f"line {number}")
                 except CheckpointError as error:
@@ -168,7 +168,7 @@ def _events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise CheckpointError(f"The ledger {path.name} cannot be read: {error.strerror}.") from error
+        raise CheckpointError(f"the ledger {path.name} cannot be read: {error.strerror}") from error
 
 
 def _apply(state: LedgerState, event: Mapping[str, Any]) -> None:
@@ -177,7 +177,7 @@ def _apply(state: LedgerState, event: Mapping[str, Any]) -> None:
         if type(event["format"]) is not int:
             raise ValueError(f"format {event['format']!r}")
         if event["format"] > FORMAT:
-            raise _NewerError(f"it has format {event['format']}, this one reads up to {FORMAT}")
+            raise _NewerError(f"it has format {event['format']}, this version reads formats up to {FORMAT}")
     elif kind == "run":
         state.run, state.run_ended, state.run_event = _text(event, "run"), False, event
     elif kind == "ended":
@@ -189,7 +189,7 @@ def _apply(state: LedgerState, event: Mapping[str, Any]) -> None:
         name = _text(event, "item")
         status: Any = "waiting" if kind == "interrupted" else kind
         _check_types(event)
-        entry = Entry(status, _text(event, "run"), event.get("fingerprint"), event.get("work"), event)
+        entry = LedgerEntry(status, _text(event, "run"), event.get("fingerprint"), event.get("work"), event)
         state.entries[name] = entry
         if status == "done":
             state.successes[name] = entry
@@ -210,7 +210,7 @@ def _text(event: Mapping[str, Any], key: str) -> str:
     return str(event[key])
 
 
-def _cut_torn_line(descriptor: int) -> None:
+def _remove_incomplete_line(descriptor: int) -> None:
     size = os.fstat(descriptor).st_size
     end = size
     while end > 0:
@@ -229,7 +229,7 @@ def _cut_torn_line(descriptor: int) -> None:
 
 def _broken(path: Path, number: int, why: str) -> CheckpointError:
     return CheckpointError(
-        f"The ledger {path.name}, line {number}, {why.rstrip('.')}.",
-        hint=f"Nothing writes such a line here. Mend it, or move {path} away: outputs that are there are then refused "
-        "unless --force is given.",
+        f"the ledger {path.name}, line {number}, {why.rstrip('.')}",
+        hint=f"surgery does not write such a line. Repair it, or move {path} away: existing outputs are then refused "
+        "without --force.",
     )

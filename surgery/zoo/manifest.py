@@ -1,4 +1,4 @@
-"""What a manifest can say: which models, which operations, where to, how far to check, within which limits."""
+"""The manifest of a zoo: its models, operations, output, verification and limits."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from surgery.operations import OPERATIONS, AnyOperation, OperationOptions
 from surgery.schemas import Keys, Problem, Schema, SchemaError, dotted, load_yaml, problems_of, read_text
 from surgery.zoo.quantities import Duration, Size
 
-# No system takes a longer one, and the time that Python takes to read a pattern grows with its square.
+# No system has longer paths, and the time to match a pattern grows with the square of its length.
 _LONGEST_PATH = 4096
 LAYOUT_FIELDS = ("name", "org", "operations", "revision")
 
 
 class ManifestError(SchemaError):
-    """A manifest is not valid; ``problems`` has every fault that was found (exit code 2)."""
+    """The manifest is not valid; ``problems`` lists every error (exit code 2)."""
 
 
 class _Section(BaseModel):
@@ -29,88 +29,93 @@ class _Section(BaseModel):
 
 
 class LayersLevel(_Section):
-    """Verify with the first so many layers only, so that big models fit a small machine."""
+    """Verify the first layers only, so that large models fit on a small machine."""
 
-    layers: PositiveInt = Field(description="How many layers are run.")
+    layers: PositiveInt = Field(description="Number of layers that are verified, from the first.")
 
 
 Level = Literal["none", "files", "full"] | LayersLevel
 
 
 class Limits(_Section):
-    """What one item may take. Past its time or memory it is killed; what needs more disk is not begun."""
+    """Limits of one item. It is killed when it exceeds time or memory, and not started if it needs more disk."""
 
-    time: Duration | None = Field(default=None, description="Wall time of one item: 90s, 15m, 2h.")
+    time: Duration | None = Field(default=None, description="Wall time of an item: 90s, 15m, 2h.")
     memory: Size | None = Field(
-        default=None, description="Resident memory of an item's processes, added up: 500 MB, 4 GB, 2 GiB."
+        default=None, description="Resident memory of all processes of an item: 500 MB, 4 GB, 2 GiB."
     )
-    disk: Size | None = Field(default=None, description="Bytes that one output may take.")
+    disk: Size | None = Field(default=None, description="Size of an output.")
 
 
 class Parallel(_Section):
     """How many items run at once: as many as all three bounds allow."""
 
-    items: PositiveInt = Field(default=2, description="At most so many at once.")
+    items: PositiveInt = Field(default=2, description="Most items at once.")
     memory: Size | None = Field(
-        default=None, description="What their estimates may add up to; by default what the machine has available."
+        default=None, description="Bound for the sum of their estimated memory; default: the available memory."
     )
     keep_free: Size = Field(default=1_000_000_000, description="Disk space that must stay free.")
 
 
 class Model(_Section):
-    """One entry of ``models``: a folder, several by a glob, or a hub id."""
+    """One entry of ``models``: a folder, a glob of folders, or a hub id."""
 
     path: str | None = Field(
-        default=None, min_length=1, max_length=_LONGEST_PATH, description="Folder or glob, seen from the manifest."
+        default=None, min_length=1, max_length=_LONGEST_PATH, description="Folder or glob, relative to the manifest."
     )
     exclude: list[Annotated[str, Field(min_length=1, max_length=_LONGEST_PATH)]] = Field(
         default=[],
-        description="Folders that the glob matches and that are left out: names, or globs seen from the manifest.",
+        description="Folders that the glob matches and that are not used: names, or globs relative to the manifest.",
     )
-    hub: str | None = Field(default=None, min_length=1, description="Hub id, org/name.")
-    revision: str | None = Field(default=None, min_length=1, description="Branch, tag or commit; with hub.")
-    name: str | None = Field(default=None, min_length=1, description="In place of the folder's or hub model's name.")
+    hub: str | None = Field(default=None, min_length=1, description="Hub id: org/name.")
+    revision: str | None = Field(default=None, min_length=1, description="Branch, tag or commit of a hub model.")
+    name: str | None = Field(
+        default=None, min_length=1, description="Name of the model; default: the name of the folder or the hub model."
+    )
     operations: list[AnyOperation] | None = Field(
-        default=None, min_length=1, description="In place of the manifest's operations."
+        default=None, min_length=1, description="Replaces the operations of the manifest."
     )
     change: dict[str, dict[str, Any]] = Field(
-        default={}, description="Options that differ for these models, by operation: {ssmax: {form: bias}}."
+        default={}, description="Options that differ for these models, by operation, such as {NAME: {OPTION: VALUE}}."
     )
-    allow_unverified: bool | None = Field(default=None, description="In place of the manifest's.")
-    verify: Level | None = Field(default=None, description="In place of the manifest's level.")
-    placement: Literal["auto", "copy", "link"] | None = Field(default=None, description="In place of the manifest's.")
-    limits: Limits | None = Field(default=None, description="In place of the manifest's limits, all of them.")
+    allow_unverified: bool | None = Field(default=None, description="Replaces allow_unverified of the manifest.")
+    verify: Level | None = Field(default=None, description="Replaces the level of the manifest.")
+    placement: Literal["auto", "copy", "link"] | None = Field(
+        default=None, description="Replaces the placement of the manifest."
+    )
+    limits: Limits | None = Field(default=None, description="Replaces all limits of the manifest.")
 
 
 class Manifest(_Section):
     """A whole manifest."""
 
-    models: list[Model] = Field(min_length=1, description="Which models.")
-    operations: list[AnyOperation] = Field(min_length=1, description="What is done to each, in order.")
+    models: list[Model] = Field(min_length=1, description="The models.")
+    operations: list[AnyOperation] = Field(min_length=1, description="The operations on each model, in order.")
     output: str = Field(
-        min_length=1, max_length=_LONGEST_PATH, description="Folder for all outputs, seen from the manifest."
+        min_length=1, max_length=_LONGEST_PATH, description="Folder for all outputs, relative to the manifest."
     )
     layout: str = Field(
         default="{name}-{operations}",
-        description="Name of each output's folder, of {name}, {org}, {operations}, {revision}.",
+        description="Name of the folder of an output, from {name}, {org}, {operations}, {revision}.",
     )
     placement: Literal["auto", "copy", "link"] = Field(
-        default="auto", description="Unchanged shards: reflink where possible, else copied; always copied; hard links."
+        default="auto",
+        description="How unchanged shards are placed: auto (reflink if possible, else a copy), copy, link (hard link).",
     )
     allow_unverified: bool = Field(
         default=False,
-        description="Of a family that is not in the table, go on by what its model in transformers shows; a plan then "
+        description="Convert families that are not in the table, by probing their model in transformers; a plan then "
         "needs torch.",
     )
     verify: Level = Field(
         default="files",
-        description="none; files: every byte, no torch; full: also loading, logits and the meaning of n; "
-        "layers: n: full with the first n layers.",
+        description="none: no verification; files: every byte, without torch; full: also loading, logits and the "
+        "meaning of n; layers: N: like full, with the first N layers.",
     )
     limits: Limits = Limits()
     parallel: Parallel = Parallel()
     retries: NonNegativeInt = Field(
-        default=1, le=10, description="How often an item is begun again whose process was killed from outside."
+        default=1, le=10, description="How often an item is started again after its process was killed from outside."
     )
 
     @field_validator("layout")
@@ -119,11 +124,11 @@ class Manifest(_Section):
         try:
             fields = [name for _, name, _, _ in string.Formatter().parse(value) if name is not None]
         except ValueError as error:
-            raise ValueError(f"is no layout ({error})") from error
+            raise ValueError(f"is not a valid layout ({error})") from error
         if unknown := [name for name in fields if name not in LAYOUT_FIELDS]:
-            raise ValueError(f"knows no {{{unknown[0]}}}; there are {', '.join(LAYOUT_FIELDS)}")
+            raise ValueError(f"has the unknown field {{{unknown[0]}}}; the fields are {', '.join(LAYOUT_FIELDS)}")
         if "/" in value or "\\" in value:
-            raise ValueError("names one folder, without slashes")
+            raise ValueError("must be the name of one folder, without slashes")
         return value
 
 
@@ -152,10 +157,10 @@ _SCHEMA = Schema(
 
 
 def read_manifest(manifest: str | Path | Manifest | Mapping[str, Any]) -> Manifest:
-    """Read and validate a manifest, a YAML file or a value in Python.
+    """Read and validate a manifest: a YAML file, or a value in Python.
 
     Raises:
-        ManifestError: it is not a valid manifest; the error lists every fault.
+        ManifestError: the manifest is not valid; the message lists every error.
         UsageError: the file cannot be read.
     """
     if isinstance(manifest, Manifest):
@@ -181,10 +186,10 @@ def read_manifest(manifest: str | Path | Manifest | Mapping[str, Any]) -> Manife
 
 
 def operations_of(manifest: Manifest, model: Model) -> list[OperationOptions]:
-    """The operations on one entry's models: the entry's own, or the manifest's with what the entry changes.
+    """The operations on the models of an entry: its own, or those of the manifest with its changes.
 
     Raises:
-        pydantic.ValidationError: a changed option is wrong.
+        pydantic.ValidationError: a changed option is not valid.
     """
     if model.operations is not None:
         return list(model.operations)
@@ -196,13 +201,13 @@ def operations_of(manifest: Manifest, model: Model) -> list[OperationOptions]:
 
 
 def given(options: OperationOptions) -> dict[str, Any]:
-    """Options as they were written, defaults left out, as plain data."""
+    """The options that were set, without defaults, as plain data."""
     plain = {key: getattr(options, key) for key in sorted(options.model_fields_set)}
     return {"name": options.name, **to_jsonable_python(plain)}
 
 
 def _between_keys(manifest: Manifest, lines: Mapping[Keys, int]) -> list[Problem]:
-    """What single keys cannot show: keys that exclude or need each other, and changes of options."""
+    """Errors between keys: keys that exclude or need each other, and changed options."""
     found: list[Problem] = []
 
     def note(path: Keys, message: str) -> None:
@@ -212,33 +217,33 @@ def _between_keys(manifest: Manifest, lines: Mapping[Keys, int]) -> list[Problem
     for number, model in enumerate(manifest.models):
         here: Keys = ("models", number)
         if (model.path is None) == (model.hub is None):
-            note(here, "must have exactly one of path and hub")
+            note(here, "must have either path or hub")
         if model.exclude and not (model.path is not None and glob.has_magic(model.path)):
             note((*here, "exclude"), "does nothing without a glob in path")
         if model.revision is not None and model.hub is None:
             note((*here, "revision"), "does nothing without hub")
         if model.change and model.operations is not None:
-            note((*here, "change"), "does nothing beside operations, which are in place of the manifest's")
+            note((*here, "change"), "does nothing beside operations, which replace those of the manifest")
             continue
         known = [options.name for options in manifest.operations]
         for name, change in model.change.items():
             where = (*here, "change", name)
             if name not in known:
-                note(where, f"is none of the manifest's operations ({', '.join(known)})")
+                note(where, f"is not an operation of the manifest ({', '.join(known)})")
                 continue
             base = given(next(options for options in manifest.operations if options.name == name))
             root = OPERATIONS[name].options
             try:
                 root.model_validate({**base, **change})
             except ValidationError as error:
-                # Seen from the operation's own schema, so that the nearest key is one of its options.
+                # By the schema of the operation, so that the nearest key is one of its options.
                 own = {keys[4:]: line for keys, line in lines.items() if keys[:4] == where}
                 schema = Schema("change", root, ManifestError, "form: bias", "")
                 for problem in problems_of(error, {**base, **change}, own, schema):
                     line = problem.line or lines.get(where)
                     found.append(Problem(f"{dotted(where)}.{problem.path}", line, problem.message))
     for repeated in _repeated([options.name for options in manifest.operations]):
-        note(("operations",), f"has {repeated} twice")
+        note(("operations",), f"contains {repeated} twice")
     return found
 
 
@@ -247,5 +252,5 @@ def _repeated(names: list[str]) -> list[str]:
 
 
 def plain_level(level: Level) -> str:
-    """``files``, ``full``, ``layers: 2``: as it stands in a manifest."""
+    """The level as it is written in a manifest: ``files``, ``full``, ``layers: 2``."""
     return f"layers: {level.layers}" if isinstance(level, LayersLevel) else level

@@ -1,4 +1,4 @@
-"""What a zoo will cost, item by item, before any work: read from headers and the ledger; nothing is written."""
+"""The plan of a zoo: state and cost of every item before any work. Reads headers and the ledger; writes nothing."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from surgery.zoo.fingerprints import fingerprint, source_fingerprint, work_finge
 from surgery.zoo.items import Item
 from surgery.zoo.ledger import LedgerState
 from surgery.zoo.manifest import Manifest, plain_level
-from surgery.zoo.outputs import GONE, OUT_OF_DATE, check_writable, damage, is_there
+from surgery.zoo.outputs import GONE, OUT_OF_DATE, check_writable, find_damage, output_exists
 
 State = Literal["ready", "done", "failed", "refused"]
-# Measured: an item's process without torch; the two processes of a verification, before any weight.
+# Measured: the process of an item without torch; the two processes of a verification, before they load weights.
 LIGHT_BYTES = 150_000_000
 TORCH_BYTES = 1_200_000_000
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One item with what it costs.
+class PlannedItem:
+    """One item with its state and its cost.
 
     Attributes:
-        item: what is to be done.
-        state: ``done`` is left alone; ``failed`` failed in this run before it was interrupted, and is left too;
-            ``refused`` cannot be done.
-        reason: why it is refused, how it failed, what is not known yet, or why what was done is done again.
-        hint: what to do about the reason, or nothing.
+        item: the item.
+        state: ``ready``: to be run; ``done``: not run again; ``failed``: failed earlier in the interrupted run that
+            is resumed, and not tried again; ``refused``: cannot be run.
+        reason: why it is refused, failed, run again, or why its cost is unknown.
+        hint: what the user can do about the reason; may be empty.
         family: model type of the source.
-        operations: what is done, in words.
-        bytes: of the source.
-        disk: bytes that the output may take, from above: a reflink takes none for the shards.
-        memory: estimate of the greatest resident memory.
-        source: fingerprint of the source, or None where it is not at hand.
-        work: fingerprint of the work.
-        again: an output is there and is to be replaced.
+        operations: the operations in words.
+        source_bytes: size of the source; None if it is not on this machine.
+        disk: upper bound of the output's size in bytes; a reflink takes no space for the shards.
+        memory: estimate of the highest resident memory, in bytes.
+        source_fingerprint: of the source; None if it is not on this machine.
+        work_fingerprint: of the operations and the verification.
+        replaces_output: an output exists and will be replaced.
         warnings: of the conversion's plan.
     """
 
@@ -53,18 +53,20 @@ class Row:
     hint: str = ""
     family: str = ""
     operations: str = ""
-    bytes: int | None = None
+    source_bytes: int | None = None
     disk: int | None = None
     memory: int = LIGHT_BYTES
-    source: str | None = None
-    work: str = ""
-    again: bool = False
+    source_fingerprint: str | None = None
+    work_fingerprint: str = ""
+    replaces_output: bool = False
     warnings: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str | None:
-        """The ledger's key, or None where the source is not at hand."""
-        return None if self.source is None else fingerprint(self.source, self.work)
+        """The key of the ledger; None if the source is not on this machine."""
+        if self.source_fingerprint is None:
+            return None
+        return fingerprint(self.source_fingerprint, self.work_fingerprint)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -78,33 +80,40 @@ class Row:
             "hint": self.hint or None,
             "family": self.family,
             "operations": self.operations,
-            "bytes": self.bytes,
+            "bytes": self.source_bytes,
             "disk": self.disk,
             "memory": self.memory,
             "placement": self.item.placement,
             "verify": plain_level(self.item.verify),
             "fingerprint": self.fingerprint,
-            "replaces": self.again,
+            "replaces": self.replaces_output,
             "warnings": list(self.warnings),
         }
 
 
 @dataclass(frozen=True)
 class ZooPlan:
-    """Every row, and what the disk has."""
+    """All planned items, and the free disk space.
 
-    rows: tuple[Row, ...]
+    Attributes:
+        rows: every item, in the order of the manifest.
+        output: the folder of all outputs.
+        free: free disk space, in bytes.
+        keep_free: disk space that must stay free, in bytes.
+    """
+
+    rows: tuple[PlannedItem, ...]
     output: Path
     free: int
     keep_free: int
 
-    def of(self, state: State) -> list[Row]:
-        """The rows in one state."""
+    def of(self, state: State) -> list[PlannedItem]:
+        """The items in one state."""
         return [row for row in self.rows if row.state == state]
 
     @property
     def disk(self) -> int:
-        """Bytes that what is ready may take together."""
+        """Upper bound of the disk space that all ready items take, in bytes."""
         return sum(row.disk or 0 for row in self.of("ready"))
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,7 +123,7 @@ class ZooPlan:
             "free": self.free,
             "keep_free": self.keep_free,
             "disk": self.disk,
-            "bytes": sum(row.bytes or 0 for row in self.of("ready")),
+            "bytes": sum(row.source_bytes or 0 for row in self.of("ready")),
             "counts": {state: len(self.of(state)) for state in ("ready", "done", "failed", "refused")},
             "items": [row.to_dict() for row in self.rows],
         }
@@ -129,18 +138,18 @@ def plan_zoo(
     force: bool = False,
     only_failed: bool = False,
 ) -> ZooPlan:
-    """Plan every item; what is wrong with one is its row's reason and nobody else's.
+    """Plan every item. An error of one item is the reason of its row and affects no other.
 
     Args:
-        manifest: for the bounds.
-        items: what :func:`expand` gives.
-        ledger: what is done already.
+        manifest: gives the bounds.
+        items: from :func:`expand`.
+        ledger: state of the ledger.
         output: the folder of all outputs.
-        force: replace outputs that the ledger does not know, or that were made from something else.
-        only_failed: leave out what has not failed before.
+        force: replace outputs that the ledger does not know or that are out of date.
+        only_failed: plan only items that failed before.
 
     Raises:
-        CheckpointError: something is to be done, and nothing can be written where the outputs belong.
+        CheckpointError: an item is ready, and the folder of the outputs is not writable.
     """
     free = free_bytes(output)
     rows = []
@@ -151,22 +160,23 @@ def plan_zoo(
         row = _row(item)
         if row.state == "ready":
             row = _with_history(row, ledger, force=force, only_failed=only_failed)
-        rows.append(_with_place(row))
+        rows.append(_with_output_check(row))
     if any(row.state == "ready" for row in rows):
         check_writable(output)
     return ZooPlan(tuple(_fit(rows, manifest, free)), output, free, manifest.parallel.keep_free)
 
 
-def _row(item: Item) -> Row:
+def _row(item: Item) -> PlannedItem:
+    """The item as if nothing had been run yet."""
     work = work_fingerprint(item.operations, plain_level(item.verify))
     names = ", ".join(str(options["name"]) for options in item.operations)
-    plain = Row(item, "ready", operations=names, work=work)
+    plain = PlannedItem(item, "ready", operations=names, work_fingerprint=work)
     if item.fault is not None:
         return replace(plain, state="refused", reason=item.fault)
     try:
-        source = at_hand(item)
+        source = local_source(item)
         if source is None:
-            return replace(plain, reason="not fetched yet; its cost is known once it is")
+            return replace(plain, reason="not downloaded yet; the cost is known after the download")
         prepared = make_plan(source.folder, item.operations, allow_unverified=item.allow_unverified)
         if fault := _layers_fault(item, prepared):
             return replace(plain, state="refused", reason=fault)
@@ -174,20 +184,20 @@ def _row(item: Item) -> Row:
             plain,
             family=str(prepared.plan.source["model_type"]),
             operations="; ".join(f"{options['name']}: {describe(options)}" for options in prepared.plan.operations),
-            bytes=prepared.checkpoint.disk_bytes,
+            source_bytes=prepared.checkpoint.disk_bytes,
             disk=needed_bytes(prepared, item.placement),
             memory=memory_estimate(item, prepared),
-            source=source_fingerprint(prepared.checkpoint),
+            source_fingerprint=source_fingerprint(prepared.checkpoint),
             warnings=prepared.plan.warnings,
         )
     except SurgeryError as error:
         return replace(plain, state="refused", reason=error.message, hint=error.hint or "")
-    except Exception as error:  # a plan of a hundred models must not fall with one of them
-        return replace(plain, state="refused", reason=f"not foreseen: {type(error).__name__}: {error}")
+    except Exception as error:  # one model must not stop the plan of all others
+        return replace(plain, state="refused", reason=f"unexpected error: {type(error).__name__}: {error}")
 
 
 def _layers_fault(item: Item, prepared: PreparedPlan) -> str | None:
-    """Why the verification of the first layers cannot be run, which it would say only after the conversion."""
+    """Why the first layers alone cannot be verified; without this check the error comes after the conversion."""
     if item.layers is None:
         return None
     there = len(prepared.anatomy.layers)
@@ -195,12 +205,12 @@ def _layers_fault(item: Item, prepared: PreparedPlan) -> str | None:
         return f"verify: layers: {item.layers}: the model has {there} layers"
     first = min((layer for options in prepared.plan.operations for layer in options["layers"]), default=0)
     if first >= item.layers:
-        return f"verify: layers: {item.layers}: no operation is performed on these; the first is on layer {first}"
+        return f"verify: layers: {item.layers}: these layers have no operation; the first one is on layer {first}"
     return None
 
 
-def at_hand(item: Item) -> Source | None:
-    """The source without asking the hub; None for a hub model that the cache does not hold.
+def local_source(item: Item) -> Source | None:
+    """The source on this machine, without a request to the hub; None if the cache does not hold the hub model.
 
     Raises:
         SurgeryError: the folder or the hub id is wrong.
@@ -218,7 +228,7 @@ def at_hand(item: Item) -> Source | None:
 
 
 def memory_estimate(item: Item, prepared: PreparedPlan) -> int:
-    """Resident bytes that an item may need: a verification holds the model twice in float32, in two processes."""
+    """Estimate of resident memory, in bytes: a verification loads the model in float32 in each of two processes."""
     if item.verify in ("none", "files"):
         return LIGHT_BYTES
     return TORCH_BYTES + 2 * 4 * _parameters(prepared.checkpoint, item.layers)
@@ -233,59 +243,60 @@ def _parameters(checkpoint: Checkpoint, layers: int | None) -> int:
     return total
 
 
-def _with_history(row: Row, ledger: LedgerState, *, force: bool, only_failed: bool) -> Row:
+def _with_history(row: PlannedItem, ledger: LedgerState, *, force: bool, only_failed: bool) -> PlannedItem:
+    """The item with the state that the ledger and its output give it."""
     name = row.item.name
     entry, success = ledger.entries.get(name), ledger.successes.get(name)
-    there, broken = is_there(row.item.output), None
-    if there and success is not None and _same(row, success.fingerprint, success.work):
-        broken = damage(row.item.output)
-        if broken is None:
-            unknown = "" if row.source is not None else "the source is not at hand, and was not compared"
+    exists, damage = output_exists(row.item.output), None
+    if exists and success is not None and _same(row, success.fingerprint, success.work):
+        damage = find_damage(row.item.output)
+        if damage is None:
+            unknown = "" if row.source_fingerprint else "the source is not on this machine and was not compared"
             return replace(row, state="done", reason=unknown)
-    elif there and entry is not None and entry.status == "started" and appeared(row.item.output, entry.event):
-        # A kill came between the renaming and the line in the ledger.
+    elif exists and entry is not None and entry.status == "started" and output_appeared(row.item.output, entry.event):
+        # The run was killed after it renamed the output and before it wrote the event.
         if _same(row, entry.fingerprint, entry.work):
-            broken = damage(row.item.output)
-            if broken is None:
+            damage = find_damage(row.item.output)
+            if damage is None:
                 return replace(row, state="done", reason="complete when the run was killed")
         success = entry
     if entry is not None and entry.status == "failed" and not only_failed and not ledger.run_ended:
         same = _same(row, entry.fingerprint, entry.work)
         if same and entry.run == ledger.run:
             return replace(row, state="failed", reason=str(entry.event.get("message", "")))
-    if not there:
+    if not exists:
         was_done = entry is not None and entry.status == "done"
         return replace(row, reason=row.reason or GONE) if was_done else row
-    if broken is not None:
-        return replace(row, again=True, reason=broken)  # it is ours, as the ledger says: no --force is needed
+    if damage is not None:  # the ledger knows the output, so --force is not needed
+        return replace(row, replaces_output=True, reason=damage)
     if force:
-        return replace(row, again=True)
+        return replace(row, replaces_output=True)
     return replace(
         row,
         state="refused",
-        reason=OUT_OF_DATE if success else "the output is there and not in the ledger; --force replaces it",
+        reason=OUT_OF_DATE if success else "the output exists and is not in the ledger; --force replaces it",
     )
 
 
-def _with_place(row: Row) -> Row:
-    """Refuse what is ready and could not be written: an output within the source, or over what is not ours."""
+def _with_output_check(row: PlannedItem) -> PlannedItem:
+    """Refuse a ready item whose output may not be written: it lies in the source, or would replace other files."""
     if row.state != "ready":
         return row
     source = None if row.item.is_hub else Path(row.item.source)
     try:
-        check_output(row.item.output, force=row.again, source=source)
+        check_output(row.item.output, force=row.replaces_output, source=source)
     except SurgeryError as error:
         why = f"{row.reason}; " if row.reason else ""
         return replace(row, state="refused", reason=why + error.message, hint=error.hint or "")
     return row
 
 
-def _same(row: Row, known: str | None, work: str | None) -> bool:
-    return work == row.work and (row.source is None or known == row.fingerprint)
+def _same(row: PlannedItem, known: str | None, work: str | None) -> bool:
+    return work == row.work_fingerprint and (row.source_fingerprint is None or known == row.fingerprint)
 
 
-def identity(folder: Path) -> list[int] | None:
-    """Which folder has this name now: device and number, or None where there is none."""
+def folder_id(folder: Path) -> list[int] | None:
+    """Device and inode of the folder that has this name now; None if there is none."""
     try:
         status = folder.stat()
     except OSError:
@@ -293,14 +304,14 @@ def identity(folder: Path) -> list[int] | None:
     return [status.st_dev, status.st_ino]
 
 
-def appeared(output: Path, started: Mapping[str, Any]) -> bool:
-    """Whether the output took its name after that start: an output appears only whole, checks included."""
-    now = identity(output)
+def output_appeared(output: Path, started: Mapping[str, Any]) -> bool:
+    """Whether the output was completed after this ``started`` event: it appears only whole, with its checks passed."""
+    now = folder_id(output)
     return now is not None and now != started.get("replaces")
 
 
-def _fit(rows: Sequence[Row], manifest: Manifest, free: int) -> list[Row]:
-    """Refuse what is above its limits or finds no room after those before it."""
+def _fit(rows: Sequence[PlannedItem], manifest: Manifest, free: int) -> list[PlannedItem]:
+    """Refuse items above their limits, and items that find no disk space after the items before them."""
     left = free - manifest.parallel.keep_free
     fitted = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""Amounts of time and of memory as people write them: ``90s``, ``1h30m``, ``4 GB``, ``512 MiB``."""
+"""Durations and sizes in the spelling of manifests: ``90s``, ``1h30m``, ``4 GB``, ``512 MiB``."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _MOST_SECONDS = 366 * 86_400
 
 
 def parse_size(given: Any) -> Any:
-    """``4 GB`` in bytes; numbers are bytes already.
+    """``4 GB`` in bytes; a number is already in bytes.
 
     Raises:
-        ValueError: the text is no size.
+        ValueError: the text is not a size.
     """
     if not isinstance(given, str):
         return given
@@ -34,10 +34,10 @@ def parse_size(given: Any) -> Any:
 
 
 def parse_duration(given: Any) -> Any:
-    """``1h30m`` in seconds; numbers are seconds already.
+    """``1h30m`` in seconds; a number is already in seconds.
 
     Raises:
-        ValueError: the text is no duration.
+        ValueError: the text is not a duration.
     """
     if isinstance(given, int) and not isinstance(given, bool):
         return float(given)
@@ -56,7 +56,7 @@ Duration = Annotated[
 ]
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds for people: ``0.4 s``, ``12 s``, ``3 min 20 s``, ``2 h 05 min``."""
     if seconds < 10:
         return f"{seconds:.1f} s"

@@ -1,4 +1,4 @@
-"""What has become of every item, as plain data from the ledger and a look at the outputs; the files that show it."""
+"""The summary of a zoo: the state of every item, as plain data and as files."""
 
 from __future__ import annotations
 
@@ -12,16 +12,28 @@ from surgery.checkpoint import dump_json
 from surgery.version import __version__
 from surgery.zoo.fingerprints import work_fingerprint
 from surgery.zoo.items import Item
-from surgery.zoo.ledger import Entry, LedgerState
+from surgery.zoo.ledger import LedgerEntry, LedgerState
 from surgery.zoo.manifest import plain_level
-from surgery.zoo.outputs import GONE, OUT_OF_DATE, damage, is_there
+from surgery.zoo.outputs import GONE, OUT_OF_DATE, find_damage, output_exists
 
 SCHEMA = 1
 SUMMARY_NAME, SUMMARY_KIND = "summary.json", "zoo-summary"
-# How a page of ours is known: every version of its template has this line.
+# Every version of the page has this line, which identifies it.
 PAGE_NAME, PAGE_MARK = "report.html", '<p class="over">Zoo</p>'
 STATES = ("done", "failed", "refused", "running", "waiting", "changed")
-_KEPT = ("family", "bytes", "placed", "seconds", "peak", "verdict", "checks", "plan", "commit", "recovered", "attempt")
+_EVENT_KEYS = (
+    "family",
+    "bytes",
+    "placed",
+    "seconds",
+    "peak",
+    "verdict",
+    "checks",
+    "plan",
+    "commit",
+    "recovered",
+    "attempt",
+)
 
 
 def summarize(
@@ -29,16 +41,16 @@ def summarize(
 ) -> dict[str, Any]:
     """One row for each item, with its state.
 
-    ``done``; ``failed``; ``refused`` (it cannot be done as asked); ``running`` (begun and not ended: by a run
-    that goes on, or, where ``active`` is False, one that was killed); ``waiting`` (also where what was done is gone
-    or damaged since, with the reason); ``changed`` (done, but now something else is asked for).
+    States: ``done``; ``failed``; ``refused``: cannot be run as requested; ``running``: started and not ended, or
+    killed if ``active`` is False; ``waiting``: not run yet, or its output was deleted or damaged (the reason says
+    which); ``changed``: done, and out of date.
 
     Args:
         name: of the zoo.
         output: the folder of all outputs.
-        items: what :func:`expand` gives.
-        ledger: what it says.
-        active: whether a run is at work now.
+        items: from :func:`expand`.
+        ledger: its state.
+        active: whether a run is active now.
     """
     rows = [_row(item, ledger, active=active) for item in items]
     return {
@@ -59,7 +71,7 @@ def summarize(
 
 
 def write_summary(summary: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
-    """Write ``summary.json`` and ``report.html`` into a folder; each is replaced at once."""
+    """Write ``summary.json`` and ``report.html`` into a folder; each is replaced atomically."""
     from surgery.reporting import replace_file
     from surgery.reporting.zoo import render_zoo_page
 
@@ -81,7 +93,7 @@ def _row(item: Item, ledger: LedgerState, *, active: bool) -> dict[str, Any]:
         "hint": None,
         "why": None,
         "fingerprint": entry.fingerprint if entry is not None else None,
-        **dict.fromkeys((*_KEPT, "repository", "pushed", "push_reason")),
+        **dict.fromkeys((*_EVENT_KEYS, "repository", "pushed", "push_reason")),
     }
     if entry is None:
         return row
@@ -98,20 +110,20 @@ def _row(item: Item, ledger: LedgerState, *, active: bool) -> dict[str, Any]:
         row["reason"] = OUT_OF_DATE
     elif row["state"] == "running" and active:
         row["seconds"] = _since(event.get("at"))
-    return {**row, **{key: event[key] for key in _KEPT if key in event}}
+    return {**row, **{key: event[key] for key in _EVENT_KEYS if key in event}}
 
 
 def _lost(item: Item, state: str) -> str | None:
-    """Why what the ledger calls done is to be done again, as a plan says it too."""
+    """Why an item that is done in the ledger must run again; the plan gives the same reason."""
     if state not in ("done", "changed"):
         return None
-    if not is_there(item.output):
+    if not output_exists(item.output):
         return GONE
-    return damage(item.output) if state == "done" else None
+    return find_damage(item.output) if state == "done" else None
 
 
 def _since(at: Any) -> float | None:
-    """Seconds since a time of the ledger; a clock that jumped says nothing."""
+    """Seconds since a time in the ledger; None if the clock has jumped."""
     try:
         passed = time.time() - calendar.timegm(time.strptime(at, "%Y-%m-%dT%H:%M:%SZ"))
     except (TypeError, ValueError):
@@ -119,15 +131,15 @@ def _since(at: Any) -> float | None:
     return round(passed, 1) if passed >= 0 else None
 
 
-def _upload(entry: Entry, event: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the output was uploaded (``repository``), as which commit (``pushed``), or why not (``push_reason``)."""
+def _upload(entry: LedgerEntry, event: Mapping[str, Any]) -> dict[str, Any]:
+    """The repository of the upload, its commit (``pushed``), or why it failed (``push_reason``)."""
     if not event or event.get("fingerprint") != entry.fingerprint:
-        return {}  # of what was there before
+        return {}  # the upload of an earlier output
     reason = "the upload was interrupted" if event["event"] == "pushing" else event.get("message")
     return {"repository": event.get("repository"), "pushed": event.get("commit"), "push_reason": reason}
 
 
-def _state(item: Item, entry: Entry | None) -> str:
+def _state(item: Item, entry: LedgerEntry | None) -> str:
     if entry is None or entry.status == "waiting":
         return "waiting"
     if entry.status == "started":

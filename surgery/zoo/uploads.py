@@ -1,7 +1,7 @@
-"""Uploading what a zoo has made: one private repository for each output, and a line of the ledger for each upload.
+"""Uploads of a zoo: one private repository for each output, and events of the ledger for each upload.
 
-An upload that a kill has interrupted is gone on with by the next one: the ledger says that it was begun, so that a
-repository which holds the output already is known to be ours, and weights that have arrived are not sent again.
+The next upload resumes one that was killed: the ledger says that it was started, so a repository that already holds the
+output is recognized, and weights that were uploaded are not sent again.
 """
 
 from __future__ import annotations
@@ -13,53 +13,53 @@ from surgery.checkpoint.hub_upload import check_push, check_pushable, upload
 from surgery.errors import SurgeryError
 from surgery.zoo.items import Item
 from surgery.zoo.ledger import LedgerState
-from surgery.zoo.running import Zoo, working
 from surgery.zoo.schedule import OnEvent
+from surgery.zoo.zoo import Zoo, locked_ledger
 
 
 def push_zoo(
     zoo: Zoo, owner: str, *, private: bool = True, force: bool = False, on_event: OnEvent | None = None
 ) -> dict[str, Any]:
-    """Upload every output that is done and not yet there to ``owner/<name of its folder>``; returns the summary.
+    """Upload every finished output to ``owner/<name of its folder>``, unless it is there; returns the summary.
 
-    What cannot be uploaded is explained in its row and keeps nobody back.
+    An output that cannot be uploaded has the reason in its row; the others are still uploaded.
 
     Args:
-        zoo: what :func:`open_zoo` gives.
-        owner: account or organization; :func:`surgery.checkpoint.hub_upload.check_owner` says whether it can be.
-        private: whether repositories that are made here are private.
-        force: replace earlier outputs of this tool that are there.
-        on_event: told every event of the ledger.
+        zoo: from :func:`open_zoo`.
+        owner: account or organization; check it with :func:`surgery.checkpoint.hub_upload.check_owner`.
+        private: whether new repositories are private.
+        force: replace earlier outputs of surgery in existing repositories.
+        on_event: called with every event of the ledger.
 
     Raises:
         CheckpointError: the ledger is broken, or cannot be written.
-        OutputBusyError: a run works on the zoo.
+        OutputBusyError: another run is working on the zoo.
     """
-    tell = on_event or (lambda event: None)
-    with working(zoo) as (ledger, state):
+    on_event = on_event or (lambda event: None)
+    with locked_ledger(zoo) as (ledger, state):
         done = {row["item"] for row in zoo.summary()["items"] if row["state"] == "done"}
         for item in zoo.items:
             repository = f"{owner}/{item.name}"
-            target = {"item": item.name, "repository": repository, "fingerprint": _made(item, state)}
+            target = {"item": item.name, "repository": repository, "fingerprint": _fingerprint(item, state)}
             before = state.pushes.get(item.name, {})
             same = all(before.get(key) == value for key, value in target.items())
             if item.name not in done or (same and before["event"] == "pushed"):
                 continue
-            # What this zoo began to upload there, and a kill kept from being written down, is not in the way.
+            # An upload of this zoo that was killed before its event was written may be replaced.
             replaces = force or (same and before["event"] == "pushing")
             try:
                 check_pushable(item.output)
                 check_push(repository, force=replaces)
-                tell(ledger.write("pushing", **target))
+                on_event(ledger.write("pushing", **target))
                 result = upload(item.output, repository, private=private, force=replaces)
             except SurgeryError as error:
-                tell(ledger.write("not pushed", **target, message=str(error)))
+                on_event(ledger.write("not pushed", **target, message=str(error)))
             else:
-                place: Mapping[str, Any] = {"url": result.url, "commit": result.commit, "private": result.private}
-                tell(ledger.write("pushed", **target, **place))
+                commit: Mapping[str, Any] = {"url": result.url, "commit": result.commit, "private": result.private}
+                on_event(ledger.write("pushed", **target, **commit))
     return zoo.summary()
 
 
-def _made(item: Item, state: LedgerState) -> str | None:
+def _fingerprint(item: Item, state: LedgerState) -> str | None:
     entry = state.entries.get(item.name)
     return entry.fingerprint if entry is not None else None

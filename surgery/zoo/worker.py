@@ -1,7 +1,7 @@
-"""The process of one item: told what to do on its standard input, it tells what happens on its standard output.
+"""The process of one item: it reads a request from standard input and writes events to standard output.
 
-It dies with whoever started it: the pipe that it was started with is watched, and when it closes (the starter was
-killed) this process ends with all that it started. Nothing is lost then, since an output appears only whole.
+It ends with the process that started it: when its input pipe closes (the starter was killed), it ends with all its
+children. Nothing is lost, because an output appears only whole.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from surgery.conversion.plan import PreparedPlan, needed_bytes
 from surgery.errors import OutputBusyError, PlanRefusedError, SurgeryError, VerificationError
 from surgery.zoo.fingerprints import fingerprint, source_fingerprint
 
-# How long to wait for the processes of a run that was just killed to let go of the output.
+# How long to wait until the processes of a run that was just killed release the output.
 _PATIENCE_SECONDS = 20.0
 _BETWEEN_REPORTS_SECONDS = 0.2
 _LONGEST_MESSAGE = 4000
@@ -31,9 +32,9 @@ Tell = Callable[..., None]
 
 
 def main() -> None:
-    """Do what the first line of stdin says, as one JSON object; events go to stdout, one JSON line each."""
+    """Carry out the request in the first line of stdin, a JSON object; events go to stdout, one JSON line each."""
     request = json.loads(sys.stdin.readline())
-    # Libraries may print: what they say goes to the log, and only events to the pipe.
+    # What libraries print goes to the log; only events go to the pipe.
     pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     lock = threading.Lock()
@@ -44,11 +45,11 @@ def main() -> None:
             pipe.flush()
 
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    # Ctrl-C of the terminal is the starter's business; it asks with SIGTERM, which cleans up as an exception does.
+    # The starter handles Ctrl-C of the terminal and sends SIGTERM, which cleans up like an exception.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
     try:
-        tell("done", **work(request, tell))
+        tell("done", **convert_item(request, tell))
     except _StopError:
         tell("interrupted")
     except VerificationError as error:
@@ -59,24 +60,22 @@ def main() -> None:
     except MemoryError:
         tell("failed", why="memory", message="the process ran out of memory")
     except Exception as error:
-        import traceback
-
         traceback.print_exc()
         tell("failed", why="unexpected", message=_short(f"{type(error).__name__}: {error}"))
 
 
-def work(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+def convert_item(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     """Convert and verify one item.
 
     Args:
-        request: what :func:`surgery.zoo.item_process.request_for` gives.
-        tell: called with a kind of event and its content.
+        request: from :func:`surgery.zoo.item_process.request_for`.
+        tell: called with the kind of an event and its content.
 
     Returns:
-        What goes into the ledger beside the item's name.
+        The content of the ``done`` event.
 
     Raises:
-        SurgeryError: whatever is wrong with the item; no output is left then.
+        SurgeryError: the item cannot be converted or verified; no output is left.
     """
     if request["is_hub"]:
         tell("stage", stage="fetching")
@@ -84,7 +83,7 @@ def work(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     prepared = make_plan(source.folder, request["operations"], allow_unverified=request["allow_unverified"])
     found = source_fingerprint(prepared.checkpoint)
     if request["source_fingerprint"] not in (None, found):
-        raise PlanRefusedError("the source has changed since this run began", hint="Run it again.")
+        raise PlanRefusedError("the source has changed since this run started", hint="Run the same command again.")
     need = needed_bytes(prepared, request["placement"])
     if request["disk"] is not None and need > request["disk"]:
         raise PlanRefusedError(f"needs {format_size(need)} of disk, its limit is {format_size(request['disk'])}")
@@ -99,7 +98,7 @@ def work(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     def check(folder: Path) -> None:
         result["verdict"], result["checks"] = _verify(request, source.folder, folder, tell)
 
-    done = _patiently(lambda: _execute(request, prepared, tell, check if request["verify"] != "none" else None))
+    done = _retry_while_busy(lambda: _execute(request, prepared, tell, check if request["verify"] != "none" else None))
     placed = sorted(set(done.values()))
     return {**result, "placed": ", ".join(placed)}
 
@@ -124,7 +123,7 @@ def _execute(
 
 
 def _verify(request: Mapping[str, Any], source: Path, folder: Path, tell: Tell) -> tuple[str, int]:
-    """Verify the staged folder; its record goes into it, under the name that it will have."""
+    """Verify the staged folder; the record of the verification is written into it, with the final name."""
     from surgery.verification import verify
 
     tell("stage", stage="verifying")
@@ -142,8 +141,8 @@ def _verify(request: Mapping[str, Any], source: Path, folder: Path, tell: Tell) 
     return result.verdict, len(result.checks)
 
 
-def _patiently(task: Callable[[], Mapping[str, str]]) -> Mapping[str, str]:
-    """Try again for a while where another process has the output: it may be one that is just being killed."""
+def _retry_while_busy(task: Callable[[], Mapping[str, str]]) -> Mapping[str, str]:
+    """Retry for a while if another process holds the output: it may be about to end."""
     until = time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:
@@ -155,7 +154,7 @@ def _patiently(task: Callable[[], Mapping[str, str]]) -> Mapping[str, str]:
 
 
 class _StopError(BaseException):
-    """SIGTERM, as an exception that nothing but `main` catches."""
+    """SIGTERM as an exception that only `main` catches."""
 
 
 def _stop(*_: object) -> None:
@@ -163,10 +162,10 @@ def _stop(*_: object) -> None:
 
 
 def _die_with_parent() -> None:
-    # Not sys.stdin: a thread that waits in it holds its lock, on which the interpreter then dies at its own end.
+    # Not sys.stdin: a thread that waits in it holds its lock, and the interpreter would crash on that lock at exit.
     while os.read(0, 65536):
         pass
-    # The pipe was closed: by a starter that no longer wants anything from us, or that is dead.
+    # The pipe was closed: the starter has ended or was killed.
     if os.name == "posix" and os.getpgrp() == os.getpid():
         os.killpg(os.getpgrp(), signal.SIGKILL)
     os._exit(1)

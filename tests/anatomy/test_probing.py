@@ -19,7 +19,8 @@ from surgery.conversion import convert, make_plan, revert
 from surgery.errors import CheckpointError, PlanRefusedError
 from surgery.operations.inspection import inspect
 from surgery.verification import verification, verify
-from surgery.zoo.running import open_zoo, run_zoo
+from surgery.zoo.run import run_zoo
+from surgery.zoo.zoo import open_zoo
 from tests.conversion.conftest import tree
 from tests.families import _COMMON, _MOE, families_for_the_matrix
 from tests.zoo.conftest import write_manifest

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from surgery.reporting.zoo import render_zoo_page
-from surgery.zoo.running import open_zoo, run_zoo
+from surgery.zoo.run import run_zoo
+from surgery.zoo.zoo import open_zoo
 from tests.anatomy.builders import bare_source
 from tests.checkpoint.builders import listing
 from tests.commands.conftest import PROGRAM

@@ -26,8 +26,8 @@ from surgery.conversion.plan import make_plan
 from surgery.errors import SurgeryError
 from surgery.verification import verify
 from surgery.zoo.item_process import request_for
-from surgery.zoo.running import open_zoo
-from surgery.zoo.worker import work
+from surgery.zoo.worker import convert_item
+from surgery.zoo.zoo import open_zoo
 from tests.conversion.conftest import tree
 from tests.zoo.conftest import write_manifest
 
@@ -183,7 +183,7 @@ class Zoo(Task):
         # The manifest is the user's, not written by what is tried.
         row = open_zoo(write_manifest(self.source.parent / "manifests", models=[{"path": str(self.source)}],
                                       output=str(place), layout="out")).plan(force=True).rows[0]  # fmt: skip
-        work(request_for(row), lambda kind, **content: None)
+        convert_item(request_for(row), lambda kind, **content: None)
 
 
 TASKS: dict[str, type[Task]] = {

@@ -16,7 +16,8 @@ from surgery.checkpoint import load_json, open_checkpoint
 from surgery.conversion import convert, execution, revert
 from surgery.errors import CheckpointError, SurgeryError
 from surgery.zoo.ledger import Ledger, read_ledger
-from surgery.zoo.running import open_zoo, run_zoo
+from surgery.zoo.run import run_zoo
+from surgery.zoo.zoo import open_zoo
 from tests.checkpoint.builders import listing
 from tests.conversion.conftest import MakeKind, tree
 from tests.zoo.conftest import states, write_manifest

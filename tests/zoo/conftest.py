@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from surgery.zoo.running import Zoo, open_zoo
+from surgery.zoo.zoo import Zoo, open_zoo
 from tests.anatomy.builders import bare_source
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma2")

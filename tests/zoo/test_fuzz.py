@@ -18,7 +18,7 @@ from surgery.errors import SurgeryError
 from surgery.zoo.ledger import Ledger, read_ledger
 from surgery.zoo.manifest import Manifest, read_manifest
 from surgery.zoo.plan import plan_zoo
-from surgery.zoo.running import open_zoo
+from surgery.zoo.zoo import open_zoo
 from tests.anatomy.builders import bare_config, bare_source
 from tests.checkpoint.builders import listing
 from tests.checkpoint.test_fuzz import EXAMPLES, altered, damaged, fuzzed

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from surgery.zoo.running import open_zoo, run_zoo, zoo_status
+from surgery.zoo.run import run_zoo
+from surgery.zoo.zoo import open_zoo, zoo_status
 from tests.anatomy.builders import bare_source
 from tests.commands.conftest import PROGRAM
 from tests.conversion.conftest import tree

@@ -69,11 +69,11 @@ def test_a_ledger_of_nothing_but_a_torn_line(tmp_path: Path) -> None:
     ("line", "part"),
     [
         ("{", "line 3, is broken"),
-        ('{"event": "done"}', "line 3, is no event"),
+        ('{"event": "done"}', "line 3, is not an event"),
         ('{"event": "done", "item": 3, "run": "r"}', "must be text"),
         (
             '{"event": "ledger", "format": 99}',
-            r"newer version of this tool: it has format 99, this one reads up to 1\.\n",
+            r"newer version of surgery: it has format 99, this version reads formats up to 1\n",
         ),
         ('{"event": "ledger", "format": "x"}', "format 'x'"),
         ('{"event": "strange"}', "strange"),

@@ -13,7 +13,7 @@ from surgery.errors import UsageError
 from surgery.schemas.reference import reference
 from surgery.zoo.items import expand
 from surgery.zoo.manifest import EXAMPLE, Limits, Manifest, ManifestError, Model, Parallel, read_manifest
-from surgery.zoo.quantities import duration, parse_duration, parse_size
+from surgery.zoo.quantities import format_duration, parse_duration, parse_size
 from tests.anatomy.builders import bare_source
 
 SMALL: dict[str, Any] = {"models": [{"path": "m"}], "operations": [{"name": "ssmax"}], "output": "out"}
@@ -47,7 +47,7 @@ verify: {layers: 0}
     assert found["model"] == (1, "unknown key; did you mean `models`?")
     assert found["models.1.revison"] == (5, "unknown key; did you mean `revision`?")
     assert found["operations.0.form"][0] == 12 and "'anchord'" in found["operations.0.form"][1]
-    assert found["layout"][0] == 14 and "there are name, org, operations, revision" in found["layout"][1]
+    assert found["layout"][0] == 14 and "the fields are name, org, operations, revision" in found["layout"][1]
     assert found["placement"][0] == 15 and "'hardlink'" in found["placement"][1]
     assert found["limits.time"][0] == 16 and "90s, 15m" in found["limits.time"][1]
     assert "memory" in found["limits.mem"][1]
@@ -115,7 +115,7 @@ def test_no_sizes(text: str) -> None:
 
 
 def test_durations_for_people() -> None:
-    assert [duration(value) for value in (0.44, 42, 200, 7500)] == ["0.4 s", "42 s", "3 min 20 s", "2 h 05 min"]
+    assert [format_duration(value) for value in (0.44, 42, 200, 7500)] == ["0.4 s", "42 s", "3 min 20 s", "2 h 05 min"]
 
 
 def test_globs_overrides_and_names(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_globs_overrides_and_names(tmp_path: Path) -> None:
         ({"layout": "same"}, "would both be written to same"),
     ],
 )
-def test_manifests_that_cannot_be_carried_out(change: dict[str, Any], part: str, tmp_path: Path) -> None:
+def test_manifests_that_cannot_be_run(change: dict[str, Any], part: str, tmp_path: Path) -> None:
     for name in ("a", "b"):
         bare_source(tmp_path / "models" / name)
     content = {**SMALL, "models": [{"path": "models/*"}], **change}

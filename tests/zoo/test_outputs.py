@@ -15,24 +15,25 @@ from surgery.checkpoint import INDEX_NAME
 from surgery.checkpoint.record import PLAN_NAME
 from surgery.errors import CheckpointError, UsageError
 from surgery.zoo import outputs
-from surgery.zoo.outputs import GONE, damage
-from surgery.zoo.running import open_zoo, run_zoo
+from surgery.zoo.outputs import GONE, find_damage
+from surgery.zoo.run import run_zoo
+from surgery.zoo.zoo import open_zoo
 from tests.anatomy.builders import bare_source
 from tests.conversion.conftest import tree
 from tests.zoo.conftest import MakeZoo, states, write_manifest
 
 SHARD = "surgery-operations.safetensors"
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "config": (lambda folder: (folder / "config.json").write_text("{}"), "config.json is not the one"),
+    "config": (lambda folder: (folder / "config.json").write_text("{}"), "config.json does not belong to"),
     "torn-config": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
     "shard": (lambda folder: (folder / SHARD).unlink(), f"{SHARD}', missing"),
     "cut-shard": (lambda folder: (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[:-3]), SHARD),
     "index": (lambda folder: (folder / INDEX_NAME).unlink(), "nothing says which"),
     "code": (
         lambda folder: (folder / "modeling_surgery.py").unlink(),
-        "'modeling_surgery.py', which surgery/plan.json",
+        "'modeling_surgery.py' named in surgery/plan.json",
     ),
-    "kept": (lambda folder: (folder / "tokenizer.json").unlink(), "'tokenizer.json', which surgery/plan.json names"),
+    "kept": (lambda folder: (folder / "tokenizer.json").unlink(), "'tokenizer.json' named in surgery/plan.json"),
     "torn-plan": (lambda folder: (folder / PLAN_NAME).write_text("{"), "plan.json is not valid JSON"),
 }
 
@@ -46,10 +47,10 @@ def test_a_damaged_output_is_made_again(kind: str, make_zoo: MakeZoo, tmp_path: 
     run_zoo(zoo)
     output = zoo.output / "llama-ssmax"
     whole = tree(output)
-    assert damage(output) is None
+    assert find_damage(output) is None
     spoil(output)
     (row,) = zoo.plan().rows
-    assert (row.state, row.again) == ("ready", True) and row.reason.startswith("its output is damaged: ")
+    assert (row.state, row.replaces_output) == ("ready", True) and row.reason.startswith("its output is damaged: ")
     assert part in row.reason, row.reason
     (item,) = zoo.summary()["items"]
     assert (item["state"], item["reason"], item["verdict"]) == ("waiting", row.reason, None)
@@ -79,7 +80,7 @@ def test_a_look_at_a_hundred_outputs_is_quick(make_zoo: MakeZoo) -> None:
     run_zoo(zoo)
     began = time.process_time()
     for _ in range(100):
-        assert damage(zoo.output / "llama-ssmax") is None
+        assert find_damage(zoo.output / "llama-ssmax") is None
     assert time.process_time() - began < 2
 
 
@@ -100,7 +101,7 @@ def test_an_output_that_is_a_file(output: str, part: str, make_zoo: MakeZoo) -> 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_an_output_where_nothing_can_be_written(make_zoo: MakeZoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CheckpointError, match=r"'/proc/zoo' cannot be written: '/proc' is no place on a disk"):
+    with pytest.raises(CheckpointError, match=r"'/proc/zoo' cannot be written: '/proc' is not on a disk"):
         make_zoo(["llama"], output="/proc/zoo").plan()
     zoo = make_zoo(["llama"], verify="none")
     run_zoo(zoo)
@@ -125,7 +126,7 @@ def test_what_a_manifest_excludes(tmp_path: Path) -> None:
     assert names(str(tmp_path / "models" / "b"), path=str(tmp_path / "models" / "*")) == ["a", "b-old", "c"]
     with pytest.raises(UsageError, match=r"models\.0\.exclude: 'd' matches none of its folders"):
         names("d")
-    with pytest.raises(UsageError, match="matches no folder that is left: 4 are excluded"):
+    with pytest.raises(UsageError, match="matches no folder that can be used: 4 are excluded"):
         names("*")
     with pytest.raises(UsageError, match="exclude: does nothing without a glob"):
         names("b", path="models/a")
@@ -134,11 +135,11 @@ def test_what_a_manifest_excludes(tmp_path: Path) -> None:
     ])  # fmt: skip
     assert len(open_zoo(manifest).items) == 4
     manifest = write_manifest(tmp_path, output="models")
-    with pytest.raises(UsageError, match="matches no folder that is left: 4 that it matches lie in the output"):
+    with pytest.raises(UsageError, match="matches no folder that can be used: 4 lie in the output"):
         open_zoo(manifest)
 
 
 def test_an_output_of_a_name_that_no_file_system_takes(tmp_path: Path) -> None:
     bare_source(tmp_path / "models" / "llama")
-    with pytest.raises(UsageError, match="cannot be: File name too long"):
+    with pytest.raises(UsageError, match="cannot exist: File name too long"):
         open_zoo(write_manifest(tmp_path, output="[" * 3000))

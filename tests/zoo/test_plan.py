@@ -14,7 +14,7 @@ from surgery.conversion.plan import needed_bytes
 from surgery.reporting.zoo import render_zoo_page
 from surgery.zoo import plan as plan_module
 from surgery.zoo.plan import LIGHT_BYTES, TORCH_BYTES, ZooPlan
-from surgery.zoo.running import run_zoo
+from surgery.zoo.run import run_zoo
 from tests.anatomy.builders import bare_source
 from tests.checkpoint.builders import listing
 from tests.zoo.conftest import BROKEN, MakeZoo
@@ -32,7 +32,7 @@ def test_costs_are_those_of_single_plans_and_nothing_is_written(make_zoo: MakeZo
     assert set(states(plan).values()) == {"ready"} and len(plan.rows) == 4
     for row in plan.rows:
         prepared = make_plan(row.item.source, [{"name": "ssmax"}])
-        assert row.disk == needed_bytes(prepared, "copy") and row.bytes == prepared.checkpoint.disk_bytes
+        assert row.disk == needed_bytes(prepared, "copy") and row.source_bytes == prepared.checkpoint.disk_bytes
         assert row.family == Path(row.item.source).name and row.memory == LIGHT_BYTES
     assert plan.disk == sum(row.disk or 0 for row in plan.rows)
     assert make_zoo(placement="link").plan().disk < plan.disk
@@ -57,7 +57,7 @@ def test_an_error_that_nobody_foresaw_costs_one_row_too(make_zoo: MakeZoo, monke
     monkeypatch.setattr(plan_module, "make_plan", fail)
     plan = make_zoo().plan()
     assert states(plan)["qwen2-ssmax"] == "refused" and len(plan.of("ready")) == 3
-    assert "not foreseen: ZeroDivisionError: oh" in plan.of("refused")[0].reason
+    assert "unexpected error: ZeroDivisionError: oh" in plan.of("refused")[0].reason
 
 
 def test_what_does_not_fit_is_refused_in_order(make_zoo: MakeZoo, tmp_path: Path) -> None:
@@ -95,8 +95,8 @@ def test_what_is_done_changed_or_unknown(make_zoo: MakeZoo, tmp_path: Path) -> N
     for change in ({"operations": [{"name": "ssmax", "form": "bias"}]}, {"verify": "files"}):
         changed = make_zoo(["llama", "qwen2"], **{"verify": "none", **change})
         plan = changed.plan()
-        assert set(states(plan).values()) == {"refused"} and "made from something else" in plan.rows[0].reason
-        assert {row.again for row in changed.plan(force=True).of("ready")} == {True}
+        assert set(states(plan).values()) == {"refused"} and "the output is out of date" in plan.rows[0].reason
+        assert {row.replaces_output for row in changed.plan(force=True).of("ready")} == {True}
     # An output that the ledger does not know.
     (tmp_path / "out" / "qwen3-ssmax").mkdir()
     (tmp_path / "out" / "qwen3-ssmax" / "precious").write_text("")
@@ -109,7 +109,7 @@ def test_layers_that_cannot_be_verified_are_refused_before(make_zoo: MakeZoo) ->
     assert row.state == "refused" and row.reason == "verify: layers: 99: the model has 4 layers"
     last = [{"name": "ssmax", "layers": [3]}]
     row = make_zoo(["llama"], verify={"layers": 2}, operations=last).plan().rows[0]
-    assert row.state == "refused" and "no operation is performed on these; the first is on layer 3" in row.reason
+    assert row.state == "refused" and "these layers have no operation; the first one is on layer 3" in row.reason
     assert make_zoo(["llama"], verify={"layers": 4}, operations=last).plan().rows[0].state == "ready"
 
 
@@ -152,7 +152,7 @@ def test_a_hub_model_that_is_not_fetched_has_an_unknown_cost(
     zoo = make_zoo(["llama"], models=[{"hub": "org/name"}, {"hub": "not an id"}])
     rows = zoo.plan().rows
     assert [row.state for row in rows] == ["ready", "refused"]
-    assert rows[0].disk is None and "not fetched" in rows[0].reason and "neither" in rows[1].reason
+    assert rows[0].disk is None and "not downloaded" in rows[0].reason and "neither" in rows[1].reason
 
 
 def test_a_hub_model_in_the_cache_is_planned_with_its_commit(

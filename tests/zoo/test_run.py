@@ -22,14 +22,16 @@ from surgery.conversion import convert
 from surgery.errors import OutputBusyError, UsageError
 from surgery.reporting import zoo as reporting
 from surgery.verification import verify
-from surgery.zoo import engines, worker
 from surgery.zoo import plan as plan_module
+from surgery.zoo import worker
+from surgery.zoo.engines import local as local_engine
 from surgery.zoo.item_process import ItemProcess, _kill_tree, request_for, run_isolated
 from surgery.zoo.ledger import Ledger, read_ledger
 from surgery.zoo.outputs import OUT_OF_DATE
-from surgery.zoo.plan import identity
-from surgery.zoo.running import run_zoo, zoo_status
+from surgery.zoo.plan import folder_id
+from surgery.zoo.run import run_zoo
 from surgery.zoo.summaries import write_summary
+from surgery.zoo.zoo import zoo_status
 from tests.checkpoint.builders import listing
 from tests.conversion.conftest import tree
 from tests.zoo.conftest import MakeZoo, states
@@ -111,7 +113,7 @@ def test_what_was_mended_is_done_by_the_next_run_and_retry_does_nothing_else(mak
 @pytest.mark.parametrize(
     ("limits", "why", "part"),
     [
-        ({"time": 0.05}, "time", "more than its limit of 0.1 s"),
+        ({"time": 0.05}, "time", "longer than its limit of 0.1 s"),
         ({"memory": "10 MB"}, "refused", "needs about 150.0 MB of memory, its limit is 10.0 MB"),
         ({"disk": 10}, "refused", "limit is 10 B"),
     ],
@@ -129,7 +131,7 @@ def test_a_process_above_its_memory_is_killed(make_zoo: MakeZoo, monkeypatch: py
     """Where it needs more than the plan has estimated."""
     monkeypatch.setattr(plan_module, "LIGHT_BYTES", 1_000_000)
     (item,) = run_zoo(make_zoo(["llama"], limits={"memory": "5 MB"}, retries=0))["items"]
-    assert item["why"] == "memory" and "had " in item["reason"] and "its limit is 5.0 MB" in item["reason"]
+    assert item["why"] == "memory" and "used " in item["reason"] and "its limit is 5.0 MB" in item["reason"]
 
 
 def test_a_kill_reaches_children_that_left_the_group(tmp_path: Path) -> None:
@@ -197,7 +199,7 @@ def test_a_failed_verification_leaves_no_output(make_zoo: MakeZoo, monkeypatch: 
 
     monkeypatch.setattr(worker, "_verify", spoiled)
     with pytest.raises(worker.VerificationError, match="modelling file"):
-        worker.work(request_for(row), lambda kind, **content: None)
+        worker.convert_item(request_for(row), lambda kind, **content: None)
     assert not row.item.output.parent.exists()
 
 
@@ -315,7 +317,7 @@ def test_failures_of_a_killed_run_are_left_until_it_has_ended(make_zoo: MakeZoo)
             run="r",
             item="llama-ssmax",
             fingerprint=row.fingerprint,
-            work=row.work,
+            work=row.work_fingerprint,
             why="time",
             message="slow",
         )
@@ -359,10 +361,10 @@ def test_an_output_that_is_to_be_replaced_is_not_taken_for_the_new_one(make_zoo:
     (row,) = changed.plan(force=True).rows
     with Ledger(changed.ledger) as ledger:
         ledger.write("run", run="r", engine="local")
-        ledger.write("started", run="r", item=row.item.name, fingerprint=row.fingerprint, work=row.work,
-                     replaces=identity(row.item.output))  # fmt: skip
+        ledger.write("started", run="r", item=row.item.name, fingerprint=row.fingerprint, work=row.work_fingerprint,
+                     replaces=folder_id(row.item.output))  # fmt: skip
     (row,) = changed.plan(force=True).rows
-    assert row.state == "ready" and row.again
+    assert row.state == "ready" and row.replaces_output
 
 
 def test_memory_and_disk_bound_how_many_run_at_once(make_zoo: MakeZoo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +379,7 @@ def test_memory_and_disk_bound_how_many_run_at_once(make_zoo: MakeZoo, monkeypat
 
     assert set(states(run_zoo(zoo, on_event=count)).values()) == {"done"}
     assert most == 2  # of 150 MB each
-    monkeypatch.setattr(engines, "free_bytes", lambda path: 1_000_000_000 + 10)
+    monkeypatch.setattr(local_engine, "free_bytes", lambda path: 1_000_000_000 + 10)
     full = make_zoo(["gemma2"], verify="none")
     summary = run_zoo(full)
     assert states(summary)["gemma2-ssmax"] == "refused"

@@ -11,8 +11,9 @@ from surgery.checkpoint.hub_upload import check_owner, push
 from surgery.errors import CheckpointError, UsageError
 from surgery.reporting.zoo import headline, render_zoo_page
 from surgery.zoo.ledger import Ledger, read_ledger
-from surgery.zoo.running import Zoo, run_zoo
+from surgery.zoo.run import run_zoo
 from surgery.zoo.uploads import push_zoo
+from surgery.zoo.zoo import Zoo
 from tests.hub import Hub
 from tests.zoo.conftest import MakeZoo
 

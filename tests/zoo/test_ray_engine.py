@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from surgery.errors import UsageError
-from surgery.zoo.cluster import RayEngine
+from surgery.zoo.engines.ray import RayEngine
 from surgery.zoo.manifest import Parallel
-from surgery.zoo.running import run_zoo
+from surgery.zoo.run import run_zoo
 from tests.conversion.conftest import tree
 from tests.zoo.conftest import MakeZoo, states
 from tests.zoo.test_run import names, workers
