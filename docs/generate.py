@@ -19,7 +19,7 @@ import typer
 
 from surgery.commands import console
 from surgery.commands.app import app
-from surgery.errors import SurgeryError
+from surgery.errors import ExitCode, SurgeryError
 from surgery.evaluation import Suite
 from surgery.operations import OPERATIONS
 from surgery.recovery import Recipe
@@ -137,6 +137,7 @@ def _table(kind: str, parameters: list[Any], context: Any) -> Iterator[str]:
     for parameter in parameters:
         names, text = parameter.get_help_record(context) or (parameter.name, "")
         text, default = _without_default(_prose(text))
+        names = re.sub(r"<list\[(\w+)\]>", r"<\1> ...", names)
         cells = (f"`{names}`", default, text)
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
@@ -209,20 +210,20 @@ def _families() -> str:
 
 
 def _exit_codes() -> str:
-    lines = ["| code | raised as | when |", "|---|---|---|", "| 0 | | done |"]
-    for error in _errors(SurgeryError):
-        meaning = " ".join((error.__doc__ or "").partition(" (exit code")[0].split()).rstrip(".")
-        lines.append(f"| {error.exit_code} | `{error.__name__}` | {meaning} |")
+    lines = ["| code | of every command | exceptions in Python |", "|---|---|---|"]
+    for code in ExitCode:
+        raised = ", ".join(f"`{error.__name__}`" for error in _errors(SurgeryError) if error.exit_code == code)
+        lines.append(f"| {code.value} | {code.meaning} | {raised} |")
+    lines += [
+        "",
+        "With `--json` an error is a document on stdout with the code, unless the command has printed its own.",
+    ]
     return "\n".join(lines)
 
 
 def _errors(root: type[SurgeryError]) -> list[type[SurgeryError]]:
-    found, queue = [root], [root]
-    while queue:
-        for inner in queue.pop(0).__subclasses__():
-            found.append(inner)
-            queue.append(inner)
-    return sorted(found, key=lambda error: error.exit_code)
+    inner = [error for child in root.__subclasses__() for error in _errors(child)]
+    return sorted([root, *inner], key=lambda error: error.__name__)
 
 
 PAGES: dict[str, tuple[str, str, Callable[[], str]]] = {

@@ -4,20 +4,29 @@ Each message says what was given, what is wrong with it, and what to do.
 """
 
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class ExitCode(IntEnum):
-    """How a command of the command line ends."""
+    """How a command of the command line ends. The meaning is what the reference says of the code."""
 
-    DONE = 0
-    FAILED = 1
-    USAGE = 2
-    REFUSED = 3
-    VERIFICATION_FAILED = 4
-    SOME_FAILED = 5
-    INTERRUPTED = 130
-    TERMINATED = 143
+    meaning: str
+
+    def __new__(cls, value: int, meaning: str) -> Self:
+        """A code with its meaning."""
+        code = int.__new__(cls, value)
+        code._value_ = value
+        code.meaning = meaning
+        return code
+
+    DONE = 0, "done"
+    FAILED = 1, "an unexpected error, or a training that diverged (a loss that is not finite); `doctor` found a problem"
+    USAGE = 2, "wrong usage: an option, a file or a model folder; or the hub or the disk does not answer"
+    REFUSED = 3, "refused: the operation does not apply to this model, or nothing is left to do"
+    VERIFICATION_FAILED = 4, "a verification failed (`verify`, `merge`)"
+    SOME_FAILED = 5, "some items of a zoo failed or were refused (`zoo`)"
+    INTERRUPTED = 130, "interrupted by Ctrl-C"
+    TERMINATED = 143, "terminated by SIGTERM"
 
 
 class SurgeryError(Exception):

@@ -34,10 +34,14 @@ def test_pictures_and_data_of_the_results_are_shown_or_named() -> None:
 
 
 def test_files_that_pages_name_in_code_exist() -> None:
-    """`docs/...`, `bench/...`, `tests/...` and `surgery/...` in code spans, and modules after `python -m`."""
+    """`docs/...`, `bench/...`, `tests/...` and modules of `surgery/` in code spans, and modules after `python -m`."""
     for page in pages():
         text = page.read_text(encoding="utf-8")
-        for path in re.findall(r"`((?:docs|bench|examples|tests|surgery|suites|recipes)/[\w./-]*)`", text):
+        # A checkpoint has a folder surgery/ too, with JSON in it.
+        named = re.findall(
+            r"`((?:docs|bench|examples|tests|suites|recipes)/[\w./-]*|surgery/[\w/]*(?:/|\.py|\.toml))`", text
+        )
+        for path in named:
             assert (ROOT / path).exists() or page.name == "CHANGELOG.md", f"{page.name}: {path}"
         for module in re.findall(r"python -m ((?:bench|docs)\.[\w.]+)", text):
             assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), f"{page.name}: {module}"
