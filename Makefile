@@ -1,10 +1,11 @@
-# make demo              the whole job on a real model, from nothing: install, convert, verify, train, report
-# make demo MODEL=...    the same on your model, a folder or a hub id
-# make test              the test suite;  make test-all  also the long ones
-# make test-oldest       the families with the oldest transformers that pyproject.toml admits, in .cache/oldest
-# make test-interop      converted checkpoints in other programs, also those that no other test needs, in .cache/interop
-# make families          record what each family passes with the oldest and the newest transformers, and show it in docs/reference
-# make reference         docs/reference/ from the schemas and the commands
+# make demo              install, then convert, verify, train and report on a real model
+# make demo MODEL=...    the same on your model: a folder or a hub id
+# make test              the quick tests
+# make test-all          all tests, with the long ones
+# make test-oldest       test the families with the oldest transformers that pyproject.toml allows, in .cache/oldest
+# make test-interop      test converted checkpoints in other programs, in .cache/interop
+# make families          record what each family passes with the oldest and the newest transformers
+# make reference         write docs/reference/ from the schemas and the commands
 # make lint types        ruff, import-linter, mypy
 
 PYTHON ?= python3
@@ -56,7 +57,7 @@ $(OLDEST)/.installed: pyproject.toml constraints.txt
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(MATRIX)
 
-# hqq, optimum-quanto and trl are for these tests alone; `make test` skips what needs them, with a reason.
+# Only these tests need hqq, optimum-quanto and trl; `make test` skips tests that need them, with a reason.
 $(INTEROP)/.installed: pyproject.toml constraints.txt
 	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
 	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \

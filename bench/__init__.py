@@ -1,1 +1,1 @@
-"""Measurements against an alternative in the same run; one command each, JSON out."""
+"""Measurements against an alternative in the same run; each is one command that can write JSON."""

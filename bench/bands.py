@@ -1,10 +1,10 @@
-"""Attention in bands against SDPA: time over the share of 128 x 128 blocks that is kept.
+"""Attention in bands against SDPA: the time for each share of 128 x 128 blocks that is kept.
 
     python -m bench.bands --lengths 4096,8192,16384 --out docs/results/data/bands.json
 
-One attention layer with random queries, keys and values (9 query heads, 3 key-value heads, size 64, as in
-SmolLM2-135M). Some key-value heads are open, the others have a window; with and without a threshold inside it. The
-alternative, in turn with it in the same run, is transformers' own sdpa attention on the same tensors.
+One attention layer runs on random queries, keys and values (9 query heads, 3 key-value heads, size 64, as in
+SmolLM2-135M). Some key-value heads are open; the others have a window, with and without a threshold inside it. The
+alternative is transformers' own sdpa attention on the same tensors, in turn in the same run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bench.harness import report
 from surgery.evaluation.speed.stopwatch import interleaved, ratio
 
 HEADS, GROUPS, SIZE = 9, 3, 64
-# Key-value heads that stay open, and the window of the others.
+# Number of open key-value heads, and the window of the others.
 SETTINGS = ((3, 0), (1, 256), (0, 1024), (0, 256))
 
 

@@ -1,16 +1,17 @@
-"""Blocks of keys that thresholds leave empty, and how many of them a bound on their best cosine would find.
+"""Blocks of keys without an accepted key, and the share of them that a bound on their best cosine finds.
 
     python -m bench.bounds SCREENED --text TEXT --length 1024 --out docs/results/data/bounds.json
 
-Of a screened checkpoint, over all layers and query heads: blocks of so many queries and keys that windows leave, the
-share of them in which no key passes its threshold (what a bound could find at best), and the share that is found by
+All layers and query heads of a screened checkpoint are divided into blocks of queries and keys. Of the blocks that
+windows leave, the table has the share in which no key passes its threshold (the most that any bound can find), and the
+share that each bound finds:
 
-- sphere: the angle to the mean direction of the block's keys, less the widest angle between that and one of them; or
-  the product with their mean, plus the greatest distance from it;
+- sphere: the angle to the mean direction of the block's keys, minus the widest angle between this direction and a key;
+  or the product with their mean, plus the greatest distance from the mean;
 - box: the least and the greatest value of each dimension;
-- pair: the angle between the mean directions of queries and keys, less the widest angle of either.
+- pair: the angle between the mean directions of queries and keys, minus the widest angle of each.
 
-Thresholds can be raised by hand (``--raised``), to see from where on bounds would find anything.
+``--raised`` raises all thresholds, to show from which threshold on a bound would find blocks.
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ def main() -> None:
         parser.error(
             f"--length {options.length}: a multiple of {max(SIZES)[0]}, at most the text's {len(tokens)} tokens"
         )
-    layers = seen(model, tokens[: options.length])
+    layers = observed(model, tokens[: options.length])
     rows = []
     for raised in map(float, options.raised.split(",")):
         rows += measure(layers, raised)
     report("bounds", rows, options.out)
 
 
-def seen(model: Any, tokens: list[int]) -> list[tuple[Any, Any, Any]]:
-    """Of each screened layer: its module, and queries and keys ``(query heads, tokens, head_dim)``, of length one."""
+def observed(model: Any, tokens: list[int]) -> list[tuple[Any, Any, Any]]:
+    """For each screened layer: its module, and unit queries and keys ``(query heads, tokens, head_dim)``."""
     import torch
     from torch.nn.functional import normalize
 
@@ -61,7 +62,7 @@ def seen(model: Any, tokens: list[int]) -> list[tuple[Any, Any, Any]]:
         return relevance(screening, query, key)
 
     ids = torch.tensor([tokens], device=model.device)
-    # A mask of four dimensions brings the whole of queries and keys to one call.
+    # With a 4-D mask one call receives all queries and keys.
     mask = torch.ones(len(tokens), len(tokens), dtype=torch.bool, device=model.device).tril()[None, None]
     modules = {one.screening for one in model.modules() if hasattr(one, "screening")}
     for module in modules:
@@ -76,7 +77,7 @@ def seen(model: Any, tokens: list[int]) -> list[tuple[Any, Any, Any]]:
 
 
 def _joined(found: list[tuple[Any, Any, Any]]) -> list[tuple[Any, Any, Any]]:
-    """The blocks of queries of one layer put together again; of their keys the last block has all."""
+    """Join the blocks of queries of each layer; the last block holds all keys."""
     import torch
 
     layers: dict[Any, tuple[list[Any], Any]] = {}

@@ -1,4 +1,4 @@
-"""How long the light commands take, and a linked conversion against loading and saving the model.
+"""Time of the light commands; time and memory of a linked conversion against loading and saving the model.
 
 python -m bench.commands MODEL [--repeats 7] [--out docs/results/data/commands.json]
 """
@@ -17,7 +17,7 @@ from surgery.evaluation.speed.stopwatch import interleaved, ratio
 
 
 def process(*arguments: str) -> Callable[[], Any]:
-    """Run Python with these arguments; fail loudly."""
+    """A call that runs Python with these arguments, and raises if Python fails."""
 
     def call() -> None:
         subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
@@ -26,7 +26,7 @@ def process(*arguments: str) -> Callable[[], Any]:
 
 
 def peak_megabytes(*arguments: str) -> float:
-    """Greatest resident memory of one process of its own."""
+    """Peak resident memory of one new process."""
     code = (
         "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, capture_output=True); "
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"

@@ -1,10 +1,10 @@
-"""Decoding with a windowed cache against transformers' own: memory of the cache, seconds per token, and the answers.
+"""Decoding with a windowed cache against transformers' own cache: memory, seconds per token, and logits.
 
     surgery convert --to screening MODEL --calibrate TEXTS -o SCREENED
     python -m bench.decoding SCREENED --text TEXT --lengths 1024,4096 --out docs/results/data/decoding.json
 
-Both caches are filled with the same tokens of the text; then the same tokens that follow are put through them one at a
-time, a few with the one and a few with the other in turn.
+Both caches are filled with the same tokens of the text. Then both models decode the same following tokens one at a
+time; the two take turns every few tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.harness import arguments, report
 
-TOKENS = 8  # of a turn
+TOKENS = 8  # in one turn
 
 
 def main() -> None:

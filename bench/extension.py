@@ -1,14 +1,14 @@
-"""Context extension by two: loss within and beyond the trained length, RoPE and SSMax alone and together.
+"""Context extension by two: loss within and beyond the trained length, with RoPE, with SSMax, and with both.
 
     python -m bench.extension MODEL --text long/*.txt --train-text other/ --work WORK \\
         --out docs/results/data/extension.json
 
-Four models: the source untouched, with another RoPE, with SSMax, with both. Each is measured as it is, and after the
-same short training: the same rows in the same order from the same seed, the same adapter. What is trained of the
-untouched one is the adapter alone, through a multiplier that is 1 at every length. All are measured on the same tokens,
-whole sequences of the full length; differences are paired with the untouched model in the same state.
+There are four models: the untouched source, with another RoPE, with SSMax, and with both. Each is measured before and
+after the same short training: the same rows in the same order from the same seed, with the same adapter. The untouched
+source trains only the adapter; its multiplier is 1 at every length. All models are measured on the same tokens, in
+whole sequences of the full length. Differences are paired with the untouched model in the same state.
 
-What is finished lies in WORK and is not done again: the command can be interrupted and given anew.
+Finished parts are kept in WORK, so the command can be interrupted and repeated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from surgery.evaluation.loss.token_losses import token_losses
 from surgery.evaluation.passages import Passage, cut_passages, fingerprint
 from surgery.loading import RunOptions, load_model, load_tokenizer
 
-# A multiplier of max(1, ln n / ln N) is 1 at every length below this N: the source, in a form that can be trained.
+# With this N the multiplier max(1, ln n / ln N) is 1 at every length: the source, as a model that can be trained.
 NOWHERE = {"name": "ssmax", "form": "logn", "reference_length": 2**31}
 UNTOUCHED = "untouched"
 
@@ -63,7 +63,7 @@ def losses(model: Path, name: str, sequences: list[Passage], work: Path, run: Ru
 
 
 def train(model: Path, output: Path, options: Any, length: int) -> Path:
-    """The same short training for each; goes on where it was interrupted."""
+    """Run the short training, the same for each model; it resumes after an interruption."""
     if not output.is_dir():
         recipe = {
             "model": str(model),
@@ -76,12 +76,12 @@ def train(model: Path, output: Path, options: Any, length: int) -> Path:
             "checkpoints": {"every": 2, "keep": 1},
         }
         began = output.with_name(output.name + ".training") / "run.json"
-        surgery.finetune(recipe, resume=began.is_file(), device=options.device, on_progress=tell(output.name))
+        surgery.finetune(recipe, resume=began.is_file(), device=options.device, on_progress=step_printer(output.name))
     return output
 
 
-def tell(name: str) -> Any:
-    """One line a step."""
+def step_printer(name: str) -> Any:
+    """A callback that prints one line per step."""
 
     def on_progress(event: dict[str, Any]) -> None:
         if event["event"] == "step":
@@ -92,14 +92,16 @@ def tell(name: str) -> Any:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--text", nargs="+", required=True, help="to measure on; each long enough")
+    parser.add_argument(
+        "--text", nargs="+", required=True, help="texts to measure on; each at least as long as a sequence"
+    )
     parser.add_argument("--train-text", nargs="+", required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--documents", type=int, default=4)
     parser.add_argument("--type", default="yarn")
     parser.add_argument("--form", default="anchored")
     parser.add_argument("--tokens", type=int, default=50_000)
-    parser.add_argument("--train-length", type=int, help="by default one and a half times the trained length")
+    parser.add_argument("--train-length", type=int, help="1.5 times the trained length by default")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--device", default="auto")
@@ -123,7 +125,7 @@ def main() -> None:
         measured["before"][name] = losses(folder, f"{name}-before", sequences, options.work, run)
         trained = train(folder, options.work / f"{name}-trained", options, options.train_length or known * 3 // 2)
         measured["after"][name] = losses(trained, f"{name}-after", sequences, options.work, run)
-    # Tokens seen: a prediction that sees n is the one at position n + 1.
+    # A prediction that sees n tokens is the one at position n + 1.
     edges = [known // 8, known, known * 3 // 2, 2 * known - 1]
     rows = []
     for state, models in measured.items():

@@ -1,11 +1,11 @@
-"""Attention fading: the greatest weight by n, softmax against SSMax, on a made-up input and on a real model.
+"""Attention fading: the greatest weight by n, softmax against SSMax, on synthetic scores and on a real model.
 
 python -m bench.fading MODEL --text TEXTS [--trained CHECKPOINT] [--length 4096] [--out docs/results/data/fading.json]
     [--picture docs/results/images/fading.png]
 
-Left, Figure 1 of arXiv 2501.19399 in kind: scores of -2 everywhere and +3 once. Right, the model: the greatest weight
-of each query, mean over all layers and heads, as it is, with the paper's form at its start, untrained, and as a
-checkpoint that was trained from there.
+Left, after Figure 1 of arXiv 2501.19399: one score of +3 among scores of -2. Right, the model: the greatest weight of
+each query, as the mean over all layers and heads, of the source, of the untrained start of `paper`, and of a checkpoint
+that was trained from this start.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LINES = ((LIGHT.base, "s", "--"), (LIGHT.model, "o", "-"), (LIGHT.series[2], "^"
 
 
 def greatest(n: int, multiplier: float) -> float:
-    """The greatest weight of softmax over n scores of -2, but one of +3, all times a multiplier."""
+    """The greatest softmax weight for one score of +3 among n - 1 scores of -2, all times a multiplier."""
     return 1 / (1 + (n - 1) * math.exp(-5 * multiplier))
 
 
@@ -46,7 +46,7 @@ def measured(model: Path, trained: Path | None, texts: list[str], length: int) -
         if trained is not None:
             models["SSMax, trained"] = trained
         result = surgery.evaluate(
-            list(models.values()), text=texts, suite={"name": "fading", "parts": [part]}, on_event=_say
+            list(models.values()), text=texts, suite={"name": "fading", "parts": [part]}, on_event=_print_event
         )
     rows = []
     for own, name in zip(result.section("attention").results, models, strict=True):
@@ -64,7 +64,7 @@ def measured(model: Path, trained: Path | None, texts: list[str], length: int) -
 
 
 def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Both curves side by side, as a PNG."""
+    """Draw both pictures side by side, as a PNG."""
     with drawn_in(LIGHT):
         figure = new_figure(height=3.4)
         for axes, kind, words in zip(
@@ -101,7 +101,7 @@ def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     print(f"wrote {path}")
 
 
-def _say(event: dict[str, Any]) -> None:
+def _print_event(event: dict[str, Any]) -> None:
     if event["event"] in ("loading", "unit"):
         print(event["event"], event["model"], flush=True)
 

@@ -2,9 +2,9 @@
 
     python -m bench.gpu_screening --lengths 32768,100000 --out docs/results/data/gpu_screening.json
 
-One attention layer with random queries, keys and values (9 query heads, 3 key-value heads, size 64), causal, without
-gradients. In turn in the same run: FlashAttention, FlexAttention with a causal block mask, screening in FlexAttention,
-and screening in bands. First, at 2048 tokens, the two ways of screening are held against the mask.
+One attention layer runs on random queries, keys and values (9 query heads, 3 key-value heads, size 64), causal, without
+gradients. Four kernels take turns in one run: FlashAttention, FlexAttention with a causal block mask, screening in
+FlexAttention, and screening in bands. First, at 2048 tokens, both screened kernels are compared with an additive mask.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16"))
     parser.add_argument(
-        "--block-elements", type=int, default=2**26, help="pairs of query and key that bands take at once"
+        "--block-elements", type=int, default=2**26, help="pairs of query and key in one block of bands"
     )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def screened(backend: str, module: Any, query: Any, key: Any, value: Any, n: Any, mask: Any) -> Any:
-    """``(1, queries, heads, SIZE)``, by the named backend."""
+    """Output ``(1, queries, heads, SIZE)`` of the named backend."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     from surgery.runtime import modeling_surgery as modeling
@@ -70,7 +70,7 @@ def block_mask(length: int) -> Any:
 
 
 def check(length: int = 2048) -> dict[str, float]:
-    """Greatest difference of either way from an additive mask over all pairs, in float32."""
+    """Greatest difference of each kernel from an additive mask over all pairs, in float32."""
     import torch
 
     query, key, value, n = tensors(length, "cuda", "float32")
@@ -93,7 +93,7 @@ def measure(length: int, opened: int, window: int, threshold: float, repeats: in
     query, key, value, n = tensors(length, "cuda", dtype)
     module, mask = layer(opened, window, threshold, "cuda"), block_mask(length)
     each = HEADS // GROUPS
-    # The kernels want powers of two of query heads to a key-value head, or one: keys are repeated, outside the timing.
+    # The kernels need a power of two of query heads per key-value head: keys are repeated, outside the timing.
     whole_key, whole_value = (one.repeat_interleave(each, 1).contiguous() for one in (key, value))
     compiled = torch.compile(flex_attention)
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: arguments, a table, and JSON with the environment."""
+"""Shared parts of the benchmarks: arguments, a table, and JSON with the environment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
-    """What every benchmark takes: a model folder, and where the JSON goes."""
+    """A parser with the arguments of every benchmark: a model folder, and a file for the JSON."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--out", type=Path)
@@ -20,13 +20,13 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 
 def passages(tokenizer: Any, texts: Sequence[str], length: int) -> Iterator[tuple[str, list[int]]]:
-    """Name and ``length`` tokens of each text, from its second thousand on; those that are too short are named."""
+    """Name and ``length`` tokens of each text, from token 1,024 on. Texts that are too short are named and skipped."""
     from surgery.data import read_documents
 
     for document in read_documents(texts):
         tokens = tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
         if len(tokens) < 1024 + length:
-            print(f"{document.name}: {len(tokens)} tokens are too few for {length}")
+            print(f"{document.name}: {len(tokens)} tokens, {1024 + length} are needed; skipped")
             continue
         yield Path(document.name).name, tokens[1024 : 1024 + length]
 

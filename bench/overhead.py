@@ -1,4 +1,4 @@
-"""What SSMax costs: prefill, decoding and a training step, against the unconverted model on the same backend.
+"""Cost of SSMax: prefill, decoding and a training step, against the unconverted model on the same backend.
 
 python -m bench.overhead MODEL [--repeats 7] [--out docs/results/data/overhead.json]
 """
@@ -20,7 +20,7 @@ from surgery.loading import load_model
 
 
 def training_step(model: Any, length: int) -> Callable[[], Any]:
-    """Forward and backward with every weight trained."""
+    """A call that runs forward and backward with gradients of every weight."""
     tokens = torch.randint(0, 1000, (1, length), generator=torch.Generator().manual_seed(0))
 
     def call() -> None:

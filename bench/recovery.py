@@ -1,6 +1,6 @@
-"""How far each way of training brings a `paper` start back, on the same tokens, with controls.
+"""Recovery from the start of `paper` by several kinds of training, on the same tokens, with controls.
 
-    python -m bench.recovery MODEL --text docs/ --tokens 60000 [--ways scale scale+lora] [--out FILE.json]
+    python -m bench.recovery MODEL --text TEXTS --tokens 60000 [--ways scale scale+lora] [--out FILE.json]
 
 The alternatives are the source, the same training of the untouched model, and one learned constant per head.
 """
@@ -19,7 +19,7 @@ NEXT_TOKEN, DISTILL, MATCH = ({"objective": {"name": name}} for name in ("next_t
 SCALE, LORA = {"train": {"what": "scale"}}, {"train": {"what": "scale+lora", "rank": 16}}
 SHORT = {"data": {"sequence_length": 128}, "batch": {"sequences": 8}}
 FULL = {"train": {"what": "full"}}
-# What each stage does, and its share of the tokens.
+# Each kind of training: its stages, each with its share of the tokens.
 WAYS: dict[str, list[tuple[dict[str, Any], float]]] = {
     "scale": [({**SCALE, **NEXT_TOKEN}, 1.0)],
     "scale, matched first": [
@@ -35,20 +35,20 @@ WAYS: dict[str, list[tuple[dict[str, Any], float]]] = {
         ({**SCALE, **MATCH}, SHARE_OF_MATCHING),
         ({**FULL, **DISTILL}, 1 - SHARE_OF_MATCHING),
     ],
-    # Rows of 1,024 make four steps of what is one on rows of 4,096; the last ones are at the length that is measured.
+    # One step on a row of 4,096 takes as many tokens as four on rows of 1,024; the last steps use the measured length.
     "full, matched first, distilled on 1,024 then on whole rows": [
         ({**SCALE, **MATCH}, SHARE_OF_MATCHING),
         ({**FULL, **DISTILL, "data": {"sequence_length": 1024}}, 0.45),
         ({**FULL, **DISTILL}, 0.55 - SHARE_OF_MATCHING),
     ],
-    # Short rows show many more of the first positions, which s ln n flattens most; measured: it recovers less.
+    # Short rows have more of the first positions, which s ln n flattens most. They recover less.
     "scale+lora, matched first, distilled short then long": [
         ({**SCALE, **MATCH}, SHARE_OF_MATCHING),
         ({**LORA, **DISTILL, **SHORT}, 0.4),
         ({**LORA, **DISTILL}, 0.6 - SHARE_OF_MATCHING),
     ],
 }
-# A control that has something to learn: constants for scales, an adapter on the model as it was for an adapter.
+# A control with parameters to train: constants for scales, the same adapter on the source for an adapter.
 CONTROLS = {
     "scale": "temperature",
     "scale+lora": "untouched",
@@ -56,7 +56,7 @@ CONTROLS = {
 
 
 def recipe(way: str, model: Path, output: Path, options: Any) -> dict[str, Any]:
-    """The recipe of one way."""
+    """The recipe of one kind of training."""
     stages = [
         {**what, "name": f"{index}-{what['objective']['name']}", "budget": {"tokens": round(share * options.tokens)}}
         for index, (what, share) in enumerate(WAYS[way])
@@ -83,7 +83,7 @@ def recipe(way: str, model: Path, output: Path, options: Any) -> dict[str, Any]:
 
 
 def rows_of(way: str, result: Any, tokens: int) -> list[dict[str, Any]]:
-    """One row per model of a run."""
+    """One row for each model of a run."""
     compared = result.comparison
     assert compared is not None, "nothing was held out"
     rows = []
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=60_000)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--held-out", type=float, default=0.2)
-    parser.add_argument("--held-out-files", nargs="+", help="files among the texts to hold out, in place of a share")
+    parser.add_argument("--held-out-files", nargs="+", help="files of the texts to hold out, instead of a share")
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--scale-lr", type=float, default=0.02)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -127,13 +127,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         start = surgery.convert(options.model, "ssmax", form="paper", output=Path(folder) / "start", mode="link").output
         for index, way in enumerate(options.ways):
-            result = surgery.finetune(recipe(way, start, Path(folder) / f"trained-{index}", options), on_progress=say)
+            result = surgery.finetune(
+                recipe(way, start, Path(folder) / f"trained-{index}", options), on_progress=print_step
+            )
             rows += rows_of(way, result, options.tokens)
             report("recovery", rows, options.out)
 
 
-def say(event: dict[str, Any]) -> None:
-    """Steps on the screen, since a run takes a while."""
+def print_step(event: dict[str, Any]) -> None:
+    """Print each step."""
     if event["event"] == "step":
         print({name: event[name] for name in ("step", "loss", "seconds") if name in event}, flush=True)
 

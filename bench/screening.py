@@ -1,10 +1,10 @@
-"""Keys rejected and change of the loss of a screened checkpoint, on texts that it was not calibrated on.
+"""Keys rejected and change of the loss of a screened checkpoint, on texts outside its calibration.
 
     surgery convert --to screening MODEL --calibrate TEXTS -o SCREENED
     python -m bench.screening SCREENED --text OTHER_TEXTS --lengths 1024,4096 --out docs/results/data/screening.json
 
-One passage of each length from each text, from its second thousand of tokens on. The same weights run with screening
-off and on.
+One passage of each length is taken from each text, from token 1,024 on. The same weights run with screening off and
+on.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def measure(model: Any, name: str, tokens: list[int]) -> dict[str, Any]:
     ids = torch.tensor([tokens], device=model.device)
     with operations_off(model):
         before = float(token_losses(model, ids).double().mean())
-    # Every 16th query is enough to count on.
+    # The count uses every 16th query.
     with counting_rejections(model, torch.arange(0, len(tokens), 16)) as counts:
         after = float(token_losses(model, ids).double().mean())
     return {

@@ -2,13 +2,14 @@
 
 python -m bench.sizes [--place FOLDER] [--repeats 5] [--mergekit PYTHON] [--out docs/results/data/sizes.json]
 
-Nothing of the models matters but their size: eight shards of sparse files for the linked ones, so that 20 GB cost no
-disk; random bytes for the copies. A copy is timed as `convert` makes it by itself, and with `--copy`, which also takes
-the SHA-256 of every shard. What copies is on the disk at the end: `cp` is followed by `sync`, and a conversion syncs by
-itself; before each turn the disk is idle. Wall and processor time are of whole processes; "beyond" is beyond the other
-one of the same turn. On a machine that others use, processor time is the steadier of the two, and "beyond, best s", the
-difference of the fastest runs, the nearest to what a quiet one would show. Python finds its bytecode, as after an
-installation.
+Only the size of the models matters. Each has eight shards: sparse files for the linked conversions, so that 20 GB take
+no disk space; random bytes for the copies. A copy is timed twice: as `convert` makes it, and with `--copy`, which also
+computes the SHA-256 of every shard. Every copy is on the disk at its end: `cp` is followed by `sync`, and a conversion
+syncs by itself. Before each turn the disk is idle.
+
+Wall and processor time are those of whole processes; "beyond" is the difference from the alternative in the same turn.
+On a busy machine, processor time is the steadier of the two, and "beyond, best s" (the difference of the fastest runs)
+is the nearest to the time on a quiet machine. Python has its bytecode, as after an installation.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ BLOCK = 1 << 24
 
 
 def shapes(width: int) -> dict[str, list[int]]:
-    """Tensors of a llama of this width."""
+    """Shapes of the tensors of a llama with this width."""
     found = {"model.embed_tokens.weight": [VOCABULARY, width], "model.norm.weight": [width]}
     for layer in range(LAYERS):
         prefix = f"model.layers.{layer}."
@@ -46,7 +47,7 @@ def shapes(width: int) -> dict[str, list[int]]:
 
 
 def make(folder: Path, width: int, *, sparse: bool) -> int:
-    """A checkpoint of eight shards; returns its bytes."""
+    """Write a checkpoint of eight shards; returns its size in bytes."""
     folder.mkdir(parents=True)
     config = {
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": width, "vocab_size": VOCABULARY,
@@ -110,7 +111,7 @@ def measured(command: list[str], bytecode: Path) -> dict[str, float]:
 
 
 def turns(ways: dict[str, Callable[[], dict[str, float]]], repeats: int) -> dict[str, list[dict[str, float]]]:
-    """Each way in turn, so that a noisy moment hits all of them alike; the first turn warms up."""
+    """Run all calls in turn, so that noise affects them equally; the first turn is a warm-up."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for turn in range(repeats + 1):
         for name in list(ways) if turn % 2 else list(reversed(ways)):
@@ -121,7 +122,7 @@ def turns(ways: dict[str, Callable[[], dict[str, float]]], repeats: int) -> dict
 
 
 def row(name: str, runs: list[dict[str, float]], against: str, other: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians, and the median of the ratios and differences within each turn."""
+    """Medians, and medians of the ratios and differences within each turn."""
     pairs = list(zip(runs, other, strict=True))
     middle = {key: statistics.median(run[key] for run in runs) for key in ("seconds", "processor", "peak MB")}
     return {
@@ -138,7 +139,7 @@ def row(name: str, runs: list[dict[str, float]], against: str, other: list[dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--place", type=Path, help="where the models are made; needs 10 GB for the copies")
+    parser.add_argument("--place", type=Path, help="folder for the models; the copies need 10 GB")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--mergekit", help="a Python that has mergekit installed")
     parser.add_argument("--out", type=Path)

@@ -1,8 +1,8 @@
-"""How each form starts: logit difference from the source at every position, and loss, on text files.
+"""Start of each form: the greatest logit difference from the source over all positions, and the loss, on text files.
 
-    python -m bench.start MODEL --text "docs/*.txt" --length 4096 [--out docs/results/data/start.json]
+    python -m bench.start MODEL --text "texts/*.txt" --length 4096 [--out docs/results/data/start.json]
 
-The alternative is the source model, and a constant multiplier of 0.43 ln n for all heads, as fixed by other tools.
+The alternatives are the source model and a constant multiplier of 0.43 ln n for all heads, as other tools fix it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CHUNK = 512
 
 
 def logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """``(length, vocabulary)``, float32."""
+    """Logits ``(length, vocabulary)``, float32."""
     with torch.no_grad():
         return model(input_ids=tokens, use_cache=False).logits[0].float()
 

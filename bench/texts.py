@@ -1,17 +1,17 @@
-"""Texts for the other benchmarks, from Debian's packages ``python3-doc`` and ``linux-doc``; always the same ones.
+"""Texts for the other benchmarks, from Debian's packages ``python3-doc`` and ``linux-doc``; always the same texts.
 
     apt-get install python3-doc linux-doc
     python -m bench.texts TEXTS
 
-What is in TEXTS then:
+TEXTS then holds:
 
     long/train, long/measure     pages of Python's documentation, of 80 KB or more each
-    short                        pages of both, of 7 to 9 KB each: about 2,000 tokens
-    kinds/observe                of both a page, and Python source, and a licence: to calibrate on
+    short                        pages of both packages, of 7 to 9 KB each: about 2,000 tokens
+    kinds/observe                one page of each package, Python source, and a licence: for calibration
     kinds/measure                texts of other kinds: an article, a change log, HTML
 
-Which pages they are hangs on a hash of their names and on the packages' version. What is neither package's comes with
-every Debian: Python, Perl and the licences.
+A hash of the names and the version of the packages decide which pages are chosen. The other texts come with every
+Debian: Python, Perl and the licences.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PYTHON = "/usr/share/doc/python3*-doc/html/_sources"
 KERNEL = "/usr/share/doc/linux-doc-*/Documentation"
 LONG = 80_000
 SHORT = range(7_000, 9_000)
-# Kinds of text, each by one file, of which the first part is taken.
+# Kinds of text. The first part of one file represents each kind.
 KINDS = {
     "observe": {"source": "/usr/lib/python3*/tarfile.py", "licence": "/usr/share/common-licenses/GPL-3"},
     "measure": {
@@ -39,7 +39,7 @@ KIND = 36_000
 
 
 def pages(pattern: str, suffix: str) -> Iterator[tuple[str, str]]:
-    """Name and text of every page of a package, in the order of a hash of its name."""
+    """Name and text of every page of a package, ordered by a hash of the name."""
     root = newest(pattern)
     found = {str(path.relative_to(root)): path for path in root.rglob(f"*{suffix}")}
     for name in sorted(found, key=lambda name: hashlib.sha256(name.encode()).digest()):
@@ -47,12 +47,12 @@ def pages(pattern: str, suffix: str) -> Iterator[tuple[str, str]]:
 
 
 def of_kind(name: str, pattern: str) -> tuple[str, str]:
-    """The first part of the one file that stands for a kind of text."""
+    """Name and first part of the file that represents a kind of text."""
     return name, read(newest(pattern))[:KIND]
 
 
 def newest(pattern: str) -> Path:
-    """The last file or folder of a pattern, which is that of the newest version."""
+    """The last match of a pattern: the newest version."""
     found = sorted(Path("/").glob(pattern.lstrip("/")))
     if not found:
         raise SystemExit(f"nothing at {pattern}: apt-get install python3-doc linux-doc")
@@ -66,7 +66,7 @@ def read(path: Path) -> str:
 
 
 def write(folder: Path, texts: list[tuple[str, str]]) -> None:
-    """One file a page."""
+    """Write one file for each page."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts:
         stem = name.replace("/", "-").partition(".rst")[0]
@@ -77,8 +77,8 @@ def write(folder: Path, texts: list[tuple[str, str]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--long", type=int, default=8, help="pages in each half of the long ones")
-    parser.add_argument("--short", type=int, default=30, help="pages of each package among the short ones")
+    parser.add_argument("--long", type=int, default=8, help="long pages for training, and as many for measuring")
+    parser.add_argument("--short", type=int, default=30, help="short pages of each package")
     options = parser.parse_args()
     python = list(pages(PYTHON, ".rst.txt"))
     kernel = list(pages(KERNEL, ".rst.gz"))

@@ -1,10 +1,10 @@
-"""Which layers a screening unit suits: each layer by itself as a unit, and as a window of as many keys; no training.
+"""Layers that suit a screening unit: each layer alone as a unit, and as a window of as many keys, without training.
 
     python -m bench.unit_layers MODEL --calibrate 'observe/*.txt' --text 'measure/*.txt' [--out FILE.json]
 
-All other layers stay attention. The window keeps softmax and the first keys, and as many keys as the layer's unit
-accepts. Where a layer looks for content rather than for what is near, the unit loses less than the window.
-One passage from each text, from its second thousand of tokens on.
+All other layers keep attention. The window keeps softmax, the first keys, and as many keys as the layer's unit accepts.
+Where a layer looks for content instead of near tokens, the unit loses less than the window. One passage is taken from
+each text, from token 1,024 on.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Screening units on some layers, against the same layers without attention and with a window of as many keys.
 
-    python -m bench.units MODEL --calibrate calibration/ --text docs/ --layers 1,5,9 --tokens 100000 [--only unit]
+    python -m bench.units MODEL --calibrate calibration/ --text TEXTS --layers 1,5,9 --tokens 100000 [--only unit]
 
-The same tokens, seed and adapter for each: first every operated attention is matched to the original's output, then
-the model to its answers. Where attention is removed there is nothing to match: it gets the answers for all its tokens.
-The window is the same for all heads and keeps as many keys, the first 4 included, as the units accept when they start,
-at the greatest length that they were calibrated at.
+Tokens, seed and adapter are the same for each alternative. First every operated attention is matched to the source's
+output; then the model distils the source's logits. Removed attention has no output to match, and distils for all of its
+tokens. The window is the same for all heads. It keeps as many keys, including the first 4, as the units accept at their
+start, at the greatest length of their calibration.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from typing import Any
 
 import surgery
 from bench.harness import arguments, report
-from bench.recovery import say
+from bench.recovery import print_step
 from surgery.loading import RunOptions
 from surgery.operations.screening.calibration import CalibrationSettings, calibrate, read_calibration
 
 ALTERNATIVES = ("unit", "window", "removed")
 SINKS = 4
 SHARE_OF_MATCHING = 0.3
-# An output of 2^-60 of its size is none, in float32.
-NOTHING = {"threshold": 0.0, "log2_gain": -60.0}
+# A gain of 2^-60 makes the output zero in float32.
+NO_OUTPUT = {"threshold": 0.0, "log2_gain": -60.0}
 
 
 def window_of(kept: float, length: int) -> int:
-    """The narrowest window that keeps this share of the keys of a sequence, the first ones of a document beside it."""
+    """The narrowest window that, with the first keys of the document, keeps this share of the keys of a sequence."""
     pairs = length * (length + 1) / 2
     for window in range(1, length):
         if sum(min(query + 1, window + SINKS) for query in range(length)) / pairs >= kept:
@@ -39,24 +39,26 @@ def window_of(kept: float, length: int) -> int:
 
 
 def fit_units(options: Any) -> Any:
-    """Start values of units on the layers that are asked for."""
+    """Fit the start values of units on the chosen layers."""
     unit = {"layers": options.layers, "form": "unit", "renormalisation": 0.0}
     settings = CalibrationSettings(lengths=(options.length,), observe=options.observe, hold_out=2)
     return calibrate(options.model, options.calibrate, options=unit, settings=settings, run=RunOptions(dtype="float32"))
 
 
 def starts(options: Any) -> dict[str, dict[str, Any]]:
-    """Each alternative as what `surgery.convert` is told, by name."""
+    """Arguments of `surgery.convert` for each alternative, by name."""
     fitted = read_calibration(options.calibration) if options.calibration is not None else fit_units(options)
     chosen = {"layers": [layer.layer for layer in fitted.layers]}
     rejected = [share for layer in fitted.layers for share in layer.rejected]
     kept = 1 - sum(rejected) / len(rejected)
     window = window_of(kept, max(fitted.settings["lengths"]))
-    print(f"units keep {kept:.1%} of the keys; the window of as many is {window} and the first {SINKS}", flush=True)
+    print(
+        f"units keep {kept:.1%} of the keys; a window of {window} keys and the first {SINKS} keeps as many", flush=True
+    )
     return {
         "unit": {"form": "unit", "calibration": fitted},
         f"window {window}": {**chosen, "start": {"log2_window": math.log2(window)}},
-        "removed": {**chosen, "form": "unit", "start": NOTHING},
+        "removed": {**chosen, "form": "unit", "start": NO_OUTPUT},
     }
 
 
@@ -80,7 +82,7 @@ def recipe(name: str, model: Path, output: Path, options: Any) -> dict[str, Any]
 
 
 def row_of(name: str, result: Any, tokens: int) -> dict[str, Any]:
-    """What one run came to."""
+    """The row of one run."""
     compared = result.comparison
     assert compared is not None, "nothing was held out"
     losses = {model.name: model.loss.value for model in compared.models if model.loss is not None}
@@ -106,7 +108,7 @@ def main() -> None:
     parser = arguments(__doc__)
     fitted = parser.add_mutually_exclusive_group(required=True)
     fitted.add_argument("--calibrate", nargs="+", help="texts to fit units on")
-    fitted.add_argument("--calibration", type=Path, help="or a calibration.json of units")
+    fitted.add_argument("--calibration", type=Path, help="a calibration.json of units, instead of --calibrate")
     parser.add_argument("--text", nargs="+", required=True)
     parser.add_argument("--layers", help="with --calibrate")
     parser.add_argument("--only", nargs="+", choices=ALTERNATIVES, default=ALTERNATIVES)
@@ -131,7 +133,7 @@ def main() -> None:
                 options.model, "screening", **given, output=Path(folder) / f"start-{number}", mode="link"
             ).output
             trained = Path(folder) / f"trained-{number}"
-            result = surgery.finetune(recipe(name, start, trained, options), on_progress=say)
+            result = surgery.finetune(recipe(name, start, trained, options), on_progress=print_step)
             rows.append(row_of(name, result, options.tokens))
             report("units", rows, options.out)
 

@@ -2,8 +2,8 @@
 
     python examples/demo.py MODEL [FOLDER]
 
-Every step is a command that is printed before it runs. The texts are the language reference that ships inside Python
-(``pydoc_data``): three quarters to train on, the rest to measure on.
+Every step is a command that is printed before it runs. The texts are Python's documentation topics (``pydoc_data``):
+three quarters for training, the rest for measuring.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from pathlib import Path
 
 
 def write_texts(folder: Path) -> tuple[Path, Path]:
-    """Python's own documentation topics as text files: (training folder, measuring folder), without overlap.
+    """Write Python's documentation topics as text files.
 
-    Topics are short; several are joined into a file, so that there are long documents to look back in.
+    Topics are short, so several are joined into one file to make long documents.
+
+    Returns:
+        The training folder and the measuring folder; no text is in both.
     """
     from pydoc_data.topics import topics
 
     training, measuring = folder / "training", folder / "measuring"
     joined: dict[Path, list[str]] = {}
     for index, (_, text) in enumerate(sorted(topics.items())):
-        place = measuring if index % 4 == 0 else training
-        joined.setdefault(place / f"{index // 16}.txt", []).append(text)
+        target = measuring if index % 4 == 0 else training
+        joined.setdefault(target / f"{index // 16}.txt", []).append(text)
     for path, texts in joined.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(texts), encoding="utf-8")
@@ -43,7 +46,7 @@ def run(*arguments: str | Path) -> None:
 
 
 def main(model: str, folder: Path) -> None:
-    """Run the demo in a folder that is made anew."""
+    """Run every step; ``folder`` gets the texts, the models and the report."""
     began = time.monotonic()
     training, measuring = write_texts(folder / "texts")
     converted, trained, report = folder / "converted", folder / "trained", folder / "report"

