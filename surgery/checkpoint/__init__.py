@@ -14,7 +14,7 @@ from surgery.checkpoint.output import check_output
 from surgery.checkpoint.placement import place_file
 from surgery.checkpoint.source import Source, absolute_path, resolve
 from surgery.checkpoint.staged_folder import StagedFolder, repair_output
-from surgery.checkpoint.strict_json import dump_json, load_json
+from surgery.checkpoint.strict_json import dump_json, load_config, load_json
 from surgery.checkpoint.writers import NewTensor, replace_file, write_index, write_json, write_safetensors
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "fsync_file",
     "fsync_folder",
     "fsync_tree",
+    "load_config",
     "load_json",
     "open_checkpoint",
     "place_file",

@@ -11,7 +11,7 @@ from surgery.checkpoint.headers import TensorInfo, read_header
 from surgery.checkpoint.hub_cache import snapshot_of
 from surgery.checkpoint.names import quote, safe_relative
 from surgery.checkpoint.source import Source, check_folder
-from surgery.checkpoint.strict_json import INDEX_LIMIT, load_json
+from surgery.checkpoint.strict_json import INDEX_LIMIT, load_config, load_json
 from surgery.checkpoint.unsupported_weights import adapter_error, no_weights_error
 from surgery.errors import CheckpointError
 
@@ -61,7 +61,7 @@ def open_checkpoint(folder: Path | Source) -> Checkpoint:
     scan = list_contents(folder)
     if CONFIG_NAME not in scan.sizes:
         raise _no_config(folder, scan)
-    config = load_json(folder / CONFIG_NAME)
+    config = load_config(folder / CONFIG_NAME)
     index = load_json(folder / INDEX_NAME, INDEX_LIMIT) if INDEX_NAME in scan.sizes else None
     weight_map = None if index is None else _weight_map(index)
     shards = _shards(folder, scan, weight_map)

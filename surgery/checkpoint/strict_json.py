@@ -21,8 +21,17 @@ _DEEPEST = 64
 _MOST_VALUES = 2_000_000
 
 
-def load_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
-    """Read a JSON object of at most `limit` bytes.
+def load_config(path: Path) -> dict[str, Any]:
+    """Read a model's config.json: as `load_json`, and Infinity is accepted, since transformers reads and wrote it.
+
+    Published hybrids hold `"time_step_limit": [0.0, Infinity]`. The value becomes `{"__float__": "Infinity"}`, which is
+    how transformers 5 writes and reads it, is JSON, and is no number where one is needed.
+    """
+    return load_json(path, infinity=True)
+
+
+def load_json(path: Path, limit: int = CONFIG_LIMIT, *, infinity: bool = False) -> dict[str, Any]:
+    """Read a JSON object of at most `limit` bytes; with `infinity`, as `load_config` says.
 
     Raises:
         CheckpointError: the file is missing, not a regular file, too large, not UTF-8, not JSON, not an object, too
@@ -39,11 +48,11 @@ def load_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
         raise CheckpointError(f"{path.name} cannot be read: {_reason(error)}.") from error
     if len(data) > limit:
         raise CheckpointError(f"{path.name} is larger than {limit:,} bytes, which no real one is.")
-    return parse_json(data, path.name)
+    return parse_json(data, path.name, infinity=infinity)
 
 
-def parse_json(data: bytes, where: str) -> dict[str, Any]:
-    """Parse a JSON object from bytes; `where` names the file in the errors.
+def parse_json(data: bytes, where: str, *, infinity: bool = False) -> dict[str, Any]:
+    """Parse a JSON object from bytes; `where` names the file in the errors. `infinity`: see `load_config`.
 
     Raises:
         CheckpointError: as `load_json`, except for what concerns the file itself.
@@ -53,7 +62,11 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
     try:
         text = data.decode("utf-8")
         parsed = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_tagged_infinity if infinity else _no_constant,
+            parse_float=_finite,
+            parse_int=_integer,
         )
         if "\\u" in text:  # an escape can spell half a surrogate pair, which could not be written back
             json.dumps(parsed, ensure_ascii=False).encode("utf-8")
@@ -95,6 +108,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise _RefusedError(f"holds {name}, which is not JSON")
+
+
+def _tagged_infinity(name: str) -> dict[str, str]:
+    if name == "NaN":
+        _no_constant(name)
+    return {"__float__": name}
 
 
 def _finite(text: str) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.anatomy.reading import MODEL_TYPE_PREFIX
-from surgery.checkpoint import CONFIG_NAME, dump_json, load_json
+from surgery.checkpoint import CONFIG_NAME, dump_json, load_config, load_json
 from surgery.checkpoint.locks import FileLock
 from surgery.checkpoint.record import HISTORY_NAME
 from surgery.checkpoint.source import check_folder
@@ -59,7 +59,7 @@ def refresh(model: str | Path) -> RefreshResult:
     """
     folder = Path(model).expanduser()
     check_folder(folder)
-    _check(folder.name, load_json(folder / CONFIG_NAME))
+    _check(folder.name, load_config(folder / CONFIG_NAME))
     code = modeling_code()
     path = folder / MODELING_NAME
     after = hashlib.sha256(code).hexdigest()

@@ -14,6 +14,7 @@ from surgery.checkpoint import (
     INDEX_NAME,
     BackgroundHasher,
     StagedFolder,
+    load_config,
     load_json,
     open_checkpoint,
     place_file,
@@ -77,7 +78,7 @@ def read_plan(folder: Path, *, check_hash: bool = True) -> dict[str, Any]:
     plan = load_json(folder / PLAN_NAME, limit=64_000_000)
     check_format_version(plan.get("format_version"), folder.name)
     if (folder / CONFIG_NAME).is_file():
-        block = load_json(folder / CONFIG_NAME).get("surgery")
+        block = load_config(folder / CONFIG_NAME).get("surgery")
         check_format_version(block.get("format_version") if isinstance(block, dict) else None, folder.name)
     content = {name: value for name, value in plan.items() if name != "hash"}
     if check_hash and plan.get("hash") != sha256_json(content):

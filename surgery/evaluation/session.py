@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from surgery.anatomy.reading import family_of
-from surgery.checkpoint import Source, load_json
+from surgery.checkpoint import Source, load_config
 from surgery.data import Document
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.evaluation.assembly import assemble
@@ -266,7 +266,7 @@ class Session:
 
 def _vocabulary(source: Source) -> int:
     """Words of the embedding; a config may leave them to its family's default."""
-    config = load_json(source.folder / "config.json")
+    config = load_config(source.folder / "config.json")
     text = config.get("text_config")
     found = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
     if found is None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from surgery.anatomy import FAMILIES, Family
 from surgery.anatomy.reading import MODEL_TYPE_PREFIX
 from surgery.anatomy.registration import register
-from surgery.checkpoint import CONFIG_NAME, load_json
+from surgery.checkpoint import CONFIG_NAME, load_config
 from surgery.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def check_attention(name: str) -> None:
 
 
 def _known_family(folder: Path) -> Family | None:
-    model_type = str(load_json(folder / CONFIG_NAME).get("model_type")).removeprefix(MODEL_TYPE_PREFIX)
+    model_type = str(load_config(folder / CONFIG_NAME).get("model_type")).removeprefix(MODEL_TYPE_PREFIX)
     return FAMILIES.get(model_type)
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedConfig
 
-from surgery.checkpoint import dump_json, load_json, safe_relative
+from surgery.checkpoint import dump_json, load_config, load_json, safe_relative
 from surgery.errors import CheckpointError
 
 HOSTILE = [
@@ -105,6 +106,25 @@ def test_refused_json(content: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=message) as error:
         load_json(path, 1000)
     assert "config.json" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["Infinity", "-Infinity"])
+def test_a_config_may_hold_infinity(name: str, tmp_path: Path) -> None:
+    """transformers reads both spellings; the one that it writes itself is JSON and no number."""
+    path = tmp_path / "config.json"
+    path.write_text(f'{{"time_step_limit": [0.0, {name}], "rope_theta": 1.0}}')
+    found = load_config(path)
+    assert found == {"time_step_limit": [0.0, {"__float__": name}], "rope_theta": 1.0}
+    path.write_text(dump_json(found))
+    assert load_config(path) == found
+    assert PreTrainedConfig.from_json_file(path).time_step_limit == [0.0, float(name)]
+
+
+def test_a_config_may_not_hold_nan(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"a": NaN}')
+    with pytest.raises(CheckpointError, match="NaN"):
+        load_config(path)
 
 
 def test_missing_json(tmp_path: Path) -> None:

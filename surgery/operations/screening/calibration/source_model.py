@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.anatomy import Anatomy
-from surgery.checkpoint import CONFIG_NAME, load_json, write_json
+from surgery.checkpoint import CONFIG_NAME, load_config, write_json
 from surgery.loading import RunOptions, load_model
 from surgery.operations import OPERATIONS
 
@@ -40,6 +40,6 @@ def _changed(folder: Path, scratch: Path, changes: Mapping[str, Any]) -> Path:
     for path in folder.iterdir():
         if path.name != CONFIG_NAME:
             (scratch / path.name).symlink_to(path.resolve())
-    config = {**load_json(folder / CONFIG_NAME), **changes}
+    config = {**load_config(folder / CONFIG_NAME), **changes}
     write_json(scratch / CONFIG_NAME, {name: value for name, value in config.items() if value is not None})
     return scratch
