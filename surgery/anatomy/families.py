@@ -119,6 +119,11 @@ class Family:
                 object.__setattr__(self, attribute, self.name + suffix)
 
     @property
+    def positions(self) -> str:
+        """The kind of positions, in words."""
+        return {"shared": "rotary", "by_layer_type": "rotary, by kind of layer", "none": "not rotary"}[self.rope]
+
+    @property
     def for_runtime(self) -> dict[str, Any]:
         """What the travelling code must know, for the block ``surgery`` of config.json; a probed row travels whole."""
         extras = {

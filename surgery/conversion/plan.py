@@ -153,7 +153,9 @@ def make_plan(
             raise PlanRefusedError(f"{options.name} and {others} both change {both[0]} of config.json")
         changes |= own_changes
         for other in resolved:
-            if reason := operation.conflict(options, other) or OPERATIONS[other.name].conflict(other, options):
+            before_it = OPERATIONS[other.name]
+            reason = operation.conflict(options, before_it, other) or before_it.conflict(other, operation, options)
+            if reason:
                 raise PlanRefusedError(f"{options.name} and {other.name}: {reason}", hint="Give them different layers.")
         resolved.append(options)
         tensors += operation.tensors(options, anatomy)

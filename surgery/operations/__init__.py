@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 from pydantic import Field
 
 from surgery.operations.base import HeadOptions, Operation, OperationOptions, PlannedTensor, parse_layers
-from surgery.operations.rope import RopeChange
-from surgery.operations.screening import Screening
-from surgery.operations.ssmax import SSMax
+from surgery.operations.rope import RopeOperation
+from surgery.operations.screening import ScreeningOperation
+from surgery.operations.ssmax import SSMaxOperation
 
 OPERATIONS: MappingProxyType[str, Operation] = MappingProxyType(
-    {operation.name: operation for operation in (SSMax(), Screening(), RopeChange())}
+    {operation.name: operation for operation in (SSMaxOperation(), ScreeningOperation(), RopeOperation())}
 )
 
 # Used by `surgery.convert` where none is named.

@@ -158,6 +158,10 @@ class Operation(MeasuredOperation, ABC):
         """Why the operation can be applied to no model of this family, or None."""
         return family.without.get(self.name)
 
+    def family_caveats(self, family: Family) -> tuple[str, ...]:
+        """What to know before the operation is applied to a model of this family; shown by `surgery families`."""
+        return ()
+
     def refusal(self, layer: AttentionLayer) -> str | None:
         """Why the operation can never be applied to this layer, or None."""
         if layer.kind == "none":
@@ -251,8 +255,11 @@ class Operation(MeasuredOperation, ABC):
         """New values for keys of the family's own config.json; None removes a key."""
         return {}
 
-    def conflict(self, options: Any, other: OperationOptions) -> str | None:
-        """Why these options and the options of another operation cannot stand in one plan, or None."""
+    def conflict(self, options: Any, other: Operation, other_options: Any) -> str | None:
+        """Why these options and the options of another operation cannot stand in one plan, or None.
+
+        A plan asks each of the two operations; one answer is enough.
+        """
         return None
 
     def unfinished(self, options: Any) -> str | None:

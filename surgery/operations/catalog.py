@@ -11,11 +11,6 @@ from surgery.anatomy import FAMILIES, REFUSED, Family, find_family
 from surgery.anatomy.families import VERIFIED
 from surgery.operations import OPERATIONS
 
-_POSITIONS = {
-    "shared": "rotary",
-    "by_layer_type": "rotary, by kind of layer",
-    "none": "not rotary",
-}
 _CLASS_ENDING = re.compile(r"(forcausallm|lmheadmodel|forconditionalgeneration|model|config)$")
 
 
@@ -109,15 +104,13 @@ def _entry(family: Family) -> FamilyEntry:
     if family.hybrid:
         kinds.append("some layers have none")
     found = caveats(family)
-    if family.scales is not None:
-        found.append(
-            "ssmax is not for the layers whose queries it scales by the position itself; --layers says which are"
-        )
+    for operation in OPERATIONS.values():
+        found += operation.family_caveats(family)
     return FamilyEntry(
         model_type=family.model_type,
         architecture=family.architecture,
         attention=", ".join(kinds),
-        positions=_POSITIONS[family.rope],
+        positions=family.positions,
         operations={name: operation.family_refusal(family) for name, operation in OPERATIONS.items()},
         caveats=tuple(found),
         verified_with=VERIFIED[family.model_type],

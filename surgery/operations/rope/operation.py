@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _OLD_KEYS = ("rope_scaling", LOCAL_THETA_KEY, *THETA_KEYS, "rotary_pct")
 
 
-class RopeChange(Operation):
+class RopeOperation(Operation):
     """Other frequencies, and more positions."""
 
     name = "rope"

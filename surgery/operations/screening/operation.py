@@ -34,7 +34,7 @@ def is_open(values: dict[str, float], full_window: int) -> bool:
     return values["threshold"] < -1 - max(0.0, values["softness"]) and window >= full_window
 
 
-class Screening(Operation):
+class ScreeningOperation(Operation):
     """softmax(z) times alpha, over the keys that are accepted; or alpha alone."""
 
     name = "screening"
@@ -164,12 +164,14 @@ class Screening(Operation):
             return None
         return "everywhere" if is_open(options.start, options.full_window) else None
 
-    def conflict(self, options: ScreeningOptions, other: OperationOptions) -> str | None:
-        """SSMax multiplies what goes into softmax, and a unit has none."""
-        both = sorted(set(map(int, options.layers)) & set(map(int, other.layers))) if other.name == "ssmax" else []
-        if options.form != "unit" or not both:
+    def conflict(self, options: ScreeningOptions, other: Operation, other_options: OperationOptions) -> str | None:
+        """A multiplier of the query acts on softmax, and a screening unit has none."""
+        if options.form != "unit" or not other.multiplies_queries:
             return None
-        return f"layer {both[0]} is to be a screening unit, which has no softmax that ssmax could scale"
+        both = sorted(set(map(int, options.layers)) & set(map(int, other_options.layers)))
+        if not both:
+            return None
+        return f"layer {both[0]} is to be a screening unit, which has no softmax that {other.name} could scale"
 
     def unfinished(self, options: ScreeningOptions) -> str | None:
         """A plan that was made in place of a calibration."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from surgery.anatomy import Anatomy, AttentionLayer
+from surgery.anatomy import Anatomy, AttentionLayer, Family
 from surgery.errors import PlanRefusedError
 from surgery.operations.base import Operation, PlannedTensor
 from surgery.operations.ssmax.options import FORMS, SSMaxOptions
@@ -27,7 +27,7 @@ def _most_keys(layers: Sequence[int], anatomy: Anatomy) -> int:
     return max(min(anatomy.layers[layer].window or longest, longest) for layer in layers)
 
 
-class SSMax(Operation):
+class SSMaxOperation(Operation):
     """softmax(m(n) z) instead of softmax(z), as a multiplier of the query."""
 
     name = "ssmax"
@@ -40,6 +40,12 @@ class SSMax(Operation):
         "([arXiv 2501.19399](https://arxiv.org/abs/2501.19399)); it is applied as `query * m(n)` before whatever "
         "attention backend is configured."
     )
+
+    def family_caveats(self, family: Family) -> tuple[str, ...]:
+        """A family that scales the queries of some layers itself."""
+        if family.scales is None:
+            return ()
+        return (f"{self.name} is refused on layers whose queries the family scales by the position itself",)
 
     def refusal(self, layer: AttentionLayer) -> str | None:
         """Also a layer whose family scales its queries by itself: one such multiplier is enough."""
