@@ -74,13 +74,14 @@ def _printed(*arguments: str) -> str:
 
 
 def _commands() -> str:
-    parts = ["Every command takes `-h` and `--help`."]
     root = typer.main.get_command(app)
-    context = root.make_context("surgery", [], resilient_parsing=True)
-    names = [" ".join(path) for path, _, _ in _leaves(root, context)]
-    parts.append("\n".join(f"- [`{name}`](#{name.replace(' ', '-')}): {_short(root, name)}" for name in names))
-    parts += ["\n".join(_command(path, command, inside)) for path, command, inside in _leaves(root, context)]
-    return "\n\n".join(parts)
+    leaves = list(_leaves(root, root.make_context("surgery", [], resilient_parsing=True)))
+    lines = []
+    for path, command, _ in leaves:
+        name = " ".join(path)
+        lines.append(f"- [`{name}`](#{name.replace(' ', '-')}): {_first_sentence(command.help or '')}")
+    parts = ["\n".join(_command(path, command, context)) for path, command, context in leaves]
+    return "\n\n".join(["Every command takes `-h` and `--help`.", "\n".join(lines), *parts])
 
 
 def _leaves(
@@ -95,14 +96,6 @@ def _leaves(
         if not inner.hidden:
             inside = type(context)(inner, info_name=name, parent=context)
             yield from _leaves(inner, inside, (*path, name))
-
-
-def _short(root: Any, name: str) -> str:
-    command, context = root, root.make_context("surgery", [], resilient_parsing=True)
-    for word in name.split()[1:]:
-        command = command.get_command(context, word)
-        context = type(context)(command, info_name=word, parent=context)
-    return _first_sentence(command.help or "")
 
 
 def _command(path: tuple[str, ...], command: Any, context: Any) -> Iterator[str]:

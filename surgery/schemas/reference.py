@@ -151,7 +151,10 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, BaseModel):
         tagged = any(key in type(value).model_fields for key in TAGS)
         return f"`{_tag(type(value))}`" if tagged else ""
-    return "" if value is None else f"`{json.dumps(value)}`"
+    if value is None:
+        # In words, where the field says what happens without a value.
+        return next((words for item in field.metadata if (words := getattr(item, "absent", None))), "")
+    return f"`{json.dumps(value)}`"
 
 
 def _tag(model: type[BaseModel]) -> str:
