@@ -66,7 +66,7 @@ def finetune(
     console.setup(verbose=verbose, quiet=quiet)
     from surgery import recovery
     from surgery.checkpoint import CONFIG_NAME
-    from surgery.recovery.processes import is_first
+    from surgery.training.processes import is_first
 
     quiet = quiet or not is_first()
     if measure and not dry_run:
@@ -225,10 +225,9 @@ def _plan_table(plan: FinetunePlan) -> Table:
     for number, stage in enumerate(plan.stages):
         rows[f"stage {number + 1}"] = (
             f"{stage.name}: {stage.what}, {stage.objective}, {stage.steps:,} steps of {stage.tokens_per_step:,.0f} "
-            f"tokens in sequences of {stage.sequence_length:,}" + (f"; {stage.screening}" if stage.screening else "")
+            f"tokens in sequences of {stage.sequence_length:,}" + "".join(f"; {said}" for said in stage.asked.values())
         )
-    if plan.screening:
-        rows["screening"] = plan.screening
+    rows |= plan.asked
     if plan.teacher:
         rows["teacher"] = plan.teacher
     if plan.controls:

@@ -24,7 +24,7 @@ def merge(
 ) -> None:
     """Add an adapter to its base, and write the result once it is shown to be the same model."""
     console.setup(verbose=verbose, quiet=quiet)
-    from surgery.recovery.merging import merge as merge_adapter
+    from surgery.recovery.adapter_merge import merge as merge_adapter
 
     with console.progress() as bar:
         bar.add_task("merging and comparing", total=None, rate="")

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from surgery.anatomy import Anatomy, AttentionLayer, Family
 from surgery.errors import PlanRefusedError
 from surgery.operations.measured import MeasuredOperation
+from surgery.operations.training import TrainableOperation
 
 if TYPE_CHECKING:
     from surgery.operations.check import Check, CheckedModel
@@ -121,7 +122,7 @@ class CalibrationRecord(Protocol):
         """Plain data, as written into ``surgery/calibration.json``."""
 
 
-class Operation(MeasuredOperation, ABC):
+class Operation(MeasuredOperation, TrainableOperation, ABC):
     """One operation on attention.
 
     Class attributes:

@@ -3,10 +3,12 @@
 Nothing here imports torch until a run begins.
 """
 
-from surgery.recovery.errors import DivergedError, RecipeError, TrainingStoppedError
-from surgery.recovery.merging import MergeResult, merge
-from surgery.recovery.planning import FinetunePlan
-from surgery.recovery.reading import (
+from surgery.recovery.adapter_merge import MergeResult, merge
+from surgery.recovery.entry import finetune
+from surgery.recovery.errors import RecipeError
+from surgery.recovery.plan import FinetunePlan
+from surgery.recovery.recipe import Recipe, json_schema
+from surgery.recovery.recipe_file import (
     Setting,
     dump_recipe,
     environment_overrides,
@@ -14,10 +16,9 @@ from surgery.recovery.reading import (
     placeholders,
     read_recipe,
 )
-from surgery.recovery.recipe import Recipe, json_schema
-from surgery.recovery.running import finetune
-from surgery.recovery.session import FinetuneResult
+from surgery.recovery.result import FinetuneResult
 from surgery.schemas import Problem
+from surgery.training.errors import DivergedError, TrainingStoppedError
 
 __all__ = [
     "DivergedError",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.checkpoint import Checkpoint, Source, sha256_json, tensor_bytes, write_json
-from surgery.recovery.preparing import is_operation
+from surgery.operations.parameters import is_operation
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

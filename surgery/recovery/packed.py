@@ -6,11 +6,17 @@ import json
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgery.checkpoint import Checkpoint, tensor_bytes
 from surgery.errors import CheckpointError, PlanRefusedError
-from surgery.recovery.recipe import Recipe, TrainLora
+from surgery.recovery.recipe import Recipe
+from surgery.recovery.train_choice import TrainLora
+from surgery.training.progress import Progress
+from surgery.training.run import TrainingRun
+
+if TYPE_CHECKING:
+    from surgery.training.trainer import StageTrainer
 
 _HINT = "Set train.what to scale+lora with merge: false (the output is an adapter), or use the unquantized checkpoint."
 
@@ -24,7 +30,7 @@ def check_packed(stage: Recipe, config: Mapping[str, Any]) -> None:
     method = quantization(config)
     if method is None:
         return
-    if stage.train.what == "full":
+    if stage.train.changes_weights:
         raise PlanRefusedError(f"train.what: full: the model's weights are quantized ({method}).", hint=_HINT)
     if isinstance(stage.train, TrainLora) and stage.train.merge:
         raise PlanRefusedError(
@@ -62,6 +68,15 @@ def parameters_beside(model: Any) -> Iterator[None]:
     finally:
         if hidden:
             model.is_quantized = True
+
+
+class PackedTrainingRun(TrainingRun):
+    """A run of a model whose weights may be quantized."""
+
+    def trainer(self, number: int, before: Progress, snapshot: dict[str, Any] | None = None) -> StageTrainer:
+        """The trainer of one stage."""
+        with parameters_beside(self.model):
+            return super().trainer(number, before, snapshot)
 
 
 @contextmanager

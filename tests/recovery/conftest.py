@@ -47,6 +47,13 @@ def crash(recipe: Any, *, step: int | None = None, event: str = "step") -> None:
         finetune(recipe, on_progress=raising)
 
 
+def objective_sum(objective: Any, model: Any, batch: dict[str, Any], teacher: Any = None) -> Any:
+    """An objective's sum; by default the same weights teach."""
+    from surgery.recovery.teachers import SameWeights
+
+    return objective.total(model, batch, teacher or SameWeights())
+
+
 def convert_by_hand(
     source: Path,
     out: Path,

@@ -16,9 +16,11 @@ from surgery.errors import PlanRefusedError
 from surgery.loading import RunOptions, load_model
 from surgery.recovery import finetune, read_recipe
 from surgery.recovery.comparison import compare
-from surgery.recovery.logits import token_logits
-from surgery.recovery.preparing import Layout, choose_trained, prepare_model
-from surgery.recovery.variants import become
+from surgery.recovery.controls import apply_control
+from surgery.recovery.layout import Layout
+from surgery.recovery.lora import prepare_model
+from surgery.recovery.parameters import choose_trained
+from surgery.training.logits import token_logits
 from tests.recovery.conftest import Converted, MakeRecipe
 from tests.recovery.test_training import _rows
 
@@ -36,14 +38,14 @@ def test_controls_start_as_the_source(converted: Converted, variant: Any) -> Non
     with torch.no_grad():
         expected = token_logits(source, batch)
         assert not torch.allclose(token_logits(model, batch), expected, atol=1e-2)
-        become(model, variant, layout)
+        apply_control(model, variant, layout)
         assert torch.allclose(token_logits(model, batch), expected, atol=1e-5)
 
 
 def test_temperature_is_one_constant_per_head(converted: Converted, make_recipe: MakeRecipe) -> None:
     model, layout = _loaded(converted(form="paper", scale=1.5, spread=0.4))
     numbers = sum(p.numel() for name, p in model.named_parameters() if "ssmax" in name)
-    become(model, "temperature", layout)
+    apply_control(model, "temperature", layout)
     recipe = read_recipe(make_recipe(train={"what": "scale+lora"}))
     prepared = prepare_model(model, recipe, layout, "temperature")
     scale_only = read_recipe(make_recipe())
@@ -128,16 +130,16 @@ def test_a_control_that_diverges_is_a_result(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from surgery.recovery import DivergedError
-    from surgery.recovery.attempt import Attempt
+    from surgery.recovery.model_run import ModelRun
 
-    run = Attempt.run
+    run = ModelRun.run
 
     def poisoned(self: Any, start: Any) -> Any:
         if self.variant == "temperature":
             raise DivergedError("Step 2: the loss became nan")
         return run(self, start)
 
-    monkeypatch.setattr(Attempt, "run", poisoned)
+    monkeypatch.setattr(ModelRun, "run", poisoned)
     result = finetune(make_recipe(control="temperature"))
     assert result.comparison is not None
     model = next(model for model in result.comparison.models if model.name == "temperature")

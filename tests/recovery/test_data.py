@@ -12,7 +12,7 @@ import pytest
 
 from surgery.errors import UsageError
 from surgery.recovery import finetune, read_recipe
-from surgery.recovery.dataset import read_data
+from surgery.recovery.entry import read_rows
 from tests.data.test_chat import CHATML
 from tests.recovery.conftest import WORDS, Converted, MakeRecipe, crash
 
@@ -47,7 +47,7 @@ def _pieces(rows: Any) -> set[tuple[int, ...]]:
 @pytest.mark.parametrize("streaming", [False, True])
 def test_no_document_on_both_sides(make_recipe: MakeRecipe, files: Path, streaming: bool) -> None:
     recipe = read_recipe(make_recipe(data={**_sources(files), "streaming": streaming, "sequence_length": 400}))
-    data = read_data(recipe, lambda texts: [list(text.encode()) for text in texts])
+    data = read_rows(recipe, lambda texts: [list(text.encode()) for text in texts])
     held = _pieces(data.held_out)
     if data.stream is None:
         train = _pieces(data.train)
@@ -56,7 +56,7 @@ def test_no_document_on_both_sides(make_recipe: MakeRecipe, files: Path, streami
         stream = data.stream(400, 0, None)
         train = _pieces(stream[number] for number in range(300))
     assert held and train and not held & train
-    again = read_data(recipe, lambda texts: [list(text.encode()) for text in texts])
+    again = read_rows(recipe, lambda texts: [list(text.encode()) for text in texts])
     assert again.fingerprint == data.fingerprint and again.held_out == data.held_out
 
 

@@ -10,13 +10,13 @@ import torch
 from surgery.checkpoint import open_checkpoint
 from surgery.data import Row, collate
 from surgery.loading import RunOptions, load_model
-from surgery.recovery import logits as module
-from surgery.recovery.logits import pieces
-from surgery.recovery.measuring import document_losses
-from surgery.recovery.objectives import objective_sum
-from surgery.recovery.preparing import Layout, prepare_model
-from surgery.recovery.reading import read_recipe
-from tests.recovery.conftest import Converted, MakeRecipe
+from surgery.recovery.layout import Layout
+from surgery.recovery.lora import prepare_model
+from surgery.recovery.recipe_file import read_recipe
+from surgery.training import logits as module
+from surgery.training.held_out import document_losses
+from surgery.training.logits import pieces
+from tests.recovery.conftest import Converted, MakeRecipe, objective_sum
 
 OBJECTIVES = [{"name": "next_token"}, {"name": "distill", "share": 0.5, "temperature": 2.0}, {"name": "match"}]
 ROWS = [Row(((5, 9, 4, 77, 30, 31, 8), (12, 13, 14, 15))), Row(((3, 200, 100, 50, 25, 12, 6, 3, 44),))]

@@ -12,9 +12,9 @@ import pytest
 
 from surgery.errors import SurgeryError
 from surgery.recovery import DivergedError, finetune
-from surgery.recovery.guard import DivergenceGuard
-from surgery.recovery.objectives import objective_sum
-from surgery.recovery.recipe import Guard
+from surgery.training.guard import DivergenceGuard
+from surgery.training.objectives import NextToken
+from surgery.training.options import Guard
 from tests.recovery.conftest import MakeRecipe
 
 
@@ -49,23 +49,21 @@ def test_loss_that_is_traded_for_rejected_keys_has_not_risen() -> None:
     rows = [{"step": step, "loss": 0.03 * step, "sparsity": 0.8 - 0.04 * step} for step in range(1, 12)]
     bare = [{"step": row["step"], "loss": row["loss"]} for row in rows]
     for found, diverges in ((rows, False), (bare, True)):
-        guard = DivergenceGuard(Guard(steps=3))
+        guard = DivergenceGuard(Guard(steps=3), terms=("sparsity",))
         assert any(guard.add_row(row) for row in found) == diverges
 
 
 def test_a_rising_loss_stops_the_run_and_keeps_what_was_good(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from surgery.recovery import trainer as room
-
-    calls = 0
+    calls, total = 0, NextToken.total
 
     def rising(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1  # the trial is the first
-        return objective_sum(*arguments) * (5.0 if calls > 6 else 1.0)
+        return total(*arguments) * (5.0 if calls > 6 else 1.0)
 
-    monkeypatch.setattr(room, "objective_sum", rising)
+    monkeypatch.setattr(NextToken, "total", rising)
     recipe = make_recipe(
         budget={"steps": 20}, guard={"steps": 4}, checkpoints={"every": 1, "keep": 1}, evaluation={"every": 0}
     )
@@ -74,7 +72,7 @@ def test_a_rising_loss_stops_the_run_and_keeps_what_was_good(
     assert "out.training/checkpoint-5, and --resume goes on from it" in str(caught.value)
     names = sorted(path.name for path in (tmp_path / "out.training").glob("checkpoint-*"))
     assert names == ["checkpoint-5"], "though only one is kept, and later ones were written"
-    monkeypatch.setattr(room, "objective_sum", objective_sum)
+    monkeypatch.setattr(NextToken, "total", total)
     result = finetune({**recipe, "guard": {"steps": 0}}, resume=True)
     assert result.resumed_from == 5 and result.steps == 20
 
@@ -86,13 +84,13 @@ def test_no_space_for_a_checkpoint(make_recipe: MakeRecipe, tmp_path: Path) -> N
     program = (
         "import resource, sys\n"
         "from surgery.commands import console, app\n"
-        "import surgery.recovery as recovery\n"
+        "from surgery import errors, recovery\n"
         "def limit(event):\n"
         "    if event['event'] == 'step' and event['step'] == 3:\n"
         "        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\n"
         "try:\n"
         "    recovery.finetune(sys.argv[1], on_progress=limit)\n"
-        "except recovery.errors.SurgeryError as error:\n"
+        "except errors.SurgeryError as error:\n"
         "    print(error); sys.exit(7)\n"
     )
     done = subprocess.run(
@@ -110,7 +108,7 @@ def test_no_space_for_a_checkpoint(make_recipe: MakeRecipe, tmp_path: Path) -> N
 def test_no_space_for_the_log(make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
-    from surgery.recovery.state import TrainingFolder
+    from surgery.training.folder import TrainingFolder
 
     append, count = TrainingFolder.append, 0
 

@@ -15,7 +15,7 @@ import surgery.commands.merge  # noqa: F401
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError, VerificationError
 from surgery.loading import RunOptions, load_model
 from surgery.recovery import finetune
-from surgery.recovery.merging import merge
+from surgery.recovery.adapter_merge import merge
 from tests.families import tiny_model
 from tests.recovery.conftest import Converted, MakeRecipe, convert_by_hand, write_tokenizer
 from tests.recovery.test_commands import surgery_command  # noqa: F401
@@ -105,7 +105,7 @@ def test_merge_of_what_finetune_left_beside_the_merged_weights(
 def test_a_result_that_is_not_the_same_is_not_written(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from surgery.recovery import merging
+    from surgery.recovery import adapter_merge as merging
 
     adapter = _kept(make_recipe)
     changed = merging.changed_tensors

@@ -15,9 +15,9 @@ from surgery.errors import PlanRefusedError, SurgeryError
 from surgery.loading import load_model, operations_off
 from surgery.recovery import finetune
 from surgery.recovery.errors import RecipeError
-from surgery.recovery.logits import token_logits
-from surgery.recovery.objectives import original
-from surgery.recovery.reading import dump_recipe, read_recipe
+from surgery.recovery.recipe_file import dump_recipe, read_recipe
+from surgery.recovery.teachers import original
+from surgery.training.logits import token_logits
 from surgery.verification import verify
 from tests.conversion.conftest import tree
 from tests.recovery.conftest import Converted, MakeRecipe, crash
@@ -94,7 +94,8 @@ def test_rope_alone_trains_with_the_stock_class(make_recipe: MakeRecipe, source:
 
 
 def test_the_teacher_is_the_source_with_its_own_rope(make_recipe: MakeRecipe, source: Path, tmp_path: Path) -> None:
-    from surgery.recovery.preparing import Layout, prepare_model
+    from surgery.recovery.layout import Layout
+    from surgery.recovery.lora import prepare_model
 
     out = convert(source, [ROPE, {**SSMAX, "form": "paper"}], output=tmp_path / "made").output
     recipe = read_recipe(make_recipe(out, train=LORA, objective={"name": "distill"}))

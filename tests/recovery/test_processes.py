@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from surgery.conversion import convert
 from surgery.errors import UsageError
 from surgery.recovery import finetune
-from surgery.recovery.sharding import own_sharding
+from surgery.training.sharding import own_sharding
 from tests.recovery.conftest import Converted, MakeRecipe, crash
 
 OPERATION = "surgery-ssmax.safetensors"
@@ -179,9 +179,9 @@ def test_all_processes_note_the_teacher_together(
         asked.append(action.__qualname__)
         return action()
 
-    monkeypatch.setattr("surgery.recovery.attempt.on_first", counting)
+    monkeypatch.setattr("surgery.recovery.model_run.on_first", counting)
     finetune(recipe, resume=True)
-    assert asked == ["Attempt._teacher.<locals>.note"]
+    assert asked == ["ModelRun._teacher.<locals>.note"]
     assert sum("teacher" in row for row in _rows(tmp_path / "out")) == 1
 
 

@@ -18,9 +18,9 @@ from surgery.data import collate, make_rows
 from surgery.errors import PlanRefusedError
 from surgery.loading import RunOptions, load_model
 from surgery.recovery import finetune, read_recipe
-from surgery.recovery.logits import token_logits
-from surgery.recovery.objectives import next_token_sum
 from surgery.schemas.shipped import shipped_files
+from surgery.training.logits import token_logits
+from surgery.training.losses import next_token_sum
 from tests.recovery.conftest import Converted, MakeRecipe
 
 SHARD = "surgery-ssmax.safetensors"

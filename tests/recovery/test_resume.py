@@ -17,7 +17,8 @@ import pytest
 
 from surgery.errors import CheckpointError, UsageError
 from surgery.recovery import TrainingStoppedError, finetune
-from surgery.recovery.state import MARKER, TrainingFolder
+from surgery.training.folder import TrainingFolder
+from surgery.training.progress import MARKER
 from tests.recovery.conftest import Converted, MakeRecipe, crash
 
 SHARD = "surgery-ssmax.safetensors"
@@ -133,7 +134,7 @@ def test_resume_refuses_what_would_not_be_the_same_run(
     with pytest.raises(UsageError, match="another recipe: seed"):
         finetune({**recipe, "seed": 1}, resume=True)
     with monkeypatch.context() as two:
-        two.setattr("surgery.recovery.state.process_count", lambda: 2)
+        two.setattr("surgery.training.folder.process_count", lambda: 2)
         with pytest.raises(UsageError, match=r"had 1 process\(es\), and this is one of 2"):
             finetune(recipe, resume=True)
     (own / "00.txt").write_text("other words than before, and more of them than there were")

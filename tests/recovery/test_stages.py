@@ -14,9 +14,12 @@ from surgery.data import collate
 from surgery.loading import RunOptions, load_model
 from surgery.loading.caches import named
 from surgery.recovery import finetune, read_recipe
-from surgery.recovery.objectives import Teacher, match_sum, objective_sum, original
-from surgery.recovery.preparing import Layout, choose_trained, operation_parameters, prepare_model
-from tests.recovery.conftest import Converted, MakeRecipe, crash
+from surgery.recovery.layout import Layout
+from surgery.recovery.lora import prepare_model
+from surgery.recovery.parameters import choose_trained, operation_parameters
+from surgery.recovery.teachers import SameWeights, SecondCopy, original
+from surgery.training.losses import matched_sum
+from tests.recovery.conftest import Converted, MakeRecipe, crash, objective_sum
 from tests.recovery.test_training import _draw, _rows
 
 
@@ -80,7 +83,7 @@ def test_match_fits_each_layer_alone(make_recipe: MakeRecipe, converted: Convert
     folder = converted(form="paper", scale=1.5, spread=0.4)
     model = _draw(load_model(folder, RunOptions(device="cpu")))
     batch = collate(_rows())
-    total = match_sum(model, batch)
+    total = matched_sum(model, batch, SameWeights())
     total.backward()
     gradients = {name: parameter.grad.clone() for name, parameter in operation_parameters(model).items()}
     assert all(gradient.abs().min() > 0 for gradient in gradients.values())
@@ -114,12 +117,12 @@ def test_match_fits_each_layer_alone(make_recipe: MakeRecipe, converted: Convert
     with torch.no_grad():
         model.model.layers[0].self_attn.ssmax.scale.mul_(3)
     model.zero_grad()
-    match_sum(model, batch).backward()
+    matched_sum(model, batch, SameWeights()).backward()
     last = "model.layers.2.self_attn.ssmax.scale"
     assert torch.allclose(dict(model.named_parameters())[last].grad, gradients[last], rtol=1e-5)
     # Switched off there is nothing to match.
     with original(model):
-        assert match_sum(model, batch).item() == pytest.approx(0, abs=1e-9)
+        assert matched_sum(model, batch, SameWeights()).item() == pytest.approx(0, abs=1e-9)
 
 
 def test_match_learns(make_recipe: MakeRecipe, converted: Converted, tmp_path: Path) -> None:
@@ -169,10 +172,10 @@ def test_a_second_copy_teaches_what_the_first_would(make_recipe: MakeRecipe, con
     for name in ("distill", "match"):
         objective = read_recipe(make_recipe(objective={"name": name})).objective
         own = objective_sum(objective, model, batch).item()
-        assert own > 0 and objective_sum(objective, model, batch, Teacher(other)).item() == pytest.approx(own)
+        assert own > 0 and objective_sum(objective, model, batch, SecondCopy(other)).item() == pytest.approx(own)
     with torch.no_grad():
         model.model.layers[1].self_attn.q_proj.weight.mul_(1.5)
-    assert objective_sum(objective, model, batch, Teacher(other)).item() != pytest.approx(own, rel=1e-3)
+    assert objective_sum(objective, model, batch, SecondCopy(other)).item() != pytest.approx(own, rel=1e-3)
 
 
 def test_teaching_leaves_what_is_trained_as_it_is(make_recipe: MakeRecipe, converted: Converted) -> None:

@@ -15,14 +15,23 @@ from surgery.errors import PlanRefusedError, SurgeryError, UsageError
 from surgery.loading import RunOptions, load_model
 from surgery.loading.model import recompute
 from surgery.recovery import DivergedError, finetune, read_recipe
-from surgery.recovery.dataset import TrainingData, read_data
-from surgery.recovery.logits import token_logits
-from surgery.recovery.objectives import attention_modules, next_token_sum, objective_sum, original
-from surgery.recovery.planning import effective_precision
-from surgery.recovery.preparing import Layout, operation_parameters, optimizer_groups, prepare_model
-from surgery.recovery.state import TrainingFolder
-from surgery.recovery.trainer import RecoveryTrainer, StepCallback, training_arguments
-from tests.recovery.conftest import Converted, MakeRecipe
+from surgery.recovery.entry import read_rows
+from surgery.recovery.layout import Layout
+from surgery.recovery.lora import prepare_model
+from surgery.recovery.needs import effective_precision
+from surgery.recovery.parameters import operation_parameters, optimizer_groups
+from surgery.recovery.stage_hooks import stage_hooks
+from surgery.recovery.teachers import SameWeights, attention_modules, original
+from surgery.training.arguments import training_arguments
+from surgery.training.dataset import TrainingData
+from surgery.training.folder import TrainingFolder
+from surgery.training.logits import token_logits
+from surgery.training.losses import next_token_sum
+from surgery.training.objectives import NextToken
+from surgery.training.rows import StageRows
+from surgery.training.trainer import StageTrainer
+from surgery.training.trial import trial
+from tests.recovery.conftest import Converted, MakeRecipe, objective_sum
 
 
 def _draw(model: Any, seed: int = 0) -> Any:
@@ -61,7 +70,7 @@ def test_packed_equals_unpacked(converted: Converted, family: str) -> None:
     assert abs(_mean_loss(model, merged) - alone) > 1e-3  # borders do matter
 
 
-def _trainer(recipe: dict[str, Any], folder: Path, rows: list[Row] | None = None) -> RecoveryTrainer:
+def _trainer(recipe: dict[str, Any], folder: Path, rows: list[Row] | None = None) -> StageTrainer:
     valid = read_recipe(recipe)
     checkpoint = open_checkpoint(Path(valid.model))
     layout = Layout(checkpoint.config)
@@ -70,19 +79,17 @@ def _trainer(recipe: dict[str, Any], folder: Path, rows: list[Row] | None = None
     model = prepare_model(load_model(Path(valid.model), RunOptions(device="cpu", dtype=dtype)), valid, layout)
     training = TrainingFolder(folder / "run")
     training.path.mkdir(parents=True)
-    rates = StepCallback()
-    trainer = RecoveryTrainer(
+    options = valid.training_options()
+    return StageTrainer(
         model,
-        training_arguments(valid, training.path, valid.length.steps or 1, "cpu"),
-        recipe=valid,
-        layout=layout,
+        training_arguments(options, training.path, valid.length.steps or 1, "cpu"),
+        options=options,
         folder=training,
-        train=[rows or _rows(count=8)],
-        held_out=_rows(seed=1, count=3),
-        callbacks=[rates],
+        rows=StageRows(train=[rows or _rows(count=8)], held_out=_rows(seed=1, count=3)),
+        teacher=SameWeights(),
+        extensions=stage_hooks(model, layout, valid),
+        groups=optimizer_groups,
     )
-    rates.trainer = trainer
-    return trainer
 
 
 def test_mixed_precision_reaches_matched_attention(
@@ -98,9 +105,9 @@ def test_mixed_precision_reaches_matched_attention(
     assert len(seen) == 6 and set(seen) == {torch.bfloat16}  # of three layers, teacher and student
 
 
-def _losses(trainer: RecoveryTrainer) -> list[dict[str, Any]]:
+def _losses(trainer: StageTrainer) -> list[dict[str, Any]]:
     trainer.train()
-    return [row for row in trainer._folder.rows() if "loss" in row]
+    return [row for row in trainer.folder.rows() if "loss" in row]
 
 
 @pytest.mark.parametrize("what", ["scale", "scale+lora", "full"])
@@ -173,7 +180,7 @@ def test_accumulation_equals_a_larger_batch(make_recipe: MakeRecipe, tmp_path: P
         batch = {"sequences": sequences, "accumulation": accumulation}
         trainer = _trainer(make_recipe(batch=batch, budget={"steps": 2}), tmp_path / str(sequences), rows)
         losses = [row["loss"] for row in _losses(trainer)]
-        assert trainer.tokens_seen == 2 * sum(row.tokens for row in rows)
+        assert trainer.progress.tokens == 2 * sum(row.tokens for row in rows)
         return torch.cat([*operation_parameters(trainer.module).values(), torch.tensor(losses)])
 
     # Unequal rows: a mean of means would differ.
@@ -198,18 +205,19 @@ def test_the_trial_step_saves_the_same_memory(make_recipe: MakeRecipe, tmp_path:
     layer: Any = saving.module.get_submodule("model.layers.1")
     calls: list[bool] = []
     layer.mlp.register_forward_pre_hook(lambda module, arguments: calls.append(torch.is_grad_enabled()))
-    saving.trial(48)
+    trial(saving)
     assert len(calls) == 2  # forward, and again in the backward pass
     recompute(saving.module, False)
     calls.clear()
-    saving.trial(48)
+    trial(saving)
     assert len(calls) == 1
 
 
 @pytest.mark.parametrize("what", ["scale", "scale+lora", "full"])
 def test_layers(make_recipe: MakeRecipe, tmp_path: Path, what: str) -> None:
-    trainer = _trainer(make_recipe(train={"what": what, "layers": "1-2"}), tmp_path)
-    layers = {trainer._layout.layer(name) for name, p in trainer.module.named_parameters() if p.requires_grad}
+    recipe = make_recipe(train={"what": what, "layers": "1-2"})
+    trainer, layout = _trainer(recipe, tmp_path), Layout(open_checkpoint(Path(recipe["model"])).config)
+    layers = {layout.layer(name) for name, p in trainer.module.named_parameters() if p.requires_grad}
     assert layers == {1, 2}
     with pytest.raises(UsageError, match="layer 3; the model has 3"):
         _trainer(make_recipe(train={"what": what, "layers": [3]}), tmp_path / "beyond")
@@ -271,7 +279,7 @@ def test_precision_of_a_bfloat16_checkpoint(
 def test_evaluation(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     trainer = _trainer(make_recipe(evaluation={"every": 2}), tmp_path)
     trainer.train()
-    rows = [row for row in trainer._folder.rows() if "held_out_loss" in row]
+    rows = [row for row in trainer.folder.rows() if "held_out_loss" in row]
     assert [row["step"] for row in rows] == [2, 4]
     assert rows[-1]["held_out_loss"] == pytest.approx(_mean_loss(trainer.module.eval(), _rows(seed=1, count=3)))
 
@@ -279,7 +287,7 @@ def test_evaluation(make_recipe: MakeRecipe, tmp_path: Path) -> None:
 def test_log_rows(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
     trainer = _trainer(make_recipe(), tmp_path)
-    trainer._on_progress = events.append
+    trainer.steps_log.on_progress = events.append
     rows = _losses(trainer)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert all(
@@ -296,22 +304,20 @@ def test_log_rows(make_recipe: MakeRecipe, tmp_path: Path) -> None:
 
 
 def test_nan_stops_before_the_step(make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from surgery.recovery import trainer as room
-
-    calls = 0
+    calls, total = 0, NextToken.total
 
     def poisoned(*arguments: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        return objective_sum(*arguments) * (math.nan if calls == 5 else 1.0)  # the trial is the first
+        return total(*arguments) * (math.nan if calls == 5 else 1.0)  # the trial is the first
 
-    monkeypatch.setattr(room, "objective_sum", poisoned)
+    monkeypatch.setattr(NextToken, "total", poisoned)
     recipe = make_recipe(checkpoints={"every": 2}, budget={"steps": 6})
     with pytest.raises(DivergedError, match=r"Step 4: the loss became nan") as caught:
         finetune(recipe)
     assert "out.training/checkpoint-2" in str(caught.value)
     assert (tmp_path / "out.training" / "checkpoint-2" / "complete.json").is_file()
-    monkeypatch.setattr(room, "objective_sum", objective_sum)
+    monkeypatch.setattr(NextToken, "total", total)
     assert finetune(recipe, resume=True).steps == 6
 
 
@@ -330,7 +336,7 @@ def test_trial_step(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     before, state = trainer.trained_tensors(), torch.random.get_rng_state()
     seen: list[int] = []
     trainer.module.model.embed_tokens.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
-    trainer.trial(48)
+    trial(trainer)
     assert seen == [48]
     assert all(torch.equal(before[name], tensor) for name, tensor in trainer.trained_tensors().items())
     assert torch.equal(state, torch.random.get_rng_state())
@@ -339,7 +345,7 @@ def test_trial_step(make_recipe: MakeRecipe, tmp_path: Path) -> None:
         if hasattr(module, "log_reference"):
             module.enabled = False
     with pytest.raises(SurgeryError, match="3 parameters of the operation get no gradient"):
-        trainer.trial(48)
+        trial(trainer)
 
 
 def test_distill_pulls_towards_the_original(make_recipe: MakeRecipe, converted: Converted, tmp_path: Path) -> None:
@@ -400,7 +406,7 @@ def test_report_to(make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.
 
 
 def _read(recipe: dict[str, Any]) -> TrainingData:
-    return read_data(read_recipe(recipe), lambda texts: [list(text.encode()) for text in texts])
+    return read_rows(read_recipe(recipe), lambda texts: [list(text.encode()) for text in texts])
 
 
 def test_data_options(make_recipe: MakeRecipe, texts: Path, tmp_path: Path) -> None:
@@ -468,7 +474,7 @@ def test_plan_counts_the_logits_that_are_held_at_once(make_recipe: MakeRecipe, m
         return finetune(make_recipe(**sections), dry_run=True).plan.memory.activations
 
     whole, taught = activations(), activations(objective={"name": "distill"})
-    monkeypatch.setattr("surgery.recovery.planning.TRAINED_AT_ONCE", 1000)
+    monkeypatch.setattr("surgery.recovery.needs.TRAINED_AT_ONCE", 1000)
     assert 0 < whole - activations() == whole - activations(objective={"name": "match"})
     assert taught - whole == (whole - activations()) + 2 * 1000 * 4
     assert taught - activations(objective={"name": "distill"}) == 2 * (whole - activations())

@@ -31,6 +31,7 @@ class RopeOperation(Operation):
         "was not trained at these positions: measure it there, and expect a short training to help."
     )
     in_config_alone = True
+    extends_positions = True
 
     def family_refusal(self, family: Family) -> str | None:
         """Also a family without rotary positions, and one that the table does not have."""
@@ -235,6 +236,10 @@ class RopeOperation(Operation):
                 hint="Say it: --original-length 8192, or whatever it was.",
             )
         return stated
+
+    def known_positions(self, options: Mapping[str, Any]) -> int:
+        """The source's max_position_embeddings."""
+        return int(options["before"]["max_position_embeddings"])
 
 
 def _in_words(rope: Rope) -> str:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from surgery.anatomy import Anatomy, AttentionLayer, Family
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.operations.base import LayerWord, Operation, OperationOptions, PlannedTensor
 from surgery.operations.measured import ObservedRows
 from surgery.operations.screening.options import ScreeningOptions
+from surgery.operations.screening.sections import Bridge, Softness, Sparsity
+from surgery.operations.training import RecipeSection, StageHooks
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # What a plan holds in place of a hash while its calibration has not been run.
 PENDING = "pending"
@@ -47,6 +52,16 @@ class ScreeningOperation(Operation):
     test_ranges = MappingProxyType({"threshold": (-0.3, 0.3), "softness": (0.05, 0.3), "log2_window": (2.0, 6.0)})
     # Its start value says how far the unit is from softmax.
     constants = ("renormalisation",)
+    learns = "screening's thresholds"
+    recipe_sections = MappingProxyType(
+        {
+            "sparsity": RecipeSection(Sparsity, "How many keys screening is to reject.", changes_model=True),
+            "softness": RecipeSection(Softness, "How screening's softness goes in this stage."),
+            "bridge": RecipeSection(
+                Bridge, "How far screening units go from softmax in this stage.", changes_model=True
+            ),
+        }
+    )
     explanation = (
         "Screening rejects keys: rho = cos(q, k), after norms and RoPE, is held against a threshold t of the head, and "
         "the distance against its window. Softmax weights are multiplied by clamp((rho - t) / tau, 0, 1)^2 and "
@@ -252,3 +267,29 @@ class ScreeningOperation(Operation):
     def effective_values(self, module: Any) -> tuple[Any, tuple[Any, ...]]:
         """A threshold that rejects every key that may be rejected, and one that rejects none."""
         return module.threshold, (0.95, -3.0)
+
+    def check_sections(self, sections: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        """``bridge`` needs units to lead to, and ``softness`` does nothing in a unit."""
+        if "bridge" in sections and options.get("form") != "unit":
+            raise PlanRefusedError(
+                "bridge leads to screening units; the model has screening of form gated, which has no gain and no "
+                "bound.",
+                hint="Leave bridge out, or convert with --form unit --renormalisation 1, which starts as gated.",
+            )
+        if "softness" in sections and "bridge" not in sections and options.get("renormalisation") == 0:
+            raise PlanRefusedError(
+                "softness does nothing in a screening unit, whose ramp always ends at 1 - t.",
+                hint="Leave softness out.",
+            )
+
+    def unlearned(self, sections: Mapping[str, Any]) -> Collection[str]:
+        """The exponent of units always, and softness where a schedule sets it."""
+        return ("renormalisation", "softness") if "softness" in sections else ("renormalisation",)
+
+    def stage_hooks(
+        self, model: nn.Module, modules: Mapping[int, Any], sections: Mapping[str, Any], layers: Collection[int]
+    ) -> StageHooks | None:
+        """The price of accepted keys, and the schedules."""
+        from surgery.operations.screening.training import ScreeningHooks
+
+        return ScreeningHooks(model, modules, sections, layers) if modules else None

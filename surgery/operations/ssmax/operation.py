@@ -12,6 +12,8 @@ from surgery.operations.base import Operation, PlannedTensor
 from surgery.operations.ssmax.options import FORMS, SSMaxOptions
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from surgery.operations.check import Check, CheckedModel
     from surgery.operations.learned_numbers import LearnedNumbers
 
@@ -35,6 +37,8 @@ class SSMaxOperation(Operation):
     summary = "a learned scale per head times ln n, so that attention does not fade with length"
     options = SSMaxOptions
     multiplies_queries = True
+    learns = "SSMax's scale"
+    controls = ("temperature",)
     explanation = (
         "n is the number of keys that a query may attend to. softmax(m(n) z) is SSMax "
         "([arXiv 2501.19399](https://arxiv.org/abs/2501.19399)); it is applied as `query * m(n)` before whatever "
@@ -158,3 +162,14 @@ class SSMaxOperation(Operation):
     def effective_values(self, module: Any) -> tuple[Any, tuple[Any, ...]]:
         """Another scale."""
         return module.scale, (module.scale.detach() + 0.1,)
+
+    def has_control(self, control: str, options: Mapping[str, Any]) -> bool:
+        """A constant in place of the scale; ``logn`` has no scale."""
+        return control in self.controls and bool(FORMS[options["form"]].parameters)
+
+    def control_module(self, control: str, module: Any, options: Mapping[str, Any]) -> nn.Module:
+        """One learned constant per head, without ln n."""
+        from surgery.operations.ssmax.control import constant_multiplier
+
+        replaced: nn.Module = constant_multiplier(module, options)
+        return replaced

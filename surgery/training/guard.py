@@ -6,9 +6,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from surgery.recovery.recipe import Guard, Recipe
+from surgery.training.options import Guard
 
-# Nats: a divergence that is nearly zero may well double.
 _LEAST_RISE = 0.1
 
 
@@ -19,19 +18,20 @@ class DivergenceGuard:
     ``guard.rise``; it has diverged where every one of ``guard.steps`` steps in a row is. Single steps may be anything.
     """
 
-    def __init__(self, options: Guard, least_rise: float = _LEAST_RISE) -> None:
+    def __init__(self, options: Guard, least_rise: float = _LEAST_RISE, terms: Sequence[str] = ()) -> None:
+        """Begin to watch.
+
+        Args:
+            options: steps and rise.
+            least_rise: a smaller rise is never a divergence, in the unit of the loss.
+            terms: keys of extra loss terms in a row of the log, for which the loss is traded.
+        """
         self._steps, self._rise, self._least = options.steps, options.rise, least_rise
+        self._terms = tuple(terms)
         self._recent: deque[float] = deque(maxlen=max(1, options.steps))
         self.lowest: float | None = None
         self._above = 0
         self.since: int | None = None
-
-    @classmethod
-    def of(cls, stage: Recipe) -> DivergenceGuard:
-        """For a stage; squared errors have no unit to be small in, and on a bridge the loss is meant to rise."""
-        if stage.bridge is not None:
-            return cls(Guard(steps=0))
-        return cls(stage.guard, 0.0 if stage.objective.name == "match" else _LEAST_RISE)
 
     @property
     def limit(self) -> float | None:
@@ -60,8 +60,8 @@ class DivergenceGuard:
         return self._above >= self._steps
 
     def add_row(self, row: Mapping[str, Any]) -> bool:
-        """As :meth:`add`, for a step's row of the log: its loss, and the price of sparsity, for which it is traded."""
-        return self.add(row["step"], row["loss"] + row.get("sparsity", 0.0))
+        """As :meth:`add`, for a step's row of the log: its loss and its extra loss terms together."""
+        return self.add(row["step"], row["loss"] + sum(row.get(term, 0.0) for term in self._terms))
 
     def add_rows(self, rows: Sequence[Mapping[str, Any]], stage: int) -> None:
         """Note what a resumed run did before."""

@@ -18,9 +18,10 @@ from surgery.checkpoint import (
 )
 from surgery.checkpoint.source import check_folder
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError, VerificationError
+from surgery.operations.parameters import is_operation
 from surgery.recovery.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_RECORD, base_identity
-from surgery.recovery.preparing import is_operation, quiet_peft
-from surgery.recovery.writing import Record, changed_tensors, plan_space, write_result
+from surgery.recovery.lora import quiet_peft
+from surgery.recovery.result_folder import Record, changed_tensors, plan_space, write_result
 
 _PROBE = (2, 48)
 # Root mean square of the difference over that of the logits. Rounding weights to bfloat16 alone costs about 0.5%.

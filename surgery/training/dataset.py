@@ -1,4 +1,4 @@
-"""The recipe's text as rows to train on and rows to measure on."""
+"""Text as rows to train on and rows to measure on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from surgery.data.documents import text_hash
 from surgery.data.held_out import is_held_out
 from surgery.data.stream import Mixture, RowStream, StreamSnapshot, TokenizedDocument
 from surgery.errors import UsageError
-from surgery.recovery.recipe import Recipe
+from surgery.training.text_options import Data
 
 Encode = Callable[[list[str]], list[list[int]]]
 # Token ids of a conversation, and which of them are answers; the name is for errors.
@@ -83,27 +83,44 @@ class TrainingData:
         return sum(row.tokens for row in self.held_out)
 
 
-def read_data(recipe: Recipe, encode: Encode, chat: EncodeChat | None = None) -> TrainingData:
-    """Read, split, tokenize and pack the text of a recipe.
+def read_data(
+    options: Data,
+    encode: Encode,
+    chat: EncodeChat | None = None,
+    *,
+    lengths: Iterable[int] = (),
+    seed: int = 0,
+    held_out_rows: int = 64,
+) -> TrainingData:
+    """Read, split, tokenize and pack text.
 
     Args:
-        recipe: its ``data``, ``seed``, ``evaluation.sequences`` and the lengths of its stages are used.
+        options: which text.
         encode: token ids of each text.
         chat: of a conversation.
+        lengths: tokens of a row, beside ``options.sequence_length``: one for each stage.
+        seed: of the split and of the order.
+        held_out_rows: at most this many held-out rows.
 
     Raises:
         UsageError: no text, or too little to train on or to hold out.
     """
-    return (
-        _Reading(recipe, encode, chat).streamed() if recipe.data.streaming else _Reading(recipe, encode, chat).whole()
-    )
+    reading = _Reading(options, encode, chat, lengths, seed, held_out_rows)
+    return reading.streamed() if options.streaming else reading.whole()
 
 
 class _Reading:
-    def __init__(self, recipe: Recipe, encode: Encode, chat: EncodeChat | None) -> None:
-        self.recipe, self.data, self.encode, self.chat = recipe, recipe.data, encode, chat
-        stages = recipe.stage_recipes()
-        self.lengths = dict.fromkeys([self.data.sequence_length, *(stage.data.sequence_length for stage in stages)])
+    def __init__(
+        self,
+        data: Data,
+        encode: Encode,
+        chat: EncodeChat | None,
+        lengths: Iterable[int],
+        seed: int,
+        held_out_rows: int,
+    ) -> None:
+        self.data, self.encode, self.chat, self.seed, self.held_out_rows = data, encode, chat, seed, held_out_rows
+        self.lengths = dict.fromkeys([data.sequence_length, *lengths])
         named = self.data.all_sources
         self.weights = tuple(source.weight for _, source in named)
         self.readers = [
@@ -112,7 +129,7 @@ class _Reading:
 
     def whole(self) -> TrainingData:
         """All of it at once."""
-        data, recipe = self.data, self.recipe
+        data = self.data
         documents = [document for reader in self.readers for document, _ in reader.documents()]
         if not documents:
             raise UsageError(f"{self.readers[0].key} has no text.", hint="Give more text.")
@@ -123,7 +140,7 @@ class _Reading:
             kept = exclude_documents(documents, held)
             dropped, documents = len(documents) - len(kept), kept
         elif data.held_out > 0:
-            documents, held = hold_out(documents, data.held_out, recipe.seed)
+            documents, held = hold_out(documents, data.held_out, self.seed)
         tokens = [self._tokens([document for document in documents if document.source == n]) for n in self._numbers()]
         by_length = {length: tuple(tuple(self._rows(part, length)) for part in tokens) for length in self.lengths}
         for length, sources in by_length.items():
@@ -145,7 +162,7 @@ class _Reading:
 
     def streamed(self) -> TrainingData:
         """The held-out part, the beginning, and how to read on."""
-        data, recipe = self.data, self.recipe
+        data = self.data
         if isinstance(data.held_out, list):
             held = self._named_held_out(data.held_out)
             known = {text_hash(document) for document in held}
@@ -158,7 +175,7 @@ class _Reading:
             held = self._hashed_held_out(share) if share else []
 
             def wanted(document: Document) -> bool:
-                return not is_held_out(document, share, recipe.seed)
+                return not is_held_out(document, share, self.seed)
 
         def open_stream(length: int, seed: int, snapshot: StreamSnapshot | None) -> RowStream:
             mixture = Mixture(self.readers, self.weights, wanted)
@@ -171,7 +188,7 @@ class _Reading:
                 snapshot=snapshot,
             )
 
-        first = {length: open_stream(length, recipe.seed, None).window() for length in self.lengths}
+        first = {length: open_stream(length, self.seed, None).window() for length in self.lengths}
         held_rows = self._held_rows(held)
         identity = json.dumps([reader.identity() for reader in self.readers], sort_keys=True)
         return TrainingData(
@@ -197,11 +214,11 @@ class _Reading:
     def _hashed_held_out(self, share: float) -> list[Document]:
         """From the beginning of each source: as much as ``evaluation.sequences`` asks for."""
         held: list[Document] = []
-        wanted = self.recipe.evaluation.sequences
+        wanted = self.held_out_rows
         for reader in self.readers:
             most = int(wanted / share) * _PATIENCE
             found = (document for document, _ in islice(reader.documents(), most))
-            mine = (document for document in found if is_held_out(document, share, self.recipe.seed))
+            mine = (document for document in found if is_held_out(document, share, self.seed))
             # A document may fill a row; what is more than needed is left out below.
             held += islice(mine, max(1, wanted // len(self.readers)))
         if not held:
@@ -216,8 +233,8 @@ class _Reading:
         if held and not rows:
             raise UsageError("data.held_out has no document with two tokens to predict.", hint="Hold out more text.")
         # A sample rather than the beginning: best-fit packing puts the longest first.
-        random.Random(self.recipe.seed).shuffle(rows)
-        return tuple(rows[: self.recipe.evaluation.sequences])
+        random.Random(self.seed).shuffle(rows)
+        return tuple(rows[: self.held_out_rows])
 
     # ------------------------------------------------------------------------------------------------- tokens
 

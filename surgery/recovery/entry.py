@@ -12,20 +12,22 @@ from surgery.checkpoint.disk import check_writable
 from surgery.data.chat import encode_chat
 from surgery.errors import UsageError
 from surgery.loading.model import check_attention, check_device, pick_device
-from surgery.recovery.attempt import Setup
-from surgery.recovery.dataset import Encode, EncodeChat, read_data
-from surgery.recovery.estimating import estimate
-from surgery.recovery.operating import plan_operations, planned_checkpoint
+from surgery.recovery.checks import check_objective, check_sections
+from surgery.recovery.controls import check_control
+from surgery.recovery.converted import plan_operations, planned_checkpoint
+from surgery.recovery.layout import Layout
+from surgery.recovery.model_run import RunSetup
 from surgery.recovery.packed import check_packed
-from surgery.recovery.planning import make_plan
-from surgery.recovery.preparing import Layout, trained_names
-from surgery.recovery.processes import is_first, leave_at_exit, process_count
-from surgery.recovery.reading import read_recipe
+from surgery.recovery.parameters import trained_names
+from surgery.recovery.plan import make_plan
 from surgery.recovery.recipe import Recipe
-from surgery.recovery.session import FinetuneResult, Session
-from surgery.recovery.sharding import own_sharding
-from surgery.recovery.state import TrainingFolder
-from surgery.recovery.variants import check_control, check_objective, check_screening
+from surgery.recovery.recipe_file import read_recipe
+from surgery.recovery.recovery_run import RecoveryRun
+from surgery.recovery.result import FinetuneResult
+from surgery.training.dataset import Encode, EncodeChat, TrainingData, read_data
+from surgery.training.folder import TrainingFolder
+from surgery.training.processes import is_first, leave_at_exit, process_count
+from surgery.training.sharding import own_sharding
 
 OnProgress = Callable[[dict[str, Any]], None]
 PLACEHOLDER = "path/to/"
@@ -80,7 +82,7 @@ def finetune(
     for stage in valid.stage_recipes():
         trained_names(stage, layout, checkpoint.tensors)
         check_objective(stage, layout)
-        check_screening(stage, layout)
+        check_sections(stage, layout)
         check_packed(stage, checkpoint.config)
     for control in valid.controls:
         check_control(control, layout)
@@ -96,14 +98,14 @@ def finetune(
         if attn_implementation is not None:
             check_attention(attn_implementation)
     tokenizer = _light_tokenizer(source.folder) if light and not _has_chat(valid) else None
-    data = read_data(valid, *_encoders(source.folder)) if tokenizer is None else read_data(valid, tokenizer)
+    data = read_rows(valid, *((tokenizer,) if tokenizer is not None else _encoders(source.folder)))
     plan = make_plan(valid, checkpoint, layout, data)
     if on_progress is not None and is_first():
         on_progress({"event": "plan", **plan.to_dict()})
     if light:
         return FinetuneResult(plan)
     with own_sharding(kind) as sharded:
-        setup = Setup(
+        setup = RunSetup(
             recipe=valid,
             source=source,
             checkpoint=checkpoint,
@@ -119,12 +121,30 @@ def finetune(
             conversion=conversion,
         )
         if dry_run:
-            return FinetuneResult(replace(plan, estimate=estimate(setup)))
-        session = Session(setup, output)
-        with session.folder.alone():
-            result = session.run(resume=resume, force=force)
+            from surgery.recovery.trial_run import estimate_run
+
+            return FinetuneResult(replace(plan, estimate=estimate_run(setup)))
+        run = RecoveryRun(setup, output)
+        with run.folder.alone():
+            result = run.run(resume=resume, force=force)
         leave_at_exit()
         return result
+
+
+def read_rows(recipe: Recipe, encode: Encode, chat: EncodeChat | None = None) -> TrainingData:
+    """The rows of a recipe, for the length of every stage.
+
+    Args:
+        recipe: its ``data``, ``seed``, ``evaluation.sequences`` and the lengths of its stages are used.
+        encode: token ids of each text.
+        chat: of a conversation.
+
+    Raises:
+        UsageError: no text, or too little to train on or to hold out.
+    """
+    lengths = [stage.data.sequence_length for stage in recipe.stage_recipes()]
+    rows = recipe.evaluation.sequences
+    return read_data(recipe.data, encode, chat, lengths=lengths, seed=recipe.seed, held_out_rows=rows)
 
 
 def _has_chat(recipe: Recipe) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,14 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from surgery.data import IGNORED, Row, collate
-from surgery.operations.screening.rejection import counting_rejections
-from surgery.recovery.logits import Logits, pieces, run, targets
+from surgery.training.logits import Logits, pieces, run, targets
 
 Losses = list[NDArray[np.float64]]
-
-# The share of rejected keys is counted on no more than this.
-SAMPLED_ROWS = 4
-SAMPLED_QUERIES = 64
 
 
 @torch.no_grad()
@@ -54,31 +51,33 @@ def document_losses(model: nn.Module, rows: Sequence[Row], *, size: int, device:
     return [np.concatenate(found[key]) for key in sorted(found)]
 
 
+@dataclass(frozen=True)
+class HeldOutPass:
+    """One forward pass over a held-out row, for extensions that measure something in it.
+
+    Attributes:
+        tokens: of the row.
+        run: runs it, without gradient.
+    """
+
+    tokens: int
+    run: Callable[[], None]
+
+
+def held_out_passes(model: nn.Module, rows: Sequence[Row], device: torch.device) -> list[HeldOutPass]:
+    """A pass for each row; nothing runs until it is called."""
+
+    def forward(row: Row) -> None:
+        run(model, {key: value.to(device) for key, value in collate([row]).items()})
+
+    return [HeldOutPass(row.tokens, partial(forward, row)) for row in rows]
+
+
 def _losses(logits: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
     found = functional.cross_entropy(
         logits.float().flatten(0, 1), predicted.flatten(), ignore_index=IGNORED, reduction="none"
     )
     return found.view_as(predicted)
-
-
-@torch.no_grad()
-def rejected_share(model: nn.Module, rows: Sequence[Row], *, device: torch.device) -> float | None:
-    """Share of the keys that screening rejects, from a sample: some of the rows, and some queries of each.
-
-    Returns:
-        None for a model without screening, or without rows.
-    """
-    was_training = model.training
-    model.eval()
-    shares = []
-    for row in rows[:: max(1, len(rows) // SAMPLED_ROWS)][:SAMPLED_ROWS]:
-        batch = {key: value.to(device) for key, value in collate([row]).items()}
-        with counting_rejections(model, torch.arange(0, row.tokens, max(1, row.tokens // SAMPLED_QUERIES))) as counts:
-            run(model, batch)
-        if counts.shares():
-            shares.append(counts.total())
-    model.train(was_training)
-    return sum(shares) / len(shares) if shares else None
 
 
 def mean_loss(losses: Losses) -> float | None:

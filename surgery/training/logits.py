@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from surgery.loading.head import base_output, head_logits, vocabulary
-from surgery.recovery.planning import TRAINED_AT_ONCE
-from surgery.recovery.sharding import is_sharded
+from surgery.training.memory import TRAINED_AT_ONCE
+from surgery.training.sharding import is_sharded
 
 Batch = dict[str, torch.Tensor]
 

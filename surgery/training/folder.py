@@ -1,6 +1,6 @@
 """The training folder beside the output: checkpoints that count only when complete, the log, what is being run.
 
-OUT.training/run.json            recipe, fingerprints of data and model
+OUT.training/run.json            settings, fingerprints of data and model
 OUT.training/log.jsonl           one row a step
 OUT.training/checkpoint-<step>/  written by the trainer; complete once `MARKER` is in it
 OUT.training/stage-<k>/          the checkpoints of the later stages
@@ -10,22 +10,18 @@ OUT.training/control-<name>/     log and checkpoints of a control
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from surgery.checkpoint import dump_json, format_size, fsync_folder, fsync_tree, load_json
+from surgery.checkpoint import format_size, load_json
 from surgery.checkpoint.locks import FileLock
 from surgery.errors import SurgeryError, UsageError
-from surgery.recovery.processes import is_first, process_count
-from surgery.recovery.recipe import Recipe
+from surgery.training.processes import is_first, process_count
+from surgery.training.progress import MARKER, progress_of, write_synced
 
-MARKER = "complete.json"
-STREAM_NAME = "stream.json"
 _RUN = "run.json"
 _LOG = "log.jsonl"
 _LOSSES = "held-out.npz"
@@ -33,17 +29,6 @@ _PREFIX = "checkpoint-"
 _STAGE = "stage-"
 # What may differ when a run is resumed, because it does not change what is computed.
 _FREE = frozenset({"checkpoints", "report_to", "guard"})
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a checkpoint's marker says: ``step`` of the whole run, of which ``stage_step`` in the stage."""
-
-    step: int
-    tokens: int
-    seconds: float
-    stage: int = 0
-    stage_step: int = 0
 
 
 class TrainingFolder:
@@ -85,11 +70,19 @@ class TrainingFolder:
         """The log, one JSON row a step."""
         return self.path / _LOG
 
-    def begin(self, recipe: Recipe, identity: dict[str, str], *, resume: bool, force: bool) -> Path | None:
+    def begin(
+        self, settings: Mapping[str, Any], identity: Mapping[str, str], *, resume: bool, force: bool
+    ) -> Path | None:
         """Make the folder, or find the checkpoint to resume from (None: none yet, so from the start).
 
         Incomplete checkpoints are removed, and rows of the log beyond the checkpoint: the log of an interrupted and
         resumed run reads like that of an undisturbed one.
+
+        Args:
+            settings: the recipe as plain values; it must be the same when the run is resumed.
+            identity: fingerprints of the model and of the data.
+            resume: find the interrupted run.
+            force: remove an earlier run.
 
         Raises:
             UsageError: there is an earlier run and neither ``resume`` nor ``force``; there is none to resume; or
@@ -106,11 +99,11 @@ class TrainingFolder:
                 )
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(parents=True)
-            began = {"identity": identity, "processes": process_count(), "recipe": recipe.model_dump(mode="json")}
-            _write(run, {"schema": 1, **began})
+            began = {"identity": dict(identity), "processes": process_count(), "recipe": dict(settings)}
+            write_synced(run, {"schema": 1, **began})
             return None
         self.check_begun()
-        self._compare(load_json(run), recipe, identity)
+        self._compare(load_json(run), settings, identity)
         return self.latest()
 
     def check_begun(self) -> None:
@@ -239,8 +232,8 @@ class TrainingFolder:
         ]
         return [path for stage, step, path in sorted(numbered) if stage >= 0 and step >= 0]
 
-    def _compare(self, run: dict[str, Any], recipe: Recipe, identity: dict[str, str]) -> None:
-        before, now = run.get("recipe", {}), recipe.model_dump(mode="json")
+    def _compare(self, run: dict[str, Any], now: Mapping[str, Any], identity: Mapping[str, str]) -> None:
+        before = run.get("recipe", {})
         changed = [key for key in now if key not in _FREE and before.get(key) != now[key]]
         if changed:
             raise UsageError(
@@ -270,32 +263,3 @@ def _delete(checkpoint: Path) -> None:
     # The marker first: half a checkpoint must not look like one.
     (checkpoint / MARKER).unlink()
     shutil.rmtree(checkpoint)
-
-
-def mark_complete(checkpoint: Path, progress: Progress) -> None:
-    """Bring a checkpoint to the disk, then write its marker, and bring that to the disk too."""
-    fsync_tree(checkpoint)
-    _write(checkpoint / MARKER, asdict(progress))
-    fsync_folder(checkpoint)
-    fsync_folder(checkpoint.parent)
-
-
-def progress_of(checkpoint: Path) -> Progress:
-    """What the marker of a complete checkpoint says."""
-    return Progress(**load_json(checkpoint / MARKER))
-
-
-def stream_of(checkpoint: Path) -> dict[str, Any] | None:
-    """Where the stream of rows stood at a checkpoint; None where the rows are all at hand."""
-    path = checkpoint / STREAM_NAME
-    return load_json(path) if path.is_file() else None
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".new")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(dump_json(content))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    fsync_folder(path.parent)

@@ -11,7 +11,7 @@ Imports no torch at the top: whether sharding was asked for is known before a mo
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,6 @@ from surgery.errors import UsageError
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-    from surgery.recovery.preparing import Layout
 
 _ASKED = "ACCELERATE_USE_FSDP"
 _TRUE = frozenset({"true", "1"})
@@ -80,19 +78,26 @@ def _check(device: str) -> None:
             raise UsageError(f"FSDP with {name}={value} is not supported.", hint=f"{instead[0].upper()}{instead[1:]}")
 
 
-def shard(model: nn.Module, layout: Layout, device: str, *, trained: Collection[str] = (), match: bool = False) -> int:
-    """Shard a model in place over all processes, layer by layer; what is outside the layers is one more unit.
+def shard(
+    model: nn.Module,
+    units: Sequence[nn.Module],
+    device: str,
+    *,
+    whole: Iterable[nn.Module] = (),
+    trained: Collection[str] = (),
+) -> int:
+    """Shard a model in place over all processes, unit by unit; the rest of the model is one more unit.
 
-    Frozen weights are sharded as well. Every process must hold the same model, on the CPU. The operation's parameters
-    stay whole: they are few, float32 whatever the weights are, while a unit has gradients of one dtype, and their
-    modules may look at them outside of a forward pass. `average_gradients` is for them.
+    Frozen weights are sharded as well. Every process must hold the same model, on the CPU. `average_gradients` is for
+    the modules that stay whole.
 
     Args:
         model: with all adapters on.
-        layout: of the model.
+        units: modules that gather their own weights, inner ones first: layers, and what is called on its own.
         device: cpu or cuda, where the shares go.
+        whole: modules that stay whole in every process: a unit has gradients of one dtype, so few parameters of
+            another dtype, or ones that are read outside of a forward pass, belong here.
         trained: names of the parameters that are ever trained.
-        match: whether attention modules are called on their own, and so must gather their own weights.
 
     Returns:
         How many numbers of the model this process holds.
@@ -105,25 +110,20 @@ def shard(model: nn.Module, layout: Layout, device: str, *, trained: Collection[
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    from surgery.loading import operation_modules
-    from surgery.recovery.objectives import attention_modules
-
     state = PartialState(cpu=device == "cpu")  # the processes as accelerate knows them
     mesh = init_device_mesh(device, (state.num_processes,))
-    operations = [module.to(state.device) for module in operation_modules(model).values()]
-    whole = {parameter for module in operations for parameter in module.parameters()}
-    shares = {name: own for name, own in model.named_parameters() if name in trained and own not in whole}
+    kept = [module.to(state.device) for module in whole]
+    ignored = {parameter for module in kept for parameter in module.parameters()}
+    shares = {name: own for name, own in model.named_parameters() if name in trained and own not in ignored}
     dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in shares.values()})
     if len(dtypes) > 1:
         raise UsageError(
             f"FSDP takes weights of one dtype to train, and these are {' and '.join(dtypes)}.",
             hint="Set precision: bfloat16-mixed, or float32.",
         )
-    units = list(attention_modules(model).values()) if match else []
-    units += [module for name, module in model.named_modules() if _is_layer(layout, name)]
     for unit in [*units, model]:
         # Said for the outermost too, whose parameters would else stay whole, as other objects, after an evaluation.
-        fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=ignored)
     # The first forward pass fixes the units and their gradients' dtypes: through the whole model, with everything that
     # is ever trained switched on.
     chosen = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -134,11 +134,6 @@ def shard(model: nn.Module, layout: Layout, device: str, *, trained: Collection[
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(chosen[name])
     return sum(local(parameter).numel() for parameter in model.parameters())
-
-
-def _is_layer(layout: Layout, name: str) -> bool:
-    outside = name.rpartition(".")[0]
-    return layout.layer(f"{name}.") is not None and layout.layer(f"{outside}.") is None
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
@@ -158,7 +153,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return part.to_local() if is_sharded(tensor) else tensor
 
 
-def like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def sharded_like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """A whole tensor that every process has, sharded as another one is."""
     if not is_sharded(other):
         return tensor
@@ -166,6 +161,16 @@ def like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
     pattern: Any = other
     return distribute_tensor(tensor, pattern.device_mesh, pattern.placements, src_data_rank=None)
+
+
+def copy_into(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy whole tensors into the parameters of their names, sharded or not."""
+    import torch
+
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            parameters[name].copy_(sharded_like(tensor, parameters[name]))
 
 
 def average_gradients(model: nn.Module) -> None:
@@ -207,7 +212,7 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     shares = {
         number: {
             # A copy, since a share may be a view of the whole.
-            key: like(value, parameters[number]).clone() if value.shape == parameters[number].shape else value
+            key: sharded_like(value, parameters[number]).clone() if value.shape == parameters[number].shape else value
             for key, value in values.items()
         }
         for number, values in state["state"].items()

@@ -1,0 +1,139 @@
+"""What an operation brings to a training: sections of a recipe, controls, schedules, extra loss terms.
+
+Every hook has a default that does nothing. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from surgery.schemas.section import Section
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class RecipeSection:
+    """A section of a recipe that belongs to an operation.
+
+    Attributes:
+        schema: its keys; the instance has ``described()``, its content in words.
+        help: what it means in a stage of a recipe.
+        changes_model: whether it gives a model that still is its source something to learn from the source.
+    """
+
+    schema: type[Section]
+    help: str
+    changes_model: bool = False
+
+
+class StageHooks:
+    """Watches one model in one stage of a training; the base does nothing.
+
+    The hooks are those that `surgery.training.extension.Extension` documents.
+    """
+
+    term: str | None = None
+    loss_may_rise: bool = False
+
+    def begin_pass(self) -> None:
+        """Forget the last forward pass."""
+
+    def price(self) -> torch.Tensor | None:
+        """Extra loss term of the last pass, per predicted token, with gradient."""
+        return None
+
+    def counted(self) -> Mapping[str, torch.Tensor]:
+        """Numbers about the last pass, for the log."""
+        return {}
+
+    def set_parameters(self, step: int, steps: int) -> Mapping[str, float]:
+        """Set the parameters that follow a schedule; the values, for the log."""
+        return {}
+
+    def numbers(self) -> Mapping[str, Any]:
+        """Anything else for a step's row of the log."""
+        return {}
+
+    def held_out_numbers(self, passes: Sequence[Any]) -> Mapping[str, float]:
+        """Measured on held-out rows."""
+        return {}
+
+    def check_trial(self) -> None:
+        """Look at the gradients of the trial step."""
+
+
+class TrainableOperation:
+    """The hooks of an operation that a training asks for.
+
+    Class attributes:
+        recipe_sections: keys of a recipe that belong to this operation.
+        learns: its learned parameters in words, for messages about ``recipe_sections``.
+        controls: controls in which constants stand in place of its learned parameters.
+        extends_positions: whether it lets the model read longer sequences.
+    """
+
+    recipe_sections: ClassVar[Mapping[str, RecipeSection]] = MappingProxyType({})
+    learns: ClassVar[str] = "learned parameters"
+    controls: ClassVar[tuple[str, ...]] = ()
+    extends_positions: ClassVar[bool] = False
+
+    def check_sections(self, sections: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        """Refuse sections of a recipe that do not fit the model.
+
+        Args:
+            sections: the given ones of `recipe_sections`.
+            options: of the operation, from config.json.
+
+        Raises:
+            PlanRefusedError: one of them has no effect on this model.
+        """
+
+    def unlearned(self, sections: Mapping[str, Any]) -> Collection[str]:
+        """Names of its parameters that get no gradient with these sections of a recipe, since a schedule sets them."""
+        return ()
+
+    def stage_hooks(
+        self, model: nn.Module, modules: Mapping[int, Any], sections: Mapping[str, Any], layers: Collection[int]
+    ) -> StageHooks | None:
+        """Watch a model in one stage; None where the operation has nothing to do there.
+
+        Args:
+            model: that is trained.
+            modules: the operation's modules by layer.
+            sections: the given ones of `recipe_sections`.
+            layers: that the stage trains.
+        """
+        return None
+
+    def has_control(self, control: str, options: Mapping[str, Any]) -> bool:
+        """Whether constants can stand in place of its learned parameters.
+
+        Args:
+            control: name of the control.
+            options: of the operation, from config.json.
+        """
+        return False
+
+    def control_module(self, control: str, module: Any, options: Mapping[str, Any]) -> nn.Module:
+        """The module that stands in place of one of the operation's modules in a control.
+
+        Args:
+            control: one of `controls`.
+            module: of the loaded model.
+            options: of the operation, from config.json.
+        """
+        raise NotImplementedError
+
+    def known_positions(self, options: Mapping[str, Any]) -> int | None:
+        """How many positions the source model knows, where the operation changes positions; None where it does not.
+
+        Args:
+            options: of the operation, from config.json.
+        """
+        return None

@@ -1,0 +1,58 @@
+"""The models of a run: the operated one, and controls without the operation or with constants in its place.
+
+``untouched`` switches the operations off for good, a change of positions among them, so the same tokens train the
+model as it was. Every other control puts constants in place of the learned parameters of an operation that has it; an
+operation in config.json alone stays. No file is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from surgery.errors import PlanRefusedError
+from surgery.operations import OPERATIONS
+from surgery.recovery.layout import Layout, Variant
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def check_control(variant: Variant, layout: Layout) -> None:
+    """Refuse a control that would compare nothing.
+
+    Raises:
+        PlanRefusedError: the control needs learned parameters, and an operation has none.
+    """
+    if variant in ("operated", "untouched"):
+        return
+    # What is in config.json alone stays as the run has it, so that constants are compared with the parameters alone.
+    learning = [one for one in layout.operations if not OPERATIONS[str(one["name"])].in_config_alone]
+    for options in learning or layout.operations:
+        if not OPERATIONS[str(options["name"])].has_control(variant, options):
+            kind = options.get("form") or options.get("name")
+            raise PlanRefusedError(
+                f"control: {variant} learns a constant in place of each number per head; {kind} has none.",
+                hint="Set control: untouched.",
+            )
+
+
+def apply_control(model: nn.Module, variant: Variant, layout: Layout) -> None:
+    """Make a freshly loaded model the control, in place."""
+    if variant == "operated":
+        return
+    from surgery.loading import operation_modules, switch_off
+
+    if variant == "untouched":
+        switch_off(model)
+        return
+    for name, module in operation_modules(model).items():
+        parent, _, kind = name.rpartition(".")
+        replaced = OPERATIONS[kind].control_module(variant, module, _options(layout, name))
+        setattr(model.get_submodule(parent), kind, replaced)
+
+
+def _options(layout: Layout, name: str) -> Mapping[str, Any]:
+    layer = layout.layer(name + ".")
+    kind = name.rpartition(".")[2]
+    return next(dict(item) for item in layout.operations if item["name"] == kind and layer in item["layers"])

@@ -1,0 +1,103 @@
+"""What a stage needs, from headers alone: memory, numbers that are trained, precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from surgery.checkpoint import Checkpoint
+from surgery.operations.parameters import is_operation
+from surgery.recovery.layout import Layout
+from surgery.recovery.lora import lora_targets
+from surgery.recovery.packed import linear_shapes
+from surgery.recovery.parameters import trained_names
+from surgery.recovery.recipe import Precision, Recipe
+from surgery.recovery.train_choice import TrainLora
+from surgery.training.memory import TRAINED_AT_ONCE
+
+_FLOAT = 4
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimated bytes on one device that trains, nothing sharded. Activations are rough: sdpa attention."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def effective_precision(recipe: Recipe, checkpoint: Checkpoint) -> Precision:
+    """``auto`` resolved: the checkpoint's dtype, but mixed where full training would lose small steps in bfloat16."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    sizes: dict[str, int] = {}
+    for name, info in checkpoint.tensors.items():
+        if not is_operation(name):
+            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
+    main = max(sizes, key=lambda dtype: sizes[dtype], default="F32")
+    if main not in ("BF16", "F16"):
+        return "float32"
+    return "bfloat16-mixed" if recipe.train.changes_weights else "bfloat16"
+
+
+def trained_counts(recipe: Recipe, checkpoint: Checkpoint, layout: Layout) -> dict[str, int]:
+    """How many numbers a stage trains, by optimizer group."""
+    groups = {"scale": 0, "weights": 0, "no_decay": 0}
+    for name in trained_names(recipe, layout, checkpoint.tensors):
+        info = checkpoint.tensors[name]
+        kind = "scale" if is_operation(name) else "weights" if len(info.shape) > 1 else "no_decay"
+        groups[kind] += info.parameters
+    if isinstance(recipe.train, TrainLora):
+        linear = linear_shapes(checkpoint)
+        for target in lora_targets(recipe.train, layout, linear, layout.chosen(recipe)):
+            rows, columns = linear[target]
+            groups["weights"] += recipe.train.rank * (rows + columns)
+            groups["no_decay"] += rows if recipe.train.dora else 0
+    return {kind: count for kind, count in groups.items() if count}
+
+
+def memory_needed(
+    recipe: Recipe, checkpoint: Checkpoint, layout: Layout, precision: str, trained: int, second: bool
+) -> Memory:
+    """The memory of a stage.
+
+    Args:
+        recipe: of the stage.
+        checkpoint: that is trained.
+        layout: of the checkpoint.
+        precision: resolved.
+        trained: how many numbers are trained.
+        second: whether a second copy of the model teaches.
+    """
+    size = 2 if precision == "bfloat16" else _FLOAT
+    compute = 2 if precision.startswith("bfloat16") else _FLOAT
+
+    def size_of(key: str) -> int:
+        return int(layout.family.value(checkpoint.config, key) or 0)
+
+    hidden, vocabulary = size_of("hidden_size"), size_of("vocab_size")
+    inner = size_of("intermediate_size") or 4 * hidden
+    layers = layout.count
+    tokens = recipe.batch.sequences * recipe.data.sequence_length
+    # Kept for the backward pass, per token: about ten vectors of the hidden size and three of the feed-forward's; the
+    # logits and their gradient in float32, and as much again for the teacher's.
+    layer = tokens * compute * (10 * hidden + 3 * inner)
+    kept = layer + layers * tokens * compute * hidden if recipe.gradient_checkpointing else layers * layer
+    logits = recipe.objective.logits_held * min(tokens * vocabulary, TRAINED_AT_ONCE) * _FLOAT
+    return Memory(
+        weights=(2 if second else 1)
+        * sum(
+            info.parameters * (size if info.dtype in _BYTES and not is_operation(name) else _FLOAT)
+            for name, info in checkpoint.tensors.items()
+        ),
+        gradients=trained * _FLOAT,
+        optimizer=2 * trained * _FLOAT,
+        activations=kept + logits,
+    )

@@ -1,0 +1,109 @@
+"""Which parameters a stage trains, and the optimizer's groups of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from surgery.errors import PlanRefusedError
+from surgery.operations.parameters import is_operation, names_with_parameters, owner
+from surgery.recovery.layout import Layout, Variant
+from surgery.recovery.operation_sections import given_sections
+from surgery.recovery.recipe import Optimizer, Recipe
+from surgery.recovery.train_choice import TrainLora
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_LORA = re.compile(r"\.lora_")
+_ORIGINAL = ".original_module."
+
+
+def trained_names(recipe: Recipe, layout: Layout, names: Iterable[str], variant: Variant = "operated") -> list[str]:
+    """Which of the model's own tensors are trained (LoRA's come on top).
+
+    Raises:
+        PlanRefusedError: ``train.what: scale`` and there are no such parameters on the chosen layers.
+    """
+    chosen = set(layout.chosen(recipe))
+    names = list(names)
+    scales = [name for name in names if is_operation(name) and layout.layer(name) in chosen]
+    if variant == "untouched":
+        scales = []
+    elif recipe.train.what == "scale" and not scales:
+        if any(is_operation(name) for name in names):
+            raise PlanRefusedError(
+                f"There is nothing to train: no layer among train.layers {recipe.train.layers!r} has parameters of "
+                "the operation.",
+                hint="`surgery inspect` shows the layers that have them.",
+            )
+        raise PlanRefusedError(
+            f"There is nothing to train: {layout.done()} added no parameters.",
+            hint="Set train.what to scale+lora or full, or convert with an operation that has learned parameters: "
+            f"{' or '.join(names_with_parameters())}.",
+        )
+    if recipe.train.what != "full":
+        return scales
+    return [
+        name
+        for name in names
+        if (recipe.train.layers == "all" or layout.layer(name) in chosen)
+        and (variant != "untouched" or not is_operation(name))
+    ]
+
+
+def choose_trained(model: nn.Module, stage: Recipe, layout: Layout, variant: Variant = "operated") -> list[str]:
+    """Freeze what a stage does not train; returns the names of what it trains, which may be none.
+
+    Parameters that a schedule sets are among them; they have no gradient.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    # PEFT keeps the module that it trains a copy of.
+    own = set(trained_names(stage, layout, (name for name in names if _ORIGINAL not in name), variant))
+    chosen = set(layout.chosen(stage))
+    lora = {name for name in names if _LORA.search(name)}
+    if isinstance(stage.train, TrainLora):
+        own |= {name for name in lora if layout.layer(name) in chosen}
+    elif stage.train.what == "full":
+        own -= lora
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in own and not _is_unlearned(name, stage))
+    return [name for name in names if name in own]
+
+
+def _is_unlearned(name: str, stage: Recipe) -> bool:
+    operation = owner(name)
+    if operation is None:
+        return False
+    return name.rpartition(".")[2] in operation.unlearned(given_sections(stage, operation.name))
+
+
+def operation_parameters(model: nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The operation's parameters that are trained, by name."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and is_operation(name)
+    }
+
+
+def optimizer_groups(model: nn.Module, options: Optimizer) -> list[dict[str, Any]]:
+    """Parameter groups ``scale``, ``weights`` and ``no_decay``; empty ones are left out.
+
+    The operation's parameters have their own learning rate and no weight decay: decay would pull s towards 0, which is
+    a particular attention and not a simpler one.
+    """
+    groups: dict[str, dict[str, Any]] = {
+        "scale": {"lr": options.scale_lr, "weight_decay": 0.0},
+        "weights": {"lr": options.lr, "weight_decay": options.weight_decay},
+        "no_decay": {"lr": options.lr, "weight_decay": 0.0},
+    }
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        # Norms and biases are vectors; so is DoRA's magnitude.
+        kind = "scale" if is_operation(name) else "weights" if parameter.dim() > 1 else "no_decay"
+        groups[kind].setdefault("params", []).append(parameter)
+    return [{"name": kind, **group} for kind, group in groups.items() if "params" in group]

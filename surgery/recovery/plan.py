@@ -1,0 +1,214 @@
+"""The plan of a run: its steps, tokens, memory and notes, from config.json, headers and the text alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from surgery.checkpoint import Checkpoint, load_json
+from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME
+from surgery.operations import OPERATIONS
+from surgery.recovery.estimate import Estimate
+from surgery.recovery.layout import Layout
+from surgery.recovery.needs import Memory, effective_precision, memory_needed, trained_counts
+from surgery.recovery.operation_sections import OWNERS, changes_model, given_sections
+from surgery.recovery.recipe import Recipe
+from surgery.training.dataset import TrainingData
+from surgery.training.run import count_steps
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage, where a recipe has any."""
+
+    name: str
+    what: str
+    objective: str
+    sequence_length: int
+    steps: int
+    tokens: int
+    tokens_per_step: float
+    parameters: Mapping[str, int]
+    sections: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """The sections of each operation in words, by the operation's name."""
+        found: dict[str, list[str]] = {}
+        for key, said in self.sections.items():
+            found.setdefault(OWNERS[key], []).append(said)
+        return {name: ", ".join(parts) for name, parts in found.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; a section that is not given is None."""
+        own = asdict(self)
+        del own["sections"]
+        return {**own, **{key: self.sections.get(key) for key in OWNERS}}
+
+
+# Repeating a text about four times costs little (arXiv 2305.16264); past that it is memorised.
+_MANY_PASSES = 8
+
+
+@dataclass(frozen=True)
+class FinetunePlan:
+    """What ``--dry-run`` prints.
+
+    ``parameters`` has the number of trained parameters by optimizer group; ``passes`` says how often the text is
+    gone through. With ``streaming`` nobody knows how much text there is: passes is 0, and rows, tokens and documents of
+    the training text are those of the beginning that was read.
+    """
+
+    model: str
+    output: str
+    what: str
+    layers: tuple[int, ...]
+    steps: int
+    tokens: int
+    tokens_per_step: float
+    passes: float
+    train_rows: int
+    train_tokens: int
+    train_documents: int
+    held_out_rows: int
+    held_out_tokens: int
+    held_out_documents: int
+    held_out_share: float | None
+    dropped_documents: int
+    precision: str
+    parameters: Mapping[str, int]
+    parameters_total: int
+    memory: Memory
+    streaming: bool = False
+    teacher: str | None = None
+    controls: tuple[str, ...] = ()
+    stages: tuple[StagePlan, ...] = ()
+    asked: Mapping[str, str] = field(default_factory=dict)
+    estimate: Estimate | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        own = asdict(self)
+        del own["asked"]
+        return {
+            **own,
+            "memory": {**asdict(self.memory), "total": self.memory.total},
+            "stages": [stage.to_dict() for stage in self.stages],
+            **{name: self.asked.get(name) for name in dict.fromkeys(OWNERS.values())},
+        }
+
+
+def make_plan(recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: TrainingData) -> FinetunePlan:
+    """The plan of a run.
+
+    Raises:
+        PlanRefusedError: there is nothing to train.
+        UsageError: layers or targets that the model has not.
+    """
+    precision = effective_precision(recipe, checkpoint)
+    recipes = recipe.stage_recipes()
+    stages = [_plan_stage(recipe, number, checkpoint, layout, data) for number in range(len(recipes))]
+    whole = list(zip(recipes, stages, strict=True))
+    steps, tokens = sum(stage.steps for stage in stages), sum(stage.tokens for stage in stages)
+    once = {length: sum(row.tokens for rows in sources for row in rows) for length, sources in data.by_length.items()}
+    passes = sum(stage.tokens / once[stage.sequence_length] for stage in stages)
+    second = needs_second_copy(recipes)
+    teaches = any(own.objective.needs_teacher for own in recipes)
+    memories = [
+        memory_needed(own, checkpoint, layout, precision, sum(stage.parameters.values()), second)
+        for own, stage in whole
+    ]
+    return FinetunePlan(
+        model=recipe.model,
+        output=recipe.output,
+        what=" then ".join(dict.fromkeys(stage.what for stage in stages)),
+        layers=tuple(sorted({layer for own in recipes for layer in layout.chosen(own)})),
+        steps=steps,
+        tokens=tokens,
+        tokens_per_step=round(tokens / steps, 1),
+        passes=0.0 if data.stream is not None else round(passes, 3),
+        train_rows=len(data.train),
+        train_tokens=data.train_tokens,
+        train_documents=data.train_documents,
+        held_out_rows=len(data.held_out),
+        held_out_tokens=data.held_out_tokens,
+        held_out_documents=data.held_out_documents,
+        held_out_share=data.held_out_share,
+        dropped_documents=data.dropped_documents,
+        precision=precision,
+        parameters=max((stage.parameters for stage in stages), key=lambda groups: sum(groups.values())),
+        parameters_total=checkpoint.total_parameters,
+        memory=max(memories, key=lambda memory: memory.total),
+        streaming=data.stream is not None,
+        teacher=("a second copy of the model" if second else "the same weights, operation and adapter off")
+        if teaches
+        else None,
+        controls=recipe.controls,
+        stages=tuple(stages) if recipe.stages else (),
+        asked={} if recipe.stages else stages[0].asked,
+        notes=(
+            *_notes(checkpoint, passes if data.stream is None else 0.0, recipes[0]),
+            *_too_long(layout.family.value(checkpoint.config, "max_position_embeddings"), stages),
+        ),
+    )
+
+
+def _notes(checkpoint: Checkpoint, passes: float, first: Recipe) -> tuple[str, ...]:
+    """What makes a run useless though it is possible."""
+    found = []
+    if first.objective.needs_teacher and not changes_model(first) and _starts_as_source(checkpoint):
+        found.append(
+            f"the model still is exactly its source, so {first.objective.name} has nothing to learn: the teacher says "
+            "the same. Train with objective next_token, or convert with a form that changes the model (paper)"
+        )
+    if passes > _MANY_PASSES:
+        found.append(
+            f"the text is gone through {passes:,.1f} times; it will be learned by heart. Give more text, or a smaller "
+            "budget"
+        )
+    return tuple(found)
+
+
+def _too_long(positions: Any, stages: Sequence[StagePlan]) -> list[str]:
+    """Of training on longer sequences than the model has positions for."""
+    longest = max(stage.sequence_length for stage in stages)
+    if not isinstance(positions, int) or longest <= positions:
+        return []
+    extending = " or ".join(name for name, operation in OPERATIONS.items() if operation.extends_positions)
+    return [
+        f"sequences of {longest:,} tokens go beyond the model's {positions:,} positions; the operation {extending} "
+        "makes more of them, as in the recipe extend-context"
+    ]
+
+
+def _starts_as_source(checkpoint: Checkpoint) -> bool:
+    """Whether each operation starts as the identity everywhere, and nothing was trained since."""
+    if PLAN_NAME not in checkpoint.other_files or HISTORY_NAME in checkpoint.other_files:
+        return False
+    starts = load_json(checkpoint.folder / PLAN_NAME).get("identity")
+    return isinstance(starts, list) and all(start == "everywhere" for start in starts)
+
+
+def needs_second_copy(stages: Sequence[Recipe]) -> bool:
+    """Whether the original must be loaded beside the model: it teaches, and its own weights are trained."""
+    changes = any(stage.train.changes_weights for stage in stages)
+    return changes and any(stage.objective.needs_teacher for stage in stages)
+
+
+def _plan_stage(recipe: Recipe, number: int, checkpoint: Checkpoint, layout: Layout, data: TrainingData) -> StagePlan:
+    stage = recipe.stage_recipe(number) if recipe.stages else recipe
+    rows = data.rows(stage.data.sequence_length)
+    steps, per_step = count_steps(stage.batch, stage.length, rows, data.weights)
+    return StagePlan(
+        name=recipe.stage_name(number),
+        what=stage.train.what,
+        objective=stage.objective.name,
+        sequence_length=stage.data.sequence_length,
+        steps=steps,
+        tokens=round(steps * per_step),
+        tokens_per_step=round(per_step, 1),
+        parameters=trained_counts(stage, checkpoint, layout),
+        sections={key: section.described() for key, section in given_sections(stage).items()},
+    )

@@ -1,0 +1,85 @@
+"""The ``train`` section of a recipe: which parameters are trained, on which layers."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+
+from surgery.schemas.section import Section
+
+_RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
+
+
+class Train(Section):
+    """Which layers are trained, and what of them.
+
+    Attributes:
+        changes_weights: whether the weights themselves are trained, so that they cannot teach.
+    """
+
+    changes_weights: ClassVar[bool] = False
+
+    layers: str | list[NonNegativeInt] = Field(default="all", description="all, ranges like 0-9,20, or a list.")
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _one_layer(cls, value: Any) -> Any:
+        return [value] if type(value) is int else value
+
+    @field_validator("layers")
+    @classmethod
+    def _layers(cls, value: str | list[int]) -> str | list[int]:
+        if isinstance(value, str) and value != "all":
+            for part in value.split(","):
+                match = _RANGE.fullmatch(part.strip())
+                if match is None or (match[2] is not None and int(match[2]) < int(match[1])):
+                    raise ValueError("must hold layers and ranges of layers, such as 0-9,12")
+        elif value == []:
+            raise ValueError("must name at least one layer")
+        return value
+
+    def chosen_layers(self, count: int) -> list[int]:
+        """The layers as numbers, ascending, for a model of ``count`` layers; some may lie beyond it."""
+        if self.layers == "all":
+            return list(range(count))
+        if isinstance(self.layers, list):
+            return sorted(set(self.layers))
+        chosen: set[int] = set()
+        for part in self.layers.split(","):
+            first, _, last = part.strip().partition("-")
+            chosen.update(range(int(first), int(last or first) + 1))
+        return sorted(chosen)
+
+
+class TrainScale(Train):
+    """Only the parameters that the operation added: a few hundred numbers."""
+
+    what: Literal["scale"] = "scale"
+
+
+class TrainLora(Train):
+    """The operation's parameters, and low-rank changes of the attention's linear layers."""
+
+    what: Literal["scale+lora"]
+    rank: PositiveInt = Field(default=16, description="Rank of each low-rank change.")
+    alpha: PositiveFloat = Field(default=32.0, description="The change is multiplied by alpha / rank.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Dropout before the low-rank change.")
+    rslora: bool = Field(default=False, description="Multiply by alpha / sqrt(rank) instead.")
+    merge: bool = Field(
+        default=True,
+        description="Add the change to the weights in the end; otherwise the output is the adapter, for PEFT and "
+        "`surgery merge`, and names its base.",
+    )
+    dora: bool = Field(default=False, description="Learn magnitude and direction apart (DoRA).")
+    targets: Literal["auto"] | list[str] = Field(
+        default="auto", description="Names of linear layers in the attention; auto takes all of them."
+    )
+
+
+class TrainFull(Train):
+    """Every weight of the chosen layers; with all layers also embeddings, final norm and head."""
+
+    what: Literal["full"]
+    changes_weights: ClassVar[bool] = True

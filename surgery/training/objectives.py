@@ -1,0 +1,138 @@
+"""What a training minimises: one class per objective, with its options, what it needs, and its loss.
+
+To add one, write a class here and name it in `OBJECTIVES`: the recipe, the plan of memory, the teacher, the guard and
+the trainer ask the class. Nothing here imports torch until a loss is computed.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
+
+from pydantic import Field, PositiveFloat
+
+from surgery.schemas.section import Section
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from surgery.training.logits import Batch
+    from surgery.training.teacher import Teacher
+
+# Nats: a loss that is nearly zero may well double.
+_LEAST_RISE = 0.1
+
+
+class Objective(Section):
+    """A loss, as a sum over predicted tokens, so that batches of any shape average rightly.
+
+    Class attributes:
+        needs_teacher: whether another model's output is the target.
+        logits_held: matrices of logits (rows x positions x vocabulary, float32) that a step holds at once.
+        calls_modules: whether it runs matched modules on their own, outside the model's forward pass.
+        least_rise: a rise of the loss below this is never a divergence.
+    """
+
+    name: str
+    needs_teacher: ClassVar[bool] = False
+    logits_held: ClassVar[int] = 2
+    calls_modules: ClassVar[bool] = False
+    least_rise: ClassVar[float] = _LEAST_RISE
+
+    @abstractmethod
+    def total(self, model: nn.Module, batch: Batch, teacher: Teacher | None = None) -> torch.Tensor:
+        """Sum over the predicted tokens of a batch, with gradient.
+
+        Args:
+            model: the model that is trained.
+            batch: from `surgery.data.collate`.
+            teacher: gives the target, where the objective needs one.
+        """
+
+
+class NextToken(Objective):
+    """Cross-entropy of the next token."""
+
+    name: Literal["next_token"] = "next_token"
+
+    def total(self, model: nn.Module, batch: Batch, teacher: Teacher | None = None) -> torch.Tensor:
+        """Summed cross-entropy in nats."""
+        from surgery.training.logits import Logits, pieces, summed, targets
+        from surgery.training.losses import next_token_sum
+
+        parts = pieces(model, batch)
+        logits = Logits(model, batch, whole=len(parts) == 1)
+        return summed(parts, lambda part: next_token_sum(logits(part), targets(batch, part)))
+
+
+class Distill(Objective):
+    """Kullback-Leibler divergence from the original: the same weights with operation and adapter switched off.
+
+    Where ``train.what: full`` changes those weights, a second copy of the model teaches, which takes its memory again.
+    For forms that change the model at the start (``paper``); one that starts as the identity has nothing to learn here.
+    """
+
+    name: Literal["distill"]
+    temperature: PositiveFloat = Field(default=1.0, description="Both distributions are softened by it.")
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="Weight of it; the rest is next-token loss."
+    )
+    needs_teacher: ClassVar[bool] = True
+    logits_held: ClassVar[int] = 4
+
+    def total(self, model: nn.Module, batch: Batch, teacher: Teacher | None = None) -> torch.Tensor:
+        """Summed divergence in nats, mixed with cross-entropy by ``share``."""
+        import torch
+
+        from surgery.training.logits import Logits, pieces, summed, targets
+        from surgery.training.losses import divergence_sum, next_token_sum
+
+        assert teacher is not None
+        parts = pieces(model, batch)
+        whole = len(parts) == 1
+        with torch.no_grad(), teacher.teaching(model) as taught:
+            taught_logits = Logits(taught, batch, whole=whole)
+        student_logits = Logits(model, batch, whole=whole)
+
+        def distilled(part: slice) -> torch.Tensor:
+            predicted, student = targets(batch, part), student_logits(part)
+            with torch.no_grad():  # the head is the teacher's own: operation and adapter are no part of it
+                taught = taught_logits(part)
+            loss = self.share * divergence_sum(student, taught, predicted, self.temperature)
+            if self.share < 1:
+                loss = loss + (1 - self.share) * next_token_sum(student, predicted)
+            return loss
+
+        return summed(parts, distilled)
+
+
+class Match(Objective):
+    """Squared error of each operated attention's output against the same attention without operation and adapter.
+
+    Each layer is fed what reaches it in the original, so the layers learn independently. A first stage for forms that
+    change the model at the start; what is outside the attention learns nothing.
+    """
+
+    name: Literal["match"]
+    needs_teacher: ClassVar[bool] = True
+    calls_modules: ClassVar[bool] = True
+    least_rise: ClassVar[float] = 0.0  # squared errors have no unit to be small in
+
+    def total(self, model: nn.Module, batch: Batch, teacher: Teacher | None = None) -> torch.Tensor:
+        """Squared error, mean over layers and entries, summed over tokens."""
+        from surgery.training.losses import matched_sum
+
+        assert teacher is not None
+        return matched_sum(model, batch, teacher)
+
+
+OBJECTIVES: tuple[type[Objective], ...] = (NextToken, Distill, Match)
+
+# What stands under ``objective`` in a recipe.
+if TYPE_CHECKING:
+    AnyObjective: TypeAlias = Objective
+else:
+    AnyObjective = Annotated[reduce(or_, OBJECTIVES), Field(discriminator="name")]

@@ -1,0 +1,43 @@
+"""The rows of a stage: what it trains on, in the order in which it was drawn, and what it is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from surgery.data import Row
+from surgery.data.stream import RowStream
+
+
+@dataclass(frozen=True)
+class StageRows:
+    """Rows of one stage.
+
+    Attributes:
+        train: rows of each source; of a stream, its first ones.
+        held_out: rows to measure on.
+        weights: of the sources, by tokens.
+        stream: the rows to train on, where they are not all at hand.
+        pad: token id that fills rows up.
+    """
+
+    train: Sequence[Sequence[Row]]
+    held_out: Sequence[Row] = ()
+    weights: Sequence[float] = (1.0,)
+    stream: RowStream | None = None
+    pad: int = 0
+
+
+class RowDataset(torch.utils.data.Dataset[Row]):
+    """A number of rows as a dataset, from a list or from a stream; they are read in order."""
+
+    def __init__(self, rows: Sequence[Row] | RowStream, count: int) -> None:
+        self._rows, self._count = rows, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, position: int) -> Row:
+        return self._rows[position]
