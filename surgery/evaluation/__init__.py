@@ -1,4 +1,7 @@
-"""Measurements of a model that return plain data: loss by position, retrieval, attention, paired with its base."""
+"""Evaluation: measures of a model, compared with its base, as plain data.
+
+One folder for each measure, listed in ``measures.py``; the files beside them are shared by all measures.
+"""
 
 from surgery.evaluation.api import evaluate
 from surgery.evaluation.assembly import assemble

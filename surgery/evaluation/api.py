@@ -1,4 +1,4 @@
-"""``evaluate``: what did the surgery do? Every part of a suite on every model, one model in memory at a time."""
+"""``evaluate``: checks the arguments and runs one session."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def evaluate(
     run: RunOptions | None = None,
     on_event: OnEvent | None = None,
 ) -> EvaluationResult:
-    """Measure what a suite says, and the paired differences to a base.
+    """Measure the parts of a suite, and the paired differences to a base.
 
-    All models see the same tokens. What is finished in the results folder is not measured again, and an interrupted
-    run goes on after the last sequence or prompt that was done.
+    All models see the same tokens. Finished parts in the results folder are not measured again, and an interrupted run
+    resumes after the last finished sequence or prompt.
 
     Args:
         model: one or more folders or hub ids; converted or not.
@@ -42,33 +42,33 @@ def evaluate(
         text: files, folders and globs of UTF-8 text. Documents are never joined.
         suite: a suite that ships, a YAML file, or a suite in Python.
         length: tokens per sequence, in place of the suite's, in every part that reads texts.
-        documents: at most this many sequences, from as many texts as possible, in place of the suite's.
+        documents: largest number of sequences, from as many texts as possible, in place of the suite's.
         revision: branch, tag or commit of a hub model.
-        results: folder of finished parts; without one nothing is kept.
+        results: folder for finished parts; None stores nothing.
         run: device, dtype, batch size and attention backend; the same for all models.
-        on_event: called with what is being done.
+        on_event: called with every event; see :data:`OnEvent`.
 
     Raises:
         UsageError: no text, texts too short, a wrong suite, models whose tokenizers cut the texts differently, or
-            a results folder that holds something else.
+            a results folder that holds other files.
         CheckpointError: a model or tokenizer cannot be loaded, or the model is not causal.
         SurgeryError: a loss is not finite, or memory runs out.
     """
     run = run or RunOptions()
     for option, value, least in (("length", length, 2), ("documents", documents, 1)):
         if value is not None and value < least:
-            raise UsageError(f"--{option} {value}: must be at least {least}.")
+            raise UsageError(f"--{option} {value}: must be at least {least}")
     if results is not None:
         check_store(Path(results))
     chosen = read_suite(suite).changed(length=length, documents=documents)
     names = [model] if isinstance(model, str | Path) else list(model)
     if not names:
-        raise UsageError("no model was given")
+        raise UsageError("no model is given")
     texts = _texts(chosen, [text] if isinstance(text, str | Path) else list(text))
     sources = [resolve(name, revision) for name in names]
     base = resolve(against) if against is not None else None
     for source in (*sources, *([base] if base is not None else [])):
-        open_checkpoint(source)  # what cannot be loaded says so before anything runs, and what to do
+        open_checkpoint(source)  # a model that cannot be loaded fails before anything runs
     with ExitStack() as stack:
         folder = Path(results) if results is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         return Session(chosen, run, texts, folder, on_event or (lambda event: None)).evaluate(sources, base)
@@ -78,11 +78,11 @@ def _texts(suite: Suite, given: Sequence[str | Path]) -> list[Document]:
     patterns = given or suite.text
     if not suite.reads_text:
         if given:
-            raise UsageError(f"--text does nothing: no part of the suite {suite.name} reads texts.")
+            raise UsageError(f"--text does nothing: no part of the suite {suite.name} reads texts")
         return []
     if not patterns:
         raise UsageError(
-            "no text was given to measure on",
+            "no text is given to measure on",
             hint="Give --text with files, folders or globs of plain text that the model was not trained on: "
             '--text "texts/**/*.md". The suite `retrieval` needs none.',
         )

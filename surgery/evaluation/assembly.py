@@ -1,4 +1,4 @@
-"""From finished parts to one result: paired differences, intervals, verdicts. Plain data in, plain data out."""
+"""One result from finished parts: paired differences, intervals, verdicts; plain data in, plain data out."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ def assemble(
 
     Args:
         measurements: as the results folder holds them. Parts with the same options and data make one section.
-        against: fingerprint of the base; without it nothing is compared.
+        against: fingerprint of the base; None compares nothing.
         trainings: training runs by fingerprint.
 
     Raises:
-        UsageError: there are no measurements, or none of the base.
+        UsageError: there are no measurements, or no measurement of the base.
     """
     if not measurements:
-        raise UsageError("there are no finished measurements", hint="Run `surgery evaluate` first, or again.")
+        raise UsageError("there are no finished measurements", hint="Run `surgery evaluate` first.")
     uses: dict[str, ModelUse] = {}
     for measurement in measurements:
         use = TypeAdapter(ModelUse).validate_python(measurement["model"])
         uses.setdefault(use.fingerprint, use)
-    for measurement in measurements:  # a base may have been measured in turn with a model only
+    for measurement in measurements:  # a base may have been measured in the turns of a model only
         if measurement.get("base_model") is not None:
             use = TypeAdapter(ModelUse).validate_python(measurement["base_model"])
             if use.fingerprint == against:
                 uses.setdefault(use.fingerprint, use)
     if against is not None and against not in uses:
-        raise UsageError(f"no measurement is of the base {against[:12]}")
+        raise UsageError(f"no results found for the base model {against[:12]}")
     models = [fingerprint for fingerprint in uses if fingerprint != against] or [*uses]
     sections = []
     for group in _groups(measurements):
@@ -73,7 +73,7 @@ def assemble(
 
 
 def _groups(measurements: Sequence[Measurement]) -> list[list[Measurement]]:
-    """Measurements of the same thing, in the order in which each first comes."""
+    """Measurements with the same options and data, in the order in which they first appear."""
     groups: dict[str, list[Measurement]] = {}
     for measurement in measurements:
         key = sha256_json([measurement["part"], measurement["data"]["fingerprint"]])
@@ -92,13 +92,11 @@ def _warnings(sections: Sequence[Any], models: Sequence[ModelUse]) -> list[str]:
             longest = max(longest, data.longest)
             if data.longest < data.length:
                 found.append(
-                    f"{section.title}: the longest sequence has {data.longest} tokens of {data.length}; nothing is "
-                    "known beyond."
+                    f"{section.title}: the longest sequence has {data.longest} tokens of {data.length}; longer "
+                    "contexts were not measured."
                 )
         found += MEASURES[section.kind].warnings(section)
     for use in models:
         if use.trained_length is not None and longest > use.trained_length:
-            found.append(
-                f"{use.name} was made for {use.trained_length} positions; sequences of {longest} tokens go beyond them."
-            )
+            found.append(f"{use.name} has {use.trained_length} positions; sequences of {longest} tokens are longer.")
     return found

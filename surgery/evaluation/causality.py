@@ -1,4 +1,4 @@
-"""A loss per token means something only where no prediction sees the token that it predicts."""
+"""A check that a model is causal: otherwise a prediction sees the token that it predicts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _TOKENS = 8
 
 @torch.no_grad()
 def check_causal(model: Any, name: str) -> None:
-    """Change the last token and see whether predictions before it stay as they are.
+    """Change the last token and check that predictions before it do not change.
 
     Raises:
-        CheckpointError: they do not: an encoder, or a model whose attention goes both ways.
+        CheckpointError: they change: the model is an encoder, or its attention goes both ways.
     """
     vocabulary = model.get_output_embeddings().weight.shape[0]
     one = torch.arange(_TOKENS, device=model.device)[None] % vocabulary
@@ -26,10 +26,10 @@ def check_causal(model: Any, name: str) -> None:
     with readable_errors(name, 1, _TOKENS):
         before, after = (model(input_ids=tokens, use_cache=False).logits[0, :-1].float() for tokens in (one, other))
     if not (before.isfinite().all() and after.isfinite().all()):
-        return  # the measurement says where, and on which text
+        return  # the measurement reports the position and the text
     change = (before - after).abs().max().item()
     if change > 1e-2 * max(1.0, before.abs().max().item()):
         raise CheckpointError(
-            f"{name}: this model is not causal: changing a token changes predictions before it (by {change:.3g}).",
-            hint="Encoders and models that fill in blanks have no loss of a next token; give a causal language model.",
+            f"{name}: this model is not causal: changing a token changes earlier predictions (by {change:.3g})",
+            hint="Encoders and models that fill in blanks have no next-token loss. Pass a causal language model.",
         )

@@ -1,4 +1,4 @@
-"""Finished measurements from several folders, brought together as one result."""
+"""Finished measurements from several folders as one result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from surgery.evaluation.store import KIND, read_measurement
 
 @dataclass(frozen=True)
 class Collection:
-    """A result, and how it was measured."""
+    """A result and its provenance."""
 
     result: EvaluationResult
     provenance: dict[str, Any]
@@ -29,10 +29,10 @@ def collect(folders: Sequence[str | Path], *, against: str | None = None) -> Col
 
     Args:
         folders: results folders, folders that ``surgery evaluate`` wrote, or their ``evaluation.json``.
-        against: the base, by name or the start of its fingerprint; by default what those evaluations compared with.
+        against: the base, by name or the start of its fingerprint; default: the base of those evaluations.
 
     Raises:
-        UsageError: nothing is there, a file is not what it says, or the base is not among the models.
+        UsageError: there are no measurements, a file is not valid, or the base is not among the models.
     """
     measurements: dict[str, dict[str, Any]] = {}
     evaluations = []
@@ -40,7 +40,9 @@ def collect(folders: Sequence[str | Path], *, against: str | None = None) -> Col
         path = Path(given)
         folder = path.parent if path.name == EVALUATION else path
         if not folder.is_dir():
-            raise UsageError(f"{path} is no folder of results.", hint="Give the folder that `surgery evaluate` wrote.")
+            raise UsageError(
+                f"{path} is not a folder of results", hint="Pass the folder that `surgery evaluate` wrote."
+            )
         for file in sorted(folder.rglob("*.json")):
             if file.name == EVALUATION:
                 evaluations.append(_evaluation(file))
@@ -50,7 +52,7 @@ def collect(folders: Sequence[str | Path], *, against: str | None = None) -> Col
     if not measurements:
         raise UsageError(
             f"there are no finished measurements in {', '.join(map(str, folders))}",
-            hint="Give the folder that `surgery evaluate` wrote, with its folder `results`.",
+            hint="Pass the folder that `surgery evaluate` wrote, with its subfolder `results`.",
         )
     # In the order of the registry, whatever the file system gives first.
     order = {kind: place for place, kind in enumerate(MEASURES)}
@@ -66,7 +68,7 @@ def collect(folders: Sequence[str | Path], *, against: str | None = None) -> Col
 
 
 def _is_measurement(file: Path) -> bool:
-    """Whether the beginning says so: other JSON may lie about, and can be large."""
+    """Whether the first bytes say so: other JSON files may be there, and can be large."""
     with file.open("rb") as opened:
         return f'"kind": "{KIND}"'.encode() in opened.read(200)
 
@@ -93,12 +95,10 @@ def _base(
         if len(fits) != 1:
             which = "no model" if not fits else "several models"
             names = ", ".join(f"{name} ({fingerprint[:12]})" for fingerprint, name in known.items())
-            raise UsageError(f"--against {against} is {which} of these results.", hint=f"There are {names}.")
+            raise UsageError(f"--against {against} is {which} of these results", hint=f"The models are {names}.")
         return fits[0]
     bases = {evaluation["against"]["fingerprint"] for evaluation in evaluations if evaluation["against"] is not None}
     present = [base for base in bases if base in known]
     if len(present) > 1:
-        raise UsageError(
-            "these results were measured against different bases.", hint="Say which one with --against NAME."
-        )
+        raise UsageError("these results were measured against different bases", hint="Choose one with --against NAME.")
     return present[0] if present else None

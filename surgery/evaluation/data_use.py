@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TextUse:
-    """What was taken of one text."""
+    """The part of one text that was measured."""
 
     name: str
     tokens: int
@@ -20,13 +20,13 @@ class DataUse:
     """The measured tokens.
 
     Attributes:
-        length: tokens per sequence asked for.
+        length: tokens per sequence, as asked for.
         longest: tokens of the longest sequence.
         shortest: sequences of fewer tokens are not measured.
-        sequences: how many were measured.
-        predictions: how many next-token predictions were measured.
-        left_out: tokens of the texts read that were not measured (short tails, sequences beyond the limit).
-        unread: texts that were not tokenized, since the limit on sequences was reached before.
+        sequences: number of measured sequences.
+        predictions: number of measured next-token predictions.
+        left_out: tokens of these texts that were not measured (short tails, sequences beyond the limit).
+        unread: texts that were not read because the limit on sequences was reached.
         prefix: special tokens put before each sequence, as the tokenizer does by default.
         fingerprint: sha256 of the measured token ids; equal fingerprints are equal measurements.
         texts: each text that was read.

@@ -1,4 +1,4 @@
-"""Means with intervals, and what they say."""
+"""Means with intervals, and the verdicts on them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Word = Literal["kept", "lost", "gained", "no difference", "undecided"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its confidence interval; ``low`` and ``high`` are None where one sequence gives no interval."""
+    """A mean with its confidence interval; ``low`` and ``high`` are None where there is one group only."""
 
     value: float
     low: float | None
@@ -20,7 +20,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Interval:
-    """How the intervals were made."""
+    """How the intervals were computed."""
 
     method: str
     level: float
@@ -30,7 +30,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one section says of a model against its base: a word, and a sentence with the numbers."""
+    """The finding of one section on a model and its base: a word, and a sentence with the numbers."""
 
     measure: str
     word: Word
@@ -39,10 +39,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer to "what did it do" to one model, over all sections.
+    """The verdict on one model over all sections.
 
-    ``word`` is lost where anything was lost and nothing gained, gained where the reverse holds, mixed where both are;
-    else kept, undecided, or no difference if every number is the same.
+    ``word`` is lost if a section lost and none gained, gained in the reverse case, mixed if both occur; else kept,
+    undecided, or no difference if every number is the same.
     """
 
     model: int
@@ -51,5 +51,5 @@ class Verdict:
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), kept finite so that it can be written to JSON."""
+    """exp(loss), limited to a finite number, as JSON needs."""
     return math.exp(min(loss, 700.0))

@@ -1,4 +1,4 @@
-"""Which model was measured: a hash of what decides its numbers."""
+"""The identity of a measured model: a hash of the files that its numbers depend on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from surgery.checkpoint import Source, sha256_file, sha256_json
 
-# Weights, config, tokenizer and code. The card and the record of the surgery change without the model changing.
+# Weights, config, tokenizer and code; not the card and the record of the conversion.
 _PATTERNS = ("*.safetensors", "*.json", "*.model", "*.tiktoken", "*.jinja", "*.py", "merges.txt", "vocab.txt")
 
 
@@ -16,7 +16,7 @@ def model_fingerprint(source: Source, on_bytes: Callable[[int], None] | None = N
 
     Args:
         source: the model.
-        on_bytes: told of each chunk as it is read.
+        on_bytes: called with the size of each chunk that is read.
 
     Raises:
         CheckpointError: a file cannot be read.
@@ -25,7 +25,7 @@ def model_fingerprint(source: Source, on_bytes: Callable[[int], None] | None = N
 
 
 def fingerprint_bytes(source: Source) -> int:
-    """How many bytes :func:`model_fingerprint` reads."""
+    """Number of bytes that :func:`model_fingerprint` reads."""
     return sum(path.stat().st_size for path in _files(source.folder))
 
 

@@ -1,7 +1,7 @@
-"""Which folders a report and its finished parts may be written to.
+"""Checks of the folders that a report and its finished parts are written to.
 
-A folder is ours by what lies in it: a report by its ``evaluation.json``, finished parts by the names of their folders.
-An earlier report is replaced only where that was asked for; whatever else somebody keeps in a folder is never joined.
+A folder of this tool is recognised by its contents: a report by ``evaluation.json``, finished parts by the names of
+their folders. An earlier report is replaced only with ``force``; a folder with other files is refused.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from surgery.evaluation.store import FOLDER_NAME
 
 EVALUATION = "evaluation.json"
 STORE = "results"
-# Larger than any evaluation.json of ours; a stranger's file of this name is not read whole.
+# Larger than any evaluation.json of this tool; a larger file of this name is not read.
 _MOST_BYTES = 256_000_000
 
 
 def check_report(folder: Path, *, force: bool = False, beside: Collection[Path] = ()) -> None:
-    """Check that a report may be written to a folder, and that the disk takes it; leaves nothing there.
+    """Check that a report may be written to a folder, and that the disk is writable; writes nothing.
 
-    Finished parts of an earlier or interrupted run may be there already: they are gone on with.
+    The folder may hold finished parts of an earlier or interrupted run: the run resumes from them.
 
     Args:
         folder: for the report.
         force: an earlier report may be replaced.
-        beside: files that the same run writes, and that may lie in the folder: the file of events.
+        beside: other files that the same run writes and that may be in the folder: the file of events.
 
     Raises:
-        UsageError: it is a file, holds an earlier report and ``force`` is not given, or holds what is not ours.
-        CheckpointError: nothing can be written there.
+        UsageError: the path is a file, or the folder holds an earlier report without ``force``, or other files.
+        CheckpointError: the folder is not writable.
     """
     given = quote(str(folder))
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output {given}: there is a file of this name.", hint="Give a folder.")
+        raise UsageError(f"--output {given} is a file", hint="Pass a folder.")
     check_writable(folder)
     if not folder.is_dir():
         return
@@ -48,33 +48,33 @@ def check_report(folder: Path, *, force: bool = False, beside: Collection[Path] 
         if force:
             return
         raise UsageError(
-            f"The output {given} holds an earlier report.",
-            hint="Choose another folder, or replace the report with --force (finished parts are kept and used).",
+            f"the output {given} holds an earlier report",
+            hint="Choose another folder, or pass --force to replace the report; finished parts are kept and used.",
         )
     check_store(folder / STORE)
-    ours = {(folder / STORE).resolve(), *(path.resolve() for path in beside)}
-    _refuse(folder, [path.name for path in folder.iterdir() if path.resolve() not in ours])
+    known = {(folder / STORE).resolve(), *(path.resolve() for path in beside)}
+    _refuse(folder, [path.name for path in folder.iterdir() if path.resolve() not in known])
 
 
 def check_store(folder: Path) -> None:
-    """Check that a folder holds finished parts, and nothing else, or that it is not there yet.
+    """Check that a folder holds finished parts only, or does not exist yet.
 
     Raises:
-        UsageError: it is a file, or holds what is not ours.
+        UsageError: the path is a file, or the folder holds other files.
     """
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--results {quote(str(folder))}: there is a file of this name.", hint="Give a folder.")
+        raise UsageError(f"--results {quote(str(folder))} is a file", hint="Pass a folder.")
     if folder.is_dir():
         _refuse(folder, [path.name for path in folder.iterdir() if not FOLDER_NAME.fullmatch(path.name)])
 
 
 def is_evaluation(path: Path) -> bool:
-    """Whether a file is an ``evaluation.json`` of ours."""
+    """Whether a file is an ``evaluation.json`` of this tool."""
     return _read(path).get("kind") == "evaluation"
 
 
 def written_before(folder: Path) -> list[str]:
-    """The names that an earlier report in a folder says it consists of; empty where there is none."""
+    """The names of the files of an earlier report in a folder; empty where there is no report."""
     names = _read(folder / EVALUATION).get("files", [])
     return [name for name in names if isinstance(name, str) and Path(name).name == name] if names else []
 
@@ -87,9 +87,9 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _refuse(folder: Path, strange: list[str]) -> None:
-    if strange:
+def _refuse(folder: Path, other: list[str]) -> None:
+    if other:
         raise UsageError(
-            f"The folder {quote(str(folder))} holds what is no evaluation of this tool: {quoted_list(strange)}.",
-            hint="Choose another folder, or an empty one.",
+            f"the folder {quote(str(folder))} holds files that are not part of an evaluation: {quoted_list(other)}",
+            hint="Choose an empty or a new folder.",
         )

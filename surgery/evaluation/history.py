@@ -1,4 +1,4 @@
-"""The training logs that a checkpoint carries along, as plain rows for the curves."""
+"""The training logs stored in a checkpoint, as plain rows for curves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LARGEST_LOG = 256 * 1024 * 1024
 def training_history(folder: Path) -> list[dict[str, Any]]:
     """Training runs in ``folder/surgery/history.json``, each ``{"label": str, "rows": [dict, ...]}``.
 
-    A history that is missing or cannot be read gives no runs: curves are an extra, and no reason to lose a measurement.
+    A history that is missing or cannot be read gives no runs: a measurement does not fail because of it.
     """
     try:
         history = json.loads((folder / HISTORY_NAME).read_text(encoding="utf-8"))
@@ -35,7 +35,7 @@ def training_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _no_number(name: str) -> None:
-    """NaN and infinities of a run that went wrong: a gap in the curve, which JSON can hold."""
+    """NaN and infinities become None, a gap in the curve."""
 
 
 def _read_rows(folder: Path, name: object) -> list[dict[str, Any]]:

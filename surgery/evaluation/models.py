@@ -31,13 +31,13 @@ class ModelUse:
 
 
 def describe(model: Any, source: Source, fingerprint: str, length: int) -> ModelUse:
-    """What was measured, and what it learned.
+    """A loaded model in plain values, with its learned parameters.
 
     Args:
         model: a loaded causal language model.
-        source: where it comes from.
+        source: its folder or hub model.
         fingerprint: of its files.
-        length: up to which n heads are searched for a negative multiplier.
+        length: tokens of the longest measured sequence; up to it, heads are searched for a negative multiplier.
     """
     config = model.config.get_text_config()
     block = getattr(model.config, "surgery", None) or {}

@@ -1,4 +1,4 @@
-"""Texts cut into the token sequences that are measured, and an account of what was left out."""
+"""Texts cut into sequences of tokens, and a record of the tokens that are measured and left out."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def cut_passages(
     """Tokenize each document and cut it into sequences of ``length`` tokens; documents are never joined.
 
     A document's tail is a sequence too unless it is shorter than :func:`shortest_for`. With a ``limit``, the first
-    sequence of every document is taken before the second of any, and of these the ones of full length before others,
-    in the order of the documents' names. Documents are read until so many give one of full length.
+    sequence of every document is taken before the second of any; among these, sequences of full length come first, in
+    the order of the documents' names. Reading stops when ``limit`` documents have given a sequence of full length.
 
     Raises:
         UsageError: no document is long enough.
@@ -55,7 +55,7 @@ def cut_passages(
     prefix = special_prefix(tokenizer)
     shortest, room = shortest_for(length), length - len(prefix)
     if room < 1:
-        raise UsageError(f"--length {length} leaves no room after the tokenizer's {len(prefix)} special tokens.")
+        raise UsageError(f"--length {length} leaves no room after the tokenizer's {len(prefix)} special tokens")
     counts: list[int] = []
     pieces: list[list[tuple[int, ...]]] = []
     for document in documents:
@@ -98,15 +98,15 @@ def cut_windows(
     tokens: int,
     limit: int | None = None,
 ) -> tuple[list[Passage], DataUse]:
-    """Windows of ``length`` tokens that move over each document by ``stride``; each predicts what is new in it.
+    """Windows of ``length`` tokens that move over each document by ``stride``; each predicts its new tokens.
 
     Args:
-        documents: the texts; those that do not fill a window give one shorter window.
+        documents: the texts; a text that does not fill a window gives one shorter window.
         tokenizer: cuts the texts into tokens.
         length: tokens of a window, special tokens included.
         stride: tokens by which it moves on.
         tokens: most tokens of one text.
-        limit: at most so many texts.
+        limit: largest number of texts.
 
     Raises:
         UsageError: no document is long enough.
@@ -117,7 +117,7 @@ def cut_windows(
         raise UsageError(
             f"a window of {length} tokens, {len(prefix)} of them special, cannot move by {stride} without leaving "
             "tokens out",
-            hint="Give a smaller stride.",
+            hint="Set a smaller stride.",
         )
     passages: list[Passage] = []
     uses: list[TextUse] = []
@@ -151,7 +151,7 @@ def cut_windows(
 
 
 def special_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The special tokens that this tokenizer puts before a text by default (often a beginning-of-sequence token)."""
+    """The special tokens that the tokenizer puts before a text by default (often a beginning-of-sequence token)."""
     with_special = list(tokenizer("a", add_special_tokens=True)["input_ids"])
     plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     for start in range(len(with_special) - len(plain) + 1):
@@ -161,7 +161,7 @@ def special_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def fingerprint(passages: Iterable[Passage]) -> str:
-    """sha256 of the token ids, sequence by sequence, and of how many predictions are context only."""
+    """sha256 of the token ids, sequence by sequence, and of the number of predictions that are context only."""
     digest = hashlib.sha256()
     for passage in passages:
         digest.update(len(passage.tokens).to_bytes(8, "little"))
@@ -173,18 +173,18 @@ def fingerprint(passages: Iterable[Passage]) -> str:
 def _too_short(documents: Sequence[Document], counts: Sequence[int], shortest: int) -> UsageError:
     return UsageError(
         f"the longest of the {len(documents)} texts has {max(counts)} tokens; "
-        f"a sequence needs at least {shortest} with the special tokens.",
-        hint="Give longer texts; files are not joined, since a loss across their border would mean nothing.",
+        f"a sequence needs at least {shortest} with the special tokens",
+        hint="Pass longer texts. Files are not joined, because a loss across their border has no meaning.",
     )
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    # verbose=False: the texts are cut afterwards, so the warning about their length would be wrong.
+    # verbose=False: no warning about the length, because the texts are cut afterwards.
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _round_robin(pieces: list[list[tuple[int, ...]]], limit: int | None, length: int) -> list[tuple[int, int]]:
-    """(document, sequence) pairs in reading order; under a limit, breadth over documents comes first, then length."""
+    """(document, sequence) pairs in reading order; a limit takes more documents first, then longer sequences."""
     order = [(number, len(cut) < length, index) for index, own in enumerate(pieces) for number, cut in enumerate(own)]
     chosen = sorted(order)[:limit]
     return sorted((index, number) for number, _, index in chosen)

@@ -1,4 +1,4 @@
-"""Long sequences through a model in chunks, so that memory stays bounded."""
+"""Prefill in chunks, so that the memory for long sequences stays bounded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def prefill(
         model: a causal language model of transformers.
         input_ids: ``(batch, length)``, without padding.
         chunk: tokens per forward pass.
-        on_tokens: told of tokens as they are done, over the whole batch.
+        on_tokens: called with each count of finished tokens, over the whole batch.
 
     Returns:
         the cache, and the logits after the last token, ``(batch, vocabulary)``, float32.
@@ -42,7 +42,7 @@ def prefill(
 
 
 def chunk_size(model: Any, chunk: int, length: int) -> int:
-    """``chunk``, or the whole length for a family whose model cannot go on with a prompt where its cache ends."""
+    """``chunk``, or the whole length for a family whose model cannot continue a prompt from a cache."""
     family = FAMILIES.get(model.config.model_type.removeprefix(MODEL_TYPE_PREFIX))
     return chunk if family is None or family.continues else length
 
@@ -54,11 +54,11 @@ def readable_errors(name: str, batch: int, length: int) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise SurgeryError(
-            f"{name}: {batch} sequences of {length} tokens do not fit in the device's memory.",
-            hint="Give a smaller --batch-size or --length, a smaller chunk in the suite, or --dtype bfloat16.",
+            f"{name}: {batch} sequences of {length} tokens do not fit in the memory of the device",
+            hint="Pass a smaller --batch-size or --length, --dtype bfloat16, or set a smaller chunk in the suite.",
         ) from error
     except IndexError as error:
         raise SurgeryError(
             f"{name}: the model cannot run {length} tokens: {error}",
-            hint="Its table of positions or of embeddings ends before; give a smaller --length.",
+            hint="Its position or embedding table is too small. Pass a smaller --length.",
         ) from error

@@ -74,14 +74,14 @@ class EvaluationResult:
 
     Attributes:
         suite: its name.
-        models: those that were evaluated.
+        models: the evaluated models.
         against: their base.
-        verdicts: one for each model; none without a base.
-        sections: what was measured, in the order of the suite.
-        interval: how the intervals were made.
-        environment: versions of what measured.
+        verdicts: one for each model; empty without a base.
+        sections: one for each part, in the order of the suite.
+        interval: how the intervals were computed.
+        environment: versions of the software.
         warnings: what a reader must know.
-        trainings: training runs that each model went through, by its fingerprint, each
+        trainings: training runs of each model, by its fingerprint, each
             ``{"label": str, "rows": [{"step", "loss", ...}]}``.
     """
 
@@ -99,7 +99,7 @@ class EvaluationResult:
         """The first section of a kind.
 
         Raises:
-            KeyError: there is none.
+            KeyError: there is no such section.
         """
         for section in self.sections:
             if section.kind == kind:
@@ -115,13 +115,13 @@ class EvaluationResult:
         """The inverse of :meth:`to_dict`; other keys (``schema``, ``kind``, ``provenance``) are ignored.
 
         Raises:
-            UsageError: the data are no evaluation result, or one of a newer schema.
+            UsageError: the data are not an evaluation result, or have another schema.
         """
         version = data.get("result_schema")
         if version != RESULT_SCHEMA:
             raise UsageError(
-                f"result_schema is {json.dumps(version)}; this version reads {RESULT_SCHEMA}.",
-                hint="Give an evaluation.json, or install the version of `surgery` that wrote it.",
+                f"result_schema is {json.dumps(version)}; this version reads {RESULT_SCHEMA}",
+                hint="Pass an evaluation.json, or install the version of `surgery` that wrote it.",
             )
         try:
             return _adapter().validate_python(data)

@@ -105,15 +105,15 @@ class Session:
         return ModelPlans(source, fingerprint, tokenizer, plans)
 
     def _check_same_tokens(self, entries: list[ModelPlans]) -> None:
-        """A loss per token means the same only on the same tokens."""
+        """Losses per token can be compared only on the same tokens."""
         first = entries[0]
         for entry in entries[1:]:
             for own, other in zip(first.plans, entry.plans, strict=True):
                 if own.data["fingerprint"] != other.data["fingerprint"]:
                     raise UsageError(
-                        f"the tokenizers of {first.source.name} and {entry.source.name} cut these texts into different "
-                        "tokens, so their losses per token cannot be compared.",
-                        hint="Compare with the model that this one was made from.",
+                        f"the tokenizers of {first.source.name} and {entry.source.name} split these texts into "
+                        "different tokens, so their losses per token cannot be compared",
+                        hint="Compare with the source model of the conversion.",
                     )
 
     def _file(self, entry: ModelPlans, number: int) -> PartFile:
@@ -139,7 +139,7 @@ class Session:
         )
 
     def _model(self, entry: ModelPlans) -> list[dict[str, Any]]:
-        """All parts of one model, which is loaded only if one is missing."""
+        """All parts of one model; the model is loaded only if a part is missing."""
         found: dict[int, dict[str, Any]] = {}
         for number, part in enumerate(self.parts):
             finished = self._finished(self._file(entry, number), entry, part)
@@ -265,7 +265,7 @@ class Session:
 
 
 def _vocabulary(source: Source) -> int:
-    """Words of the embedding; a config may leave them to its family's default."""
+    """Size of the vocabulary, from config.json or the default of the family."""
     config = load_config(source.folder / "config.json")
     text = config.get("text_config")
     found = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
@@ -273,7 +273,7 @@ def _vocabulary(source: Source) -> int:
         with contextlib.suppress(PlanRefusedError):  # any causal language model can be evaluated
             found = family_of(config).value(config, "vocab_size")
     if not isinstance(found, int):
-        raise CheckpointError(f"{source.name}: config.json has no vocab_size, so it is no language model's.")
+        raise CheckpointError(f"{source.name}: config.json has no vocab_size, so this is not a language model")
     return found
 
 

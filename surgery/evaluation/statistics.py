@@ -13,7 +13,7 @@ INTERVAL = Interval(method="percentile bootstrap over documents", level=0.95, sa
 
 
 class Resampling:
-    """Means with intervals that resample whole groups, since what belongs to one document is not independent.
+    """Means with intervals that resample whole groups, since the items of one document are not independent.
 
     Args:
         groups: the group of each item; items of one group are drawn together.
@@ -35,9 +35,9 @@ class Resampling:
         return np.bincount(self._groups, weights=values, minlength=self.size).astype(np.float64)
 
     def mean(self, sums: NDArray[np.float64], counts: NDArray[np.float64]) -> Estimate:
-        """Sum over sum of counts, each given item by item; no interval where fewer than two groups count."""
+        """Sum of ``sums`` over sum of ``counts``, both per item; no interval if fewer than two groups have a count."""
         value = float(sums.sum() / counts.sum())
-        # What is smaller is the rounding of a sum that is zero, and must not decide that an interval excludes zero.
+        # Smaller values are rounding errors of a zero sum; they must not decide that an interval excludes zero.
         noise = 1e-12 * float(np.abs(sums).sum() / counts.sum())
         sums, counts = self.by_group(sums), self.by_group(counts)
         if (counts > 0).sum() < 2:
@@ -48,12 +48,12 @@ class Resampling:
         tail = (1 - self.interval.level) / 2
         low, high = np.quantile(means, [tail, 1 - tail])
         low, high = (0.0 if abs(bound) <= noise else float(bound) for bound in (low, high))
-        # Rounding may put the mean of equal numbers a hair outside their interval.
+        # Rounding may put the mean of equal numbers slightly outside their interval.
         return Estimate(value, min(low, value), max(high, value))
 
 
 def judge(difference: Estimate, margin: float, *, more_is_better: bool = False) -> Word:
-    """Lost or gained where the interval excludes zero, kept where it lies within the margin, else undecided."""
+    """Kept if the interval lies within the margin, lost or gained if it excludes zero, else undecided."""
     if difference.low is None or difference.high is None:
         return "undecided"
     if -margin <= difference.low and difference.high <= margin:
@@ -67,7 +67,7 @@ def judge(difference: Estimate, margin: float, *, more_is_better: bool = False) 
 
 def change_in_words(difference: Estimate, interval: Interval = INTERVAL) -> str:
     """``+0.0012 (95% interval +0.0003 to +0.0020)``."""
-    sentence = f"{difference.value:+z.4f}"  # what rounds to zero has no minus sign
+    sentence = f"{difference.value:+z.4f}"  # values that round to zero have no minus sign
     if difference.low is None or difference.high is None:
         return sentence
     return f"{sentence} ({interval.level:.0%} interval {difference.low:+z.4f} to {difference.high:+z.4f})"

@@ -1,10 +1,10 @@
-"""The results folder: finished parts as JSON, keyed by model and suite; a part under way as lines that only grow.
+"""The results folder: finished parts as JSON, by model and suite; unfinished parts as JSON lines.
 
     FOLDER/<model>-<fingerprint>/<suite>/<kind>-<key>.json           a finished part
-    FOLDER/<model>-<fingerprint>/<suite>/<kind>-<key>.partial.jsonl  one line for each unit that is done
+    FOLDER/<model>-<fingerprint>/<suite>/<kind>-<key>.partial.jsonl  one line for each finished unit
 
-The key is the hash of everything that the numbers depend on: model, part, texts, dtype, backend. So a part that is
-there is right, and a run that was interrupted goes on after the last whole line.
+The key is the hash of everything that the numbers depend on: model, part, texts, dtype, backend. A finished part is
+therefore always valid, and an interrupted run resumes after the last whole line.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class PartFile:
 
     Args:
         root: the results folder.
-        identity: what the numbers depend on; plain values, of which ``model``, ``name``, ``suite`` and ``kind`` also
-            name the file.
+        identity: everything that the numbers depend on, as plain values; ``model``, ``name``, ``suite`` and ``kind``
+            also name the file.
     """
 
     def __init__(self, root: Path, identity: Mapping[str, Any]) -> None:
         name = re.sub(r"[^A-Za-z0-9._-]", "-", str(identity["name"]).rsplit("/", 1)[-1])[:64] or "model"
         folder = root / f"{name}-{identity['model'][:_HASH_LETTERS]}" / identity["suite"]
-        # Neither the name of a folder nor that of a suite changes a number.
+        # The names of the folder and of the suite change no number.
         self.key = sha256_json({key: value for key, value in identity.items() if key not in ("name", "suite")})
         stem = f"{identity['kind']}-{self.key[:_HASH_LETTERS]}"
         self.path = folder / f"{stem}.json"
@@ -46,14 +46,14 @@ class PartFile:
         self._lock = FileLock(folder / f"{stem}.lock", f"the measurement {stem}")
 
     def finished(self) -> dict[str, Any] | None:
-        """The finished part, None where it is not."""
+        """The finished part; None if it is not finished."""
         return read_measurement(self.path) if self.path.is_file() else None
 
     def start(self) -> dict[str, Any]:
-        """Take the part in hand, alone; gives what an interrupted run has left, by unit.
+        """Lock the part; returns the finished units of an interrupted run, by key.
 
         Raises:
-            CheckpointError: another run is measuring it.
+            CheckpointError: another run measures it.
         """
         self._partial.parent.mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
@@ -65,7 +65,7 @@ class PartFile:
                     entry = json.loads(line) if line.endswith(b"\n") else None
                 except ValueError:
                     entry = None
-                if entry is None:  # the line that was being written
+                if entry is None:  # an incomplete last line
                     break
                 done[entry["unit"]] = entry["values"]
                 whole += len(line)
@@ -73,12 +73,12 @@ class PartFile:
         return done
 
     def add(self, unit: str, values: Mapping[str, Any]) -> None:
-        """One more unit is done."""
+        """Store a finished unit."""
         with self._partial.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"unit": unit, "values": values}, allow_nan=False) + "\n")
 
     def finish(self, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the finished part at once, and remove what was under way."""
+        """Write the finished part in one step, and remove the file of its units."""
         document = {"schema": SCHEMA, "kind": KIND, "key": self.key, **content}
         beside = self.path.with_suffix(".json.staged")
         with beside.open("w", encoding="utf-8") as file:
@@ -90,7 +90,7 @@ class PartFile:
         return document
 
     def leave(self) -> None:
-        """Give the part up; harmless when it is not in hand."""
+        """Unlock the part; does nothing if it is not locked."""
         self._lock.release()
 
 
@@ -98,17 +98,17 @@ def read_measurement(path: Path) -> dict[str, Any]:
     """A finished part.
 
     Raises:
-        UsageError: the file is no measurement, or one of a newer version.
+        UsageError: the file is not a measurement, or has another schema.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(document, dict) or document.get("kind") != KIND:
-        raise UsageError(f"{path} is no measurement of `surgery evaluate`.")
+        raise UsageError(f"{path} is not a measurement of `surgery evaluate`")
     if document.get("schema") != SCHEMA:
         raise UsageError(
-            f"{path} has schema {document.get('schema')!r}; this version reads {SCHEMA}.",
+            f"{path} has schema {document.get('schema')!r}; this version reads {SCHEMA}",
             hint="Measure again, or install the version of `surgery` that wrote it.",
         )
     return document

@@ -28,15 +28,15 @@ else:
 class Suite(StrictModel):
     """A list of parts to measure."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Results are filed under it.")
-    text: list[str] = Field(default=[], description="Text files, folders and globs; --text wins over them.")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Results are stored under this name.")
+    text: list[str] = Field(default=[], description="Text files, folders and globs; --text replaces them.")
     margin: PositiveFloat = Field(
         default=0.005, description="Change of the loss, in nats per token, that still counts as kept."
     )
     score_margin: PositiveFloat = Field(
         default=0.01, description="Change of a score between 0 and 1 that still counts as kept."
     )
-    parts: list[Annotated[Part, Field(discriminator="kind")]] = Field(min_length=1, description="What is measured.")
+    parts: list[Annotated[Part, Field(discriminator="kind")]] = Field(min_length=1, description="The parts, in order.")
 
     @property
     def reads_text(self) -> bool:
@@ -44,22 +44,22 @@ class Suite(StrictModel):
         return any(isinstance(part, TextPartOptions) for part in self.parts)
 
     def changed(self, *, length: int | None = None, documents: int | None = None) -> Suite:
-        """The suite with another length and number of sequences for every part that reads texts.
+        """The suite with another length and number of sequences in every part that reads texts.
 
         Raises:
-            UsageError: no part reads texts, or a part cannot be so short.
+            UsageError: no part reads texts, or the length is too small for a part.
         """
         given = {name: value for name, value in (("length", length), ("documents", documents)) if value is not None}
         if not given:
             return self
         if not self.reads_text:
-            raise UsageError(f"--{next(iter(given))} does nothing: no part of the suite {self.name} reads texts.")
+            raise UsageError(f"--{next(iter(given))} does nothing: no part of the suite {self.name} reads texts")
         parts = [_with(part, given) if isinstance(part, TextPartOptions) else part for part in self.parts]
         return self.model_copy(update={"parts": parts})
 
 
 class SuiteError(SchemaError):
-    """A suite is not valid; ``problems`` has every fault that was found (exit code 2)."""
+    """A suite is not valid; ``problems`` lists every fault (exit code 2)."""
 
 
 _SCHEMA = Schema(
@@ -67,16 +67,16 @@ _SCHEMA = Schema(
     root=Suite,
     error=SuiteError,
     example="name: my-suite",
-    finding="`surgery evaluate --list-suites` names those that ship.",
+    finding="`surgery evaluate --list-suites` lists the shipped suites.",
     repeated=("parts",),
 )
 
 
 def read_suite(suite: str | Path | Suite | Mapping[str, Any]) -> Suite:
-    """A suite that ships, by its name; one's own, by its file; or one already in Python.
+    """A shipped suite by its name, a suite from a file, or a suite in Python.
 
     Raises:
-        SuiteError: it is not a valid suite; the error lists every fault.
+        SuiteError: the suite is not valid; the error lists every fault.
         UsageError: there is no such suite or file.
     """
     if isinstance(suite, Suite):
@@ -105,4 +105,4 @@ def _with(part: TextPartOptions, given: Mapping[str, int]) -> TextPartOptions:
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]) if first["loc"] else "--length"
-        raise UsageError(f"{option} {first['input']}: {first['msg'].lower()}.") from error
+        raise UsageError(f"{option} {first['input']}: {first['msg'].lower()}") from error

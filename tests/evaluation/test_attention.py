@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from surgery.errors import SurgeryError
-from surgery.evaluation.attention.weights import Settings, range_edges, watched
+from surgery.evaluation.attention.weights import StatisticsSettings, observed_attention, range_edges
 from surgery.evaluation.prefill import prefill
 from tests.families import VOCABULARY, tiny_model
 
@@ -22,9 +22,9 @@ def _tokens(seed: int = 1) -> torch.Tensor:
 
 
 def _streamed(model: Any, chunk: int, first_tokens: int = 4) -> dict[str, Any]:
-    with watched(model, Settings(EDGES, first_tokens, block=8)) as watch:
+    with observed_attention(model, StatisticsSettings(EDGES, first_tokens, block=8)) as statistics:
         prefill(model, _tokens(), chunk)
-    return watch.result()
+    return statistics.result()
 
 
 def _dense(model: Any, first_tokens: int = 4) -> dict[str, torch.Tensor]:
@@ -107,15 +107,20 @@ def test_weights_that_are_no_numbers_are_an_error() -> None:
 
 def test_masks_of_other_kinds_are_refused() -> None:
     model = tiny_model("llama")
-    with watched(model, Settings(EDGES)) as watch, pytest.raises(SurgeryError, match="mask of the kind str"):
-        watch.attention(model.model.layers[0].self_attn, torch.zeros(1, 4, 1, 8), torch.zeros(1, 4, 1, 8), "odd", {})
+    with (
+        observed_attention(model, StatisticsSettings(EDGES)) as statistics,
+        pytest.raises(SurgeryError, match="mask of type str"),
+    ):
+        statistics.attention(
+            model.model.layers[0].self_attn, torch.zeros(1, 4, 1, 8), torch.zeros(1, 4, 1, 8), "odd", {}
+        )
 
 
 def test_a_model_that_cannot_be_watched_says_so() -> None:
-    with watched(tiny_model("llama"), Settings(EDGES)) as watch:
+    with observed_attention(tiny_model("llama"), StatisticsSettings(EDGES)) as statistics:
         pass
-    with pytest.raises(SurgeryError, match="could not be watched"):
-        watch.result()
+    with pytest.raises(SurgeryError, match="cannot be observed"):
+        statistics.result()
 
 
 @pytest.mark.parametrize("chunk", [LENGTH, 16])

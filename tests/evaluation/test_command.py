@@ -112,7 +112,7 @@ def test_training_curves_come_from_the_checkpoint(trained: Path, copy_of, texts:
 
 def test_wrong_usage(trained: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(trained) == 2
-    assert "no text was given to measure on" in capsys.readouterr().err
+    assert "no text is given to measure on" in capsys.readouterr().err
     assert _run(trained, "--text", texts, "--dtype", "int3") == 2
     assert "--dtype int3" in capsys.readouterr().err
     Path("taken").write_text("")

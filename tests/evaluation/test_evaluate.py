@@ -147,7 +147,7 @@ def test_warnings(trained: Path, texts: Path) -> None:
     assert any(": the longest sequence has 64 tokens of 4096; " in warning for warning in short.warnings)
     limited, _ = _loss(trained, text=[texts], documents=1)
     assert any("One document gives no interval" in warning for warning in limited.warnings)
-    assert any(": one sequence was asked for; the texts hold more." in warning for warning in limited.warnings)
+    assert any(": one sequence was asked for; the texts are longer." in warning for warning in limited.warnings)
 
 
 def test_beyond_the_trained_length_is_measured_and_said(trained: Path, copy_of: Any, texts: Path) -> None:
@@ -155,7 +155,7 @@ def test_beyond_the_trained_length_is_measured_and_said(trained: Path, copy_of: 
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 16}))
     result, _ = _loss(folder, text=[texts])
-    assert any("made for 16 positions" in warning for warning in result.warnings)
+    assert any("has 16 positions" in warning for warning in result.warnings)
 
 
 def test_nan_says_where(trained: Path, copy_of: Any, texts: Path) -> None:
@@ -172,7 +172,7 @@ def test_nan_says_where(trained: Path, copy_of: Any, texts: Path) -> None:
 def test_tokenizers_that_differ_are_refused(trained: Path, copy_of: Any, texts: Path) -> None:
     other = copy_of(trained, "other")
     save_tokenizer(other, order=-1)
-    with pytest.raises(UsageError, match="tokenizers of tiny-base and other cut these texts into different tokens"):
+    with pytest.raises(UsageError, match="tokenizers of tiny-base and other split these texts into different tokens"):
         _loss(trained, against=other, text=[texts])
 
 
@@ -180,7 +180,7 @@ def test_what_is_wrong_with_the_arguments(trained: Path, texts: Path, tmp_path: 
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "short.txt").write_text("w1 w2 w3")
     for text, message in (
-        ([], "no text was given"),
+        ([], "no text is given"),
         ([tmp_path / "empty.txt"], "empty"),
         ([tmp_path / "short.txt"], "longest of the 1 texts has 3 tokens"),
         ([tmp_path / "missing.txt"], "no text file matches"),
@@ -213,7 +213,7 @@ def test_a_model_that_is_not_causal(texts: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     BertForMaskedLM(BertConfig(vocab_size=63, initializer_range=0.5, **small)).save_pretrained(tmp_path / "encoder")
     save_tokenizer(tmp_path / "encoder")
-    with pytest.raises(CheckpointError, match="not causal: changing a token changes predictions before it"):
+    with pytest.raises(CheckpointError, match="not causal: changing a token changes earlier predictions"):
         _loss(tmp_path / "encoder", text=[texts])
 
 

@@ -143,7 +143,7 @@ def test_a_bucket_that_lost_is_named_though_the_whole_was_kept() -> None:
     sample = Sample(model, base)
     buckets = [sample.bucket(1, 190, MARGIN), sample.bucket(191, 199, MARGIN)]
     verdict = conclude("loss", sample.bucket(1, 199, MARGIN), buckets, MARGIN)
-    assert verdict.word == "kept" and "It lost where 191 to 199 tokens are seen." in verdict.sentence
+    assert verdict.word == "kept" and "It lost with 191 to 199 tokens seen." in verdict.sentence
 
 
 def test_sequences_of_one_document_are_drawn_together() -> None:

@@ -45,7 +45,7 @@ def test_a_torn_line_is_measured_again(tmp_path: Path) -> None:
 
 def test_what_is_no_measurement(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    for content, message in (("{", "cannot be read"), ("{}", "no measurement"), ("[]", "no measurement")):
+    for content, message in (("{", "cannot be read"), ("{}", "not a measurement"), ("[]", "not a measurement")):
         path.write_text(content)
         with pytest.raises(UsageError, match=message):
             read_measurement(path)

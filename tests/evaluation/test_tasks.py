@@ -93,7 +93,7 @@ def test_equal_models_score_the_same(trained: Path, operated: Path, definitions:
 
 @pytest.mark.early
 def test_unknown_tasks_and_folders(trained: Path, definitions: Path) -> None:
-    with pytest.raises(UsageError, match="knows no task 'walking'"):
+    with pytest.raises(UsageError, match="has no task 'walking'"):
         evaluate(trained, suite=_suite(definitions, names=["walking"]), run=CPU)
     with pytest.raises(UsageError, match="no folder 'nowhere'"):
         evaluate(trained, suite=_suite(Path("nowhere")), run=CPU)

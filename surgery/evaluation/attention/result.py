@@ -10,7 +10,10 @@ from surgery.evaluation.data_use import DataUse
 
 @dataclass(frozen=True)
 class AttentionAt:
-    """Means over all layers and heads for n from ``first`` to ``last``; ``low`` and ``high`` are tenths of heads."""
+    """Means over all layers and heads for n from ``first`` to ``last``.
+
+    ``greatest_low`` and ``greatest_high`` are the quantiles 0.1 and 0.9 of the heads.
+    """
 
     first: int
     last: int
@@ -30,8 +33,8 @@ class AttentionResult:
     """Attention weights of one model; ``model`` is the number of models where it is the base.
 
     Attributes:
-        model: which one.
-        layers: by number.
+        model: number of the model.
+        layers: numbers of the layers.
         greatest, entropy, first_mass: means by layer, head and range.
         by_n: means over layers and heads.
         rejected_keys, rejected_blocks: share of keys, and of whole blocks, that an operation rejects,

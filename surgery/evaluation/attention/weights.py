@@ -1,4 +1,4 @@
-"""Statistics of attention weights, streamed: never more than a block of rows of a (queries, keys) matrix is held.
+"""Statistics of attention weights, computed in blocks of rows of the (queries, keys) matrix to bound memory.
 
 For query i with n keys to attend to and weights p: the greatest weight max p, the entropy -sum p ln p in nats, and the
 mass on the first tokens. softmax(z) = p is computed again here, in float32, from the very queries and keys that the
@@ -29,7 +29,7 @@ STATISTICS = ("greatest", "entropy", "first")
 
 
 @dataclass(frozen=True)
-class Settings:
+class StatisticsSettings:
     """``edges``: the last n of each range, rising; ``first_tokens``; ``block``: side of a block of queries and keys."""
 
     edges: tuple[int, ...]
@@ -47,7 +47,7 @@ def range_edges(length: int) -> tuple[int, ...]:
 class _Layer:
     """Sums over the rows of one attention module, ``(heads, ranges)``."""
 
-    settings: Settings
+    settings: StatisticsSettings
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     counts: torch.Tensor | None = None
     rows: int = 0
@@ -59,7 +59,7 @@ class _Layer:
         """One block of rows.
 
         Args:
-            weights: ``(heads, rows, keys)``, zero where nothing may be attended to.
+            weights: ``(heads, rows, keys)``, zero for keys that may not be attended to.
             entropy: ``(heads, rows)``.
             visible: n of each row.
             first_key: place in the document of the first key.
@@ -86,7 +86,7 @@ class _Layer:
 
         Args:
             kept: ``(heads, rows, keys)``, the keys that the operation keeps.
-            allowed: ``(rows, keys)``, which may be attended to at all.
+            allowed: ``(rows, keys)``, the keys that may be attended to.
             start: place in the document of the first row.
         """
         heads = kept.shape[0]
@@ -104,7 +104,7 @@ class _Layer:
             row = stop
 
     def _tile(self, number: int, kept: torch.Tensor, allowed: torch.Tensor) -> None:
-        """Rows of the same blocks of queries belong together, however they come in."""
+        """Join rows of the same block of queries that come in several calls."""
         if self.tile is not None and self.tile[0] == number:
             _, before_kept, before_allowed = self.tile
             wider = allowed.shape[-1] - before_allowed.shape[-1]
@@ -131,10 +131,10 @@ def _by_block(pairs: torch.Tensor, side: int) -> torch.Tensor:
     return padded.view(columns.shape[0], -1, side).any(-1)
 
 
-class Watch:
+class AttentionStatistics:
     """Collects the statistics of every attention module while a model runs one unpadded sequence."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: StatisticsSettings) -> None:
         self.settings = settings
         self._layers: dict[int, _Layer] = {}
 
@@ -148,18 +148,18 @@ class Watch:
         """
         if not self._layers:
             raise SurgeryError(
-                "The attention of this model could not be watched: it does not look its backend up by name.",
-                hint="Leave the attention part out of the suite.",
+                "the attention of this model cannot be observed: it does not look up its backend by name",
+                hint="Remove the attention part from the suite.",
             )
         layers = sorted(self._layers)
         for layer in layers:
             self._layers[layer].close()
             if not all(bool(sums.isfinite().all()) for sums in self._layers[layer].sums.values()):
                 raise SurgeryError(
-                    f"The attention weights of layer {layer} are not finite numbers.",
-                    hint="`surgery verify` looks for NaN in the weights; float16 overflows in some models.",
+                    f"the attention weights of layer {layer} are not finite numbers",
+                    hint="Run `surgery verify`, which finds NaN in weights. float16 overflows in some models.",
                 )
-        # A layer that slides has no n beyond its window; another one has.
+        # A sliding layer has no n beyond its window; other layers have.
         counts = {layer: self._layers[layer].counts.tolist() for layer in layers}  # type: ignore[union-attr]
         present = [place for place in range(len(self.settings.edges)) if any(own[place] for own in counts.values())]
         starts = (1, *(edge + 1 for edge in self.settings.edges))
@@ -194,11 +194,11 @@ class Watch:
         keys = key.shape[2]
         if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 4):
             raise SurgeryError(
-                f"The attention cannot be watched with a mask of the kind {type(mask).__name__}.",
-                hint="Give --attn-implementation sdpa or eager.",
+                f"the attention cannot be observed with a mask of type {type(mask).__name__}",
+                hint="Pass --attn-implementation sdpa or eager.",
             )
         if keywords.get("position_bias") is not None:
-            raise SurgeryError("The attention of a model with a position bias cannot be watched.")
+            raise SurgeryError("the attention of a model with a position bias cannot be observed")
         before = layer.rows
         size = max(1, ELEMENTS_AT_ONCE // (heads * keys))
         for start in range(0, rows, size):
@@ -209,7 +209,7 @@ class Watch:
             else:
                 part = mask[0, 0, block, :keys]
                 allowed = part if part.dtype == torch.bool else part > torch.finfo(part.dtype).min / 2
-            # Keys that none of these rows may attend to cost nothing: half of them, where attention is causal.
+            # Keys that none of these rows may attend to are left out: half of all keys with causal attention.
             used = allowed.any(0).nonzero()
             seen = slice(int(used[0]), int(used[-1]) + 1)
             allowed = allowed[:, seen]
@@ -252,7 +252,7 @@ def _softmax(
 
 
 def _shares(counts: torch.Tensor | None) -> list[float] | None:
-    """Each head's count over that of all, which is the last."""
+    """The count of each head, divided by the last count, which is that of all keys."""
     if counts is None:
         return None
     *own, every = counts.tolist()
@@ -260,11 +260,11 @@ def _shares(counts: torch.Tensor | None) -> list[float] | None:
 
 
 @contextmanager
-def watched(model: Any, settings: Settings) -> Iterator[Watch]:
-    """Watch every attention module of a model: run one sequence inside, unpadded, in order, in one or more chunks."""
+def observed_attention(model: Any, settings: StatisticsSettings) -> Iterator[AttentionStatistics]:
+    """Observe every attention module of a model while it runs one unpadded sequence in one or more chunks."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    watch = Watch(settings)
+    statistics = AttentionStatistics(settings)
     name = model.config.get_text_config()._attn_implementation
     before = ALL_ATTENTION_FUNCTIONS._local_mapping.get(name)
 
@@ -272,7 +272,7 @@ def watched(model: Any, settings: Settings) -> Iterator[Watch]:
 
     def backend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **keywords: Any) -> Any:
         if id(module) not in observed:
-            watch.attention(module, query, key, attention_mask, keywords)
+            statistics.attention(module, query, key, attention_mask, keywords)
         own: Any = before or ALL_ATTENTION_FUNCTIONS._global_mapping.get(name) or _eager(module)
         return own(module, query, key, value, attention_mask, **keywords)
 
@@ -280,13 +280,13 @@ def watched(model: Any, settings: Settings) -> Iterator[Watch]:
         for path, operation_module in operation_modules(model).items():
             parent, _, operation = path.rpartition(".")
             attention = model.get_submodule(parent)
-            context = OPERATIONS[operation].observed(operation_module, partial(watch.observed, attention))
+            context = OPERATIONS[operation].observed(operation_module, partial(statistics.observed, attention))
             if context is not None:
                 observed.add(id(attention))
                 stack.enter_context(context)
         ALL_ATTENTION_FUNCTIONS[name] = backend
         try:
-            yield watch
+            yield statistics
         finally:
             if before is None:
                 del ALL_ATTENTION_FUNCTIONS[name]
@@ -295,12 +295,12 @@ def watched(model: Any, settings: Settings) -> Iterator[Watch]:
 
 
 def _eager(module: Any) -> Callable[..., Any]:
-    """The dense attention of the module's family, which has no entry among the backends."""
+    """The dense attention of the module's family; it is not in the table of backends."""
     for kind in type(module).__mro__:
         found = getattr(sys.modules.get(kind.__module__), "eager_attention_forward", None)
         if found is not None:
             return found
     raise SurgeryError(
-        f"The attention of {type(module).__name__} cannot be watched with this backend.",
-        hint="Give --attn-implementation sdpa.",
+        f"the attention of {type(module).__name__} cannot be observed with this backend",
+        hint="Pass --attn-implementation sdpa.",
     )

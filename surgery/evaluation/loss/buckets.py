@@ -15,14 +15,14 @@ def default_edges(length: int) -> tuple[int, ...]:
 
 
 def check_edges(edges: Sequence[int], length: int) -> tuple[int, ...]:
-    """Upper ends of buckets, rising; what lies beyond the longest context is cut, the rest to it is one more bucket.
+    """Rising upper ends of buckets, cut at the longest context, which ends the last bucket.
 
     Raises:
-        UsageError: an edge is not a positive number or they do not rise.
+        UsageError: an edge is not positive, or the edges do not rise.
     """
     if not edges or min(edges) < 1 or any(left >= right for left, right in pairwise(edges)):
         raise UsageError(
-            f"buckets {list(edges)} must be positive and rising.",
-            hint="They are the most tokens seen in each bucket, as in 256, 1024, 4096.",
+            f"buckets {list(edges)} must be positive and rising",
+            hint="Each number is the most tokens seen in a bucket, as in 256, 1024, 4096.",
         )
     return (*(edge for edge in edges if edge < length - 1), length - 1)

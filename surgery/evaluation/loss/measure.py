@@ -53,7 +53,7 @@ class SlidingMeasure(Measure):
         return PartPlan(_units(windows), asdict(data))
 
     def run(self, subject: Subject, units: Sequence[Unit], on_tokens: OnTokens) -> list[dict[str, Any]]:
-        """``document`` and ``losses`` of the tokens that no window before has predicted."""
+        """``document``, and ``losses`` of the tokens that no earlier window has predicted."""
         return _losses(subject, units, self.part.chunk, on_tokens)
 
 
@@ -76,12 +76,12 @@ def _losses(subject: Subject, units: Sequence[Unit], chunk: int, on_tokens: OnTo
 
 
 def shortest(values: NDArray[np.float32]) -> list[float]:
-    """The float32 numbers in as few digits as give them back exactly."""
+    """The float32 numbers with as few digits as reproduce them exactly."""
     return [float(str(value)) for value in values]
 
 
 def check_finite(losses: NDArray[Any], document: str, name: str) -> None:
-    """Raise an error that says where, if a loss is not a finite number."""
+    """Raise an error with the positions where a loss is not a finite number."""
     bad = np.flatnonzero(~np.isfinite(losses))
     if not bad.size:
         return
@@ -93,6 +93,6 @@ def check_finite(losses: NDArray[Any], document: str, name: str) -> None:
     more = f" and {len(starts) - 5} more ranges" if len(starts) > 5 else ""
     raise SurgeryError(
         f"{name}: the loss is not a finite number at {bad.size} of {losses.size} positions of a sequence of "
-        f"{document}: positions {shown}{more}.",
-        hint="`surgery verify` looks for NaN in the weights; float16 overflows in some models, so try --dtype float32.",
+        f"{document}: positions {shown}{more}",
+        hint="Run `surgery verify`, which finds NaN in weights. If float16 overflows, pass --dtype float32.",
     )

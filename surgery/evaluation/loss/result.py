@@ -17,14 +17,14 @@ class Bucket:
         first: fewest tokens that a prediction in this bucket sees.
         last: most tokens that a prediction in this bucket sees.
         tokens: predictions measured.
-        sequences: sequences that reach into the bucket.
-        documents: documents that they come from.
+        sequences: sequences with predictions in the bucket.
+        documents: documents of these sequences.
         loss: of the model.
         perplexity: exp of the model's mean loss.
         base_loss: of the base, on the same tokens.
         base_perplexity: exp of the base's mean loss.
         difference: model minus base, paired token by token; above zero the model is worse.
-        verdict: what the difference and its interval say.
+        verdict: on the difference and its interval.
     """
 
     first: int
@@ -53,7 +53,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class LossResult:
-    """Loss by position of one model; what concerns its base is in the buckets. ``model`` counts from 0."""
+    """Loss by position of one model, and of its base in the buckets. ``model`` counts from 0."""
 
     model: int
     overall: Bucket
@@ -64,7 +64,7 @@ class LossResult:
 
 @dataclass(frozen=True)
 class LossSection:
-    """Loss by position (``loss``), or over whole documents by a window that slides (``sliding``)."""
+    """Loss by position (``loss``), or over whole documents with a sliding window (``sliding``)."""
 
     kind: Literal["loss", "sliding"]
     title: str

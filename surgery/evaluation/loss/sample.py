@@ -1,4 +1,4 @@
-"""The losses of a model and its base on the same tokens: buckets, curve, paired differences and what they say."""
+"""The losses of a model and its base on the same tokens: buckets, curve, paired differences, finding."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Sample:
     Args:
         losses: one array per sequence; entry i is the loss of the prediction that sees i + 1 tokens.
         base: the same for the base, or None.
-        documents: the document of each sequence; by default each is of its own.
+        documents: the document of each sequence; default: every sequence is a document.
         interval: level, number of resamples and seed.
     """
 
@@ -39,7 +39,7 @@ class Sample:
         self._resampling = Resampling(range(len(losses)) if documents is None else documents, interval)
 
     def bucket(self, first: int, last: int, margin: float) -> Bucket | None:
-        """The bucket of predictions that see ``first`` to ``last`` tokens, or None where no sequence reaches."""
+        """The bucket of predictions that see ``first`` to ``last`` tokens; None if no sequence is long enough."""
         own = [loss[first - 1 : last] for loss in self.losses]
         counts = np.array([len(part) for part in own], dtype=np.float64)
         if not counts.any():
@@ -88,22 +88,22 @@ class Sample:
 
 
 def conclude(measure: str, overall: Bucket, buckets: Sequence[Bucket], margin: float) -> Finding:
-    """What the loss says over all tokens, and where single buckets say otherwise."""
+    """The finding over all tokens, and the buckets with another verdict."""
     assert overall.difference is not None and overall.verdict is not None
     if overall.verdict == "no difference":
         return Finding(measure, "no difference", "Every token has exactly the same loss in both models.")
     sentence = f"The loss changed by {change_in_words(overall.difference)} nats per token"
     if overall.difference.low is None:
-        sentence += "; one document gives no interval, so this decides nothing."
+        sentence += "; one document gives no interval, so this is undecided."
         return Finding(measure, overall.verdict, sentence)
     sentence += {
-        "kept": f", within the ±{margin:g} that count as kept.",
+        "kept": f", within the margin of ±{margin:g} that counts as kept.",
         "lost": ": the model predicts worse than its base.",
         "gained": ": the model predicts better than its base.",
-        "undecided": ": the interval is too wide to decide; measure more text.",
+        "undecided": ": the interval is too wide to decide; measure more texts.",
     }[overall.verdict]
     for word in ("lost", "gained"):
         ranges = [f"{bucket.first} to {bucket.last}" for bucket in buckets if bucket.verdict == word]
         if ranges and word != overall.verdict:
-            sentence += f" It {word} where {', '.join(ranges)} tokens are seen."
+            sentence += f" It {word} with {', '.join(ranges)} tokens seen."
     return Finding(measure, overall.verdict, sentence)

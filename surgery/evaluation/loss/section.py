@@ -44,7 +44,7 @@ def loss_section(
 
 
 def loss_warnings(section: LossSection) -> list[str]:
-    """Intervals that are too narrow, and texts that the options left out."""
+    """Too few documents, and texts that the limit left out."""
     found = []
     data, sliding = section.data, section.kind == "sliding"
     documents = sum(1 for text in data.texts if text.sequences)
@@ -56,7 +56,7 @@ def loss_warnings(section: LossSection) -> list[str]:
     if used == limit and (data.left_out or data.unread):
         what = "text" if sliding else "sequence"
         asked = f"one {what} was" if limit == 1 else f"{limit} {what}s were"
-        found.append(f"{section.title}: {asked} asked for; the texts hold more.")
+        found.append(f"{section.title}: {asked} asked for; the texts are longer.")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Next-token losses at every position, without ever holding a (length, vocabulary) matrix."""
+"""Next-token losses at every position, without a (length, vocabulary) matrix in memory."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def token_losses(
         model: a causal language model of transformers.
         input_ids: ``(batch, length)``, without padding.
         chunk: tokens per pass of the base model; all at once by default.
-        rows: positions whose logits are held at once; by default as many as fit into :data:`LOGITS_AT_ONCE`.
-        on_tokens: told of tokens as they are done, over the whole batch.
+        rows: positions whose logits are in memory at once; default: as many as fit into :data:`LOGITS_AT_ONCE`.
+        on_tokens: called with each count of finished tokens, over the whole batch.
 
     Returns:
         ``(batch, length - 1)``, float32, on the CPU; entry i is the loss of token i + 1.

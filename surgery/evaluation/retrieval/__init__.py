@@ -1,4 +1,4 @@
-"""Retrieval: whether the model completes a probe, by length and depth."""
+"""Retrieval: does the model complete a probe, by length and depth?"""
 
 from surgery.evaluation.measure import MeasureKind
 from surgery.evaluation.retrieval.measure import RetrievalMeasure

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RetrievalMeasure(Measure):
-    """Exact match of the greedy continuation, and the loss of the right one."""
+    """Exact match of the greedy continuation, and the loss of the right answer."""
 
     part: RetrievalPart
 
@@ -69,7 +69,7 @@ class RetrievalMeasure(Measure):
         found = []
         for unit, probe, guess, loss in zip(units, probes, logits.argmax(-1).tolist(), losses.tolist(), strict=True):
             if math.isnan(loss):
-                raise SurgeryError(f"{subject.name}: the loss of the answer is not a number (task {self.part.task}).")
+                raise SurgeryError(f"{subject.name}: the loss of the answer is not a number (task {self.part.task})")
             hits = [token == right for token, right in zip(guess, probe.answer, strict=True)]
             exact = all(hits) or self._other_tokens(subject, probe, guess, hits.index(False))
             length, depth, _ = unit.payload
@@ -108,7 +108,7 @@ def _answer_logits(
 ) -> torch.Tensor:
     """Logits for each token of the answer, given the prompt and the answer before it, ``(batch, answer, vocabulary)``.
 
-    Greedy decoding gives the answer exactly where each of its tokens is the greatest here.
+    Greedy decoding gives the answer exactly if each of its tokens has the greatest logit here.
     """
     cache, first = prefill(model, prompts, chunk, on_tokens)
     if answers.shape[1] == 1:

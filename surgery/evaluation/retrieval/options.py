@@ -12,13 +12,13 @@ Depth = Annotated[float, Field(ge=0, le=1)]
 
 
 class RetrievalPart(PartOptions):
-    """Retrieval by distance and depth: does the model find a fact again?"""
+    """Retrieval by length and depth: does the model find a fact in the text?"""
 
     kind: Literal["retrieval"]
-    task: Literal["abcdigits", "needle", "passkey", "induction"] = Field(description="What the model must find.")
+    task: Literal["abcdigits", "needle", "passkey", "induction"] = Field(description="Kind of prompt.")
     lengths: list[Length] = Field(min_length=1, description="Tokens of prompt and answer.")
     depths: list[Depth] = Field(
-        default=[0.0, 0.25, 0.5, 0.75, 1.0], min_length=1, description="Where it stands: 0 is the start of the text."
+        default=[0.0, 0.25, 0.5, 0.75, 1.0], min_length=1, description="Depth of the fact: 0 is the start of the text."
     )
     samples: PositiveInt = Field(default=4, description="Prompts for each length and depth.")
     needles: PositiveInt | None = Field(

@@ -14,13 +14,13 @@ class Score:
 
     Attributes:
         length: tokens of prompt and answer.
-        prompts: how many.
+        prompts: number of prompts.
         exact: share of prompts with the whole answer right.
-        right: share of the answers' tokens that are right; what the verdict is about.
+        right: share of right answer tokens; the verdict is about this share.
         loss: of the right answer, nats per token.
         base_exact, base_right, base_loss: of the base.
         difference: of ``right``, model minus base, paired prompt by prompt; below zero the model is worse.
-        verdict: what the difference and its interval say.
+        verdict: on the difference and its interval.
     """
 
     length: int | None

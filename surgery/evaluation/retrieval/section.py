@@ -84,7 +84,7 @@ def _grid(rows: Rows, lengths: Sequence[int], depths: Sequence[float], value: Ca
 
 
 def _score(length: int | None, rows: Rows, reference: Rows | None, margin: float) -> Score:
-    # Each prompt is drawn afresh, so each is a group of its own.
+    # Prompts are independent, so each is a group.
     resampling = Resampling(range(len(rows)))
     ones = np.ones(len(rows))
 
@@ -113,12 +113,12 @@ def _finding(title: str, overall: Score, margin: float) -> Finding:
     if overall.verdict == "no difference":
         return Finding(title, "no difference", "Every answer and its loss are exactly the same in both models.")
     sentence = (
-        f"Of the answers' tokens {overall.right.value:.1%} are right, {overall.base_right.value:.1%} in the base; the "
+        f"{overall.right.value:.1%} of the answer tokens are right, {overall.base_right.value:.1%} in the base; the "
         f"share changed by {change_in_words(overall.difference)}. Whole answers: {overall.exact.value:.1%}, base "
         f"{overall.base_exact.value:.1%}."
     )
     sentence += {
-        "kept": f" That is within the ±{margin:g} that count as kept.",
+        "kept": f" This is within the margin of ±{margin:g} that counts as kept.",
         "undecided": " The interval is too wide to decide; measure more prompts.",
     }.get(overall.verdict, "")
     return Finding(title, overall.verdict, sentence)

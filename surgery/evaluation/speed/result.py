@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class SpeedCase:
-    """Tokens per second; ``time_ratio`` is time over the base's, the median over turns: above 1 is slower."""
+    """Tokens per second; ``time_ratio`` is the time divided by the time of the base, the median over turns."""
 
     case: str
     rate: float
@@ -18,7 +18,7 @@ class SpeedCase:
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes of one model: ``prefill`` is the most beside the weights, None where the system does not tell."""
+    """Bytes of one model: ``prefill`` is the peak beside the weights, None where the system does not report it."""
 
     model: int
     tokens: int
@@ -38,7 +38,7 @@ class SpeedResult:
 
 @dataclass(frozen=True)
 class SpeedSection:
-    """How fast and how large; information, not part of the verdict."""
+    """Speed and memory; not part of the verdict."""
 
     kind: Literal["speed"]
     title: str

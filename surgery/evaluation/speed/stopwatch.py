@@ -1,4 +1,4 @@
-"""Timing of several ways in turn, so that a noisy moment hits all of them alike."""
+"""Timing of several alternatives in turn, so that noise affects all of them alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Call = Callable[[], Any]
 
 
 def interleaved(ways: Mapping[str, Call], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each way, taken in turn, so that a noisy moment hits all of them alike."""
+    """Seconds of each alternative, measured in turn, so that noise affects all of them alike."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(warmup + repeats):
         order = list(ways) if turn % 2 else list(ways)[::-1]

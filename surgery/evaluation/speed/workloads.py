@@ -1,4 +1,4 @@
-"""How fast and how large: what is timed, and what is weighed."""
+"""The timed workloads, prefill and decoding, and the memory of a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Call = Callable[[], Any]
 
 
 def prefill_call(model: Any, length: int) -> Call:
-    """One forward pass over ``length`` tokens, head on the last only where the model knows how."""
+    """One forward pass over ``length`` tokens; the head runs on the last token only, if the model supports it."""
     tokens = _tokens(model, length)
 
     @torch.no_grad()
@@ -29,7 +29,7 @@ def prefill_call(model: Any, length: int) -> Call:
 
 
 def decoding_call(model: Any, prompt: int, steps: int) -> Call:
-    """``steps`` tokens, one at a time, after a prompt that is kept in a cache."""
+    """``steps`` tokens, one at a time, after a prompt in the cache."""
     tokens = _tokens(model, prompt)
     cache = new_cache(model)
     with torch.no_grad():
@@ -46,9 +46,9 @@ def decoding_call(model: Any, prompt: int, steps: int) -> Call:
 
 
 def memory(model: Any, length: int) -> dict[str, int | None]:
-    """Bytes: of the weights, of a cache of ``length`` tokens, and the most that a prefill needs beside the weights.
+    """Bytes of the weights, of a cache of ``length`` tokens, and the peak of a prefill beside the weights.
 
-    The last is None where the system does not tell: on a CPU it takes Linux.
+    The peak is None where the system does not report it; on a CPU, only Linux does.
     """
     weights = sum(tensor.numel() * tensor.element_size() for tensor in _once(model))
     cache = new_cache(model)
@@ -77,7 +77,7 @@ def _tokens(model: Any, length: int) -> torch.Tensor:
 
 
 def _once(model: Any) -> list[torch.Tensor]:
-    """Parameters and buffers, tied ones once."""
+    """Parameters and buffers; tied ones count once."""
     return list({id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values())
 
 
@@ -87,7 +87,7 @@ def _wait(model: Any) -> None:
 
 
 def _reset_peak(model: Any) -> int | None:
-    """Bytes in use now, from which the peak is counted."""
+    """Bytes in use now; the peak is counted from here."""
     gc.collect()
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)

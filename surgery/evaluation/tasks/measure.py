@@ -1,4 +1,4 @@
-"""Short tasks of lm-evaluation-harness, through its own model class around ours, so that numbers are its own."""
+"""Short tasks of lm-evaluation-harness, run with its own model class around the loaded model."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class TasksMeasure(Measure):
     part: TasksPart
 
     def plan(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, documents: Sequence[Document]) -> PartPlan:
-        """One unit for each task. How many tokens they take is not known before, so progress counts none."""
+        """One unit for each task. The number of tokens is not known in advance, so progress counts none."""
         try:
             installed = version("lm_eval")
         except PackageNotFoundError as error:
             raise UsageError(
-                "parts of kind `tasks` need lm-evaluation-harness, which is not installed.",
-                hint="pip install 'model-surgery[eval]'",
+                "parts of kind `tasks` need lm-evaluation-harness, which is not installed",
+                hint="Run: pip install 'model-surgery[eval]'",
             ) from error
         units = tuple(Unit(name, 0, name, name) for name in self.part.names)
         definitions = self._definitions()
@@ -56,8 +56,8 @@ class TasksMeasure(Measure):
         for unit in units:
             if unit.payload not in manager.all_tasks:
                 raise UsageError(
-                    f"lm-eval knows no task {unit.payload!r}.",
-                    hint="`lm-eval ls tasks` names those it has; your own go into a folder, named by `definitions`.",
+                    f"lm-eval has no task {unit.payload!r}",
+                    hint="`lm-eval ls tasks` lists its tasks. Put your own tasks into a folder and set `definitions`.",
                 )
             result = lm_eval.simple_evaluate(
                 model=wrapped,
@@ -68,7 +68,7 @@ class TasksMeasure(Measure):
                 bootstrap_iters=0,
                 log_samples=True,
             )
-            assert result is not None  # it is None on the other processes of several only
+            assert result is not None  # None only on other processes than the first
             metrics, samples = _numbers(result)
             found.append(
                 {
@@ -82,12 +82,12 @@ class TasksMeasure(Measure):
         return found
 
     def _definitions(self) -> dict[str, str]:
-        """Hashes of the user's own task definitions, which decide the numbers."""
+        """Hashes of the user's own task definitions; the numbers depend on them."""
         if self.part.definitions is None:
             return {}
         folder = Path(self.part.definitions)
         if not folder.is_dir():
-            raise UsageError(f"definitions: there is no folder {self.part.definitions!r}.")
+            raise UsageError(f"definitions: there is no folder {self.part.definitions!r}")
         files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
         return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -108,7 +108,7 @@ def lm_eval_command(part: TasksPart, folder: Path, task: str, run: RunOptions, d
 
 
 def _numbers(result: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Metrics of every (sub)task as ``task: metric,filter``, and single examples of those that have them."""
+    """Metrics of every (sub)task as ``task: metric,filter``, and their values for each example if there are any."""
     metrics: dict[str, float] = {}
     samples: dict[str, dict[str, float]] = {}
     for task, own in result["results"].items():

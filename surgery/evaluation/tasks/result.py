@@ -10,7 +10,7 @@ from surgery.evaluation.estimates import Estimate, Finding, Word
 
 @dataclass(frozen=True)
 class TaskScore:
-    """A metric of a task: ``task: metric,filter``; paired by example where the metric has a value for each."""
+    """A metric of a task: ``task: metric,filter``; paired by example if the metric has a value for each example."""
 
     metric: str
     value: float
@@ -23,7 +23,7 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class TasksResult:
-    """All tasks of one model, and the plain lm-eval commands that give the same."""
+    """All tasks of one model, and the lm-eval commands that give the same scores."""
 
     model: int
     scores: tuple[TaskScore, ...]

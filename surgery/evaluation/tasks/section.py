@@ -83,10 +83,10 @@ def _finding(leading: Sequence[tuple[dict[str, float], dict[str, float]]], margi
     difference, word = _paired(own, base, margin, False)
     title = f"{len(leading)} short task{'s' if len(leading) > 1 else ''}"
     if word == "no difference":
-        return Finding(title, word, f"The same score on each of {len(own)} examples.")
+        return Finding(title, word, f"Both models have the same score on each of {len(own)} examples.")
     sentence = f"The first score of each task changed by {change_in_words(difference)} over {len(own)} examples."
     sentence += {
-        "kept": f" That is within the ±{margin:g} that count as kept.",
+        "kept": f" This is within the margin of ±{margin:g} that counts as kept.",
         "undecided": " The interval is too wide to decide; measure more examples.",
     }.get(word, "")
     return Finding(title, word, sentence)

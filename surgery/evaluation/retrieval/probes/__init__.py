@@ -1,4 +1,4 @@
-"""Prompts whose right continuation is known: retrieval at a given length and depth, random but for a seed."""
+"""Prompts with a known right continuation, for retrieval at a given length and depth; random with a seed."""
 
 from surgery.evaluation.retrieval.probes.abcdigits import abcdigits, abcdigits_lines
 from surgery.evaluation.retrieval.probes.factory import make_probe

@@ -1,8 +1,8 @@
 """ABCDigits, the retrieval task of "Screening Is Enough" (arXiv 2604.01178).
 
-Lines like ``A=967892``: 26 letters, each with its own number of six digits. The target's line stands once, at a given
-depth, and again last, its digits removed. The other lines are drawn with weights 2^0 to 2^24, shuffled over the other
-25 letters, each at least once. The model completes the digits.
+Lines like ``A=967892``: 26 letters, each with its own number of six digits. The target's line appears once, at a given
+depth, and again at the end without its digits, which the model completes. The other lines are drawn with weights 2^0
+to 2^24, shuffled over the other 25 letters, each at least once.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ def abcdigits_lines(lines: int, depth: float, draw: random.Random) -> tuple[list
     """The lines before the question, the target's letter and its digits.
 
     Args:
-        lines: how many, the target's among them; at least 26.
-        depth: where the target's line stands: 0 is first, 1 last.
-        draw: the source of chance.
+        lines: number of lines with the target's line; at least 26.
+        depth: position of the target's line: 0 is first, 1 is last.
+        draw: the random source.
 
     Raises:
-        ValueError: fewer than 26 lines, since every letter stands at least once.
+        ValueError: fewer than 26 lines; every letter needs one.
     """
     if lines < FEWEST_LINES:
         raise ValueError(f"ABCDigits needs at least {FEWEST_LINES} lines, not {lines}")

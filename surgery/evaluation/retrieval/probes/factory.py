@@ -1,4 +1,4 @@
-"""Probes of a given length in tokens: as many lines or sentences as fit."""
+"""Probes of a given length in tokens, with as many lines or sentences as fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from surgery.evaluation.retrieval.probes.probe import Probe
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# (how many lines or sentences, depth, chance) to prompt and answer.
+# (number of lines or sentences, depth, random source) -> prompt and answer.
 Builder = Callable[[int, float, random.Random], tuple[str, str]]
 
 DEFAULT_NEEDLES = 3
@@ -42,11 +42,11 @@ def make_probe(
         try:
             return induction(length, depth, _ordinary(tokenizer, vocabulary), prefix, random.Random(seed))
         except ValueError as error:
-            raise UsageError(f"task induction: {error}", hint="Give greater lengths in the suite.") from error
+            raise UsageError(f"task induction: {error}", hint="Set greater lengths in the suite.") from error
     if task == "needle":
         count = needles or DEFAULT_NEEDLES
         if count > most_needles():
-            raise UsageError(f"needles: {count} is more than the {most_needles()} that have names")
+            raise UsageError(f"needles: {count} is more than the limit of {most_needles()}")
         return _fitted(_with_needles(count), count, length, depth, seed, tokenizer, prefix, task)
     builder, fewest = {"abcdigits": (abcdigits, FEWEST_LINES), "passkey": (passkey, 1)}[task]
     return _fitted(builder, fewest, length, depth, seed, tokenizer, prefix, task)
@@ -66,7 +66,7 @@ def _fitted(
     prefix: Sequence[int],
     task: str,
 ) -> Probe:
-    """The longest that fits, by halving: more lines are more tokens, as good as always."""
+    """The longest probe that fits, by bisection: more lines have more tokens, almost always."""
 
     def build(count: int) -> Probe:
         prompt, answer = builder(count, depth, random.Random(seed))
@@ -78,8 +78,8 @@ def _fitted(
     best = build(fewest)
     if size(best) > length:
         raise UsageError(
-            f"task {task} needs at least {size(best)} tokens with this tokenizer; {length} are too few.",
-            hint="Give greater lengths in the suite.",
+            f"task {task} needs at least {size(best)} tokens with this tokenizer; {length} are too few",
+            hint="Set greater lengths in the suite.",
         )
     low, high = fewest, fewest + length  # a line has at least one token
     while high - low > 1:
@@ -93,12 +93,12 @@ def _fitted(
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, prefix: Sequence[int], prompt: str, answer: str) -> Probe:
-    """The answer's tokens are those that follow the prompt's when both are read as one text."""
+    """The tokens of the answer are those after the prompt when both are tokenized as one text."""
     before = list(tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
     whole = list(tokenizer(prompt + answer, add_special_tokens=False, verbose=False)["input_ids"])
     if whole[: len(before)] == before and len(whole) > len(before):
         after = whole[len(before) :]
-    else:  # this tokenizer joins the end of the prompt with the answer; a model would not go on like that
+    else:  # the tokenizer joins the end of the prompt and the answer; a model would not continue so
         after = list(tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"])
     return Probe((*prefix, *before), tuple(after), answer)
 

@@ -1,4 +1,4 @@
-"""Facts hidden in plain sentences: a passkey among a few that repeat, needles among many that vary."""
+"""Facts hidden in plain sentences: a passkey among repeated sentences, needles among varied sentences."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CODE_DIGITS = 5
 
 
 def passkey(sentences: int, depth: float, draw: random.Random) -> tuple[str, str]:
-    """Prompt and answer: one key of five digits among ``sentences`` sentences that repeat."""
+    """Prompt and answer: one key of five digits among ``sentences`` repeated sentences."""
     key = _code(draw)
     body = [_REPEATED[place % len(_REPEATED)] for place in range(sentences)]
     body.insert(round(depth * sentences), f"The pass key is {key}. Remember that {key} is the pass key.")
@@ -29,13 +29,13 @@ def passkey(sentences: int, depth: float, draw: random.Random) -> tuple[str, str
 
 
 def needle(sentences: int, depth: float, draw: random.Random, needles: int = 3) -> tuple[str, str]:
-    """Prompt and answer: the codes of several things among ``sentences`` varied sentences; one is asked for.
+    """Prompt and answer: codes of several things among ``sentences`` varied sentences; the prompt asks for one.
 
     Args:
-        sentences: of the haystack.
-        depth: where the needle stands that is asked for; the others stand anywhere.
-        draw: the source of chance.
-        needles: how many there are.
+        sentences: number of sentences of the haystack.
+        depth: position of the needle that the prompt asks for; the others are at random positions.
+        draw: the random source.
+        needles: number of needles.
     """
     places = draw.sample([f"{colour} {thing}" for colour in _COLOURS for thing in _THINGS], needles)
     codes: list[str] = []
@@ -46,7 +46,7 @@ def needle(sentences: int, depth: float, draw: random.Random, needles: int = 3) 
     body = [
         f"{draw.choice(_WHO)} {draw.choice(_DID)} {draw.choice(_WHAT)} {draw.choice(_WHEN)}." for _ in range(sentences)
     ]
-    # From the back, so that a sentence put in does not move the places before it.
+    # From the back, so that an inserted sentence does not move the positions before it.
     where = [(round(depth * sentences), 0), *((draw.randint(0, sentences), other) for other in range(1, needles))]
     for at, which in sorted(where, reverse=True):
         body.insert(at, f"The code of the {places[which]} is {codes[which]}.")
@@ -55,7 +55,7 @@ def needle(sentences: int, depth: float, draw: random.Random, needles: int = 3) 
 
 
 def most_needles() -> int:
-    """As many needles as there are things to name."""
+    """The largest number of needles: one for each thing."""
     return len(_COLOURS) * len(_THINGS)
 
 

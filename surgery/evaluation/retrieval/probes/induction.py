@@ -1,4 +1,4 @@
-"""Copying: random tokens, of which a stretch begins again at the end. What small models can do, if anything."""
+"""Copying (induction): random tokens, and at the end the start of an earlier stretch. Small models can do it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def induction(length: int, depth: float, tokens: Sequence[int], prefix: Sequence
 
     Args:
         length: prompt and answer.
-        depth: where the stretch stands the first time: 0 is at the start, 1 right before it begins again.
-        tokens: those to draw from.
+        depth: position of the first copy of the stretch: 0 is the start, 1 is right before the second copy.
+        tokens: the tokens to draw from.
         prefix: special tokens that the tokenizer puts first.
-        draw: the source of chance.
+        draw: the random source.
 
     Raises:
-        ValueError: the length leaves no room.
+        ValueError: the length is too short.
     """
     room = length - len(prefix) - CUE - ANSWER
     if room < CUE + ANSWER:

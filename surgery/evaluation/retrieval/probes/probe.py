@@ -1,4 +1,4 @@
-"""What a probe is."""
+"""A probe: a prompt with its right continuation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Probe:
-    """A prompt and its right continuation, as tokens; ``text`` of the answer where the probe is made of text."""
+    """A prompt and its right continuation, as tokens; ``text`` is the answer, None for probes of random tokens."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
