@@ -74,14 +74,19 @@ def _printed(*arguments: str) -> str:
 
 
 def _commands() -> str:
-    root = typer.main.get_command(app)
-    leaves = list(_leaves(root, root.make_context("surgery", [], resilient_parsing=True)))
+    leaves = commands()
     lines = []
     for path, command, _ in leaves:
         name = " ".join(path)
         lines.append(f"- [`{name}`](#{name.replace(' ', '-')}): {_first_sentence(command.help or '')}")
     parts = ["\n".join(_command(path, command, context)) for path, command, context in leaves]
     return "\n\n".join(["Every command takes `-h` and `--help`.", "\n".join(lines), *parts])
+
+
+def commands() -> list[tuple[tuple[str, ...], Any, Any]]:
+    """Each command: its words, the parsed command, and its context."""
+    root = typer.main.get_command(app)
+    return list(_leaves(root, root.make_context("surgery", [], resilient_parsing=True)))
 
 
 def _leaves(

@@ -6,7 +6,7 @@ import ast
 import re
 from pathlib import Path
 
-from tests.documentation.links import ROOT
+from tests.documentation.links import ROOT, links
 
 PACKAGE = ROOT / "surgery"
 # A page or folder of the clone. `docs/` as a folder of the user's own texts is written in examples as texts/.
@@ -52,6 +52,11 @@ def test_no_template_recipe_or_suite_names_one() -> None:
     shipped += (ROOT / "suites").glob("*.yaml")
     assert len(shipped) > 15
     assert not {f"{path.name}: {found}" for path in shipped for found in _faults(path.read_text(encoding="utf-8"))}
+
+
+def test_the_links_of_the_card_lead_out_of_the_folder_or_to_its_files() -> None:
+    template = (PACKAGE / "conversion" / "card.md.jinja").read_text(encoding="utf-8")
+    assert all(re.match(r"https://|\{\{", target) for target in links(template))
 
 
 def test_the_check_finds_such_a_name() -> None:
