@@ -18,7 +18,7 @@ MEDIAN_LINES = 130
 REGISTRATION = "surgery.commands.app"
 # What is left. An entry that is done is an error.
 KNOWN_CIRCLES: set[str] = {"surgery.recovery"}
-KNOWN_TWINS: set[str] = {"Estimate", "Guard", "Operation", "Outcome", "Passage", "Row", "Session"}
+KNOWN_TWINS: set[str] = {"Estimate", "Guard", "Operation", "Outcome", "Row", "Session"}
 KNOWN_LONG: set[str] = {"recovery/trainer.py", "runtime/modeling_surgery.py"}
 
 

@@ -1,12 +1,13 @@
-"""Choosing thresholds and windows without training: text through the model, what each head could reject, and the guard.
+"""Choose thresholds and windows on texts, without training.
 
-``calibrate`` observes passages (forward and back, on a sample of queries), chooses for every head under one price for
-damage, and tries the choice on passages that were held out until the loss there rises by no more than is allowed.
-``sweep`` measures several choices from the same evidence: the loss against the share of keys that is rejected.
+``calibrate`` observes passages (one pass forward and back, a sample of queries), chooses a threshold and a window for
+every head, and measures the loss on passages that were held out, until it rises by no more than is allowed. ``sweep``
+measures several choices from one observation: the loss against the share of rejected keys.
 """
 
-from surgery.operations.screening.calibration.calibration import CalibrationSettings, calibrate
+from surgery.operations.screening.calibration.calibration import calibrate
 from surgery.operations.screening.calibration.loss_sweep import Sweep, sweep
 from surgery.operations.screening.calibration.results import Calibration, read_calibration
+from surgery.operations.screening.calibration.settings import CalibrationSettings
 
 __all__ = ["Calibration", "CalibrationSettings", "Sweep", "calibrate", "read_calibration", "sweep"]

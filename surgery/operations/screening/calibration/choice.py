@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from surgery.operations.screening.calibration.grid import Array, Grid, Tally
+from surgery.operations.screening.calibration.grid import Array, Grid, PassageSums
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Effects:
     """What the observed passages say, by layer, head, threshold and window.
 
     Attributes:
@@ -27,18 +27,18 @@ class Evidence:
     damage: Array
 
 
-def weigh(passages: Sequence[tuple[int, Tally]]) -> Evidence:
+def mean_effects(passages: Sequence[tuple[int, PassageSums]]) -> Effects:
     """Put passages of several texts and lengths together; each length counts alike.
 
     Args:
-        passages: tokens and tally of each.
+        passages: tokens and sums of each.
     """
-    by_length: dict[int, list[Tally]] = {}
+    by_length: dict[int, list[PassageSums]] = {}
     for length, tally in passages:
         by_length.setdefault(length, []).append(tally)
     rejected = [np.mean([tally.rejected / tally.keys for tally in found], axis=0) for found in by_length.values()]
     damage = [np.mean([tally.damage / tally.queries / 2 for tally in found], axis=0) for found in by_length.values()]
-    return Evidence(
+    return Effects(
         rejected=np.mean(rejected, axis=0),
         mass=np.max([tally.mass / tally.queries for _, tally in passages], axis=0),
         damage=np.mean(damage, axis=0),
@@ -47,7 +47,7 @@ def weigh(passages: Sequence[tuple[int, Tally]]) -> Evidence:
 
 @dataclass(frozen=True)
 class Choice:
-    """Indices into the grid for each layer and head, and what the evidence says of them.
+    """Indices into the grid for each layer and head, and their effects.
 
     Attributes:
         threshold, window: ``(layers, heads)``.
@@ -65,24 +65,36 @@ class Choice:
         return (self.threshold == 0) & (self.window == len(grid.windows) - 1)
 
 
-def by_damage(evidence: Evidence, price: float, shared: Sequence[int] | None = None) -> Choice:
+def choose_by_damage(effects: Effects, price: float, shared: Sequence[int] | None = None) -> Choice:
     """For each head what gives the most rejected keys less damage.
 
     Args:
-        evidence: what is known.
+        effects: of every threshold and window.
         price: so much damage, summed over all heads, is worth rejecting all keys of all heads.
         shared: of each layer how many heads, one after the other, have one window; by default each its own.
     """
-    heads = math.prod(evidence.rejected.shape[:2])
-    return _best(evidence, evidence.rejected / heads - evidence.damage / price, shared)
+    heads = math.prod(effects.rejected.shape[:2])
+    return _best(effects, effects.rejected / heads - effects.damage / price, shared)
 
 
-def by_mass(evidence: Evidence, budget: float, shared: Sequence[int] | None = None) -> Choice:
+def first_price(effects: Effects, allowed: float, shared: Sequence[int] | None = None) -> float:
+    """The price at which the estimated damage equals ``allowed``, by bisection; ``shared`` as in choose_by_damage."""
+    low, high = 1e-9, 1e6
+    while high / low > 1.05:
+        middle = math.sqrt(low * high)
+        if choose_by_damage(effects, middle, shared).damage <= allowed:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def choose_by_mass(effects: Effects, budget: float, shared: Sequence[int] | None = None) -> Choice:
     """For each head what rejects the most keys while no more than this share of mass is lost in any passage."""
-    return _best(evidence, np.where(evidence.mass <= budget, evidence.rejected, -np.inf), shared)
+    return _best(effects, np.where(effects.mass <= budget, effects.rejected, -np.inf), shared)
 
 
-def _best(evidence: Evidence, worth: Array, shared: Sequence[int] | None) -> Choice:
+def _best(effects: Effects, worth: Array, shared: Sequence[int] | None) -> Choice:
     layers, heads, _, windows = worth.shape
     sizes = shared or (1,) * layers
     window = np.empty((layers, heads), dtype=np.int64)
@@ -92,7 +104,5 @@ def _best(evidence: Evidence, worth: Array, shared: Sequence[int] | None) -> Cho
         window[layer] = (windows - 1 - together[:, ::-1].argmax(-1)).repeat(size)
     layer_index, head_index = np.ogrid[:layers, :heads]
     threshold = worth[layer_index, head_index, :, window].argmax(-1)
-    rejected, damage = (
-        part[layer_index, head_index, threshold, window] for part in (evidence.rejected, evidence.damage)
-    )
+    rejected, damage = (part[layer_index, head_index, threshold, window] for part in (effects.rejected, effects.damage))
     return Choice(threshold, window, float(rejected.mean()), float(damage.sum()))

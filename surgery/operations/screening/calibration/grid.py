@@ -47,7 +47,7 @@ class Grid:
 
 
 @dataclass
-class Tally:
+class PassageSums:
     """Sums over queries for one text: what is rejected, and what that costs, by layer, head, threshold and window.
 
     Attributes:
@@ -69,7 +69,7 @@ class Tally:
         self.rejected, self.mass, self.damage = (np.zeros(self.shape) for _ in range(3))
 
 
-def tally_head(
+def sum_over_keys(
     grid: Grid,
     weights: torch.Tensor,
     relevance: torch.Tensor,

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from surgery.evaluation.loss.token_losses import token_losses
+from surgery.evaluation.passages import Passage
 from surgery.operations.screening import open_start
 from surgery.operations.screening.calibration.choice import Choice
 from surgery.operations.screening.calibration.grid import Grid
 from surgery.operations.screening.calibration.observation import sample_rows, screening_modules
-from surgery.operations.screening.calibration.passages import Passage
-from surgery.operations.screening.calibration.results import GuardText
+from surgery.operations.screening.calibration.results import GuardedPassage
 from surgery.operations.screening.rejection import counting_rejections
 
 COUNTED_ROWS = 64
@@ -62,7 +62,7 @@ class Guard:
         """Tokens of one measurement of all passages."""
         return sum(len(passage.tokens) for passage in self.passages)
 
-    def measure(self, *, until: float | None = None) -> list[GuardText]:
+    def measure(self, *, until: float | None = None) -> list[GuardedPassage]:
         """The loss of every passage under the values that the model has now, and the share of keys rejected.
 
         Args:
@@ -78,7 +78,9 @@ class Guard:
             with counting_rejections(self.model, rows) as counts:
                 loss = self._loss(tokens, off=False)
             self.on_tokens(len(passage.tokens), "held-out text, screened")
-            measured.append(GuardText(passage.text, len(passage.tokens), self.losses[number], loss, counts.total()))
+            measured.append(
+                GuardedPassage(passage.document, len(passage.tokens), self.losses[number], loss, counts.total())
+            )
             if until is not None and not measured[-1].change <= until:
                 break
         return measured

@@ -19,18 +19,16 @@ from surgery.errors import PlanRefusedError, UsageError
 from surgery.loading import RunOptions, load_tokenizer
 from surgery.operations.inspection import converted_already, unverified_family
 from surgery.operations.screening import ScreeningOptions
-from surgery.operations.screening.calibration.calibration import (
+from surgery.operations.screening.calibration.calibration import resolved_options
+from surgery.operations.screening.calibration.calibrator import Calibrator, OnProgress
+from surgery.operations.screening.calibration.passages import divide, short_names, take
+from surgery.operations.screening.calibration.results import Calibration, GuardedPassage, Trial
+from surgery.operations.screening.calibration.settings import (
     CalibrationSettings,
-    OnProgress,
-    Work,
     check_settings,
-    first_price,
     known_lengths,
     recorded,
-    resolved_options,
 )
-from surgery.operations.screening.calibration.passages import divide, short_names, take
-from surgery.operations.screening.calibration.results import Calibration, GuardText, Trial
 
 # Nats per token, estimated; what these cost in truth is what a sweep measures.
 ALLOWED = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
@@ -38,7 +36,7 @@ BLOCK = 128
 
 
 @dataclass(frozen=True)
-class AtLength:
+class LengthResult:
     """What a point gives on the measured passages of one length: means over them, and the passage that loses most.
 
     ``blocks`` is the share of the blocks of 128 queries and 128 keys that no query head of a key-value head looks at,
@@ -71,7 +69,7 @@ class SweepPoint:
     price: float
     estimated: float
     observed: float
-    lengths: tuple[AtLength, ...]
+    lengths: tuple[LengthResult, ...]
     calibration: Calibration
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,22 +168,22 @@ def sweep(
     if measure_on:
         measured = take(short_names(read_documents(measure_on)), tokenizer, lengths, settings.hold_out)
 
-    from surgery.operations.screening.calibration.choice import by_damage
+    from surgery.operations.screening.calibration.choice import choose_by_damage, first_price
     from surgery.operations.screening.calibration.guard import Guard, head_values, set_values
     from surgery.operations.screening.calibration.source_model import open_model
 
-    work = Work(
+    calibrator = Calibrator(
         open_model(source.folder, anatomy, [screening.resolved()], run), screening, anatomy, settings, on_progress
     )
-    evidence, grid = work.observe(passages.observed)
-    guard = Guard(work.model, measured, work.say)
-    work.total += (len(allowed) + 1) * guard.tokens
+    effects, grid = calibrator.observe(passages.observed)
+    guard = Guard(calibrator.model, measured, calibrator.report)
+    calibrator.total += (len(allowed) + 1) * guard.tokens
     kept = {**recorded(settings, lengths, screening), "max_loss_increase": None}
     points = []
     for limit in sorted(set(allowed)):
-        price = first_price(evidence, limit, work.shared)
-        choice = by_damage(evidence, price, work.shared)
-        set_values(work.model, head_values(choice, grid, settings.softness), screening.heads)
+        price = first_price(effects, limit, calibrator.shared)
+        choice = choose_by_damage(effects, price, calibrator.shared)
+        set_values(calibrator.model, head_values(choice, grid, settings.softness), screening.heads)
         found = guard.measure()
         worst = max(text.change for text in found)
         calibration = Calibration(
@@ -193,7 +191,7 @@ def sweep(
             commit=source.commit,
             settings=kept,
             texts=passages.texts,
-            layers=work.layers(choice, evidence, grid),
+            layers=calibrator.layers(choice, effects, grid),
             guard=tuple(found),
             trials=(Trial(price, choice.rejected, choice.damage, worst),),
             warnings=("a point of a sweep: no guard chose it",),
@@ -203,7 +201,7 @@ def sweep(
     return Sweep(source.name, source.commit, kept, passages.texts, bool(measure_on), tuple(points))
 
 
-def by_length(measured: Sequence[GuardText], windows: Sequence[float], sinks: int) -> tuple[AtLength, ...]:
+def by_length(measured: Sequence[GuardedPassage], windows: Sequence[float], sinks: int) -> tuple[LengthResult, ...]:
     """Means over the passages of each length; ``windows`` of the key-value heads of all layers."""
     found = []
     for tokens in sorted({text.tokens for text in measured}):
@@ -212,7 +210,7 @@ def by_length(measured: Sequence[GuardText], windows: Sequence[float], sinks: in
         rejected = sum(text.rejected for text in own) / len(own)
         change = sum(text.change for text in own) / len(own)
         blocks = sum(blocks_outside(window, tokens, sinks) for window in windows) / len(windows)
-        found.append(AtLength(tokens, len(own), rejected, blocks, change, worst.change, worst.text))
+        found.append(LengthResult(tokens, len(own), rejected, blocks, change, worst.change, worst.text))
     return tuple(found)
 
 

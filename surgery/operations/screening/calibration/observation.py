@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from surgery.loading.head import LOGITS_AT_ONCE, base_output, head_logits, vocabulary, with_hidden
 from surgery.loading.model import recompute
-from surgery.operations.screening.calibration.grid import Grid, Tally, tally_head
+from surgery.operations.screening.calibration.grid import Grid, PassageSums, sum_over_keys
 
 # Above this the activations of a passage are not kept but computed again, layer by layer, on the way back.
 LONGEST_KEPT = 1536
@@ -33,7 +33,7 @@ def sample_rows(length: int, count: int, generator: torch.Generator) -> torch.Te
     return drawn.long().clamp(max=length - 1).unique()
 
 
-def observe_passage(model: Any, tokens: torch.Tensor, grid: Grid, rows: torch.Tensor) -> Tally:
+def observe_passage(model: Any, tokens: torch.Tensor, grid: Grid, rows: torch.Tensor) -> PassageSums:
     """What every threshold and window would reject in one passage, and what damage that would do to its loss.
 
     The model's screening is open. One pass forward shows the weights, one back the gradient g of the summed loss by
@@ -47,7 +47,7 @@ def observe_passage(model: Any, tokens: torch.Tensor, grid: Grid, rows: torch.Te
         rows: numbers of the queries to look at.
     """
     layers = screening_modules(model)
-    tally = Tally((len(layers), next(iter(layers.values()))[1].num_heads, *grid.shape))
+    tally = PassageSums((len(layers), next(iter(layers.values()))[1].num_heads, *grid.shape))
     again = tokens.shape[1] > LONGEST_KEPT
     with ExitStack() as stack:
         for number, (attention, screening) in enumerate(layers.values()):
@@ -65,7 +65,7 @@ def observe_passage(model: Any, tokens: torch.Tensor, grid: Grid, rows: torch.Te
 class _Watcher:
     """One layer: keeps what the forward pass shows until the gradient arrives, then tallies and forgets it."""
 
-    def __init__(self, tally: Tally, number: int, grid: Grid, screening: Any, rows: torch.Tensor) -> None:
+    def __init__(self, tally: PassageSums, number: int, grid: Grid, screening: Any, rows: torch.Tensor) -> None:
         self.tally, self.number, self.grid, self.screening, self.rows = tally, number, grid, screening, rows
         self.seen: list[Any] = []
         self.output: torch.Tensor | None = None
@@ -111,7 +111,7 @@ class _Watcher:
                 self.tally.keys += float(block.allowed.sum())
             for head in range(heads):
                 pull = gradient[0, block.rows, head].float() @ block.value[0, head // groups].float().T
-                found = tally_head(
+                found = sum_over_keys(
                     self.grid,
                     block.weights[0, head].float() * block.allowed[0, 0],
                     block.relevance[0, head],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgery.data import Document
 from surgery.errors import UsageError
-from surgery.evaluation.passages import special_prefix
+from surgery.evaluation.passages import Passage, special_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,15 +20,7 @@ SHORTEST = 64
 
 
 @dataclass(frozen=True)
-class Passage:
-    """Tokens of one text, special tokens of the tokenizer first."""
-
-    text: str
-    tokens: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Passages:
+class PassageSplit:
     """What is observed, what is held out, and an account of it by text."""
 
     observed: tuple[Passage, ...]
@@ -54,7 +46,7 @@ def divide(
     *,
     observe: int,
     hold_out: int,
-) -> Passages:
+) -> PassageSplit:
     """Cut passages of each length from as many texts as possible; what is held out is never observed.
 
     From each text the last part is held out: one passage of each length that fits into a third of the text. What is
@@ -109,13 +101,13 @@ def divide(
         {"name": document.name, "tokens": len(ids), **count}
         for document, ids, count in zip(documents, tokens, counts, strict=True)
     )
-    return Passages(tuple(observed), tuple(held_out), texts)
+    return PassageSplit(tuple(observed), tuple(held_out), texts)
 
 
 def take(
     documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int], count: int
 ) -> tuple[Passage, ...]:
-    """Passages to measure on alone: of each length ``count``, from the beginning of the texts on, which take turns.
+    """PassageSplit to measure on alone: of each length ``count``, from the beginning of the texts on, which take turns.
 
     Raises:
         UsageError: no text has a passage of a length.

@@ -15,7 +15,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class LayerChoice:
+class CalibratedLayer:
     """One layer: start values and, for each chosen head, the share of keys that the calibration texts lost.
 
     Of the form ``unit`` there are a gain and a bound too, and the share of the output's square that a head misses.
@@ -37,7 +37,7 @@ class LayerChoice:
 
 
 @dataclass(frozen=True)
-class GuardText:
+class GuardedPassage:
     """One held-out passage: its loss in nats per token without and with screening, and the share of keys rejected."""
 
     text: str
@@ -88,8 +88,8 @@ class Calibration:
     commit: str | None
     settings: Mapping[str, Any]
     texts: tuple[Mapping[str, Any], ...]
-    layers: tuple[LayerChoice, ...]
-    guard: tuple[GuardText, ...]
+    layers: tuple[CalibratedLayer, ...]
+    guard: tuple[GuardedPassage, ...]
     trials: tuple[Trial, ...]
     warnings: tuple[str, ...] = ()
 
@@ -162,14 +162,14 @@ def read_calibration(path: Path) -> Calibration:
             settings=content["settings"],
             texts=tuple(content["texts"]),
             layers=tuple(
-                LayerChoice(
+                CalibratedLayer(
                     entry["layer"],
                     *(tuple(entry[name]) for name in (*PARAMETERS, "rejected", "open")),
                     *(tuple(entry[name]) if name in entry else None for name in ("log2_gain", "log2_bound", "missed")),
                 )
                 for entry in content["layers"]
             ),
-            guard=tuple(GuardText(**entry) for entry in content["guard"]),
+            guard=tuple(GuardedPassage(**entry) for entry in content["guard"]),
             trials=tuple(Trial(**entry) for entry in content["trials"]),
             warnings=tuple(content["warnings"]),
         )

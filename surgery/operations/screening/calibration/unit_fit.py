@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from surgery.evaluation.passages import Passage
 from surgery.loading.head import last_only
 from surgery.operations.screening import UNIT_PARAMETERS, open_start
 from surgery.operations.screening.calibration.observation import sample_rows, screening_modules
-from surgery.operations.screening.calibration.passages import Passage
 
 Values = dict[str, list[list[float]]]
 Candidates = list[list[list[tuple[float, float]]]]
@@ -48,7 +48,7 @@ class Fit:
     missed: list[list[float]]
 
 
-def choose_edges(
+def choose_bounds(
     model: Any, passages: Sequence[Passage], full_window: int, rows: int, seed: int, on_tokens: OnTokens
 ) -> Values:
     """A threshold and a window for every head, such that a scaled unit is nearest to the head's output.
@@ -92,7 +92,7 @@ def choose_edges(
     return values
 
 
-def around(edges: Values, full_window: int) -> Candidates:
+def nearby_candidates(edges: Values, full_window: int) -> Candidates:
     """Thresholds and windows near those of every head; a full window stays one, and the last threshold is below one."""
     return [
         [
@@ -107,7 +107,7 @@ def around(edges: Values, full_window: int) -> Candidates:
     ]
 
 
-def as_they_are(edges: Values) -> Candidates:
+def fixed_candidates(edges: Values) -> Candidates:
     """These thresholds and windows alone."""
     return [
         [[pair] for pair in zip(*heads, strict=True)]
@@ -127,7 +127,7 @@ def fit_gains(
     """The best of the candidates of every head, with the gain and the bound that suit it.
 
     The unit's output lies along its sum H: only its length is free, bound tanh(gain |H| / bound). Arguments are as of
-    :func:`choose_edges`; ``candidates`` holds pairs of threshold and log2_window for every layer and head.
+    :func:`choose_bounds`; ``candidates`` holds pairs of threshold and log2_window for every layer and head.
     """
     seen: dict[int, list[list[torch.Tensor]]] = {}
     order = list(screening_modules(model))
@@ -235,7 +235,7 @@ def _run(
             # Logits are not asked for: the layers alone are looked at. Llama 4's base model with images has a head.
             tokens = torch.tensor([passage.tokens], device=model.device)
             base(input_ids=tokens, use_cache=False, **last_only(base))
-        on_tokens(len(passage.tokens), f"{what}: {passage.text}")
+        on_tokens(len(passage.tokens), f"{what}: {passage.document}")
 
 
 @contextmanager

@@ -19,10 +19,10 @@ from surgery.errors import PlanRefusedError, SurgeryError, UsageError
 from surgery.loading import load_model, operation_modules
 from surgery.operations import OPERATIONS
 from surgery.operations.screening.calibration import Calibration, CalibrationSettings, calibrate, read_calibration
-from surgery.operations.screening.calibration.choice import Evidence, by_damage, by_mass
+from surgery.operations.screening.calibration.choice import Effects, choose_by_damage, choose_by_mass
 from surgery.operations.screening.calibration.guard import Guard
 from surgery.operations.screening.calibration.passages import divide, short_names
-from surgery.operations.screening.calibration.results import GuardText
+from surgery.operations.screening.calibration.results import GuardedPassage
 from surgery.operations.screening.rejection import counting_rejections
 from tests.families import REPRESENTATIVES, VOCABULARY, families_for_the_matrix
 from tests.operations.screening.calibration.conftest import with_tokenizer
@@ -107,15 +107,15 @@ def test_a_shared_window_is_the_best_for_all_its_heads_together() -> None:
     rejected[0, 1] = [[0.1, 0.6, 0.0], [0.1, 0.6, 0.2]]
     rejected[0, 2] = [[0.5, 0.0, 0.0], [0.5, 0.0, 0.7]]
     rejected[0, 3] = [[0.4, 0.0, 0.0], [0.4, 0.0, 0.0]]
-    evidence = Evidence(rejected=rejected, mass=np.zeros_like(rejected), damage=np.zeros_like(rejected))
-    alone, together = by_damage(evidence, 1.0), by_damage(evidence, 1.0, [2])
+    effects = Effects(rejected=rejected, mass=np.zeros_like(rejected), damage=np.zeros_like(rejected))
+    alone, together = choose_by_damage(effects, 1.0), choose_by_damage(effects, 1.0, [2])
     assert alone.window.tolist() == [[0, 1, 2, 0]] and alone.threshold.tolist() == [[0, 0, 1, 0]]
     assert together.window.tolist() == [[1, 1, 0, 0]] and together.threshold.tolist() == [[1, 0, 0, 0]]
     assert together.rejected == pytest.approx((0.6 + 0.6 + 0.5 + 0.4) / 4)
     # By mass what one of the heads cannot afford is out for both, however much it would reject.
-    dear = Evidence(rejected, np.where(rejected > 0.55, 1.0, 0.0), np.zeros_like(rejected))
-    assert by_mass(dear, 0.5, [2]).window.tolist() == [[2, 2, 0, 0]]
-    assert by_mass(dear, 0.5, [2]).threshold.tolist() == [[1, 1, 0, 0]]
+    dear = Effects(rejected, np.where(rejected > 0.55, 1.0, 0.0), np.zeros_like(rejected))
+    assert choose_by_mass(dear, 0.5, [2]).window.tolist() == [[2, 2, 0, 0]]
+    assert choose_by_mass(dear, 0.5, [2]).threshold.tolist() == [[1, 1, 0, 0]]
 
 
 def test_it_does_not_matter_where_the_texts_lie(texts: Path, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_loss_that_bears_next_to_nothing_is_held(
     """The loss of a random mixture of experts may jump as soon as a router's choice flips, whatever the estimate."""
     measure = Guard.measure
 
-    def jumps(self: Guard, *, until: float | None = None) -> list[GuardText]:
+    def jumps(self: Guard, *, until: float | None = None) -> list[GuardedPassage]:
         return [
             replace(text, screened=text.loss + (1.0 if text.rejected > 0.01 else 0.0))
             for text in measure(self, until=None)

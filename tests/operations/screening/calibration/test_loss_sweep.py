@@ -20,7 +20,7 @@ from surgery.operations.screening import ScreeningOptions
 from surgery.operations.screening.calibration import CalibrationSettings, Sweep, sweep
 from surgery.operations.screening.calibration.loss_sweep import BLOCK, _group_windows, blocks_outside
 from surgery.operations.screening.calibration.passages import take
-from surgery.operations.screening.calibration.results import LayerChoice
+from surgery.operations.screening.calibration.results import CalibratedLayer
 from tests.anatomy.test_probing import tiny
 from tests.families import _MOE
 from tests.tokenizers import save_tiny_tokenizer
@@ -77,7 +77,7 @@ def test_blocks_outside_a_window_are_those_without_a_key_in_it(window: float, si
 def test_a_group_reaches_as_far_as_its_widest_head(swept: Sweep) -> None:
     shares = [[one.blocks for one in point.lengths] for point in swept.points]
     assert all(share == [0, 0] for share in shares)  # a passage of 64 tokens is one block
-    layer = LayerChoice(0, (0.0,) * 4, (0.0,) * 4, (3.0, 5.0, 2.0, 7.0), (0.0,) * 4, (False,) * 4)
+    layer = CalibratedLayer(0, (0.0,) * 4, (0.0,) * 4, (3.0, 5.0, 2.0, 7.0), (0.0,) * 4, (False,) * 4)
     calibration = replace(swept.points[0].calibration, layers=(layer,))
     anatomy = SimpleNamespace(heads=4, layers=[SimpleNamespace(kv_heads=2)])
     options = ScreeningOptions(full_window=64, open=True)
@@ -111,9 +111,11 @@ def test_what_is_taken_to_measure_on_comes_from_all_texts_and_twice_from_none(so
     documents = read_documents([texts])
     passages = take(documents, load_tokenizer(source), (32, 64), 5)
     assert [len(passage.tokens) for passage in passages] == [32] * 5 + [64] * 5
-    assert len({passage.text for passage in passages[:4]}) == len({passage.text for passage in passages[5:9]}) == 4
+    assert (
+        len({passage.document for passage in passages[:4]}) == len({passage.document for passage in passages[5:9]}) == 4
+    )
     assert len({passage.tokens for passage in passages}) == 10
-    assert passages[4].text == passages[0].text
+    assert passages[4].document == passages[0].document
     beginnings = {passage.tokens[:32] for passage in passages}
     assert len(beginnings) == 10  # a longer passage does not begin where a shorter one did
     with pytest.raises(UsageError, match="to measure on has"):

@@ -1,0 +1,222 @@
+"""The model that is calibrated, and each step of a calibration on it, with its progress."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from surgery.anatomy import Anatomy
+from surgery.errors import SurgeryError
+from surgery.evaluation.passages import Passage
+from surgery.operations.screening import PARAMETERS, ScreeningOptions
+from surgery.operations.screening.calibration.results import CalibratedLayer, GuardedPassage, Trial
+from surgery.operations.screening.calibration.settings import CalibrationSettings
+
+if TYPE_CHECKING:
+    from surgery.operations.screening.calibration.choice import Choice, Effects
+    from surgery.operations.screening.calibration.grid import Grid, PassageSums
+    from surgery.operations.screening.calibration.unit_fit import Fit
+
+OnProgress = Callable[[int, int, str], None]
+
+# How many choices are tried on the held-out passages; at least so many after the first that holds; and by how much
+# the first step changes the price. While nothing holds, each step down is the square of the one before.
+TRIALS = 6
+TRIALS_AFTER_HOLDING = 3
+FIRST_STEP = 4.0
+# The last price that is tried: it buys only what costs nothing by the estimate, and a lower one buys the same.
+LEAST_KNOB = 1e-30
+# A pass forward and back costs about so many passes forward.
+BACKWARD_COST = 3
+
+
+class Calibrator:
+    """The model at hand, and progress over all that is done with it."""
+
+    def __init__(
+        self,
+        model: Any,
+        screening: ScreeningOptions,
+        anatomy: Anatomy,
+        settings: CalibrationSettings,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self.model, self.screening, self.anatomy, self.settings = model, screening, anatomy, settings
+        self.on_progress, self.done, self.total = on_progress, 0, 0
+        # Of each screened layer how many query heads have one window; None for each its own.
+        self.shared: tuple[int, ...] | None = None
+        if settings.windows == "group":
+            assert isinstance(screening.layers, tuple)
+            self.shared = tuple(anatomy.heads // anatomy.layers[int(layer)].kv_heads for layer in screening.layers)
+
+    def observe(self, passages: Sequence[Passage]) -> tuple[Effects, Grid]:
+        """What every threshold and window would do to each head in these passages."""
+        import torch
+
+        from surgery.operations.screening.calibration.choice import mean_effects
+        from surgery.operations.screening.calibration.grid import Grid
+        from surgery.operations.screening.calibration.observation import observe_passage, sample_rows
+
+        assert self.screening.full_window is not None
+        grid = Grid.up_to(max(len(passage.tokens) for passage in passages), self.screening.full_window)
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        # The trials are not counted yet: how many there will be is known only then.
+        self.total = BACKWARD_COST * sum(len(passage.tokens) for passage in passages)
+        found: list[tuple[int, PassageSums]] = []
+        for passage in passages:
+            self.report(0, f"observing {passage.document}")
+            rows = sample_rows(len(passage.tokens), self.settings.rows, generator)
+            tokens = torch.tensor([passage.tokens], device=self.model.device)
+            found.append((len(passage.tokens), observe_passage(self.model, tokens, grid, rows)))
+            self.report(BACKWARD_COST * len(passage.tokens), f"observing {passage.document}")
+        return mean_effects(found), grid
+
+    def choose(
+        self, effects: Effects, grid: Grid, passages: Sequence[Passage]
+    ) -> tuple[Choice, list[GuardedPassage], list[Trial]]:
+        """The choice that rejects most among those tried whose loss holds on every held-out passage.
+
+        Raises:
+            SurgeryError: none does.
+        """
+        from surgery.operations.screening.calibration.choice import choose_by_damage, choose_by_mass, first_price
+        from surgery.operations.screening.calibration.guard import Guard, head_values, set_values
+
+        allowed = self.settings.max_loss_increase
+        guard = Guard(self.model, passages, self.report)
+        self.total += (TRIALS + 1) * guard.tokens
+        by_budget = self.settings.budget is not None
+        knob = self.settings.budget if self.settings.budget is not None else first_price(effects, allowed, self.shared)
+        holds: float | None = None
+        fails: float | None = None
+        best: tuple[Choice, list[GuardedPassage]] | None = None
+        trials: list[Trial] = []
+        last = TRIALS
+        fall = FIRST_STEP
+        while best is None or len(trials) < last:
+            choice = (choose_by_mass if by_budget else choose_by_damage)(effects, knob, self.shared)
+            set_values(self.model, head_values(choice, grid, self.settings.softness), self.screening.heads)
+            measured = guard.measure(until=allowed)
+            worst = max(text.change for text in measured)
+            trials.append(Trial(knob, choice.rejected, choice.damage, worst))
+            if worst <= allowed and len(measured) == len(passages):
+                if holds is None:
+                    last = max(TRIALS, len(trials) + TRIALS_AFTER_HOLDING)
+                holds = knob
+                if best is None or choice.rejected > best[0].rejected:
+                    best = choice, measured
+                if by_budget and fails is None:
+                    break  # what was asked for holds: more was not asked for
+            elif knob == LEAST_KNOB:
+                break
+            else:
+                fails = knob
+            knob = max(_next_knob(holds, fails, fall), LEAST_KNOB)
+            fall = min(fall * fall, 1 / LEAST_KNOB)
+        if best is None:
+            raise SurgeryError(
+                f"no choice keeps the loss on held-out text within +{allowed:g}: after {len(trials)} trials "
+                f"{trials[-1].rejected:.0%} of the keys rejected still cost {trials[-1].worst:+.4f}.",
+                hint="Allow more (--max-loss-increase), give more text, or start --open and train.",
+            )
+        return (*best, trials)
+
+    def layers(self, choice: Choice, effects: Effects, grid: Grid) -> tuple[CalibratedLayer, ...]:
+        """The choice as start values."""
+        from surgery.operations.screening.calibration.guard import head_values
+
+        values = head_values(choice, grid, self.settings.softness)
+        opened = choice.is_open(grid)
+        heads = self._heads()
+        assert isinstance(self.screening.layers, tuple)
+        found = []
+        for number, layer in enumerate(self.screening.layers):
+            shares = [
+                float(effects.rejected[number, head, choice.threshold[number, head], choice.window[number, head]])
+                for head in heads
+            ]
+            threshold, softness, log2_window = (
+                tuple(values[name][number][head] for head in heads) for name in PARAMETERS
+            )
+            is_open = tuple(bool(opened[number, head]) for head in heads)
+            found.append(CalibratedLayer(layer, threshold, softness, log2_window, tuple(shares), is_open))
+        return tuple(found)
+
+    def fit_units(
+        self, observed: Sequence[Passage], held_out: Sequence[Passage]
+    ) -> tuple[tuple[CalibratedLayer, ...], list[GuardedPassage]]:
+        """Start values of units, and what the held-out passages lose by them."""
+        from surgery.operations.screening.calibration.guard import Guard, set_values
+        from surgery.operations.screening.calibration.observation import screening_modules
+        from surgery.operations.screening.calibration.unit_fit import choose_bounds, fit_gains, nearby_candidates
+
+        assert self.screening.full_window is not None and self.screening.renormalisation is not None
+        tokens = sum(len(passage.tokens) for passage in observed)
+        guard = Guard(self.model, held_out, self.report)
+        self.total = 2 * tokens + 2 * guard.tokens
+        shared = (self.screening.full_window, self.settings.rows, self.settings.seed, self.report)
+        edges = choose_bounds(self.model, observed, *shared)
+        fit = fit_gains(self.model, observed, nearby_candidates(edges, self.screening.full_window), *shared)
+        exponents = [[self.screening.renormalisation] * self.anatomy.heads for _ in screening_modules(self.model)]
+        set_values(self.model, {**fit.values, "renormalisation": exponents}, self.screening.heads)
+        return self._fitted(fit), guard.measure()
+
+    def with_gains(self, layers: Sequence[CalibratedLayer], observed: Sequence[Passage]) -> tuple[CalibratedLayer, ...]:
+        """What was chosen for ``gated``, with the gains that the other end of the bridge needs."""
+        from dataclasses import replace
+
+        from surgery.operations.screening import open_start
+        from surgery.operations.screening.calibration.guard import set_values
+        from surgery.operations.screening.calibration.unit_fit import fit_gains, fixed_candidates
+
+        assert self.screening.full_window is not None
+        opened = open_start(self.screening.full_window)
+        heads = range(self.anatomy.heads)
+        chosen = self._heads()
+        values = {
+            name: [
+                [dict(zip(chosen, getattr(layer, name), strict=True)).get(head, opened[name]) for head in heads]
+                for layer in layers
+            ]
+            for name in PARAMETERS
+        }
+        # The observer shows weights as they are before anything is rejected, whatever the values.
+        set_values(self.model, {name: [[opened[name]] * len(heads)] * len(layers) for name in PARAMETERS}, chosen)
+        shared = (self.screening.full_window, self.settings.rows, self.settings.seed, self.report)
+        self.total = self.done + sum(len(passage.tokens) for passage in observed)
+        fitted = self._fitted(fit_gains(self.model, observed, fixed_candidates(values), *shared))
+        return tuple(
+            replace(layer, log2_gain=own.log2_gain, log2_bound=own.log2_bound)
+            for layer, own in zip(layers, fitted, strict=True)
+        )
+
+    def _heads(self) -> list[int]:
+        return list(self.screening.heads if self.screening.heads is not None else range(self.anatomy.heads))
+
+    def _fitted(self, fit: Fit) -> tuple[CalibratedLayer, ...]:
+        heads = self._heads()
+        assert isinstance(self.screening.layers, tuple)
+        found = []
+        for number, layer in enumerate(self.screening.layers):
+            assert isinstance(layer, int)
+            values = {name: tuple(rows[number][head] for head in heads) for name, rows in fit.values.items()}
+            rejected, missed = (tuple(rows[number][head] for head in heads) for rows in (fit.rejected, fit.missed))
+            found.append(CalibratedLayer(layer, **values, rejected=rejected, open=(False,) * len(heads), missed=missed))
+        return tuple(found)
+
+    def report(self, tokens: int, what: str) -> None:
+        """Note work that was done, in tokens of a forward pass."""
+        self.done += tokens
+        if self.on_progress is not None:
+            self.on_progress(self.done, max(self.total, self.done), what)
+
+
+def _next_knob(holds: float | None, fails: float | None, fall: float) -> float:
+    """Between the two where both are known, on a logarithmic scale; else a step up, or down by ``fall``."""
+    if holds is not None and fails is not None:
+        return math.sqrt(holds * fails)
+    if holds is not None:
+        return holds * FIRST_STEP
+    assert fails is not None
+    return fails / fall
