@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import string
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -132,20 +133,7 @@ class Manifest(_Section):
         return value
 
 
-EXAMPLE = """\
-models:
-  - path: models/*                      # folder or glob, relative to the manifest
-    exclude: [old-*]                    # names or globs to leave out
-    placement: link
-  - path: models/SmolLM2-135M-Instruct
-    name: SmolLM2-bias                  # in place of the folder's name
-    change: {ssmax: {form: bias}}       # options that differ for these models
-    verify: {layers: 2}
-operations:
-  - {name: ssmax}
-output: converted
-limits: {time: 30m, memory: 6 GB}
-"""
+EXAMPLE = files("surgery.zoo").joinpath("example.yaml").read_text(encoding="utf-8")
 _SCHEMA = Schema(
     noun="manifest",
     root=Manifest,

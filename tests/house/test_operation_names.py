@@ -22,18 +22,8 @@ KNOWN: dict[str, set[str]] = {
     "commands/calibrating.py": {"screening"},
     "commands/completing.py": {"screening", "ssmax"},
     "commands/convert.py": {"screening", "ssmax", "rope"},
-    "commands/finetune.py": {"screening"},
     "commands/screen_sweep.py": {"screening"},
-    "recovery/measuring.py": {"screening"},
-    "recovery/planning.py": {"screening", "rope"},
-    "recovery/preparing.py": {"screening", "ssmax", "rope"},
-    "recovery/recipe.py": {"screening"},
-    "recovery/running.py": {"screening"},
-    "recovery/sparsity.py": {"screening"},
-    "recovery/variants.py": {"screening", "ssmax", "rope"},
-    "reporting/descriptions.py": {"screening"},
     "runtime/modeling_surgery.py": {"screening", "ssmax", "rope"},
-    "zoo/manifest.py": {"ssmax"},
 }
 
 

@@ -17,9 +17,9 @@ MEDIAN_LINES = 130
 # The commands register themselves with the app, which imports them.
 REGISTRATION = "surgery.commands.app"
 # What is left. An entry that is done is an error.
-KNOWN_CIRCLES: set[str] = {"surgery.recovery"}
-KNOWN_TWINS: set[str] = {"Estimate", "Guard", "Operation", "Outcome", "Row", "Session"}
-KNOWN_LONG: set[str] = {"recovery/trainer.py", "runtime/modeling_surgery.py"}
+KNOWN_CIRCLES: set[str] = set()
+KNOWN_TWINS: set[str] = {"Estimate", "Operation"}
+KNOWN_LONG: set[str] = {"runtime/modeling_surgery.py"}
 
 
 def circles() -> list[set[str]]:

@@ -91,9 +91,9 @@ def _describe_attention_maps(result: Plain, section: Plain) -> str:
 
 
 def _describe_rejected(own: Plain) -> str:
-    """Means over all heads that screen."""
+    """Means over all heads that reject keys."""
     means = []
     for key, what in (("rejected_keys", "keys"), ("rejected_blocks", "whole blocks")):
         values = [value for layer in own[key] if layer is not None for value in layer]
         means.append(f"{sum(values) / len(values):.1%} of {what}")
-    return f"Heat maps of what screening rejects by layer and head: on average {' and '.join(means)}."
+    return f"Heat maps of the rejected share by layer and head: on average {' and '.join(means)}."

@@ -81,10 +81,10 @@ class Calibrator:
             SurgeryError: none does.
         """
         from surgery.operations.screening.calibration.choice import choose_by_damage, choose_by_mass, first_price
-        from surgery.operations.screening.calibration.guard import Guard, head_values, set_values
+        from surgery.operations.screening.calibration.guard import HeldOutLoss, head_values, set_values
 
         allowed = self.settings.max_loss_increase
-        guard = Guard(self.model, passages, self.report)
+        guard = HeldOutLoss(self.model, passages, self.report)
         self.total += (TRIALS + 1) * guard.tokens
         by_budget = self.settings.budget is not None
         knob = self.settings.budget if self.settings.budget is not None else first_price(effects, allowed, self.shared)
@@ -147,13 +147,13 @@ class Calibrator:
         self, observed: Sequence[Passage], held_out: Sequence[Passage]
     ) -> tuple[tuple[CalibratedLayer, ...], list[GuardedPassage]]:
         """Start values of units, and what the held-out passages lose by them."""
-        from surgery.operations.screening.calibration.guard import Guard, set_values
+        from surgery.operations.screening.calibration.guard import HeldOutLoss, set_values
         from surgery.operations.screening.calibration.observation import screening_modules
         from surgery.operations.screening.calibration.unit_fit import choose_bounds, fit_gains, nearby_candidates
 
         assert self.screening.full_window is not None and self.screening.renormalisation is not None
         tokens = sum(len(passage.tokens) for passage in observed)
-        guard = Guard(self.model, held_out, self.report)
+        guard = HeldOutLoss(self.model, held_out, self.report)
         self.total = 2 * tokens + 2 * guard.tokens
         shared = (self.screening.full_window, self.settings.rows, self.settings.seed, self.report)
         edges = choose_bounds(self.model, observed, *shared)

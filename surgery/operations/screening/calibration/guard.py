@@ -50,7 +50,7 @@ def set_values(model: Any, values: dict[str, list[list[float]]], heads: Sequence
                 parameter.copy_(torch.tensor(row))
 
 
-class Guard:
+class HeldOutLoss:
     """Held-out passages with their loss without screening, which is measured once."""
 
     def __init__(self, model: Any, passages: Sequence[Passage], on_tokens: Callable[[int, str], None]) -> None:

@@ -169,14 +169,14 @@ def sweep(
         measured = take(short_names(read_documents(measure_on)), tokenizer, lengths, settings.hold_out)
 
     from surgery.operations.screening.calibration.choice import choose_by_damage, first_price
-    from surgery.operations.screening.calibration.guard import Guard, head_values, set_values
+    from surgery.operations.screening.calibration.guard import HeldOutLoss, head_values, set_values
     from surgery.operations.screening.calibration.source_model import open_model
 
     calibrator = Calibrator(
         open_model(source.folder, anatomy, [screening.resolved()], run), screening, anatomy, settings, on_progress
     )
     effects, grid = calibrator.observe(passages.observed)
-    guard = Guard(calibrator.model, measured, calibrator.report)
+    guard = HeldOutLoss(calibrator.model, measured, calibrator.report)
     calibrator.total += (len(allowed) + 1) * guard.tokens
     kept = {**recorded(settings, lengths, screening), "max_loss_increase": None}
     points = []

@@ -20,7 +20,7 @@ from surgery.loading import load_model, operation_modules
 from surgery.operations import OPERATIONS
 from surgery.operations.screening.calibration import Calibration, CalibrationSettings, calibrate, read_calibration
 from surgery.operations.screening.calibration.choice import Effects, choose_by_damage, choose_by_mass
-from surgery.operations.screening.calibration.guard import Guard
+from surgery.operations.screening.calibration.guard import HeldOutLoss
 from surgery.operations.screening.calibration.passages import divide, short_names
 from surgery.operations.screening.calibration.results import GuardedPassage
 from surgery.operations.screening.rejection import counting_rejections
@@ -28,7 +28,7 @@ from tests.families import REPRESENTATIVES, VOCABULARY, families_for_the_matrix
 from tests.operations.screening.calibration.conftest import with_tokenizer
 from tests.tokenizers import save_tiny_tokenizer
 
-GUARD_LOSS = "surgery.operations.screening.calibration.guard.Guard._loss"
+GUARD_LOSS = "surgery.operations.screening.calibration.guard.HeldOutLoss._loss"
 SETTINGS = CalibrationSettings(lengths=(32, 64), observe=4, hold_out=2, rows=24, max_loss_increase=0.05)
 
 
@@ -170,15 +170,15 @@ def test_a_loss_that_bears_next_to_nothing_is_held(
     source: Path, texts: Path, monkeypatch: Any, changes: dict[str, Any]
 ) -> None:
     """The loss of a random mixture of experts may jump as soon as a router's choice flips, whatever the estimate."""
-    measure = Guard.measure
+    measure = HeldOutLoss.measure
 
-    def jumps(self: Guard, *, until: float | None = None) -> list[GuardedPassage]:
+    def jumps(self: HeldOutLoss, *, until: float | None = None) -> list[GuardedPassage]:
         return [
             replace(text, screened=text.loss + (1.0 if text.rejected > 0.01 else 0.0))
             for text in measure(self, until=None)
         ]
 
-    monkeypatch.setattr(Guard, "measure", jumps)
+    monkeypatch.setattr(HeldOutLoss, "measure", jumps)
     found = calibrate(source, [texts], settings=SETTINGS.model_copy(update=changes))
     held = [trial for trial in found.trials if trial.worst <= SETTINGS.max_loss_increase]
     assert 0 < found.rejected <= 0.01
