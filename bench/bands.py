@@ -58,13 +58,13 @@ def layer(opened: int, window: int, threshold: float, device: str) -> Any:
     """
     import torch
 
-    from surgery.runtime import modeling_surgery as modeling
+    from surgery.operations.screening.modeling import Screening
 
     module: Any = torch.nn.Module().eval()
     module.num_key_value_groups, module.is_causal = HEADS // GROUPS, True
     start = {"threshold": -3.0, "softness": 0.05, "log2_window": 30.0}
     options = {"form": "gated", "sinks": 4, "full_window": 2**20, "start": start}
-    module.screening = modeling.Screening(options, HEADS).to(device).requires_grad_(False)
+    module.screening = Screening(options, HEADS).to(device).requires_grad_(False)
     banded = slice(opened * HEADS // GROUPS, None) if opened < GROUPS else slice(0, None)
     module.screening.threshold[banded] = threshold
     if window:
@@ -76,7 +76,7 @@ def measure(length: int, repeats: int, device: str, dtype: str) -> list[dict[str
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    from surgery.runtime import modeling_surgery as modeling
+    from surgery.runtime import VISIBLE_KEYS, operated_attention
 
     query, key, value, n = tensors(length, device, dtype)
 
@@ -95,8 +95,8 @@ def measure(length: int, repeats: int, device: str, dtype: str) -> list[dict[str
         return sdpa_attention_forward(plain, query, key, value, None, scaling=SIZE**-0.5)
 
     def screened(module: Any) -> Any:
-        keywords = {"scaling": SIZE**-0.5, modeling.VISIBLE_KEYS: n}
-        return modeling._operated("sdpa", sdpa_attention_forward, None, module, query, key, value, None, **keywords)
+        keywords = {"scaling": SIZE**-0.5, VISIBLE_KEYS: n}
+        return operated_attention("sdpa", sdpa_attention_forward, None, module, query, key, value, None, **keywords)
 
     rows = []
     for opened, window in SETTINGS:

@@ -45,7 +45,7 @@ def measure(model: Any, tokens: list[int], length: int, repeats: int) -> dict[st
 
     from surgery.evaluation.speed.stopwatch import interleaved, ratio
     from surgery.loading.caches import with_cache
-    from surgery.runtime.modeling_surgery import WindowedCache
+    from surgery.operations.screening.modeling import WindowedCache
 
     ids = torch.tensor([tokens], device=model.device)
     caches: dict[str, Any] = {"all keys": DynamicCache(config=model.config), "windowed": WindowedCache(model)}

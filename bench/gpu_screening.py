@@ -33,9 +33,9 @@ def main() -> None:
 
     if not torch.cuda.is_available():
         parser.error("no GPU: torch sees no CUDA device. On a CPU, run `python -m bench.bands`.")
-    from surgery.runtime import modeling_surgery as modeling
+    from surgery.operations.screening.modeling import blocks
 
-    modeling.BLOCK_ELEMENTS = options.block_elements
+    blocks.BLOCK_ELEMENTS = options.block_elements
     name = torch.cuda.get_device_name()
     print(
         f"{name}, CUDA {torch.version.cuda}, {options.dtype}; greatest difference from the mask: {check()}", flush=True
@@ -55,10 +55,10 @@ def screened(backend: str, module: Any, query: Any, key: Any, value: Any, n: Any
     """Output ``(1, queries, heads, SIZE)`` of the named backend."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    from surgery.runtime import modeling_surgery as modeling
+    from surgery.runtime import VISIBLE_KEYS, operated_attention
 
-    given = {"scaling": SIZE**-0.5, modeling.VISIBLE_KEYS: n}
-    return modeling._operated(backend, sdpa_attention_forward, None, module, query, key, value, mask, **given)[0]
+    given = {"scaling": SIZE**-0.5, VISIBLE_KEYS: n}
+    return operated_attention(backend, sdpa_attention_forward, None, module, query, key, value, mask, **given)[0]
 
 
 def block_mask(length: int) -> Any:

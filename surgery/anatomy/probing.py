@@ -152,7 +152,7 @@ def _names_in_forward(module: Any) -> tuple[str, ...]:
 
 def _check_code(model: Any, counted: Any, found: Mapping[str, Any], refuse: Any) -> None:
     """The code that runs must let n through, and must not scale the queries by the position itself."""
-    from surgery.runtime.modeling_surgery import CACHE_NAMES
+    from surgery.runtime import CACHE_NAMES
 
     if not set(CACHE_NAMES) & inspect.signature(type(model).forward).parameters.keys():
         raise refuse("it keeps its state in a cache of its own")

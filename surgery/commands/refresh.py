@@ -17,7 +17,7 @@ def refresh(
     as_json: console.JsonOption = False,
     verbose: console.VerboseOption = False,
 ) -> None:
-    """Rewrite the modelling file of a converted checkpoint to this version's. Tensors and config stay as they are."""
+    """Rewrite the code in a converted checkpoint to this version's. Tensors and config.json stay as they are."""
     from surgery.conversion import refresh as refresh_checkpoint
 
     console.setup(verbose=verbose)
@@ -26,8 +26,8 @@ def refresh(
         console.emit("refresh", result.to_dict())
         return
     said = (
-        f"{result.model}: wrote the modelling file of version {result.tool_version} ({result.after[:16]})"
+        f"{result.model}: wrote the code of version {result.tool_version} ({result.after[:16]})"
         if result.changed
-        else f"{result.model}: the modelling file is this version's already ({result.after[:16]})"
+        else f"{result.model}: the code is this version's already ({result.after[:16]})"
     )
     console.out.print(said, markup=False, highlight=False, soft_wrap=True)

@@ -13,6 +13,7 @@ import jinja2
 from pydantic import ValidationError
 
 from surgery.checkpoint import replace_file
+from surgery.conversion.code import code_files
 from surgery.errors import CheckpointError
 from surgery.markdown import escape_markdown
 from surgery.operations import OPERATIONS
@@ -57,7 +58,7 @@ def write_card(
     title = f"{name} with {' and '.join(str(entry['name']) for entry in operations)}"
     text = template.render(
         plan=plan,
-        has_code=has_code(plan),
+        code=code_files(path.parent, plan) if has_code(plan) else [],
         has_source_card=source_card is not None and source_card.is_file(),
         title=escape_markdown(title),
         operations=operations,

@@ -27,7 +27,6 @@ from surgery.checkpoint.record import CALIBRATION_NAME, PLAN_NAME, SHARDS_NAME
 from surgery.conversion.card import write_card
 from surgery.conversion.plan import (
     CARD_NAME,
-    MODELING_NAME,
     NEW_SHARD,
     RECORD_FOLDER,
     Plan,
@@ -38,6 +37,7 @@ from surgery.conversion.plan import (
 )
 from surgery.errors import CheckpointError, PlanRefusedError
 from surgery.operations import DEFAULT_OPERATION, OPERATIONS, OperationOptions
+from surgery.operations.code import travelling_code
 
 if TYPE_CHECKING:
     from surgery.operations.base import CalibrationRecord
@@ -189,7 +189,8 @@ def _write(
     write_index(staged / INDEX_NAME, weight_map, plan.bytes["source_tensors"] + plan.bytes["new_tensors"])
     _step(on_step, "wrote tensors")
     if plan.has_code:
-        (staged / MODELING_NAME).write_bytes(modeling_code())
+        for name, source_text in travelling_code(str(options["name"]) for options in plan.operations).items():
+            (staged / name).write_bytes(source_text)
     write_json(staged / CONFIG_NAME, converted_config(prepared))
     content = plan.to_dict()
     write_json(staged / PLAN_NAME, content)
@@ -220,13 +221,6 @@ def _place_shards(
         read = following.results()
     known = {name: read.get(source / shard) or content_hash(source / shard) for shard, name in shards.items()}
     return placed, {name: value for name, value in known.items() if value is not None}
-
-
-def modeling_code() -> bytes:
-    """The modelling file that travels in every converted checkpoint; the same for all."""
-    from importlib.resources import files
-
-    return files("surgery.runtime").joinpath(MODELING_NAME).read_bytes()
 
 
 def _keep_source_record(prepared: PreparedPlan, staged: Path) -> None:

@@ -18,13 +18,13 @@ from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.operations import OPERATIONS, OperationOptions, PlannedTensor
 from surgery.operations.base import CalibrationRecord, LayerWord
 from surgery.operations.catalog import caveats
+from surgery.operations.code import ENTRY_NAME, code_hashes, is_code_name, travelling_code
 from surgery.operations.inspection import converted_already, unverified_family
 from surgery.version import __version__
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-MODELING_NAME = "modeling_surgery.py"
 NEW_SHARD = "surgery-operations.safetensors"
 CARD_NAME = "README.md"
 # transformers' save_pretrained writes, and deletes, files that begin with "model": under this prefix a later save into
@@ -49,6 +49,7 @@ class Plan:
         shards: name of each source shard in the output.
         kept_files: files copied byte for byte under their own name.
         source_record: the record of the source's own conversion, kept below this one's.
+        code: SHA-256 of each file of code that travels in the output.
         skipped_layers: reason for each layer on which no operation is performed.
         bytes: of the source's tensors, of the new tensors, and of everything that is placed.
         warnings: what a user should know before this is done.
@@ -70,6 +71,7 @@ class Plan:
     warnings: tuple[str, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
     source_record: tuple[str, ...] = ()
+    code: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def has_code(self) -> bool:
@@ -196,6 +198,7 @@ def make_plan(
         warnings=tuple(warnings),
         config=changes,
         source_record=tuple(filter(_in_record, checkpoint.other_files)),
+        code=code_hashes(travelling_code(options.name for options in resolved)) if has_code else {},
     )
     return PreparedPlan(plan, source, checkpoint, anatomy, calibration)
 
@@ -289,7 +292,8 @@ def _check_source(checkpoint: Checkpoint, anatomy: Anatomy) -> None:
     taken = [
         name
         for name in (*checkpoint.other_files, *checkpoint.shards)
-        if name in (MODELING_NAME, NEW_SHARD)
+        if name == NEW_SHARD
+        or is_code_name(name)
         or (not done and _in_record(name))
         or (not done and name.startswith(SHARD_PREFIX) and name.endswith(".safetensors"))
     ]
@@ -348,7 +352,7 @@ def converted_config(prepared: PreparedPlan) -> dict[str, Any]:
     if not plan.has_code:
         return config
     family = prepared.anatomy.family
-    module = MODELING_NAME.removesuffix(".py")
+    module = ENTRY_NAME.removesuffix(".py")
     config |= {
         "model_type": plan.model_type,
         "architectures": [plan.architecture],

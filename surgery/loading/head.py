@@ -56,7 +56,7 @@ def backbone(model: Any) -> Any:
     ModernBERT calls the last part of its head the decoder; its base model is the right one. Llama 4 calls a model with
     its head the decoder; the base model inside is the right one.
     """
-    from surgery.runtime.modeling_surgery import base_model_of
+    from surgery.runtime import base_model_of
 
     decoder = model.get_decoder()
     return base_model_of(decoder if hasattr(decoder, "get_input_embeddings") else model.base_model)

@@ -163,6 +163,11 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
         """What to know before the operation is applied to a model of this family; shown by `surgery families`."""
         return ()
 
+    @property
+    def code_package(self) -> str | None:
+        """The package whose files travel in a checkpoint with this operation; None if config.json alone says it all."""
+        return None if self.in_config_alone else f"{type(self).__module__.rpartition('.')[0]}.modeling"
+
     def refusal(self, layer: AttentionLayer) -> str | None:
         """Why the operation can never be applied to this layer, or None."""
         if layer.kind == "none":

@@ -11,7 +11,9 @@ import numpy
 from surgery.checkpoint import Checkpoint, load_json, same_tensor_bytes, sha256_json, tensor_bytes
 from surgery.checkpoint.record import CALIBRATION_NAME
 from surgery.conversion.card import has_code
+from surgery.conversion.code import SINGLE_FILE, recorded_code
 from surgery.conversion.reverting import trained_weights
+from surgery.operations.code import ENTRY_NAME, code_hashes, is_code_name, travelling_code
 from surgery.verification.checks import Check
 
 
@@ -19,7 +21,6 @@ def file_checks(
     checkpoint: Checkpoint,
     plan: Mapping[str, Any],
     source: Checkpoint | None,
-    modeling_code: bytes,
     on_bytes: Callable[[int, int], None] | None = None,
 ) -> list[Check]:
     """Check what lies in a converted folder against its plan, and against the source where it is given.
@@ -28,13 +29,12 @@ def file_checks(
         checkpoint: the converted folder.
         plan: its plan, as plain data.
         source: the folder it was made from.
-        modeling_code: the current version's modelling file.
         on_bytes: called with bytes compared and bytes in all.
     """
     return [
         _plan_check(checkpoint, plan),
         _new_tensors(checkpoint, plan),
-        _modeling_file(checkpoint, plan, modeling_code),
+        _travelling_code(checkpoint, plan),
         _source_tensors(checkpoint, plan, source, on_bytes),
         _kept_files(checkpoint, plan, source),
         *_calibration(checkpoint, plan),
@@ -90,20 +90,30 @@ def _new_tensors(checkpoint: Checkpoint, plan: Mapping[str, Any]) -> Check:
     return Check(name, "passed", f"{len(planned)} tensors, {sum(math.prod(s) for s in planned.values())} numbers")
 
 
-def _modeling_file(checkpoint: Checkpoint, plan: Mapping[str, Any], code: bytes) -> Check:
-    name = "modelling file is this version's"
-    path = checkpoint.folder / "modeling_surgery.py"
+def _travelling_code(checkpoint: Checkpoint, plan: Mapping[str, Any]) -> Check:
+    name = "code is this version's"
+    present = {file: checkpoint.folder / file for file in checkpoint.other_files if is_code_name(file)}
     if not has_code(plan):
-        config = checkpoint.config
-        own = config.get("model_type") == plan["source"]["model_type"] and not path.is_file()
-        detail = "none travels: the family's own class is the right one"
-        return Check(name, "passed", detail) if own else Check(name, "failed", "there is one, or a type that needs one")
-    if not path.is_file():
-        return Check(name, "failed", "modeling_surgery.py is missing; `surgery refresh` writes it")
-    if path.read_bytes() != code:
-        detail = "modeling_surgery.py differs from the one that this version writes; `surgery refresh` writes that one"
-        return Check(name, "failed", detail)
-    return Check(name, "passed", f"{len(code)} bytes")
+        if present or checkpoint.config.get("model_type") != plan["source"]["model_type"]:
+            return Check(name, "failed", "there is code, or a model type that needs code")
+        return Check(name, "passed", "no code travels: the family's own class runs this checkpoint")
+    found = code_hashes({file: path.read_bytes() for file, path in present.items()})
+    if found == {ENTRY_NAME: SINGLE_FILE}:
+        return Check(
+            name, "passed", "the single file of an earlier version; `surgery refresh` writes this version's files"
+        )
+    code = travelling_code(str(options["name"]) for options in plan["operations"])
+    expected, recorded = code_hashes(code), recorded_code(checkpoint.folder, plan)
+    for file in expected:
+        if file not in found:
+            return Check(name, "failed", f"{file} is missing; `surgery refresh` writes it")
+        if found[file] != expected[file]:
+            other = "is of another version" if found[file] == recorded.get(file) else "was changed"
+            return Check(name, "failed", f"{file} {other}; `surgery refresh` writes this version's")
+    if extra := sorted(found.keys() - expected.keys()):
+        return Check(name, "failed", f"{extra[0]} is not part of this checkpoint's code")
+    lines = sum(content.count(b"\n") for content in code.values())
+    return Check(name, "passed", f"{len(code)} files, {lines} lines")
 
 
 def _source_tensors(

@@ -111,7 +111,7 @@ class VisibleKeys(Multipliers):
         """The model's call; ``logits`` holds n."""
         import torch
 
-        from surgery.runtime.modeling_surgery import VISIBLE_KEYS
+        from surgery.runtime import VISIBLE_KEYS
 
         found: dict[torch.nn.Module, torch.Tensor] = {}
 

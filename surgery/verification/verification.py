@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from surgery.anatomy import Family, read_anatomy
 from surgery.checkpoint import Checkpoint, open_checkpoint, resolve
 from surgery.conversion.card import has_code
-from surgery.conversion.execution import modeling_code
 from surgery.conversion.recording import record_verification
 from surgery.conversion.reverting import read_plan, trained_weights
 from surgery.data import read_documents
@@ -102,9 +101,7 @@ def verify(
     if source is not None:
         _check_source(source, plan, read_anatomy(checkpoint).family)
     say = on_progress or (lambda *_: None)
-    checks = file_checks(
-        checkpoint, plan, source, modeling_code(), lambda done, total: say("comparing tensors", done, total)
-    )
+    checks = file_checks(checkpoint, plan, source, lambda done, total: say("comparing tensors", done, total))
     if files_only:
         ran_with = {"surgery": __version__, "checked": "files alone"}
     else:

@@ -10,7 +10,7 @@ from typing import Any
 from surgery.anatomy.reading import MODEL_TYPE_PREFIX
 from surgery.checkpoint import CONFIG_NAME, load_json, open_checkpoint, quote
 from surgery.checkpoint.record import PLAN_NAME
-from surgery.conversion.plan import MODELING_NAME
+from surgery.conversion.code import recorded_code
 from surgery.errors import CheckpointError, SurgeryError, UsageError
 
 OUT_OF_DATE = (
@@ -42,7 +42,7 @@ def find_damage(output: Path) -> str | None:
         return f"its output is damaged: {error.message.rstrip('.')}"
     except OSError as error:
         return f"its output is damaged: it cannot be read: {error.strerror}"
-    missing = sorted(_named(plan) - checkpoint.file_sizes.keys())
+    missing = sorted(_named(output, plan) - checkpoint.file_sizes.keys())
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         return f"its output is damaged: {quote(missing[0])}{more} named in {PLAN_NAME} is missing"
@@ -53,12 +53,12 @@ def find_damage(output: Path) -> str | None:
     return None
 
 
-def _named(plan: dict[str, Any]) -> set[str]:
+def _named(output: Path, plan: dict[str, Any]) -> set[str]:
     """The files that a plan names; malformed parts of the plan are ignored."""
     shards, kept = plan.get("shards"), plan.get("kept_files")
     names = [*(shards.values() if isinstance(shards, dict) else ()), *(kept if isinstance(kept, list) else ())]
     if str(plan.get("model_type")).startswith(MODEL_TYPE_PREFIX):
-        names.append(MODELING_NAME)
+        names += recorded_code(output, plan)
     return {name for name in names if isinstance(name, str)}
 
 

@@ -12,7 +12,7 @@ from surgery.anatomy import FAMILIES, REFUSED, Family, find_family, read_anatomy
 from surgery.anatomy.locks import LOCKS, lock, unlock
 from surgery.checkpoint import open_checkpoint, write_json
 from surgery.errors import CheckpointError, PlanRefusedError
-from surgery.runtime.modeling_surgery import base_model_of
+from surgery.runtime import base_model_of
 from tests.anatomy.builders import LAYERS, SIZES_OF, bare_config, bare_source
 from tests.recording import lacking
 

@@ -229,7 +229,7 @@ def test_a_verification_that_fails_is_exit_code_4(surgery: Any, make_source: Any
     ran = surgery("verify", out, "--length", "16", "--json")
     assert ran.code == 4
     failed = [check["name"] for check in ran.document()["checks"] if check["status"] == "failed"]
-    assert failed == ["modelling file is this version's"] and ran.document()["passed"] is False
+    assert failed == ["code is this version's"] and ran.document()["passed"] is False
 
 
 def test_an_unexpected_error_is_one_line_and_exit_code_1(

@@ -181,7 +181,7 @@ def test_a_disk_that_takes_no_more_leaves_nothing(make_kind: MakeKind, limit: in
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("writer", ["modeling_code", "write_card", "write_json", "write_index", "write_safetensors"])
+@pytest.mark.parametrize("writer", ["travelling_code", "write_card", "write_json", "write_index", "write_safetensors"])
 def test_any_write_that_fails_is_an_expected_error(
     make_kind: MakeKind, writer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,18 +10,18 @@ import pytest
 from surgery.checkpoint.record import HISTORY_NAME
 from surgery.commands import main
 from surgery.conversion import convert, refresh, refreshing, revert
-from surgery.conversion.execution import modeling_code
-from surgery.conversion.plan import MODELING_NAME
 from surgery.errors import CheckpointError, PlanRefusedError
+from surgery.operations.code import ENTRY_NAME, travelling_code
 from tests.conversion.conftest import MakeKind, tree
 
 OLD = b'"""An older version of the code."""\n'
+CODE = travelling_code(["ssmax"])
 
 
 @pytest.fixture
 def outdated(source: Path, tmp_path: Path) -> Path:
     out = convert(source, output=tmp_path / "out").output
-    (out / MODELING_NAME).write_bytes(OLD)
+    (out / ENTRY_NAME).write_bytes(OLD)
     return out
 
 
@@ -35,8 +35,8 @@ def test_the_code_is_rewritten_and_the_history_says_so(outdated: Path) -> None:
     result = refresh(outdated)
     assert result.changed and result.before is not None
     after = tree(outdated)
-    assert (outdated / MODELING_NAME).read_bytes() == modeling_code()
-    assert {name for name in before | after if before.get(name) != after.get(name)} == {MODELING_NAME, HISTORY_NAME}
+    assert (outdated / ENTRY_NAME).read_bytes() == CODE[ENTRY_NAME]
+    assert {name for name in before | after if before.get(name) != after.get(name)} == {ENTRY_NAME, HISTORY_NAME}
     (entry,) = json.loads((outdated / HISTORY_NAME).read_text())["entries"]
     assert entry["step"] == "refresh" and (entry["before"], entry["after"]) == (result.before, result.after)
 
@@ -63,17 +63,17 @@ def test_a_kill_between_the_two_files_is_made_good(outdated: Path, monkeypatch: 
     real = refreshing._replace
 
     def killed(path: Path, content: bytes) -> None:
-        if path.name == MODELING_NAME:
+        if path.name == ENTRY_NAME:
             raise KeyboardInterrupt
         real(path, content)
 
     monkeypatch.setattr(refreshing, "_replace", killed)
     with pytest.raises(KeyboardInterrupt):
         refresh(outdated)
-    assert (outdated / MODELING_NAME).read_bytes() == OLD
+    assert (outdated / ENTRY_NAME).read_bytes() == OLD
     monkeypatch.undo()
     refresh(outdated)
-    assert (outdated / MODELING_NAME).read_bytes() == modeling_code()
+    assert (outdated / ENTRY_NAME).read_bytes() == CODE[ENTRY_NAME]
     assert len(json.loads((outdated / HISTORY_NAME).read_text())["entries"]) == 1
     assert not [path for path in outdated.iterdir() if path.name.endswith((".partial", ".lock"))]
 

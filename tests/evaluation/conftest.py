@@ -115,7 +115,7 @@ def operated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from surgery.runtime.modeling_surgery import lock
+    from surgery.runtime import lock
 
     folder = tmp_path_factory.mktemp("models") / "tiny-ssmax"
     shutil.copytree(trained, folder)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from surgery.evaluation.models import learned_numbers
-from surgery.runtime.modeling_surgery import SSMax
+from surgery.operations.ssmax.modeling import SSMax
 
 LENGTH = 512
 

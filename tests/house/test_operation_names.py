@@ -23,7 +23,6 @@ KNOWN: dict[str, set[str]] = {
     "commands/completing.py": {"screening", "ssmax"},
     "commands/convert.py": {"screening", "ssmax", "rope"},
     "commands/screen_sweep.py": {"screening"},
-    "runtime/modeling_surgery.py": {"screening", "ssmax", "rope"},
 }
 
 

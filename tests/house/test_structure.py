@@ -18,8 +18,8 @@ MEDIAN_LINES = 130
 REGISTRATION = "surgery.commands.app"
 # What is left. An entry that is done is an error.
 KNOWN_CIRCLES: set[str] = set()
-KNOWN_TWINS: set[str] = {"Estimate", "Operation"}
-KNOWN_LONG: set[str] = {"runtime/modeling_surgery.py"}
+KNOWN_TWINS: set[str] = {"Estimate"}
+KNOWN_LONG: set[str] = set()
 
 
 def circles() -> list[set[str]]:

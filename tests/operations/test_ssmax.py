@@ -64,7 +64,7 @@ def test_identity_is_stated_where_it_holds_and_only_there(
     """The statement against the multiplier that the travelling code computes."""
     import torch
 
-    from surgery.runtime.modeling_surgery import SSMax
+    from surgery.operations.ssmax.modeling import SSMax
 
     resolved = resolve(anatomy, **options)
     assert SSMAX.identity(resolved) == expected
@@ -80,7 +80,7 @@ def test_identity_is_stated_where_it_holds_and_only_there(
 
 @pytest.mark.parametrize("form", sorted(FORMS))
 def test_tensors_of_the_plan_are_the_parameters_of_the_module(anatomy: Anatomy, form: Any) -> None:
-    from surgery.runtime.modeling_surgery import SSMax
+    from surgery.operations.ssmax.modeling import SSMax
 
     resolved = resolve(anatomy, form=form, layers="1,3", heads="0-4")
     planned = SSMAX.tensors(resolved, anatomy)

@@ -68,12 +68,14 @@ def convert_by_hand(
     from safetensors import safe_open
     from safetensors.numpy import save_file
 
-    from surgery.runtime import modeling_surgery
+    from surgery.operations.code import travelling_code
+    from surgery.runtime import lock
 
     shutil.copytree(source, out)
     config = json.loads((source / "config.json").read_text())
     (out / "model.safetensors").rename(out / "source-model.safetensors")
-    shutil.copy(modeling_surgery.__file__, out / "modeling_surgery.py")
+    for name, content in travelling_code(["ssmax"]).items():
+        (out / name).write_bytes(content)
     stem = config["architectures"][0].removesuffix("ForCausalLM")
     layers = list(range(config["num_hidden_layers"])) if layers is None else layers
     config |= {
@@ -99,7 +101,7 @@ def convert_by_hand(
             ],
         },
     }
-    (out / "config.json").write_text(json.dumps(modeling_surgery.lock(config), indent=2))
+    (out / "config.json").write_text(json.dumps(lock(config), indent=2))
     start = START[form] if scale is None else {**START[form], "scale": scale}
     new = {
         f"{prefix}{attention.format(layer=layer)}.ssmax.{kind}": numpy.full(

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from surgery.conversion import convert
 from surgery.loading import load_model, operation_modules
 from surgery.loading.caches import cache_of, with_cache
-from surgery.runtime.modeling_surgery import SSMax, count_visible_keys
+from surgery.operations.ssmax.modeling import SSMax
+from surgery.runtime import count_visible_keys
 from tests.families import WINDOW
 
 CPU = torch.device("cpu")

@@ -14,11 +14,16 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers.integrations import flex_attention as integration
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 from surgery.conversion import convert
 from surgery.loading import operation_modules
 from surgery.loading.caches import new_cache, with_cache
-from surgery.runtime import modeling_surgery as modeling
+from surgery.operations.screening.modeling import Screening
+from surgery.operations.screening.modeling import flex as screened_flex
+from surgery.operations.ssmax.modeling import SSMax
+from surgery.runtime import VISIBLE_KEYS, operated_attention
 from surgery.verification.presentations import randomized
 from tests.runtime.test_family_matrix import BOUND, load, tokens
 from tests.runtime.test_screening_matrix import screened
@@ -37,7 +42,7 @@ def layer(**values: Any) -> Any:
     module: Any = torch.nn.Module().eval()
     module.num_key_value_groups, module.is_causal = EACH, True
     start = {"threshold": -3.0, "softness": 0.05, "log2_window": 20.0}
-    module.screening = modeling.Screening({"form": "gated", "sinks": 2, "full_window": 1024, "start": start}, HEADS)
+    module.screening = Screening({"form": "gated", "sinks": 2, "full_window": 1024, "start": start}, HEADS)
     settings = {
         "threshold": torch.tensor([-3.0, 0.1, 0.3, -0.2, 1.5, 0.0]),
         "softness": torch.tensor([0.1, 0.0, 0.2, 0.3, 0.1, 0.5]),
@@ -61,18 +66,18 @@ def attend(
         mask: Any = create_block_mask(lambda b, h, i, j: allowed[b, i, j], batch, None, queries, keys, device="cpu")
     else:
         mask = allowed[:, None]
-    eager = modeling.transformers.models.gemma2.modeling_gemma2.eager_attention_forward
-    backend = modeling.transformers.integrations.sdpa_attention.sdpa_attention_forward if name == "sdpa" else eager
+    eager = eager_attention_forward
+    backend = sdpa_attention_forward if name == "sdpa" else eager
     with torch.no_grad():
         given = (query, key, value, mask)
-        return modeling._operated(
-            name, backend, eager if name == "eager" else None, module, *given, **{modeling.VISIBLE_KEYS: n}, **kwargs
+        return operated_attention(
+            name, backend, eager if name == "eager" else None, module, *given, **{VISIBLE_KEYS: n}, **kwargs
         )[0]
 
 
 @pytest.fixture
 def _uncompiled(monkeypatch: Any) -> None:
-    monkeypatch.setattr("surgery.runtime.modeling_surgery._flex_on_a_cpu", flex_attention)
+    monkeypatch.setattr("surgery.operations.screening.modeling.flex._flex_on_a_cpu", flex_attention)
 
 
 def causal(queries: int, keys: int, padding: tuple[int, ...] = (0,)) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,7 +131,7 @@ def test_where_everything_is_rejected_it_gives_zero() -> None:
 def test_ssmax_and_a_soft_cap() -> None:
     """The paper's multiplier is 0 at n = 1: the relevance must not come from the multiplied query."""
     module = layer()
-    module.ssmax = modeling.SSMax({"form": "paper", "reference_length": 64, "start": {"scale": 0.4}}, HEADS)
+    module.ssmax = SSMax({"form": "paper", "reference_length": 64, "start": {"scale": 0.4}}, HEADS)
     allowed, n = causal(40, 40)
     expected = attend("sdpa", module, 40, 40, allowed, n)
     assert (attend("flex_attention", module, 40, 40, allowed, n) - expected).abs().max() < 1e-5
@@ -143,7 +148,7 @@ def test_blocks_outside_every_window_are_left_out(padding: tuple[int, ...]) -> N
     given = create_block_mask(lambda b, h, i, j: allowed[b, i, j], len(padding), None, 1024, 1024, device="cpu")
     windows = torch.tensor([100.0, torch.inf, 129.0, 130.0])
     places = (n - 1).expand(len(padding), -1)
-    found = modeling._within_windows(given, places, places, windows, 2, (1024, 1024)).to_dense().bool()
+    found = screened_flex._within_windows(given, places, places, windows, 2, (1024, 1024)).to_dense().bool()
     distance = places[:, :, None] - places[:, None]
     first = (places < 2)[:, None]
     near = (distance[:, None] < windows[:, None, None]) | first[:, None]
@@ -168,7 +173,7 @@ def test_gradients_do_not_go_through_it() -> None:
     tensors = [torch.randn(1, heads, 8, SIZE, requires_grad=True) for heads in (HEADS, GROUPS, GROUPS)]
     mask = create_block_mask(lambda b, h, i, j: allowed[b, i, j], 1, None, 8, 8, device="cpu")
     with pytest.raises(ValueError, match="where gradients are to flow"):
-        modeling._operated("flex_attention", flex_attention, None, module, *tensors, mask, **{modeling.VISIBLE_KEYS: n})
+        operated_attention("flex_attention", flex_attention, None, module, *tensors, mask, **{VISIBLE_KEYS: n})
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=compiled) for case in CASES])
@@ -208,7 +213,7 @@ def test_a_model_with_chunks(
 
     Not compiled: the code that torch 2.13 makes of masks with chunks for a CPU is no C++.
     """
-    monkeypatch.setattr(modeling, "_flex_on_a_cpu", flex_attention)
+    monkeypatch.setattr(screened_flex, "_flex_on_a_cpu", flex_attention)
     source = make_source("llama4_text")
     model = load(convert(source, "screening", layers="chunked", open=True, output=tmp_path / "out").output)
     modules: dict[str, Any] = operation_modules(model)
@@ -233,15 +238,15 @@ def test_a_model_with_chunks(
 def test_compiled_it_never_touches_what_lies_outside_every_window(_: None) -> None:
     module = layer(log2_window=torch.tensor(100.0).log2())
     _, n = causal(1024, 1024)
-    backend = modeling.transformers.integrations.sdpa_attention.sdpa_attention_forward
+    backend = sdpa_attention_forward
     query = torch.randn(1, HEADS, 1024, SIZE)
     key, value = (torch.randn(1, GROUPS, 1024, SIZE) for _ in range(2))
     mask = create_block_mask(lambda b, h, i, j: i >= j, 1, None, 1024, 1024, device="cpu")
 
     def last() -> torch.Tensor:
         with torch.no_grad():
-            given = {modeling.VISIBLE_KEYS: n}
-            found = modeling._operated("flex_attention", backend, None, module, query, key, value, mask, **given)[0]
+            given = {VISIBLE_KEYS: n}
+            found = operated_attention("flex_attention", backend, None, module, query, key, value, mask, **given)[0]
         return found[:, -128:]
 
     before = last()
@@ -256,13 +261,11 @@ def test_on_a_gpu() -> None:
     module, (allowed, n) = layer().cuda(), causal(300, 300)
     query = torch.randn(1, HEADS, 300, 64, device="cuda")
     key, value = (torch.randn(1, GROUPS, 300, 64, device="cuda") for _ in range(2))
-    backend = modeling.transformers.integrations.sdpa_attention.sdpa_attention_forward
+    backend = sdpa_attention_forward
     mask = create_block_mask(lambda b, h, i, j: i >= j, 1, None, 300, 300, device="cuda")
     with torch.no_grad():
         found, expected = (
-            modeling._operated(
-                name, backend, None, module, query, key, value, given, **{modeling.VISIBLE_KEYS: n.cuda()}
-            )[0]
+            operated_attention(name, backend, None, module, query, key, value, given, **{VISIBLE_KEYS: n.cuda()})[0]
             for name, given in (("flex_attention", mask), ("sdpa", allowed[:, None].cuda()))
         )
     assert (found - expected).abs().max() < 1e-2  # products in TF32

@@ -19,7 +19,7 @@ from transformers.masking_utils import eager_mask
 from surgery.anatomy import FAMILIES, read_anatomy
 from surgery.checkpoint import open_checkpoint
 from surgery.conversion import convert
-from surgery.runtime.modeling_surgery import base_model_of
+from surgery.runtime import base_model_of
 from tests.families import VOCABULARY, WINDOW, families_for_the_matrix
 from tests.runtime.test_family_matrix import load
 

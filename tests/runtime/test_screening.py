@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from surgery.conversion import convert
 from surgery.loading import operation_modules, operations_off
-from surgery.runtime import modeling_surgery as modeling
-from surgery.runtime.modeling_surgery import Screening, _locate_keys, _renormalised
+from surgery.operations.screening.modeling import Block, Screening, renormalised
+from surgery.operations.screening.modeling.blocks import locate_keys
+from surgery.runtime import VISIBLE_KEYS, operated_attention
 from tests.runtime.test_family_matrix import load, logits, tokens
 from tests.runtime.test_screening_matrix import screened, set_parameters
 
@@ -109,7 +111,7 @@ def test_nothing_survives_gives_zero_and_finite_gradients() -> None:
     weights = torch.tensor([[[[0.3, 0.7]]]], requires_grad=True)
     made = module(threshold=0.9, softness=0.1)
     accepted = made.acceptance(torch.tensor([[[[0.2, 0.5]]]]), torch.tensor([[[[1, 0]]]]), torch.zeros(1, dtype=bool))
-    out = _renormalised(weights, accepted, False)
+    out = renormalised(weights, accepted, False)
     assert torch.equal(out, torch.zeros_like(out))
     (out * torch.tensor([1.0, 2.0])).sum().backward()
     assert made.threshold.grad is not None and made.threshold.grad.item() < 0
@@ -119,7 +121,7 @@ def test_nothing_survives_gives_zero_and_finite_gradients() -> None:
 def test_a_heavy_rejected_key_pulls_no_harder_than_the_survivors() -> None:
     weights = torch.tensor([[[[1 - 1e-6, 1e-6]]]])
     accepted = torch.tensor([[[[0.0, 1.0]]]], requires_grad=True)
-    out = _renormalised(weights, accepted, False)
+    out = renormalised(weights, accepted, False)
     out[..., 0].sum().backward()
     assert accepted.grad is not None and accepted.grad.abs().max() <= 1.0
 
@@ -131,14 +133,14 @@ def test_a_learned_sink_keeps_its_share() -> None:
     whole = torch.cat([scores, sink.view(1, 1, 1, 1)], -1).softmax(-1)
     alpha = torch.tensor([[[[1.0, 0.25, 0.0]]]])
     expected = (scores.exp() * alpha) / ((scores.exp() * alpha).sum() + sink.exp())
-    assert torch.allclose(_renormalised(whole[..., :3], alpha, True), expected)
+    assert torch.allclose(renormalised(whole[..., :3], alpha, True), expected)
 
 
 def test_places_in_a_packed_row_begin_anew() -> None:
     documents = torch.tensor([0, 0, 0, 1, 1])
     allowed = (documents[:, None] == documents[None]) & torch.ones(5, 5, dtype=torch.bool).tril()
     n = torch.tensor([[1.0, 2.0, 3.0, 1.0, 2.0]])
-    distance, _, place = _locate_keys(allowed[None, None], n, torch.arange(3, 5), 5, 5)
+    distance, _, place = locate_keys(allowed[None, None], n, torch.arange(3, 5), 5, 5)
     assert distance[0, 0, 1, 3:].tolist() == [1, 0]
     assert place[0, 0, 1, 3:].tolist() == [0, 1]
 
@@ -149,7 +151,7 @@ def test_blocks_of_queries_agree_with_all_at_once(make_source: Any, tmp_path: Pa
     for implementation in ("sdpa", "eager"):
         model.set_attn_implementation(implementation)
         whole = logits(model, tokens())
-        monkeypatch.setattr("surgery.runtime.modeling_surgery.BLOCK_ELEMENTS", 4 * 48 * 7)
+        monkeypatch.setattr("surgery.operations.screening.modeling.blocks.BLOCK_ELEMENTS", 4 * 48 * 7)
         assert (logits(model, tokens()) - whole).abs().max() < 1e-5
         monkeypatch.undo()
 
@@ -260,7 +262,7 @@ def test_bands_agree_with_a_mask_over_all_keys(make_source: Any, tmp_path: Path,
         ((0.1, 0.2, -0.1, 0.0), (64, 64, 5, 64)),
     ]
     for blocks in (2**21, 4 * 48 * 5):
-        monkeypatch.setattr("surgery.runtime.modeling_surgery.BLOCK_ELEMENTS", blocks)
+        monkeypatch.setattr("surgery.operations.screening.modeling.blocks.BLOCK_ELEMENTS", blocks)
         for thresholds, windows in settings:
             for module in modules.values():
                 with torch.no_grad():
@@ -286,10 +288,10 @@ def test_what_lies_outside_every_window_is_never_touched(make_source: Any, tmp_p
     key, value = (torch.randn(1, 2, 40, 8, generator=generator) for _ in range(2))
 
     def run() -> torch.Tensor:
-        backend = modeling.transformers.integrations.sdpa_attention.sdpa_attention_forward
-        given = {modeling.VISIBLE_KEYS: torch.tensor([[40.0]]), "scaling": 0.3}
+        backend = sdpa_attention_forward
+        given = {VISIBLE_KEYS: torch.tensor([[40.0]]), "scaling": 0.3}
         with torch.no_grad():
-            return modeling._operated("sdpa", backend, None, attention, query, key, value, None, **given)[0]
+            return operated_attention("sdpa", backend, None, attention, query, key, value, None, **given)[0]
 
     before = run()
     key[:, :, 2:32] = value[:, :, 2:32] = torch.nan
@@ -316,7 +318,7 @@ def counted(made: Screening, rho: torch.Tensor) -> torch.Tensor:
     relevance = rho[None, None, None]
     distance = torch.arange(len(rho) - 1, -1, -1)[None, None, None]
     none = torch.zeros_like(distance, dtype=torch.bool)
-    block = modeling._Block(torch.tensor([len(rho) - 1]), len(rho), distance, ~none, none)
+    block = Block(torch.tensor([len(rho) - 1]), len(rho), distance, ~none, none)
     return made.count_rejected(relevance, made.acceptance(relevance, distance, none), block)
 
 
@@ -366,7 +368,7 @@ def test_the_gradients_by_hand_are_those_of_the_formulas(softness: float) -> Non
         z, r = scores.clone().requires_grad_(), rho.clone().requires_grad_()
         weights = z.masked_fill(~allowed, -1e30).softmax(-1)
         if by_hand:
-            out = _renormalised(weights, made.acceptance(r, distance, sinks) * allowed, False)
+            out = renormalised(weights, made.acceptance(r, distance, sinks) * allowed, False)
         else:
             out = formula(made, weights, r)
         (out * pull).sum().backward()

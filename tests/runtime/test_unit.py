@@ -17,7 +17,7 @@ from surgery.errors import PlanRefusedError
 from surgery.loading import operation_modules, operations_off
 from surgery.loading.caches import with_cache
 from surgery.operations import OPERATIONS
-from surgery.runtime.modeling_surgery import Screening, WindowedCache
+from surgery.operations.screening.modeling import Screening, WindowedCache
 from surgery.verification.behaviour import rounding_error
 from surgery.verification.presentations import presentation_differences, randomized
 from tests.families import VOCABULARY, WINDOW, families_for_the_matrix

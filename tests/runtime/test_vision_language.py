@@ -21,6 +21,7 @@ from surgery.errors import CheckpointError, PlanRefusedError
 from surgery.loading import load_model, operation_modules
 from surgery.loading import model as loading
 from surgery.loading.caches import cache_of
+from surgery.operations.screening.modeling import WindowedCache
 from surgery.runtime import modeling_surgery
 from surgery.verification import verification, verify
 from surgery.verification.presentations import randomized
@@ -204,7 +205,7 @@ def test_a_windowed_cache_after_an_image(make_source: Any, tmp_path: Path, famil
             model.generate(**given)
         return
     found = model.generate(**given, return_dict_in_generate=True, output_logits=True)
-    assert isinstance(cache_of(found), modeling_surgery.WindowedCache)
+    assert isinstance(cache_of(found), WindowedCache)
     for one, other in zip(found.logits, expected.logits, strict=True):
         assert (one - other).abs().max() < BOUND
 

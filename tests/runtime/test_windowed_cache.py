@@ -11,7 +11,7 @@ from transformers import DynamicCache, StaticCache
 
 from surgery.loading import operation_modules, operations_off
 from surgery.loading.caches import cache_of, with_cache
-from surgery.runtime.modeling_surgery import WindowedCache, WindowedLayer
+from surgery.operations.screening.modeling import WindowedCache, WindowedLayer
 from tests.families import TINY
 from tests.runtime.test_family_matrix import BOUND, load, logits, tokens
 from tests.runtime.test_screening_matrix import screened
@@ -120,7 +120,7 @@ def test_nothing_else_holds_the_memory_of_what_was_dropped(make_source: Any, tmp
     cache = WindowedCache(model)
     run(model, cache, tokens(40), (40,), None)
     for layer in cache.layers:
-        for kept in layer.kept:
+        for kept in layer.groups:
             assert kept.keys.untyped_storage().nbytes() == kept.keys.nbytes
             assert kept.columns.tolist() == [[0, 1, *range(40 - kept.window + 1, 40)]]
 
@@ -184,7 +184,7 @@ def test_what_it_cannot_do_is_an_error(make_source: Any, tmp_path: Path) -> None
     model = windowed(make_source, tmp_path / "out", windows=(9, 6, 5, 7))
     cache = WindowedCache(model)
     run(model, cache, tokens(20), (20,), None)
-    with pytest.raises(ValueError, match="rolled back"):
+    with pytest.raises(ValueError, match="cropped"):
         cache.crop(-2)
     with operations_off(model), pytest.raises(ValueError, match="without screening"):
         model(input_ids=tokens(1), **with_cache(cache))

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-import surgery.runtime.modeling_surgery as modeling
 from surgery.anatomy.locks import unlock
 from surgery.checkpoint import Checkpoint, load_json, open_checkpoint, sha256_json
 from surgery.checkpoint.record import HISTORY_NAME
@@ -19,6 +18,8 @@ from surgery.conversion import PLAN_NAME, refresh
 from surgery.conversion.plan import NEW_SHARD
 from surgery.errors import CheckpointError
 from surgery.loading import RunOptions, load_model, load_tokenizer, operation_modules
+from surgery.operations.ssmax.modeling import SSMax
+from surgery.runtime import VISIBLE_KEYS, attention, models
 from surgery.verification import verify
 from surgery.verification.behaviour import plain_logits
 from surgery.verification.checks import bounded
@@ -116,13 +117,13 @@ def test_a_changed_modelling_file(make_pair: Any, failures: Any) -> None:
     out = make_pair()
     with (out / "modeling_surgery.py").open("a") as file:
         file.write("# harmless\n")
-    assert failures(out) == {"modelling file is this version's"}
+    assert failures(out) == {"code is this version's"}
     for remove in (False, True):
         if remove:
             (out / "modeling_surgery.py").unlink()
         (check,) = verify(out, files_only=True).failed
-        assert check.name == "modelling file is this version's" and "`surgery refresh`" in check.detail
-    assert failures(out) == {"modelling file is this version's"}
+        assert check.name == "code is this version's" and "`surgery refresh`" in check.detail
+    assert failures(out) == {"code is this version's"}
     refresh(out)
     assert not verify(out, files_only=True).failed
 
@@ -180,7 +181,7 @@ def test_what_the_source_config_says_counts(make_pair: Any, failures: Any) -> No
     assert {OFF, STARTS} <= failures(out)
 
 
-COUNT = modeling.count_visible_keys
+COUNT = models.count_visible_keys
 
 
 def _no_mask(length: int, device: Any, attention_mask: Any = None, **given: Any) -> Any:
@@ -212,7 +213,7 @@ def test_a_wrong_count_of_keys(
     make_pair: Any, failures: Any, monkeypatch: pytest.MonkeyPatch, broken: Any, expected: set[str]
 ) -> None:
     out = make_pair()
-    monkeypatch.setattr(modeling, "count_visible_keys", broken)
+    monkeypatch.setattr(models, "count_visible_keys", broken)
     found = failures(out)
     assert expected | {"n: multipliers"} <= found <= N
 
@@ -224,7 +225,7 @@ def test_an_n_whose_effect_drowns_in_rounding(make_pair: Any, failures: Any, mon
         return COUNT(*arguments, **given) + 0.0002 * (given.get("attention_mask") is not None)
 
     out = make_pair()
-    monkeypatch.setattr(modeling, "count_visible_keys", slightly)
+    monkeypatch.setattr(models, "count_visible_keys", slightly)
     assert failures(out) == {"n: multipliers"}
 
 
@@ -288,28 +289,28 @@ def test_a_presentation_in_which_the_family_itself_differs(
 
 
 def test_a_multiplier_that_one_backend_loses(make_pair: Any, failures: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    operated = modeling._operated
+    operated = attention.operated_attention
 
     def loses(name: str, backend: Any, eager: Any, module: Any, *arguments: Any, **given: Any) -> Any:
         if name == "eager":
-            given.pop(modeling.VISIBLE_KEYS)
+            given.pop(VISIBLE_KEYS)
             return backend(module, *arguments, **given)
         return operated(name, backend, eager, module, *arguments, **given)
 
-    monkeypatch.setattr(modeling, "_operated", loses)
+    monkeypatch.setattr(attention, "operated_attention", loses)
     assert failures(make_pair()) == {"n: sdpa = eager", "n: multipliers"}
 
 
 def test_a_scale_that_has_no_effect(make_pair: Any, failures: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward = modeling.SSMax.forward
-    monkeypatch.setattr(modeling.SSMax, "forward", lambda *given: forward(*given) * 0 + 1)
+    forward = SSMax.forward
+    monkeypatch.setattr(SSMax, "forward", lambda *given: forward(*given) * 0 + 1)
     assert failures(make_pair()) == {"ablation"}
 
 
 def test_an_operation_that_cannot_be_switched_off(
     make_pair: Any, failures: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(modeling.SSMax, "enabled", property(lambda _: True, lambda *_: None), raising=False)
+    monkeypatch.setattr(SSMax, "enabled", property(lambda _: True, lambda *_: None), raising=False)
     assert failures(make_pair(form="paper")) == {OFF}
 
 
@@ -336,14 +337,12 @@ def test_a_fresh_process_finds_what_this_one_cannot(make_pair: Any, source: Path
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     (unlocked / "tokenizer.json").write_text(json.dumps(other))
 
-    code = (dependent / "modeling_surgery.py").read_text()
-    (dependent / "modeling_surgery.py").write_text(code.replace("import torch\n", "import surgery\nimport torch\n", 1))
+    code = (dependent / "surgery_models.py").read_text()
+    (dependent / "surgery_models.py").write_text(code.replace("import torch\n", "import surgery\nimport torch\n", 1))
     (dependent / "tokenizer.json").write_text("{}")
 
-    code = (scaled / "modeling_surgery.py").read_text()
-    (scaled / "modeling_surgery.py").write_text(
-        code.replace("self.log_reference) + 1.0", "self.log_reference) + 1.5", 1)
-    )
+    code = (scaled / "surgery_ssmax_multiplier.py").read_text()
+    (scaled / "surgery_ssmax_multiplier.py").write_text(code.replace("log_reference) + 1.0", "log_reference) + 1.5", 1))
 
     tokens = list(range(3, 35))
     text = "a bad text"

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from surgery.operations.screening.calibration import Calibration, CalibrationSettings, calibrate
-from surgery.runtime import modeling_surgery as modeling
+from surgery.operations.screening.modeling import Screening, blocks
+from surgery.runtime import models
 from surgery.verification import verify
 from tests.tokenizers import write_texts
 from tests.verification.test_verify import FILES, FRESH, N, by_status
@@ -72,14 +73,14 @@ def test_a_record_that_is_not_the_plans(source: Path, make_pair: Any, calibratio
 
 @pytest.mark.usefixtures("without_fresh_process")
 def test_thresholds_that_have_no_effect(source: Path, make_pair: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(modeling.Screening, "is_open", lambda _: True)
+    monkeypatch.setattr(Screening, "is_open", lambda _: True)
     assert failed(make_pair(to="screening", open=True), source) == {"ablation"}
 
 
 @pytest.mark.usefixtures("without_fresh_process")
 def test_distances_in_slots_rather_than_keys(source: Path, make_pair: Any, monkeypatch: Any) -> None:
     """Counting the slots of a row, as the obvious code would, is wrong where a static cache has room to spare."""
-    locate = modeling._locate_keys
+    locate = blocks.locate_keys
 
     def by_slot(mask: Any, n: Any, rows: Any, keys: int, queries: int) -> Any:
         distance, allowed, place = locate(mask, n, rows, keys, queries)
@@ -90,14 +91,14 @@ def test_distances_in_slots_rather_than_keys(source: Path, make_pair: Any, monke
         slots = (keys - queries + rows)[:, None] - torch.arange(keys)
         return slots[None, None].expand_as(distance), allowed, place
 
-    monkeypatch.setattr(modeling, "_locate_keys", by_slot)
+    monkeypatch.setattr(blocks, "locate_keys", by_slot)
     found = failed(make_pair(to="screening", open=True), source)
     assert "n: static cache" in found and found <= N
 
 
 @pytest.mark.usefixtures("without_fresh_process")
 def test_sinks_by_slot_rather_than_by_document(source: Path, make_pair: Any, monkeypatch: Any) -> None:
-    locate = modeling._locate_keys
+    locate = blocks.locate_keys
 
     def first_slots(mask: Any, n: Any, rows: Any, keys: int, queries: int) -> Any:
         import torch
@@ -105,7 +106,7 @@ def test_sinks_by_slot_rather_than_by_document(source: Path, make_pair: Any, mon
         distance, allowed, place = locate(mask, n, rows, keys, queries)
         return distance, allowed, torch.arange(keys).expand_as(place)
 
-    monkeypatch.setattr(modeling, "_locate_keys", first_slots)
+    monkeypatch.setattr(blocks, "locate_keys", first_slots)
     found = failed(make_pair(to="screening", open=True), source)
     assert {"n: packed", "n: left-padded"} <= found <= N
 
@@ -122,11 +123,11 @@ def test_n_is_compared_itself_where_nothing_is_multiplied(
 ) -> None:
     """A count that is off by one moves no logit of an open model."""
     out = make_pair(to="screening", open=True)
-    count = modeling.count_visible_keys
+    count = models.count_visible_keys
     checks = {check.name: check for check in verify(out, against=source, record=False).checks}
     assert checks["n: visible keys"].status == "passed" and "n: multipliers" not in checks
     monkeypatch.setattr(
-        modeling,
+        models,
         "count_visible_keys",
         lambda *given, **named: count(*given, **named) + (named.get("attention_mask") is not None),
     )

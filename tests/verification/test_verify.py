@@ -19,7 +19,7 @@ from tests.conversion.conftest import tree
 FILES = {
     "config.json carries the plan",
     "new tensors complete and finite",
-    "modelling file is this version's",
+    "code is this version's",
     "source tensors byte for byte",
     "other files byte for byte",
 }

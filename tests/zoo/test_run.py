@@ -198,7 +198,7 @@ def test_a_failed_verification_leaves_no_output(make_zoo: MakeZoo, monkeypatch: 
         return real(request, source, folder, tell)
 
     monkeypatch.setattr(worker, "_verify", spoiled)
-    with pytest.raises(worker.VerificationError, match="modelling file"):
+    with pytest.raises(worker.VerificationError, match="code is this version's"):
         worker.convert_item(request_for(row), lambda kind, **content: None)
     assert not row.item.output.parent.exists()
 

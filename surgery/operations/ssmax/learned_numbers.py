@@ -46,15 +46,18 @@ def read_multipliers(
 
 def _multiplier(form: str, modules: Sequence[Any], reference: int, shape: tuple[int, int]) -> Callable[[float], Array]:
     """m as a function of ln n, ``(layers, heads)``."""
-    scale = parameter_values(modules, "scale") if form != "logn" else np.zeros((0, 0))
-    bias = parameter_values(modules, "bias") if form == "bias" else np.zeros((0, 0))
-    forms: dict[str, Callable[[float], Array]] = {
-        "paper": lambda log_n: scale * log_n,
-        "bias": lambda log_n: scale * log_n + bias,
-        "anchored": lambda log_n: 1.0 + scale * (log_n - math.log(reference)),
-        "logn": lambda log_n: np.full(shape, max(1.0, log_n / math.log(reference))),
-    }
-    return forms[form]
+    import torch
+
+    from surgery.operations.ssmax.modeling.multiplier import PARAMETERS, multiplier
+
+    learned = [torch.from_numpy(parameter_values(modules, name)) for name in PARAMETERS[form]]
+
+    def evaluate(log_n: float) -> Array:
+        found = multiplier(form, torch.tensor(log_n, dtype=torch.float64), math.log(reference), *learned)
+        values: Array = found.expand(shape).numpy()
+        return values
+
+    return evaluate
 
 
 def _summary(n: int, values: Array) -> Multiplier:

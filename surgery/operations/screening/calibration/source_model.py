@@ -22,7 +22,7 @@ def open_model(folder: Path, anatomy: Anatomy, operations: Sequence[Mapping[str,
         operations: resolved options, in order. Those that config.json alone performs are put there.
         run: device, dtype and attention backend.
     """
-    from surgery.runtime.modeling_surgery import operate
+    from surgery.runtime import operate
 
     changes: dict[str, Any] = {}
     for options in operations:

@@ -225,7 +225,7 @@ def _run(
     what: str,
 ) -> None:
     """Show a sample of the queries of every passage to ``look``, with the layer's number."""
-    from surgery.runtime.modeling_surgery import base_model_of
+    from surgery.runtime import base_model_of
 
     generator = torch.Generator().manual_seed(seed)
     base = base_model_of(model)

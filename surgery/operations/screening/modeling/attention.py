@@ -1,0 +1,196 @@
+# Copyright 2026 The surgery authors. Licensed under the Apache License, Version 2.0.
+"""Attention over the keys that screening accepts, by the family's dense attention or by a backend with a mask."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from surgery.operations.screening.modeling.acceptance import Observation
+from surgery.operations.screening.modeling.bands import attend_in_bands
+from surgery.operations.screening.modeling.blocks import Block, blocks
+from surgery.operations.screening.modeling.flex import attend_in_flex
+from surgery.runtime.operation import AttentionCall
+
+# Name of the code that ran, for a layer that went through its own dense code.
+PATHS = {"gated": "reference", "unit": "reference, unit", "between": "reference, between gated and unit"}
+
+
+def screened_attention(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention over the accepted keys, in blocks of queries so that memory is bounded.
+
+    Two ways give the same result. The reference multiplies the family's own softmax weights by alpha and renormalises
+    them; it runs for the backend "eager", and if t, tau or w get gradients. The other way gives ln alpha to the backend
+    as an additive mask.
+
+    Returns:
+        ``(batch, queries, heads, head_dim)``, and the weights if the backend is "eager".
+    """
+    module, name, screening = call.module, call.name, screening_of(call)
+    kind = screening.kind()
+    if kind != "gated" and name not in ("sdpa", "eager"):
+        raise ValueError(
+            f"screening's form unit has no softmax that the attention implementation {name!r} could compute. It runs "
+            'through its own dense code: load the model with attn_implementation="sdpa" or "eager".'
+        )
+    reference = call.backend is call.eager or screening.learns() or kind != "gated"
+    screening.path = PATHS[kind] if reference else name
+    if not reference and name == "flex_attention":
+        return attend_in_flex(screening, call), None
+    if not reference and name != "sdpa":
+        raise ValueError(no_mask_message(name))
+    call = without_empty_keys(call)
+    unusual = [word for word in ("softcap", "position_bias", "s_aux") if call.options.get(word) is not None]
+    unusual += ["dropout"] if module.training and call.options.get("dropout") else []
+    if not reference and call.attention_mask is None and not unusual and not torch.is_grad_enabled():
+        screening.path = f"{name} in bands"
+        return attend_in_bands(screening, call), None
+    outputs, weights = [], []
+    query, key = call.query, call.key
+    for block in blocks(screening.sinks, query, key.shape[2], call.attention_mask, call.visible_keys):
+        present = (key[:, :, : block.keys], call.value[:, :, : block.keys])
+        tensors = (query[:, :, block.rows], call.unscaled_query[:, :, block.rows], *present)
+        if reference:
+            part: Callable[..., Any] = functools.partial(dense_block, call, block)
+            # Kept for the backward pass, what a block computes for every pair of query and key would take gigabytes.
+            output, kept, rejected = (
+                checkpoint(part, *tensors, use_reentrant=False) if screening.learns() else part(*tensors)
+            )
+            if rejected is not None:
+                screening.counter(rejected, int(block.allowed.sum()) * (len(query) // len(block.allowed)))
+            if call.backend is call.eager:  # other backends give none
+                weights.append(nn.functional.pad(kept, (0, key.shape[2] - block.keys)))
+        else:
+            output = masked_block(call, block, *tensors)
+        outputs.append(output)
+    return torch.cat(outputs, 1).contiguous(), torch.cat(weights, 2) if weights else None
+
+
+def observe(call: AttentionCall) -> None:
+    """Show the observer of this layer's screening the weights and the relevance; the output does not depend on it."""
+    screening, visible = screening_of(call), without_empty_keys(call)
+    query, key, value = visible.query, visible.key, visible.value
+    has_sink = hasattr(call.module, "sinks")
+    with torch.no_grad():
+        for block in blocks(
+            screening.sinks,
+            query,
+            key.shape[2],
+            call.attention_mask,
+            call.visible_keys,
+            screening.observed_rows,
+            whole=True,
+        ):
+            weights = softmax_weights(call, block, query[:, :, block.rows], key, value)
+            relevance = screening.relevance(call.unscaled_query[:, :, block.rows], key)
+            accepted = screening.acceptance(relevance, block.distance, block.sinks) * block.allowed
+            kept = screening.weigh(accepted, weights, has_sink)
+            located = (block.distance, block.allowed, block.sinks)
+            screening.observer(Observation(block.rows, weights, relevance, *located, accepted, kept, value))
+
+
+def dense_block(
+    call: AttentionCall,
+    block: Block,
+    query: torch.Tensor,
+    unscaled_query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    members: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """A block of queries by the reference of :func:`screened_attention`.
+
+    Args:
+        call: the call that the block is of.
+        block: rows of the queries, and where their keys are.
+        query, unscaled_query: of the block, ``(batch, heads, rows, head_dim)``.
+        key, value: of the block's keys.
+        members: numbers of the query heads; None for all of them.
+
+    Returns:
+        ``(batch, rows, heads, head_dim)``; the weights of the block's keys; and the number of rejected keys per head,
+        or None if no counter is set.
+    """
+    screening, module = screening_of(call), call.module
+    kind = screening.kind()
+    weights = None if kind == "unit" else softmax_weights(call, block, query, key, value)
+    relevance = screening.relevance(unscaled_query, key)
+    accepted = screening.acceptance(relevance, block.distance, block.sinks, members) * block.allowed
+    counts = screening.counter is not None and screening.learns()
+    rejected = screening.count_rejected(relevance, accepted, block) if counts else None
+    has_sink = hasattr(module, "sinks")
+    kept = screening.weigh(accepted, weights, has_sink, members).to(value.dtype)
+    kept = nn.functional.dropout(kept, call.options.get("dropout", 0.0), module.training)
+    groups = query.shape[1] // value.shape[1]
+    output = kept @ value.repeat_interleave(groups, 1)
+    if kind != "gated" or (screening.form == "unit" and screening.learns()):
+        # At p = 1 it changes nothing, and gives gain and bound a gradient of zero rather than none.
+        output = screening.finish(output, members)
+    return output.transpose(1, 2), kept, rejected
+
+
+def masked_block(
+    call: AttentionCall,
+    block: Block,
+    query: torch.Tensor,
+    unscaled_query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    members: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """A block of queries by a backend that takes ln alpha as a mask; arguments as of :func:`dense_block`."""
+    screening = screening_of(call)
+    relevance = screening.relevance(unscaled_query, key)
+    accepted = screening.acceptance(relevance, block.distance, block.sinks, members) * block.allowed
+    rejected = accepted == 0
+    bias = accepted.masked_fill(rejected, 1.0).log().masked_fill(rejected, -torch.inf)
+    survives = ~rejected.all(-1, keepdim=True)
+    if block.bias is not None:
+        bias = bias + block.bias
+    # A row of -inf alone would give NaN. Its finite output is multiplied by zero.
+    bias = torch.where(survives, bias, torch.zeros_like(bias)).to(query.dtype)
+    output, _ = call.backend(call.module, query, key, value, bias, **call.options)
+    return output * survives.transpose(1, 2)
+
+
+def softmax_weights(
+    call: AttentionCall, block: Block, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    """Softmax weights of a block of queries before screening, by the family's own dense attention."""
+    if call.eager is None:
+        raise ValueError(f"{type(call.module).__name__} names no dense attention, which screening needs here.")
+    bias = torch.zeros((), dtype=query.dtype, device=query.device) if block.bias is None else block.bias
+    bias = bias.masked_fill(~block.allowed, torch.finfo(query.dtype).min)
+    weights: torch.Tensor = call.eager(call.module, query, key, value, bias, **{**call.options, "dropout": 0.0})[1]
+    return weights
+
+
+def without_empty_keys(call: AttentionCall) -> AttentionCall:
+    """The call without keys after the last query: if there is no mask, a static cache holds empty room there."""
+    mask, length = call.attention_mask, call.query.shape[2]
+    if mask is None and length > 1:
+        return call._replace(key=call.key[:, :, :length], value=call.value[:, :, :length])
+    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 4):
+        raise ValueError(
+            f"screening needs a 4-D attention mask or none, not {type(mask).__name__}; load the model with "
+            'attn_implementation="sdpa" or "eager".'
+        )
+    return call
+
+
+def no_mask_message(name: str) -> str:
+    """Why screening does not run with the attention implementation ``name``."""
+    return (
+        f"screening needs a mask per head that is added to the scores, and the attention implementation {name!r} is "
+        'not known to take one. Load the model with attn_implementation="sdpa", "flex_attention" or "eager".'
+    )
+
+
+def screening_of(call: AttentionCall) -> Any:
+    """The screening module of the layer that makes a call; PEFT may have put a wrapper with its own state around it."""
+    return call.module.screening

@@ -1,0 +1,115 @@
+# Copyright 2026 The surgery authors. Licensed under the Apache License, Version 2.0.
+"""Screened attention that never touches keys outside the windows: for inference without a mask."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from surgery.operations.screening.modeling.acceptance import Acceptance, Band
+from surgery.operations.screening.modeling.blocks import rows_per_block, slices, take_slices
+from surgery.operations.screening.modeling.gradients import HARD
+from surgery.runtime.operation import AttentionCall
+
+
+def attend_in_bands(screening: Acceptance, call: AttentionCall) -> torch.Tensor:
+    """Attention without a mask, in which each head is given only the keys that its window reaches, and the first ones.
+
+    Keys outside the windows of all query heads of a key-value head are never touched, so time falls with the share of
+    keys that are left. Open heads go to the backend whole, as without screening. For inference.
+    """
+    query, key, value = call.query, call.key, call.value
+    batch, heads, queries, _ = query.shape
+    each = heads // key.shape[1]
+    output = query.new_empty(batch, queries, heads, value.shape[-1])
+    for band in screening.bands(key.shape[1]):
+        members = torch.tensor([group * each + head for group in band.groups for head in range(each)])
+        members = members.to(query.device)
+        q, k, v = query[:, members], key[:, band.groups], value[:, band.groups]
+        if band.window is None and band.accepting:
+            output[:, :, members] = call.backend(call.module, q, k, v, None, **call.options)[0]
+        else:
+            scaling = call.options.get("scaling")
+            scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+            raw = call.unscaled_query[:, members].float()
+            # z = rho |k| times this: the length of the raw query, the operations' multiplier and the usual scale.
+            stretch = (q.float() * raw).sum(-1, keepdim=True) / raw.norm(dim=-1, keepdim=True).clamp(min=1e-12) * scale
+            _band(screening, band, members, raw, stretch, k.float(), v.float(), call.visible_keys, output)
+    return output
+
+
+def _band(
+    screening: Acceptance,
+    band: Band,
+    members: torch.Tensor,
+    query: torch.Tensor,
+    stretch: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    visible_keys: torch.Tensor,
+    output: torch.Tensor,
+) -> None:
+    """The heads of one band, written into ``output``. One product of matrices gives both the relevance and the scores.
+
+    Passes over the matrix of all pairs are the cost of screening beyond softmax. So they run in place, in blocks that
+    fit a processor's cache.
+
+    Args:
+        screening, band: what is accepted, and how far back the keys reach.
+        members: numbers of the query heads.
+        query: of these heads, unscaled, ``(batch, heads, queries, head_dim)``, float32.
+        stretch: factor that turns a relevance and the length of its key into a score, ``(batch, heads, queries, 1)``.
+        key, value: of the band's key-value heads, float32.
+        visible_keys: n of each query.
+        output: ``(batch, queries, all heads, head_dim)``.
+    """
+    threshold, softness, log2_window = (value[members] for value in screening.of_all_heads())
+    slope = 1 / softness.clamp(min=HARD)
+    windowed = bool((screening.windows_of(log2_window) < screening.full_window).any())
+    if bool((log2_window == log2_window[0]).all()):
+        log2_window = log2_window[:1]  # one mask for all heads
+    batch, count, queries, size = query.shape
+    groups, keys, sinks = key.shape[1], key.shape[2], screening.sinks
+    # Several queries begin at the first key; a single one follows all keys of its cache.
+    offset = keys - 1 if queries == 1 else 0
+    query = nn.functional.normalize(query, dim=-1)
+    length = key.norm(dim=-1).unsqueeze(2).clamp(min=1e-12)
+    key = key / length.transpose(-1, -2)
+    reach = keys if band.window is None else min(keys, band.window + sinks)
+    step = min(queries, rows_per_block(batch * count * reach))
+    if band.window is not None:
+        # The keys of a block reach from the first query's window to the last query: short blocks hold few in vain.
+        step = min(step, max(64, band.window // 2))
+    for start in range(0, queries, step):
+        stop = min(start + step, queries)
+        first, last = 0 if band.window is None else start + offset - band.window + 1, stop + offset
+        chosen = slices(first, last, sinks)
+        numbers = torch.cat([torch.arange(part.start, part.stop, device=query.device) for part in chosen])
+        near, near_value = (take_slices(tensor, chosen, 2) for tensor in (key, value))
+        near_length = take_slices(length, chosen, 3)
+        shape = (batch, count, stop - start, len(numbers))
+        packed = query[:, :, start:stop].reshape(batch, groups, -1, size)
+        relevance = packed @ near.transpose(-1, -2)
+        weights = (relevance * near_length).view(shape)
+        weights.mul_(stretch[:, :, start:stop])
+        relevance = relevance.view(shape)
+        if not band.accepting:
+            relevance.sub_(threshold).mul_(slope).clamp_(0, 1)
+            relevance.mul_(relevance)
+        else:
+            relevance.fill_(1.0)
+        distance = torch.arange(start, stop, device=query.device)[:, None] + offset - numbers
+        if windowed:
+            relevance.mul_(screening.inside(distance, log2_window).to(relevance.dtype))
+        # Which keys are the first of the document: at the front, unless positions say that they have left the cache.
+        place = visible_keys[:, None, start:stop, None].to(distance.dtype) - 1 - distance[:, :sinks]
+        relevance[..., :sinks].masked_fill_((place >= 0) & (place < sinks) & (distance[:, :sinks] >= 0), 1.0)
+        later = (numbers <= start + offset).sum()  # from this column on, some keys come after the query
+        hidden = distance[:, later:] < 0
+        relevance[..., later:].masked_fill_(hidden, 0.0)
+        weights[..., later:].masked_fill_(hidden, -torch.inf)
+        weights.sub_(weights.amax(-1, keepdim=True)).exp_().mul_(relevance)
+        total = weights.sum(-1, keepdim=True)
+        part = (weights.view(batch, groups, -1, len(numbers)) @ near_value).view(*shape[:3], -1)
+        part = part / torch.where(total > 0, total, torch.ones_like(total))
+        output[:, start:stop, members] = part.transpose(1, 2).to(output.dtype)

@@ -1,0 +1,36 @@
+# Copyright 2026 The surgery authors. Licensed under the Apache License, Version 2.0.
+"""The module of screening: hooks into attention and the cache."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from surgery.operations.screening.modeling.acceptance import Acceptance
+from surgery.operations.screening.modeling.attention import observe, screened_attention, screening_of
+from surgery.operations.screening.modeling.cache import WindowedCache, WindowedKeys, attend_to_cached_keys
+from surgery.runtime.operation import AttentionCall
+
+
+class Screening(Acceptance, name="screening"):
+    """Rejects keys, per query head, in attention and in the cache; see :class:`Acceptance`."""
+
+    def attend(self, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """Attention over the accepted keys; None if every key is accepted."""
+        screening = screening_of(call)
+        if isinstance(call.key, WindowedKeys):
+            return attend_to_cached_keys(screening, call)
+        if not screening.enabled:
+            return None
+        if screening.observer is not None:
+            observe(call)
+        if screening.learns() or not screening.is_open():
+            return screened_attention(call)
+        screening.path = "open"
+        return None
+
+    @classmethod
+    def make_cache(cls, model: PreTrainedModel) -> Cache:
+        """A :class:`WindowedCache`."""
+        return WindowedCache(model)

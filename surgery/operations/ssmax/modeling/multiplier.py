@@ -1,0 +1,104 @@
+# Copyright 2026 The surgery authors. Licensed under the Apache License, Version 2.0.
+"""SSMax: a multiplier of the query that grows with ln n. softmax(m q.k) is SSMax exactly (arXiv 2501.19399)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from surgery.runtime.operation import OperationModule
+
+# Learned parameters of each form.
+PARAMETERS: dict[str, tuple[str, ...]] = {
+    "paper": ("scale",),
+    "bias": ("scale", "bias"),
+    "anchored": ("scale",),
+    "logn": (),
+}
+
+
+def multiplier(
+    form: str,
+    log_n: torch.Tensor,
+    log_reference: float,
+    scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """m(n), by which SSMax multiplies the query.
+
+    ======== ============================= =========================
+    form     m(n)                          learned per head
+    ======== ============================= =========================
+    paper    s ln n                        scale s
+    bias     s ln n + b                    scale s, bias b
+    anchored 1 + s (ln n - ln N)           scale s
+    logn     max(1, ln n / ln N)           nothing
+    ======== ============================= =========================
+
+    Args:
+        form: one of the four.
+        log_n: ln n, of a shape that broadcasts with those of the parameters.
+        log_reference: ln N, of the reference length N.
+        scale, bias: the parameters of the form.
+    """
+    if form == "logn":
+        return (log_n / log_reference).clamp(min=1.0)
+    assert scale is not None
+    if form == "paper":
+        return scale * log_n
+    if form == "bias":
+        assert bias is not None
+        return scale * log_n + bias
+    return scale * (log_n - log_reference) + 1.0
+
+
+class SSMax(OperationModule, name="ssmax"):
+    """Query multiplier per head: softmax(m_h(n) z) in place of softmax(z); see :func:`multiplier`.
+
+    Heads that were not chosen have no parameter and a multiplier of exactly 1.
+    """
+
+    scale: nn.Parameter
+    bias: nn.Parameter
+
+    def __init__(self, options: dict[str, Any], num_heads: int) -> None:
+        super().__init__(options, num_heads)
+        self.form: str = options["form"]
+        self.log_reference = math.log(options["reference_length"])
+        if self.form not in PARAMETERS:
+            raise ValueError(f"ssmax: unknown form {self.form!r}")
+        self._add_parameters(*PARAMETERS[self.form])
+
+    def scale_query(self, query: torch.Tensor, visible_keys: torch.Tensor, window: int | None) -> torch.Tensor:
+        """The query times m(n)."""
+        return (query * self(visible_keys, window)).to(query.dtype)
+
+    def forward(self, visible_keys: torch.Tensor, window: int | None = None) -> torch.Tensor:
+        """Multiplier of the query.
+
+        Args:
+            visible_keys: n, ``(batch or 1, queries)``; in a layer with chunks, n within the chunk.
+            window: sliding window of this layer, at which n saturates.
+
+        Returns:
+            ``(batch or 1, heads, queries, 1)``, float32.
+        """
+        if window is not None:
+            visible_keys = visible_keys.clamp(max=window)
+        # Views rather than indexing: in decoding, the cost of these few numbers is that of the calls.
+        log_n = visible_keys.log().unsqueeze(1).unsqueeze(-1)
+        values = (getattr(self, name).float().view(-1, 1, 1) for name in PARAMETERS[self.form])
+        found = multiplier(self.form, log_n, self.log_reference, *values)
+        if self.form == "logn":
+            found = found.expand(-1, self.num_heads if self.heads is None else len(self.heads), -1, -1)
+        if self.heads is not None:
+            everyone = found.new_ones(found.shape[0], self.num_heads, found.shape[2], 1)
+            found = everyone.index_copy(1, torch.tensor(self.heads, device=found.device), found)
+        return found
+
+    def extra_repr(self) -> str:
+        """What print(model) shows."""
+        return f"form={self.form}, heads={self.num_heads if self.heads is None else self.heads}"
