@@ -1,8 +1,8 @@
 """Model folders on disk: read without trusting them, written whole or not at all.
 
-Everything here works on bytes, headers and JSON; nothing imports torch or transformers. A source is only ever opened
-for reading, and no weight is read unless a function says so. Whatever is wrong with a folder becomes a
-`CheckpointError` that names the file; whatever is wrong with an argument a `UsageError`.
+Everything here works on bytes, headers and JSON; nothing imports torch or transformers. A source is opened for reading
+only, and weights are read only by functions that say so. An error in a folder raises a `CheckpointError` that names the
+file; an error in an argument raises a `UsageError`.
 """
 
 from surgery.checkpoint.disk import format_size, free_bytes, fsync_file, fsync_folder, fsync_tree, require_space

@@ -1,4 +1,4 @@
-"""Room on the disk, and making sure that what was written is on it."""
+"""Disk space, and writes that are known to be on the disk."""
 
 import os
 import shutil
@@ -11,36 +11,38 @@ from surgery.errors import CheckpointError
 
 
 def free_bytes(path: Path) -> int:
-    """Free bytes of the file system that `path` is on, or would be on once made.
+    """Free bytes on the file system of `path`, which need not exist yet.
 
     Raises:
-        CheckpointError: the file system does not answer.
+        CheckpointError: the file system gives no answer.
     """
     try:
         return shutil.disk_usage(_nearest(path)).free
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"The free space at {path} cannot be found out: {error}.") from error
+        raise CheckpointError(f"the free disk space at {path} cannot be determined: {error}") from error
 
 
 def require_space(path: Path, needed: int) -> None:
-    """Refuse before any work when `path` does not have `needed` bytes free.
+    """Check before any work that `needed` bytes are free at `path`.
 
     Raises:
-        CheckpointError: it has not; the message has both numbers.
+        CheckpointError: they are not; the message has both numbers.
     """
     free = free_bytes(path)
     if free < needed:
         raise CheckpointError(
-            f"{needed:,} bytes ({format_size(needed)}) are needed at {path}, {free:,} ({format_size(free)}) are free.",
-            hint="Free some space, choose an output on another disk, or make hard links instead of copies.",
+            f"{needed:,} bytes ({format_size(needed)}) are needed at {path}, {free:,} ({format_size(free)}) are free",
+            hint="Free some disk space, choose an output on another disk, or use hard links instead of copies.",
         )
 
 
 def check_writable(folder: Path) -> None:
-    """Write something where a folder is or will be, and take it away: hours of work must not end in an error.
+    """Check that a folder, which need not exist yet, is writable: create and remove a temporary folder there.
+
+    A long run calls this first, so that it cannot fail at its end.
 
     Raises:
-        CheckpointError: nothing can be written there.
+        CheckpointError: the folder is not writable.
     """
     place = _nearest(folder)
     try:
@@ -48,12 +50,12 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise CheckpointError(
-            f"Nothing can be written in {quote(str(folder))}: {quote(str(place))}: {error.strerror}."
+            f"nothing can be written in {quote(str(folder))}: {quote(str(place))}: {error.strerror}"
         ) from error
 
 
 def _nearest(path: Path) -> Path:
-    """The path, or the first folder above it that exists."""
+    """The path if it exists, or else its first parent that does."""
     place = path.absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -61,7 +63,7 @@ def _nearest(path: Path) -> Path:
 
 
 def format_size(count: int) -> str:
-    """A number of bytes for people, in decimal units."""
+    """A number of bytes in decimal units: ``1.5 GB``."""
     size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
@@ -71,14 +73,14 @@ def format_size(count: int) -> str:
 
 
 def fsync_file(path: Path) -> None:
-    """Wait until a file's content is on the disk.
+    """Wait until the content of a file is on the disk.
 
     Raises:
-        OSError: the disk does not take it.
+        OSError: the disk is full or fails.
     """
     if sys.platform == "win32":
         if path.stat().st_nlink > 1:
-            return  # to flush there means to open for writing, and the other name may be a source's
+            return  # fsync needs write access there, and the other hard link may be a source
         descriptor = os.open(path, os.O_RDWR)
     else:
         descriptor = os.open(path, os.O_RDONLY)
@@ -89,10 +91,10 @@ def fsync_file(path: Path) -> None:
 
 
 def fsync_folder(path: Path) -> None:
-    """Wait until a folder's list of names is on the disk; Windows has no such call.
+    """Wait until the entries of a folder are on the disk; Windows has no such call.
 
     Raises:
-        OSError: the disk does not take it.
+        OSError: the disk is full or fails.
     """
     if sys.platform == "win32":
         return
@@ -100,10 +102,10 @@ def fsync_folder(path: Path) -> None:
 
 
 def fsync_tree(root: Path) -> None:
-    """Wait until every file and folder below `root`, and `root` itself, is on the disk.
+    """Wait until `root` and every file and folder in it is on the disk.
 
     Raises:
-        OSError: the disk does not take it.
+        OSError: the disk is full or fails.
     """
     for here, _, files in os.walk(root, topdown=False):
         for name in files:

@@ -1,4 +1,4 @@
-"""A model folder as one value: its config, its tensors, its shards and everything else that lies in it."""
+"""A model folder as one value: its config, tensors, shards and other files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,9 +24,19 @@ SINGLE_NAME = "model.safetensors"
 class Checkpoint:
     """A model folder, read from its JSON files and headers alone.
 
-    `tensors` is ordered by shard and by place in the shard. `other_files` are the relative POSIX names of all files
-    that are neither config, index nor shards; `skipped` the hidden folders. `total_bytes` counts tensor data;
-    `file_sizes` gives the size of every file, `metadata` the text metadata of every shard.
+    Attributes:
+        folder: the folder.
+        config: config.json.
+        index: the index of the shards; None if there is a single file.
+        tensors: by name; ordered by shard, and by position in the shard.
+        shards: names of the safetensors files.
+        other_files: relative POSIX names of all files that are neither config, index nor shards.
+        skipped: hidden folders.
+        total_bytes: size of all tensors.
+        total_parameters: number of elements of all tensors.
+        commit: of the hub repository; None if unknown.
+        file_sizes: size of every file, in bytes.
+        metadata: text metadata of every shard.
     """
 
     folder: Path
@@ -44,27 +54,27 @@ class Checkpoint:
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes of all files together: what a full copy takes."""
+        """Size of all files, in bytes: the size of a full copy."""
         return sum(self.file_sizes.values())
 
 
 def open_checkpoint(folder: Path | Source) -> Checkpoint:
-    """Read a model folder; no weight is read.
+    """Read a model folder without its weights.
 
     Raises:
-        CheckpointError: the folder is missing or holds no safetensors model (the error names the command that makes
+        CheckpointError: the folder is missing or holds no safetensors model (the hint has the command that creates
             one); a file is broken or hostile; index, shards and tensors disagree.
     """
     commit = folder.commit if isinstance(folder, Source) else None
     folder = folder.folder if isinstance(folder, Source) else Path(folder)
     check_folder(folder)
-    scan = list_contents(folder)
-    if CONFIG_NAME not in scan.sizes:
-        raise _no_config(folder, scan)
+    contents = list_contents(folder)
+    if CONFIG_NAME not in contents.sizes:
+        raise _no_config(folder, contents)
     config = load_config(folder / CONFIG_NAME)
-    index = load_json(folder / INDEX_NAME, INDEX_LIMIT) if INDEX_NAME in scan.sizes else None
+    index = load_json(folder / INDEX_NAME, INDEX_LIMIT) if INDEX_NAME in contents.sizes else None
     weight_map = None if index is None else _weight_map(index)
-    shards = _shards(folder, scan, weight_map)
+    shards = _shards(folder, contents, weight_map)
     tensors, metadata = _read_shards(folder, shards)
     if weight_map is not None:
         _compare(weight_map, tensors)
@@ -76,59 +86,58 @@ def open_checkpoint(folder: Path | Source) -> Checkpoint:
         index=index,
         tensors=MappingProxyType(tensors),
         shards=shards,
-        other_files=tuple(name for name in scan.sizes if name not in own),
-        skipped=tuple(scan.skipped),
+        other_files=tuple(name for name in contents.sizes if name not in own),
+        skipped=tuple(contents.skipped),
         total_bytes=sum(tensor.nbytes for tensor in tensors.values()),
         total_parameters=sum(tensor.parameters for tensor in tensors.values()),
         commit=commit or (snapshot.commit if snapshot else None),
-        file_sizes=MappingProxyType(scan.sizes),
+        file_sizes=MappingProxyType(contents.sizes),
         metadata=MappingProxyType(metadata),
     )
 
 
-def _no_config(folder: Path, scan: FolderContents) -> CheckpointError:
-    if "adapter_config.json" in scan.sizes:
+def _no_config(folder: Path, contents: FolderContents) -> CheckpointError:
+    if "adapter_config.json" in contents.sizes:
         return adapter_error(folder)
-    if any(name.lower().endswith(".gguf") and "/" not in name for name in scan.sizes):
-        return no_weights_error(folder, scan.sizes)
+    if any(name.lower().endswith(".gguf") and "/" not in name for name in contents.sizes):
+        return no_weights_error(folder, contents.sizes)
     return CheckpointError(
-        f"The folder {folder.name or folder} has no config.json, so it is not a Hugging Face model folder.",
-        hint="Give the folder that holds config.json and the safetensors files, or a hub id.",
+        f"the folder {folder.name or folder} has no config.json, so it is not a Hugging Face model folder",
+        hint="Give the folder with config.json and the safetensors files, or a hub id.",
     )
 
 
 def _weight_map(index: dict[str, Any]) -> dict[str, str]:
-    """The index's map from tensor to shard, once every shard's name is known to stay in the folder."""
+    """The shard of every tensor from the index, after checks that all shards lie in the folder."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{INDEX_NAME} has no weight_map from tensor names to files.")
+        raise CheckpointError(f"{INDEX_NAME} has no weight_map from tensor names to files")
     for name, shard in weight_map.items():
         try:
             safe_relative(shard)
         except CheckpointError as error:
             raise CheckpointError(f"{INDEX_NAME}, tensor {quote(name)}: {error.message}", hint=error.hint) from error
         if not shard.endswith(".safetensors"):
-            raise CheckpointError(f"{INDEX_NAME} puts tensor {quote(name)} in {quote(shard)}, not a safetensors file.")
+            raise CheckpointError(f"{INDEX_NAME} puts tensor {quote(name)} in {quote(shard)}, not a safetensors file")
     return weight_map
 
 
-def _shards(folder: Path, scan: FolderContents, weight_map: dict[str, str] | None) -> tuple[str, ...]:
+def _shards(folder: Path, contents: FolderContents, weight_map: dict[str, str] | None) -> tuple[str, ...]:
     if weight_map is None:
-        if SINGLE_NAME not in scan.sizes:
-            raise no_weights_error(folder, scan.sizes)
+        if SINGLE_NAME not in contents.sizes:
+            raise no_weights_error(folder, contents.sizes)
         return (SINGLE_NAME,)
     shards = tuple(sorted(set(weight_map.values())))
-    if SINGLE_NAME in scan.sizes and shards != (SINGLE_NAME,):
-        # transformers prefers the single file and would silently leave out whatever the index lists besides.
+    if SINGLE_NAME in contents.sizes and shards != (SINGLE_NAME,):
+        # transformers loads the single file and would silently ignore all other tensors of the index.
         raise CheckpointError(
-            f"The folder has both {SINGLE_NAME} and an index that names other shards; programs disagree on which to "
-            "load.",
-            hint=f"Remove {SINGLE_NAME} or {INDEX_NAME}, whichever is left over.",
+            f"the folder has both {SINGLE_NAME} and an index with other shards; programs disagree on which to load",
+            hint=f"Remove {SINGLE_NAME} or {INDEX_NAME}, whichever does not belong to the model.",
         )
-    missing = [shard for shard in shards if shard not in scan.sizes]
+    missing = [shard for shard in shards if shard not in contents.sizes]
     if missing:
         raise CheckpointError(
-            f"{INDEX_NAME} names {_few(missing)}, missing from the folder.", hint="Fetch the missing shards."
+            f"{INDEX_NAME} names {_few(missing)}, missing from the folder", hint="Download the missing shards."
         )
     return shards
 
@@ -141,25 +150,25 @@ def _read_shards(folder: Path, shards: tuple[str, ...]) -> tuple[dict[str, Tenso
         twice = found.keys() & tensors.keys()
         if twice:
             name = min(twice)
-            raise CheckpointError(f"The tensor {quote(name)} is in two shards, {tensors[name].shard} and {shard}.")
+            raise CheckpointError(f"the tensor {quote(name)} is in two shards, {tensors[name].shard} and {shard}")
         tensors.update(found)
     if not tensors:
-        raise CheckpointError(f"{_few(list(shards))} holds no tensors.")
+        raise CheckpointError(f"{_few(list(shards))} holds no tensors")
     return tensors, metadata
 
 
 def _compare(weight_map: dict[str, str], tensors: dict[str, TensorInfo]) -> None:
-    """The index and the headers must say the same; what only one of them knows would be lost on load."""
+    """Check that index and headers agree; a tensor that only one of them names would be lost on loading."""
     absent = sorted(name for name in weight_map if name not in tensors)
     if absent:
-        raise CheckpointError(f"{INDEX_NAME} lists {_few(absent)}, which no shard holds.")
+        raise CheckpointError(f"{INDEX_NAME} lists {_few(absent)}, which no shard holds")
     unlisted = sorted(name for name in tensors if name not in weight_map)
     if unlisted:
-        raise CheckpointError(f"The shards hold {_few(unlisted)}, which {INDEX_NAME} does not list.")
+        raise CheckpointError(f"the shards hold {_few(unlisted)}, which {INDEX_NAME} does not list")
     for name, shard in weight_map.items():
         if tensors[name].shard != shard:
             raise CheckpointError(
-                f"{INDEX_NAME} puts tensor {quote(name)} in {quote(shard)}, it is in {tensors[name].shard}."
+                f"{INDEX_NAME} puts tensor {quote(name)} in {quote(shard)}, but it is in {tensors[name].shard}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Hashes, and the bytes of single tensors, in memory that does not grow with the file."""
+"""SHA-256 of files and JSON, and comparison of tensors, in memory that does not grow with the file."""
 
 import hashlib
 import json
@@ -14,11 +14,11 @@ from surgery.checkpoint.headers import TensorInfo
 from surgery.errors import CheckpointError
 
 _CHUNK = 4 * 1024 * 1024
-_SMALL_CHUNK = 1024 * 1024  # fits the caches of a processor
+_SMALL_CHUNK = 1024 * 1024  # fits into the cache of a processor
 
 
 def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
-    """The SHA-256 of a file in hex; `on_bytes` is told of each chunk as it is read.
+    """The SHA-256 of a file in hex; `on_bytes` is called with the size of each chunk that was read.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -32,19 +32,19 @@ def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> st
                 if on_bytes is not None:
                     on_bytes(count)
     except OSError as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}.") from error
+        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}") from error
     return digest.hexdigest()
 
 
 class BackgroundHasher:
-    """The SHA-256 of files that somebody else is reading just now, by a thread that follows close behind.
+    """The SHA-256 of files while another function copies them, computed in a thread that reads just behind the copy.
 
         with BackgroundHasher() as hashes:
             place_file(path, target, "copy", hashes.follow(path, report))
             found = hashes.results()
 
-    What the other one has read is still in memory, and hashing takes place while the disk takes in the copy: so it
-    costs next to no time where a second core is free. Memory does not grow with the files.
+    The bytes that were just copied are still in memory, and hashing runs while the disk writes the copy, so it costs
+    almost no time if a second core is free. Memory does not grow with the files.
     """
 
     def __init__(self) -> None:
@@ -62,15 +62,15 @@ class BackgroundHasher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it; what was not asked for by now is not hashed to its end."""
+        """End the thread; files whose results were not requested are not hashed to their end."""
         self._stopped = True
         self._told.put(None)
         self._thread.join()
 
     def follow(self, path: Path, on_bytes: Callable[[int], None]) -> Callable[[int], None]:
-        """What must be told of the bytes of `path` that were read, in order, one file after the other.
+        """A function to call with the number of bytes of `path` that were copied, in order, one file after the other.
 
-        It passes them on to `on_bytes`.
+        It also calls `on_bytes`.
         """
 
         def told(count: int) -> None:
@@ -80,15 +80,15 @@ class BackgroundHasher:
         return told
 
     def results(self) -> dict[Path, str]:
-        """Wait, and give the SHA-256 in hex of each file, of the bytes that were told of.
+        """Wait for the thread; the SHA-256 in hex of the copied bytes of each file.
 
         Raises:
-            CheckpointError: a file cannot be read, or has become shorter.
+            CheckpointError: a file cannot be read, or was truncated meanwhile.
         """
         self._told.put(None)
         self._thread.join()
         if isinstance(self._error, OSError):
-            raise CheckpointError(f"A file cannot be read: {self._error.strerror or self._error}.") from self._error
+            raise CheckpointError(f"a file cannot be read: {self._error.strerror or self._error}") from self._error
         if self._error is not None:
             raise self._error
         return {path: digest.hexdigest() for path, digest in self._digests.items()}
@@ -111,7 +111,7 @@ class BackgroundHasher:
                         raise OSError(f"{path.name} has become shorter")
                     self._digests[path].update(buffer[:count])
                     left -= count
-        except Exception as error:  # raised to whoever asks for the results
+        except Exception as error:  # raised by `results`
             self._error = error
         finally:
             if file is not None:
@@ -129,18 +129,18 @@ def sha256_json(obj: Any) -> str:
 
 
 def tensor_bytes(path: Path, info: TensorInfo) -> memoryview:
-    """The bytes of one tensor, mapped read-only: pages come in as they are touched.
+    """The bytes of one tensor as a read-only memory map: pages are loaded when they are read.
 
     Raises:
-        CheckpointError: the file cannot be read or has become shorter than its header said.
+        CheckpointError: the file cannot be read or was truncated meanwhile.
     """
-    # A mapping must begin at a page.
+    # A memory map must start at a page.
     offset = info.begin - info.begin % mmap.ALLOCATIONGRANULARITY
     try:
         with path.open("rb") as file:
             mapping = mmap.mmap(file.fileno(), info.end - offset, access=mmap.ACCESS_READ, offset=offset)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path.name}: the bytes of tensor {info.name!r} cannot be read: {error}.") from error
+        raise CheckpointError(f"{path.name}: the bytes of tensor {info.name!r} cannot be read: {error}") from error
     return memoryview(mapping)[info.begin - offset :]
 
 
@@ -148,11 +148,11 @@ def same_tensor_bytes(a_path: Path, a_info: TensorInfo, b_path: Path, b_info: Te
     """Whether two tensors have the same bytes, compared chunk by chunk. Dtype and shape are not compared.
 
     Raises:
-        CheckpointError: a file cannot be read or has become shorter than its header said.
+        CheckpointError: a file cannot be read or was truncated meanwhile.
     """
     if a_info.nbytes != b_info.nbytes:
         return False
-    # Two memoryviews are compared element by element in Python's own loop; bytearrays by memcmp.
+    # Python compares memoryviews element by element, but bytearrays with memcmp.
     a_chunk, b_chunk = bytearray(_CHUNK), bytearray(_CHUNK)
     try:
         with a_path.open("rb", buffering=0) as a_file, b_path.open("rb", buffering=0) as b_file:
@@ -168,14 +168,14 @@ def same_tensor_bytes(a_path: Path, a_info: TensorInfo, b_path: Path, b_info: Te
                     return False
                 left -= len(a_chunk)
     except OSError as error:
-        raise CheckpointError(f"{a_path.name} or {b_path.name} cannot be read: {error.strerror}.") from error
+        raise CheckpointError(f"{a_path.name} or {b_path.name} cannot be read: {error.strerror}") from error
     return True
 
 
 def _fill(file: Any, buffer: memoryview, path: Path) -> None:
-    # A raw read may return less than was asked for.
+    # A raw read may return fewer bytes than requested.
     while buffer:
         count = file.readinto(buffer)
         if not count:
-            raise CheckpointError(f"{path.name} has become shorter than its header says.")
+            raise CheckpointError(f"{path.name} is shorter than its header says")
         buffer = buffer[count:]

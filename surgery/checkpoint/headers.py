@@ -1,7 +1,7 @@
-"""The header of a safetensors file: which tensors it holds, and where their bytes lie.
+"""The header of a safetensors file: its tensors, and where their bytes lie.
 
-Only the header is read, never a weight. Every promise of the format is checked, because what is planned from a
-header that lies would be carried out on the wrong bytes.
+Only the header is read, never the weights. Every rule of the format is checked, because a plan made from a wrong header
+would be carried out on the wrong bytes.
 """
 
 import os
@@ -48,9 +48,15 @@ _LFS_POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor of a shard: what it is and where its bytes are.
+    """One tensor of a shard.
 
-    `begin` and `end` count from the start of the file; `shard` is the file's name relative to the model folder.
+    Attributes:
+        name: of the tensor.
+        dtype: in the spelling of safetensors.
+        shape: its dimensions; empty for a scalar.
+        shard: name of the file, relative to the model folder.
+        begin: offset of its first byte, from the start of the file.
+        end: offset after its last byte.
     """
 
     name: str
@@ -62,7 +68,7 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor on disk."""
+        """Size of the tensor in the file, in bytes."""
         return self.end - self.begin
 
     @property
@@ -72,7 +78,7 @@ class TensorInfo:
 
 
 def count_elements(shape: tuple[int, ...]) -> int:
-    """The product of the dimensions; stops early once it passes what any file can hold."""
+    """The product of the dimensions; stops early above the largest possible file."""
     total = 1
     for size in shape:
         total *= size
@@ -82,25 +88,25 @@ def count_elements(shape: tuple[int, ...]) -> int:
 
 
 def tensor_bits(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bits that a tensor of this dtype and shape takes in a safetensors file.
+    """Size of a tensor of this dtype and shape in a safetensors file, in bits.
 
     Raises:
-        CheckpointError: the dtype is not one of safetensors'.
+        CheckpointError: safetensors does not have the dtype.
     """
     if dtype not in DTYPE_BITS:
-        raise CheckpointError(f"Unknown dtype {quote(dtype)}; safetensors knows {', '.join(DTYPE_BITS)}.")
+        raise CheckpointError(f"unknown dtype {quote(dtype)}; safetensors knows {', '.join(DTYPE_BITS)}")
     return count_elements(shape) * DTYPE_BITS[dtype]
 
 
 def read_header(path: Path, *, shard: str | None = None) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """Read the header of a safetensors file: its tensors in the order of their bytes, and its metadata.
 
-    `shard` is the name to record in each `TensorInfo`, the file's own name if not given.
+    `shard` is recorded in each `TensorInfo`; the default is the name of the file.
 
     Raises:
-        CheckpointError: the file is missing, truncated or not safetensors; its header length lies; the JSON is
+        CheckpointError: the file is missing, truncated or not safetensors; its header length is wrong; the JSON is
             broken, has duplicate keys or NaN; a dtype is unknown; a shape is negative, empty or huge; offsets
-            overlap, leave gaps, run past the end, leave bytes over, or disagree with dtype and shape.
+            overlap, leave gaps, exceed the file, do not cover all bytes, or disagree with dtype and shape.
     """
     shard = path.name if shard is None else shard
     header, start, size = _read_bytes(path, shard)
@@ -115,8 +121,8 @@ def read_header(path: Path, *, shard: str | None = None) -> tuple[dict[str, Tens
 def _read_bytes(path: Path, shard: str) -> tuple[bytes, int, int]:
     """The header's bytes, the offset at which the data starts, and the size of the file."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a fifo would wait for ever
-            raise CheckpointError(f"{shard} is not a regular file.")
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait forever
+            raise CheckpointError(f"{shard} is not a regular file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             first = file.read(8)
@@ -126,21 +132,21 @@ def _read_bytes(path: Path, shard: str) -> tuple[bytes, int, int]:
             header = file.read(length)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise CheckpointError(f"{shard} cannot be read: {reason}.") from error
+        raise CheckpointError(f"{shard} cannot be read: {reason}") from error
     if len(header) != length:
-        raise CheckpointError(f"{shard} is truncated: its header should have {length:,} bytes, {len(header):,} came.")
+        raise CheckpointError(f"{shard} is truncated: its header should have {length:,} bytes, but has {len(header):,}")
     if not header.startswith(b"{"):
-        raise CheckpointError(f"{shard} is not a safetensors file: its header does not start with '{{'.")
+        raise CheckpointError(f"{shard} is not a safetensors file: its header does not start with '{{'")
     return header, 8 + length, size
 
 
 def _check_length(first: bytes, size: int, shard: str, opening: bytes) -> None:
     if opening == _LFS_POINTER:
         raise CheckpointError(
-            f"{shard} is a Git LFS pointer, not the weights.", hint="Run `git lfs pull` in the model folder first."
+            f"{shard} is a Git LFS pointer, not the weights", hint="Run `git lfs pull` in the model folder first."
         )
     if len(first) < 8:
-        raise CheckpointError(f"{shard} is truncated: {size} bytes are too few for a safetensors file.")
+        raise CheckpointError(f"{shard} is truncated: {size} bytes are too few for a safetensors file")
     length = struct.unpack("<Q", first)[0]
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(
@@ -148,33 +154,33 @@ def _check_length(first: bytes, size: int, shard: str, opening: bytes) -> None:
             "It is not a safetensors file, or it is damaged."
         )
     if 8 + length > size:
-        raise CheckpointError(f"{shard} announces a header of {length:,} bytes but has only {size:,} bytes in all.")
+        raise CheckpointError(f"{shard} announces a header of {length:,} bytes but has only {size:,} bytes in all")
 
 
 def _metadata(value: Any, shard: str) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise CheckpointError(f"{shard}: __metadata__ must map text to text.")
+        raise CheckpointError(f"{shard}: __metadata__ must map text to text")
     return value
 
 
 def _tensor(name: str, entry: Any, shard: str, start: int) -> TensorInfo:
     where = f"{shard}: tensor {quote(name)}"
     if not name.isprintable():
-        raise CheckpointError(f"{where} has a name that cannot be printed.")
+        raise CheckpointError(f"{where} has a name that cannot be printed")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"{where} must have exactly dtype, shape and data_offsets.")
+        raise CheckpointError(f"{where} must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise CheckpointError(f"{where} has the unknown dtype {quote(dtype)}.")
+        raise CheckpointError(f"{where} has the unknown dtype {quote(dtype)}")
     elements = _check_shape(shape, where)
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[1] < offsets[0]:
-        raise CheckpointError(f"{where} has the offsets {quote(offsets)}; they must be two whole numbers, ascending.")
+        raise CheckpointError(f"{where} has the offsets {quote(offsets)}; they must be two ascending whole numbers")
     bits, given = elements * DTYPE_BITS[dtype], offsets[1] - offsets[0]
     if bits != given * 8:
         raise CheckpointError(
-            f"{where} has {given:,} bytes, but dtype {dtype} and shape {quote(shape)} need {bits / 8:,g}."
+            f"{where} has {given:,} bytes, but dtype {dtype} and shape {quote(shape)} need {bits / 8:,g}"
         )
     return TensorInfo(name, dtype, tuple(shape), shard, start + offsets[0], start + offsets[1])
 
@@ -183,13 +189,13 @@ def _check_shape(shape: Any, where: str) -> int:
     """Check a shape and return its number of elements."""
     if not _are_counts(shape) or len(shape) > _MOST_DIMENSIONS:
         raise CheckpointError(
-            f"{where} has the shape {quote(shape)}; it must be at most {_MOST_DIMENSIONS} whole numbers, none negative."
+            f"{where} has the shape {quote(shape)}; it must be at most {_MOST_DIMENSIONS} whole numbers, none negative"
         )
     if 0 in shape:
-        raise CheckpointError(f"{where} has no elements: its shape is {quote(shape)}.")
+        raise CheckpointError(f"{where} has no elements: its shape is {quote(shape)}")
     elements = count_elements(tuple(shape))
     if elements > _MOST_ELEMENTS:
-        raise CheckpointError(f"{where} has the shape {quote(shape)}, more elements than any file can hold.")
+        raise CheckpointError(f"{where} has the shape {quote(shape)}, more elements than any file can hold")
     return elements
 
 
@@ -199,18 +205,18 @@ def _are_counts(value: Any) -> bool:
 
 
 def _check_layout(tensors: list[TensorInfo], shard: str, start: int, size: int) -> None:
-    """The tensors must cover the data without gap or overlap: what is not described could not be checked."""
+    """Check that the tensors cover the data without gap or overlap; other bytes could not be checked."""
     expected = start
     for tensor in tensors:
         where = f"{shard}: tensor {quote(tensor.name)}"
         if tensor.end > size:
             raise CheckpointError(
-                f"{where} ends at byte {tensor.end:,}, the file has {size:,}: it is truncated, or its header lies."
+                f"{where} ends at byte {tensor.end:,}, the file has {size:,}: it is truncated, or its header is wrong"
             )
         if tensor.begin < expected:
-            raise CheckpointError(f"{where} overlaps the tensor before it by {expected - tensor.begin:,} bytes.")
+            raise CheckpointError(f"{where} overlaps the tensor before it by {expected - tensor.begin:,} bytes")
         if tensor.begin > expected:
-            raise CheckpointError(f"{where} leaves a gap of {tensor.begin - expected:,} bytes before it.")
+            raise CheckpointError(f"{where} leaves a gap of {tensor.begin - expected:,} bytes before it")
         expected = tensor.end
     if expected != size:
-        raise CheckpointError(f"{shard} has {size - expected:,} bytes after its last tensor that nothing describes.")
+        raise CheckpointError(f"{shard} has {size - expected:,} bytes after its last tensor")

@@ -1,7 +1,7 @@
 """The layout of the Hugging Face hub cache: ``models--org--name/{blobs,refs,snapshots/<commit>}``.
 
-The files of a snapshot are links to ``../../blobs``. They are the one kind of link that may leave a model folder,
-and only into the blobs of its own repository.
+The files of a snapshot are links to ``../../blobs``. Only these links may leave a model folder, and only into the blobs
+of the same repository.
 """
 
 import re
@@ -22,12 +22,12 @@ class Snapshot:
 
     @property
     def blobs(self) -> Path:
-        """The only folder outside the snapshot that its links may point into."""
+        """The only folder outside the snapshot that its links may point to."""
         return self.repository / "blobs"
 
 
 def content_hash(path: Path) -> str | None:
-    """The SHA-256 that the hub gives a file: the name of its blob in the cache; None for any other file."""
+    """The SHA-256 of a file according to the hub: the name of its blob in the cache; None for any other file."""
     blob = path.resolve()
     snapshot = snapshot_of(path.parent)
     is_blob = snapshot is not None and blob.parent == snapshot.blobs and _SHA256.fullmatch(blob.name)
@@ -35,7 +35,7 @@ def content_hash(path: Path) -> str | None:
 
 
 def snapshot_of(folder: Path) -> Snapshot | None:
-    """The snapshot that `folder` is, or None where it is an ordinary folder."""
+    """The snapshot that `folder` is; None for an ordinary folder."""
     folder = folder.resolve()
     repository = folder.parent.parent
     kind, _, rest = repository.name.partition("--")

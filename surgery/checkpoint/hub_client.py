@@ -1,13 +1,13 @@
-"""How long the hub may be silent."""
+"""The timeout of requests to the hub."""
 
 from typing import Any
 
-# Seconds without a byte, of any one request.
+# Seconds without a byte, for each request.
 LONGEST_SILENCE = 60.0
 
 
 def limit_silence() -> None:
-    """Let requests of the hub client end with an error where nothing answers: by itself it waits for ever."""
+    """Give the requests of the hub client a timeout; without one they wait forever for a silent server."""
     from huggingface_hub import get_session
 
     session = get_session()
@@ -17,7 +17,7 @@ def limit_silence() -> None:
 
 
 def _limit(request: Any) -> None:
-    """For one request, most of which are made with no limit; what has one keeps it."""
+    """Set the timeout of one request, unless the request has one."""
     given = request.extensions.get("timeout") or {}
     limits = {kind: given.get(kind) or LONGEST_SILENCE for kind in ("connect", "read", "write")}
     request.extensions = {**request.extensions, "timeout": {**given, **limits}}

@@ -1,4 +1,4 @@
-"""Uploading an output of this tool to the Hugging Face hub, whole: one commit holds all of it."""
+"""Uploads of an output to the Hugging Face hub, in one commit."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _MADE_WITH_A_REPOSITORY = {".gitattributes"}
 
 @dataclass(frozen=True)
 class PushResult:
-    """What was uploaded.
+    """An upload that is complete.
 
     Attributes:
-        repository: its hub id.
+        repository: hub id.
         url: of the repository.
-        commit: that holds the output; the one before where nothing had changed.
-        private: whether the repository is.
+        commit: of the upload; the earlier commit if nothing had changed.
+        private: whether the repository is private.
     """
 
     repository: str
@@ -41,14 +41,14 @@ class PushResult:
 
 
 def check_owner(owner: str) -> None:
-    """Ask the hub whether we may write to an account or organization.
+    """Ask the hub whether the token has write access to an account or organization.
 
     Raises:
-        UsageError: no such name can be.
-        CheckpointError: no token, a wrong one, no right to write there, or the hub cannot be reached.
+        UsageError: the name is not valid.
+        CheckpointError: the token is missing, wrong or has no write access, or the hub cannot be reached.
     """
     if not _REPOSITORY.fullmatch(f"{owner}/model"):
-        raise UsageError(f"{quote(owner)} is no account or organization.", hint="Give its name alone, without /.")
+        raise UsageError(f"{quote(owner)} is not an account or organization", hint="Give the name alone, without /.")
     from huggingface_hub import HfApi
 
     limit_silence()
@@ -59,20 +59,21 @@ def check_owner(owner: str) -> None:
     own = {str(account.get("name")), *(str(one.get("name")) for one in account.get("orgs") or ())}
     if owner.casefold() not in {name.casefold() for name in own}:
         raise CheckpointError(
-            f"The account {account.get('name')!r} cannot write to {quote(owner)}.",
-            hint=f"It can to: {', '.join(sorted(own))}. Or set HF_TOKEN to a token of another account.",
+            f"the account {account.get('name')!r} cannot write to {quote(owner)}",
+            hint=f"It can write to {', '.join(sorted(own))}. Set HF_TOKEN to a token of another account otherwise.",
         )
 
 
 def check_push(repository: str, *, force: bool = False) -> None:
-    """Ask the hub whether an upload could be done: the thing to do before hours of work. Nothing is made there.
+    """Ask the hub whether an upload is possible, without creating anything. A long run calls this first.
 
     Raises:
-        UsageError: no such name can be; the repository holds something else, or an earlier output without ``force``.
-        CheckpointError: no token, a wrong one, no right to write there, or the hub cannot be reached.
+        UsageError: the name is not valid; the repository holds something else, or an earlier output and ``force`` is
+            not set.
+        CheckpointError: the token is missing, wrong or has no write access, or the hub cannot be reached.
     """
     if not _REPOSITORY.fullmatch(repository) or ".." in repository or "--" in repository:
-        raise UsageError(f"{quote(repository)} is no hub id to push to.", hint="It has the form NAME/MODEL.")
+        raise UsageError(f"{quote(repository)} is not a hub id", hint="A hub id has the form NAME/MODEL.")
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -88,25 +89,25 @@ def check_push(repository: str, *, force: bool = False) -> None:
     if files and not (ours and force):
         raise UsageError(
             f"The repository {repository} exists and holds {quoted_list(files)}"
-            + (", an earlier output of this tool." if ours else ", which is no output of this tool."),
-            hint="Replace it with --force; its history stays." if ours else "Choose another name.",
+            + (", an earlier output of surgery" if ours else ", which surgery did not write"),
+            hint="Replace it with --force; its history is kept." if ours else "Choose another name.",
         )
 
 
 def push(folder: str | Path, repository: str, *, private: bool = True, force: bool = False) -> PushResult:
     """Upload an output with its card to the hub.
 
-    The repository is made where there is none. All files appear in one commit, or none; weights that an upload before
-    this one has brought there are not sent again, so an interrupted one is simply repeated.
+    The repository is created if it does not exist. One commit holds all files. Repeat an interrupted upload: weights
+    that were uploaded are not sent again.
 
     Args:
-        folder: what ``convert``, ``finetune`` or ``merge`` wrote.
+        folder: an output of ``convert``, ``finetune`` or ``merge``.
         repository: hub id, name/model.
-        private: whether a repository that is made here is private; one that exists stays as it is.
-        force: replace an earlier output of this tool there.
+        private: whether a new repository is private; an existing one is not changed.
+        force: replace an earlier output of surgery in the repository.
 
     Raises:
-        UsageError, CheckpointError: as :func:`check_push`; also a folder that is no output of this tool.
+        UsageError, CheckpointError: as :func:`check_push`; or the folder is not an output of surgery.
     """
     folder = Path(folder).expanduser()
     check_pushable(folder)
@@ -115,27 +116,29 @@ def push(folder: str | Path, repository: str, *, private: bool = True, force: bo
 
 
 def check_pushable(folder: Path) -> None:
-    """Look at what is to be uploaded.
+    """Check the folder of an upload.
 
     Raises:
-        UsageError: it is no output of this tool.
-        CheckpointError: it is no model folder, or has no card.
+        UsageError: surgery did not write the folder.
+        CheckpointError: it is not a model folder, or has no card.
     """
     check_folder(folder)
     if not (folder / PLAN_NAME).is_file() and not (folder / HISTORY_NAME).is_file():
         raise UsageError(
-            f"{quote(folder.name)} is no output of this tool, and is not pushed.",
-            hint="Give the folder that `surgery convert`, `finetune` or `merge` wrote.",
+            f"{quote(folder.name)} was not written by surgery and is not uploaded",
+            hint="Give an output of `surgery convert`, `finetune` or `merge`.",
         )
     if not (folder / CARD_NAME).is_file():
-        raise CheckpointError(f"{quote(folder.name)} has no card ({CARD_NAME}).", hint="`surgery verify` writes it.")
+        raise CheckpointError(
+            f"{quote(folder.name)} has no card ({CARD_NAME})", hint="Run `surgery verify`, which writes the card."
+        )
 
 
 def upload(folder: Path, repository: str, *, private: bool, force: bool) -> PushResult:
-    """The last part of :func:`push`, when everything has been looked at.
+    """Upload a folder that was checked.
 
     Raises:
-        CheckpointError: the hub refuses it, or cannot be reached.
+        CheckpointError: the hub rejects the upload or cannot be reached.
     """
     from huggingface_hub import HfApi
 

@@ -1,8 +1,14 @@
-"""One run at a time on one output folder.
+"""Locks: one run at a time on one output folder.
 
-The lock belongs to an open file, so the system releases it when its process dies, however it dies. Where a file
-system has no such locks (some cluster mounts), the mere existence of the file is the lock; a run that was killed
-there leaves it behind, and the error says which file to delete.
+The operating system holds the lock on an open file and releases it when the process ends, even by a kill. Some file
+systems (cluster mounts) have no such locks: there the existence of a file is the lock, a killed run leaves the file
+behind, and the error names the file to delete.
+
+Why not ``filelock``, which is installed anyway (versions 3.10 and 4.3 were tried): it leaves the lock file behind on
+release, so one file would stay beside every output. If locking fails with ENOLCK, EOPNOTSUPP or EINVAL, which cluster
+mounts return, 3.10 reports a busy lock and 4.3 raises the bare OSError; only ENOSYS has a replacement. It cannot tell
+whether a lock is held without creating the file, which ``surgery zoo status`` must not do. What it would save here is
+the call of flock or msvcrt.
 """
 
 import contextlib
@@ -27,36 +33,36 @@ class FileLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock without waiting.
+        """Acquire the lock without waiting.
 
         Raises:
-            OutputBusyError: another run holds it.
-            CheckpointError: the lock file cannot be made.
+            OutputBusyError: another run holds the lock.
+            CheckpointError: the lock file cannot be created.
         """
         for _ in range(_TRIES):
             try:
                 self._descriptor = self._open()
             except OSError as error:
                 if error.errno in _UNSUPPORTED:
-                    self._by_existence()
+                    self._acquire_marker()
                     return
                 raise self._busy() from error
             if self._is_current():
                 return
-            # The holder before us deleted the file between our opening and locking it.
+            # The previous holder deleted the file after it was opened here and before it was locked.
             os.close(self._descriptor)
             self._descriptor = None
         raise self._busy()
 
     def release(self) -> None:
-        """Give the lock up and delete its file. Harmless when it is not held."""
+        """Release the lock and delete its file. Without effect if the lock is not held."""
         if self._descriptor is None:
             return
         descriptor, self._descriptor = self._descriptor, None
         if sys.platform == "win32":  # an open file cannot be deleted there
             os.close(descriptor)
             self._delete()
-        else:  # deleted while held: nobody can lock the old file and believe it is the current one
+        else:  # deleted while held, so that no other run locks the old file and takes it for the current one
             self._delete()
             os.close(descriptor)
 
@@ -65,7 +71,7 @@ class FileLock:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         except OSError as error:
             raise CheckpointError(
-                f"Nothing can be written in {quote(str(self._path.parent))}: {error.strerror}."
+                f"nothing can be written in {quote(str(self._path.parent))}: {error.strerror}"
             ) from error
         try:
             _lock(descriptor)
@@ -81,27 +87,27 @@ class FileLock:
         except FileNotFoundError:
             return False
 
-    def _by_existence(self) -> None:
+    def _acquire_marker(self) -> None:
         marker = self._path.with_name(self._path.name + ".held")
         self._delete()
         try:
             descriptor = os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError as error:
             raise OutputBusyError(
-                f"Another run is working on {self._what}, or one was killed.",
-                hint=f"This file system has no locks. If no run is going, delete {marker.name} beside it.",
+                f"another run is working on {self._what}, or one was killed",
+                hint=f"This file system has no locks. If no run is active, delete {marker.name} beside the output.",
             ) from error
         except OSError as error:
-            raise CheckpointError(f"{marker.name} cannot be made: {error.strerror}.") from error
+            raise CheckpointError(f"{marker.name} cannot be created: {error.strerror}") from error
         self._path, self._descriptor = marker, descriptor
 
     def _busy(self) -> OutputBusyError:
         return OutputBusyError(
-            f"Another run is working on {self._what}.", hint="Wait for it to end, or choose another output."
+            f"another run is working on {self._what}", hint="Wait for it to end, or choose another output."
         )
 
     def _delete(self) -> None:
-        # Left behind it does no harm: an unheld lock file is simply locked anew.
+        # A lock file that stays does no harm: the next run locks it again.
         with contextlib.suppress(OSError):
             self._path.unlink()
 
@@ -109,8 +115,8 @@ class FileLock:
 def is_held(path: Path) -> bool:
     """Whether a run holds the lock of this name; nothing is written.
 
-    To ask means to lock a left-over file for a moment. Where a file system has no locks, a marker that a killed run
-    left behind counts as held, as it does for :class:`FileLock`.
+    A lock file that a killed run left is locked for a moment. On a file system without locks the marker of a killed run
+    counts as held, as for :class:`FileLock`.
     """
     if path.with_name(path.name + ".held").exists():
         return True

@@ -1,45 +1,45 @@
-"""Names that come out of a file somebody else wrote, checked before they are joined to a folder."""
+"""File names from untrusted files: checked before they are joined to a folder, and quoted in messages."""
 
 import re
 from collections.abc import Iterable
 
 from surgery.errors import CheckpointError
 
-# Windows opens a device for these whatever the extension is, in any folder.
+# Windows opens a device for these names, in any folder and with any extension.
 _DEVICES = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9\u00b9\u00b2\u00b3])", re.IGNORECASE)
 _LONGEST_PART = 255
 _LONGEST_NAME = 4096
 
 
 def quote(name: object, longest: int = 120) -> str:
-    """A hostile value as it may stand in a message: escaped, so that it cannot drive a terminal, and short."""
-    # Cut before escaping: a name of 100 MB is not worth 100 MB of work.
+    """An untrusted value for a message: escaped, so that it cannot control a terminal, and shortened."""
+    # Cut before escaping, so that a name of 100 MB takes no time.
     text = ascii(name[:longest] if isinstance(name, str) else name)
     cut = isinstance(name, str) and len(name) > longest
     return f"{text[: longest + 40]}..." if cut or len(text) > longest + 40 else text
 
 
 def quoted_list(names: Iterable[str], most: int = 3) -> str:
-    """The first names in order, quoted, and how many more there are."""
+    """The first names in alphabetical order, quoted, and the number of further names."""
     ordered = sorted(names)
     more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
     return ", ".join(map(quote, ordered[:most])) + more
 
 
 def safe_relative(name: object) -> str:
-    """Return `name` if it is a plain relative POSIX path that stays in its folder on every platform.
+    """Return `name` if it is a relative POSIX path that stays in its folder on every platform.
 
     Raises:
-        CheckpointError: it is not text, is empty, absolute or too long, climbs (``..``), has a backslash, a colon
-            (drive letters, NTFS streams), a control character or half a surrogate pair, or names a Windows device.
+        CheckpointError: it is not text, empty, absolute or too long; it contains ``..``, a backslash, a colon (drive
+            letters, NTFS streams), a control character or half a surrogate pair; or it names a Windows device.
     """
     if not isinstance(name, str):
-        raise CheckpointError(f"A file name must be text, this is {quote(name)}.")
+        raise CheckpointError(f"a file name must be text, not {quote(name)}")
     reason = _whole_name_fault(name) or next((fault for part in name.split("/") if (fault := _part_fault(part))), None)
     if reason is not None:
         raise CheckpointError(
-            f"The file name {quote(name)} {reason}.",
-            hint="Names inside a model folder are relative, with forward slashes, and stay in the folder.",
+            f"the file name {quote(name)} {reason}",
+            hint="File names in a model folder must be relative, use forward slashes, and stay in the folder.",
         )
     return name
 
@@ -62,7 +62,7 @@ def _whole_name_fault(name: str) -> str | None:
 
 def _part_fault(part: str) -> str | None:
     if part == "..":
-        return "climbs out with '..'"
+        return "leaves its folder with '..'"
     if part in ("", "."):
         return "has an empty part or a '.'"
     if len(part.encode("utf-8", "surrogatepass")) > _LONGEST_PART:

@@ -1,4 +1,4 @@
-"""Putting an unchanged file into a new folder as cheaply as the file system allows."""
+"""Placement of unchanged files in a new folder, as cheaply as the file system allows."""
 
 import contextlib
 import errno
@@ -16,10 +16,10 @@ PlacementMode = Literal["auto", "copy", "link"]
 PlacementResult = Literal["reflink", "copied", "linked"]
 OnBytes = Callable[[int], None]
 
-_CHUNK = 8 * 1024 * 1024  # between two reports of progress
-_BLOCK = 4 * 1024 * 1024  # held in memory where there is no copy in the kernel
+_CHUNK = 8 * 1024 * 1024  # bytes between two progress reports
+_BLOCK = 4 * 1024 * 1024  # bytes in memory if the kernel cannot copy
 _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
-# "Not here", as opposed to "the disk is full" or "the disk is broken".
+# "Not supported here", in contrast to "the disk is full" or "the disk fails".
 _NOT_HERE = {
     errno.EBADF,
     errno.EINVAL,
@@ -35,30 +35,30 @@ _NOT_HERE = {
 def place_file(
     source: Path, target: Path, mode: PlacementMode = "auto", on_bytes: OnBytes | None = None
 ) -> PlacementResult:
-    """Put the content of `source` under the new name `target`, and say how.
+    """Place the content of `source` under the new name `target`; returns how.
 
-    ``auto`` shares the blocks where the file system can (reflink), else copies in the kernel; ``copy`` always copies;
-    ``link`` makes a hard link. A link is followed to the file it points to (the hub cache's blobs). The source is
-    only ever opened for reading; `on_bytes` is told of the bytes as they are placed. Missing folders of the target are
-    made.
+    ``auto`` shares the blocks if the file system can (reflink), and else copies in the kernel; ``copy`` always copies;
+    ``link`` creates a hard link. If the source is a link, its target is placed (the blobs of the hub cache). The source
+    is opened for reading only. `on_bytes` is called with the number of bytes placed. Missing parents of the target are
+    created.
 
     Raises:
-        CheckpointError: the source is missing or not a regular file, or changes during the copy; the target exists or
-            cannot be written (disk full); hard links are not possible between the two.
+        CheckpointError: the source is missing, not a regular file, or changes during the copy; the target exists or
+            cannot be written (disk full); a hard link between the two is not possible.
     """
     try:
         content = source.resolve(strict=True)
         status = content.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{quote(source.name)} is not a regular file.")
+            raise CheckpointError(f"{quote(source.name)} is not a regular file")
         target.parent.mkdir(parents=True, exist_ok=True)
         if mode == "link":
             placed = _link(content, target)
         else:
             return _copy(content, target, share=mode == "auto", on_bytes=on_bytes)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that points to itself
         reason = getattr(error, "strerror", None) or str(error)
-        raise CheckpointError(f"{quote(source.name)} cannot be placed as {quote(str(target))}: {reason}.") from error
+        raise CheckpointError(f"{quote(source.name)} cannot be placed as {quote(str(target))}: {reason}") from error
     if on_bytes is not None:
         on_bytes(status.st_size)
     return placed
@@ -72,8 +72,8 @@ def _link(content: Path, target: Path) -> PlacementResult:
             raise
         why = "they are on different file systems" if error.errno == errno.EXDEV else error.strerror
         raise CheckpointError(
-            f"{quote(target.name)} cannot be a hard link to the source's file: {why}.",
-            hint="Copy instead of linking, or choose an output on the source's file system.",
+            f"{quote(target.name)} cannot be a hard link to the file of the source: {why}",
+            hint="Copy instead of linking, or choose an output on the file system of the source.",
         ) from error
     return "linked"
 
@@ -93,8 +93,8 @@ def _copy(content: Path, target: Path, *, share: bool, on_bytes: OnBytes | None)
                 placed = "copied"
                 _copy_bytes(reading, writing, size, on_bytes)
             if os.fstat(writing).st_size != size or os.fstat(reading).st_size != size:
-                raise CheckpointError(f"{quote(content.name)} changed while it was copied.")
-        except BaseException:  # Ctrl-C too: half a file must not be taken for a whole one
+                raise CheckpointError(f"{quote(content.name)} changed while it was copied")
+        except BaseException:  # Ctrl-C too: an incomplete file must not look complete
             os.close(writing)
             target.unlink(missing_ok=True)
             raise
@@ -119,15 +119,15 @@ def _reflink(reading: int, writing: int) -> bool:
 
 
 def _copy_bytes(reading: int, writing: int, size: int, on_bytes: OnBytes | None) -> None:
-    """Copy with the first way that works here; each goes on where the one before it stopped."""
+    """Copy by the first method that works here; each continues where the one before it stopped."""
     done = 0
-    for step in _ways():
+    for method in _methods():
         try:
             while done < size:
-                count = step(reading, writing, done, min(_CHUNK, size - done))
+                count = method(reading, writing, done, min(_CHUNK, size - done))
                 if not count:
                     break
-                _start_writing(writing, done, count)
+                _start_disk_write(writing, done, count)
                 done += count
                 if on_bytes is not None:
                     on_bytes(count)
@@ -137,28 +137,28 @@ def _copy_bytes(reading: int, writing: int, size: int, on_bytes: OnBytes | None)
             continue
         if done >= size:
             return
-    # The caller compares the sizes and reports a source that has become shorter.
+    # The caller compares the sizes and reports a source that was truncated.
 
 
-def _start_writing(writing: int, offset: int, count: int) -> None:
-    """Let the disk begin now: all of it is waited for in the end, and until then the disk would be idle.
+def _start_disk_write(writing: int, offset: int, count: int) -> None:
+    """Start the write to the disk now, because the final fsync waits for all of it and the disk would be idle.
 
-    Linux sends what it is told is not needed to the disk; what is not there yet stays in memory. (Elsewhere the advice
-    means less, and is not given.)
+    Linux starts to write pages that it is told are not needed, and keeps them in memory until they are written. Other
+    systems do less on this advice, so it is not given there.
     """
     if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # advice only: where it is not taken, fsync does all of it
+        with contextlib.suppress(OSError):  # without the advice fsync writes everything
             os.posix_fadvise(writing, offset, count, os.POSIX_FADV_DONTNEED)
 
 
-def _ways() -> list[Callable[[int, int, int, int], int]]:
-    ways: list[Callable[[int, int, int, int], int]] = []
+def _methods() -> list[Callable[[int, int, int, int], int]]:
+    methods: list[Callable[[int, int, int, int], int]] = []
     if hasattr(os, "copy_file_range"):
-        ways.append(_copy_file_range)
+        methods.append(_copy_file_range)
     if sys.platform == "linux":
-        ways.append(_sendfile)
-    ways.append(_read_write)
-    return ways
+        methods.append(_sendfile)
+    methods.append(_read_write)
+    return methods
 
 
 def _copy_file_range(reading: int, writing: int, offset: int, count: int) -> int:

@@ -1,4 +1,4 @@
-"""Names of what a converted checkpoint carries along of its own making."""
+"""The record that a converted checkpoint carries: the names of its files, and the version of its format."""
 
 from typing import Any
 
@@ -15,17 +15,17 @@ EVALUATION_NAME = f"{RECORD_FOLDER}/evaluate.json"
 
 
 def check_format_version(version: Any, name: str) -> None:
-    """Refuse a converted checkpoint of a newer format than this tool knows.
+    """Refuse a converted checkpoint of a newer format.
 
     Args:
-        version: what its config or plan says; None where it says nothing.
+        version: from its config or plan; None if it has none.
         name: of the checkpoint, for the message.
 
     Raises:
-        CheckpointError: it is newer.
+        CheckpointError: the format is newer than this version of surgery reads.
     """
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{name}: format version {version} is newer than this tool's {FORMAT_VERSION}",
+            f"{name}: format version {version} is newer than {FORMAT_VERSION}, which this version of surgery reads",
             hint="Install a newer model-surgery.",
         )

@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder on disk, or a repository of the Hugging Face hub."""
+"""The source of a model: a folder on disk, or a repository of the Hugging Face hub."""
 
 import re
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from surgery.checkpoint.hub_errors import download_error
 from surgery.checkpoint.names import quote
 from surgery.errors import CheckpointError, UsageError
 
-# What a model folder is made of. Code (.py) is not fetched: a source's code is never run.
+# The files of a model folder. Code (.py) is not downloaded, because code of a source is never run.
 ALLOW_PATTERNS = (
     "*.safetensors",
     "*.json",
@@ -21,7 +21,7 @@ ALLOW_PATTERNS = (
     "*.md",
     *("LICENSE*", "LICENCE*", "license*", "NOTICE*", "USE_POLICY*", ".gitattributes"),
 )
-# The same weights again, for other programs.
+# Copies of the weights for other programs.
 IGNORE_PATTERNS = ("original/*", "consolidated*.safetensors", "onnx/*", "openvino/*", "coreml/*")
 
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
@@ -30,9 +30,13 @@ _REVISION = re.compile(r"[A-Za-z0-9_][\w./+-]{0,254}", re.ASCII)
 
 @dataclass(frozen=True)
 class Source:
-    """A model that is on disk.
+    """A model on disk.
 
-    `name` is fit for printing and recording: a hub id, or the name that was given for a folder, never a path.
+    Attributes:
+        folder: the model folder.
+        name: for messages and records: the hub id, or the name of the folder; never a path.
+        commit: of the hub repository; None if unknown.
+        hub_id: of the hub repository; None for other folders.
     """
 
     folder: Path
@@ -42,21 +46,21 @@ class Source:
 
 
 def resolve(model: str | Path, revision: str | None = None, *, local_only: bool = False) -> Source:
-    """Find a model: an existing folder is that folder, anything else that looks like a hub id is fetched.
+    """Find a model: an existing folder is used as it is, a hub id is downloaded.
 
-    HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured; `local_only` takes what the cache has and asks nobody. A folder
-    that is itself a snapshot in the hub cache gets its repository's id and commit.
+    HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are respected; with `local_only` only the cache is used, without requests. A
+    folder that is a snapshot in the hub cache gets the id and commit of its repository.
 
     Raises:
-        UsageError: `model` is neither a folder nor a hub id, `revision` is malformed, unknown or given for a folder.
-        CheckpointError: no such folder, or the hub does not give the model (offline, gated, not found).
+        UsageError: `model` is neither a folder nor a hub id; `revision` is malformed, unknown or given for a folder.
+        CheckpointError: there is no such folder, or the model cannot be downloaded (offline, gated, not found).
     """
     text = str(model)
     folder = _expand(text)
-    if text and _exists(folder):  # an empty argument is a mistake, not the current folder
+    if text and _exists(folder):  # an empty argument is an error, not the current folder
         if revision is not None:
             raise UsageError(
-                f"{quote(text)} is a folder, and a folder has no revision {quote(revision)}.",
+                f"{quote(text)} is a folder, and a folder has no revision {quote(revision)}",
                 hint="Leave --revision out, or give a hub id.",
             )
         return _local(folder)
@@ -64,39 +68,37 @@ def resolve(model: str | Path, revision: str | None = None, *, local_only: bool 
         check_folder(folder, or_hub_id=True)
     if not _HUB_ID.fullmatch(text) or ".." in text or "--" in text or text.endswith((".git", ".", "-")):
         raise UsageError(
-            f"{quote(text)} is neither an existing folder nor a hub id.",
-            hint="A hub id looks like org/name. For a folder, check the spelling or begin with ./",
+            f"{quote(text)} is neither an existing folder nor a hub id",
+            hint="A hub id has the form org/name. For a folder, check the spelling, or start with ./.",
         )
     if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
-        raise UsageError(f"{quote(revision)} cannot be a revision.", hint="Give a branch, a tag or a commit.")
+        raise UsageError(f"{quote(revision)} is not a valid revision", hint="Give a branch, a tag or a commit.")
     return _fetch(text, revision, local_only=local_only)
 
 
 def check_folder(folder: Path, *, or_hub_id: bool = False) -> None:
-    """Check that a model folder is there.
+    """Check that a model folder exists.
 
     Args:
-        folder: as it was given.
-        or_hub_id: whether a hub id would do as well.
+        folder: as the user gave it.
+        or_hub_id: whether a hub id is also allowed.
 
     Raises:
         CheckpointError: it does not exist, is not a folder, or an interrupted replacement moved it aside.
     """
     if not _exists(folder):
         aside = _moved_aside(folder)
-        hint = "Check the spelling; only a folder will do here, and nothing is fetched from the hub."
+        hint = "Check the spelling. A folder is required here; nothing is downloaded from the hub."
         if or_hub_id:
-            hint = "Check the spelling; a hub id looks like org/name."
+            hint = "Check the spelling. A hub id has the form org/name."
         if aside is not None:
             hint = (
-                f"A replacement of it was interrupted; the old folder is beside it as {aside.name}. Run the same "
-                "command again, or rename it back."
+                f"A replacement of this folder was interrupted; the old folder is now {aside.name}. Run the same "
+                "command again, or rename the old folder back."
             )
-        raise CheckpointError(f"There is no folder {quote(str(folder))}.", hint=hint)
+        raise CheckpointError(f"there is no folder {quote(str(folder))}", hint=hint)
     if not folder.is_dir():
-        raise CheckpointError(
-            f"{quote(str(folder))} is not a folder.", hint="Give the model's folder, not a file in it."
-        )
+        raise CheckpointError(f"{quote(str(folder))} is not a folder", hint="Give the model folder, not a file in it.")
 
 
 def _expand(text: str) -> Path:
@@ -134,12 +136,12 @@ def _local(folder: Path) -> Source:
 
 
 def absolute_path(folder: Path) -> Path:
-    """A folder as it was given, in full: links keep their own name, unless ``..`` leads to above their target."""
+    """The absolute path of a folder. Links are not resolved, except if the path contains ``..``."""
     return folder.resolve() if ".." in folder.parts else folder.absolute()
 
 
 def _fetch(hub_id: str, revision: str | None, *, local_only: bool) -> Source:
-    import huggingface_hub  # a quarter of a second, and only for hub ids
+    import huggingface_hub  # takes 0.25 s, and only hub ids need it
 
     limit_silence()
     try:

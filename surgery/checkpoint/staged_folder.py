@@ -1,7 +1,7 @@
 """An output folder that appears whole or not at all.
 
-Everything is written in a sibling of the output, brought to the disk, and renamed. `output` describes the states that
-a kill can leave and how the next run repairs them.
+Everything is written to a sibling of the output, synced to the disk, and renamed. `output` describes the states that a
+kill can leave and how the next run repairs them.
 """
 
 import shutil
@@ -21,14 +21,14 @@ OnStep = Callable[[str], None]
 
 
 class StagedFolder:
-    """Write in `path`, then `commit()`; leaving the ``with`` block without it leaves nothing behind.
+    """Write into `path`, then call `commit()`; without it the ``with`` block leaves nothing behind.
 
         with StagedFolder(out, source=source) as staged:
             write_json(staged.path / "config.json", config)
             staged.commit()
 
-    `on_step` is told the name of each step once it is done: ``locked``, ``repaired``, ``created``, ``synced``,
-    ``moved`` (the old folder aside; only when there is one), ``renamed``, ``discarded`` (the old folder).
+    `on_step` is called with the name of each completed step: ``locked``, ``repaired``, ``created``, ``synced``,
+    ``moved`` (the old folder aside, if there is one), ``renamed``, ``discarded`` (the old folder).
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class StagedFolder:
         """
         self._force = force
         self._source = source
-        self._unmarked = known_files
+        self._known_files = known_files
         self._on_step = on_step
         self.out = out
         self.out = self._check()
@@ -58,12 +58,12 @@ class StagedFolder:
         self._committed = False
 
     def __enter__(self) -> Self:
-        """Lock the output, repair what a killed run left, and make the folder to write in.
+        """Lock the output, repair the leftovers of a killed run, and create the folder `path`.
 
         Raises:
-            UsageError: repairing brought back an output that is not empty, without `force`.
+            UsageError: the repair restored an output that is not empty, and `force` is not set.
             OutputBusyError: another run holds the lock.
-            CheckpointError: nothing can be written beside the output.
+            CheckpointError: the parent folder of the output is not writable.
         """
         try:
             self._make_parents()
@@ -71,14 +71,14 @@ class StagedFolder:
             self._step("locked")
             repair(self.out)
             self._step("repaired")
-            # Again, now that nobody else can change the answer.
+            # Checked again, now that no other run can change the output.
             self._check()
             self.path.mkdir()
             self._step("created")
         except OSError as error:
             self._clean()
             raise CheckpointError(
-                f"Nothing can be written in {quote(str(self.out.parent))}: {error.strerror}."
+                f"nothing can be written in {quote(str(self.out.parent))}: {error.strerror}"
             ) from error
         except BaseException:
             self._clean()
@@ -88,14 +88,14 @@ class StagedFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove what was not committed, and give the lock up."""
+        """Remove uncommitted files, and release the lock."""
         self._clean()
 
     def commit(self) -> Path:
-        """Bring everything to the disk and give it the output's name; returns the output.
+        """Sync everything to the disk and rename it to the output; returns the output.
 
         Raises:
-            CheckpointError: the disk does not take it, or somebody has written to the output meanwhile.
+            CheckpointError: the disk is full or fails, or another program wrote to the output meanwhile.
         """
         if self._committed:
             return self.out
@@ -104,23 +104,23 @@ class StagedFolder:
             self._step("synced")
             self._take_name()
         except OSError as error:
-            raise CheckpointError(f"{self.out.name} cannot be completed: {error.strerror}.") from error
+            raise CheckpointError(f"{self.out.name} cannot be completed: {error.strerror}") from error
         return self.out
 
     def _check(self) -> Path:
-        return check_output(self.out, force=self._force, source=self._source, known_files=self._unmarked)
+        return check_output(self.out, force=self._force, source=self._source, known_files=self._known_files)
 
     def _take_name(self) -> None:
         old = sibling(self.out, "replaced", self._run)
         try:
             if self._force and self.out.exists() and any(self.out.iterdir()):
-                self._check()  # what somebody has put there meanwhile is not ours to move
+                self._check()  # files that another program added meanwhile must not be moved
                 self.out.rename(old)
                 fsync_folder(self.out.parent)
                 self._step("moved")
             elif sys.platform == "win32" and self.out.exists():
-                self.out.rmdir()  # elsewhere a rename takes the place of an empty folder, in one step
-            # Without force, a folder that was filled meanwhile makes this fail.
+                self.out.rmdir()  # other systems replace an empty folder by a rename, in one step
+            # Without force this fails if the output was filled meanwhile.
             self.path.rename(self.out)
             self._committed = True
         except BaseException:
@@ -142,7 +142,7 @@ class StagedFolder:
 
     def _clean(self) -> None:
         try:
-            # Whatever resists is removed by the next run: the error that brought us here matters more.
+            # The next run removes files that resist; the original error matters more.
             shutil.rmtree(self.path, ignore_errors=True)
         finally:
             self._lock.release()
@@ -159,7 +159,7 @@ class StagedFolder:
 
 
 def repair_output(out: Path) -> None:
-    """Undo or finish what killed runs left around `out`, and touch nothing else.
+    """Undo or complete the work of killed runs on `out`; nothing else is changed.
 
     Raises:
         OutputBusyError: another run is working on it.

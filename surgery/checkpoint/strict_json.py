@@ -1,7 +1,7 @@
-"""JSON read strictly and written the same way each time.
+"""JSON that is read strictly, and written in the same form each time.
 
-Python's reader takes the last of two equal keys, NaN, and documents of any depth; each of these is a way for a
-folder to say one thing to us and another to the next program, so all of them are refused here.
+Python accepts equal keys (the last one wins), NaN, and documents of any depth. Other programs may read such a file
+differently, so it is rejected here.
 """
 
 import json
@@ -16,8 +16,8 @@ from surgery.errors import CheckpointError
 CONFIG_LIMIT = 16 * 1024 * 1024
 INDEX_LIMIT = 100_000_000
 _DEEPEST = 64
-# A byte of JSON can cost a hundred bytes of Python objects. Two million values keep the worst document under about
-# 500 MB; the largest published models have some 100,000 tensors of about ten values each.
+# One byte of JSON can take a hundred bytes as Python objects. Two million values keep the worst document below about
+# 500 MB; the largest published models have some 100,000 tensors with about ten values each.
 _MOST_VALUES = 2_000_000
 
 
@@ -35,19 +35,19 @@ def load_json(path: Path, limit: int = CONFIG_LIMIT, *, infinity: bool = False) 
 
     Raises:
         CheckpointError: the file is missing, not a regular file, too large, not UTF-8, not JSON, not an object, too
-            deep, or holds duplicate keys, NaN or Infinity.
+            deep, or contains duplicate keys, NaN or Infinity.
     """
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a fifo would wait for ever
-            raise CheckpointError(f"{path.name} is not a regular file.")
+        if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait forever
+            raise CheckpointError(f"{path.name} is not a regular file")
         with path.open("rb") as file:
-            # Python sets aside what it is asked to read, so it is not asked for more than there is.
+            # Python allocates the requested size, so the request is not larger than the file.
             data = file.read(min(limit, status.st_size) + 1)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path.name} cannot be read: {_reason(error)}.") from error
+        raise CheckpointError(f"{path.name} cannot be read: {_reason(error)}") from error
     if len(data) > limit:
-        raise CheckpointError(f"{path.name} is larger than {limit:,} bytes, which no real one is.")
+        raise CheckpointError(f"{path.name} is larger than {limit:,} bytes, the most that is read")
     return parse_json(data, path.name, infinity=infinity)
 
 
@@ -55,10 +55,10 @@ def parse_json(data: bytes, where: str, *, infinity: bool = False) -> dict[str, 
     """Parse a JSON object from bytes; `where` names the file in the errors. `infinity`: see `load_config`.
 
     Raises:
-        CheckpointError: as `load_json`, except for what concerns the file itself.
+        CheckpointError: as `load_json`, without the errors of the file itself.
     """
     if data.count(b",") + data.count(b"[") + data.count(b"{") > _MOST_VALUES:
-        raise CheckpointError(f"{where} holds more than {_MOST_VALUES:,} values, which no real one does.")
+        raise CheckpointError(f"{where} contains more than {_MOST_VALUES:,} values, the most that is read")
     try:
         text = data.decode("utf-8")
         parsed = json.loads(
@@ -68,33 +68,33 @@ def parse_json(data: bytes, where: str, *, infinity: bool = False) -> dict[str, 
             parse_float=_finite,
             parse_int=_integer,
         )
-        if "\\u" in text:  # an escape can spell half a surrogate pair, which could not be written back
+        if "\\u" in text:  # an escape can encode half a surrogate pair, which cannot be written back
             json.dumps(parsed, ensure_ascii=False).encode("utf-8")
     except _RefusedError as error:
-        raise CheckpointError(f"{where} {error}.") from None
+        raise CheckpointError(f"{where} {error}") from None
     except UnicodeError as error:
-        raise CheckpointError(f"{where} is not valid UTF-8: {error}.") from error
+        raise CheckpointError(f"{where} is not valid UTF-8: {error}") from error
     except RecursionError as error:
-        raise CheckpointError(f"{where} is nested deeper than {_DEEPEST} levels.") from error
+        raise CheckpointError(f"{where} is nested deeper than {_DEEPEST} levels") from error
     except ValueError as error:
-        raise CheckpointError(f"{where} is not valid JSON: {error}.") from error
+        raise CheckpointError(f"{where} is not valid JSON: {error}") from error
     if not isinstance(parsed, dict):
-        raise CheckpointError(f"{where} must hold a JSON object, it holds {type(parsed).__name__}.")
+        raise CheckpointError(f"{where} must contain a JSON object, not {type(parsed).__name__}")
     _bound_depth(parsed, where)
     return parsed
 
 
 def dump_json(obj: Any) -> str:
-    """The one spelling of JSON files written here: two spaces, keys in the order given, ASCII, a final newline.
+    """The form of all JSON files of surgery: two spaces, keys in the given order, ASCII, a final newline.
 
     Raises:
-        ValueError: `obj` holds NaN or Infinity.
+        ValueError: `obj` contains NaN or Infinity.
     """
     return json.dumps(obj, indent=2, allow_nan=False) + "\n"
 
 
 class _RefusedError(Exception):
-    """Why the text is refused; carried out of the json module's hooks."""
+    """The reason to reject the text, raised in the hooks of the json module."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -102,12 +102,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise _RefusedError(f"holds the key {quote(twice)} twice")
+        raise _RefusedError(f"contains the key {quote(twice)} twice")
     return result
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise _RefusedError(f"holds {name}, which is not JSON")
+    raise _RefusedError(f"contains {name}, which is not JSON")
 
 
 def _tagged_infinity(name: str) -> dict[str, str]:
@@ -119,14 +119,14 @@ def _tagged_infinity(name: str) -> dict[str, str]:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise _RefusedError(f"holds the number {quote(text)}, which no float can hold")
+        raise _RefusedError(f"contains the number {quote(text)}, which is too large for a float")
     return number
 
 
 def _integer(text: str) -> int:
-    # Far beyond any count or offset; also keeps Python from spending quadratic time on a long number.
+    # Longer than any count or offset; Python needs quadratic time for long numbers.
     if len(text) > 40:
-        raise _RefusedError(f"holds an integer of {len(text)} digits")
+        raise _RefusedError(f"contains an integer of {len(text)} digits")
     return int(text)
 
 
@@ -141,7 +141,7 @@ def _bound_depth(root: dict[str, Any], where: str) -> None:
         ]
         if not level:
             return
-    raise CheckpointError(f"{where} is nested deeper than {_DEEPEST} levels.")
+    raise CheckpointError(f"{where} is nested deeper than {_DEEPEST} levels")
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -1,7 +1,6 @@
-"""What to tell a user whose folder holds weights, but not in a form that is read here.
+"""Errors for folders whose weights are not in safetensors, with the command that converts them.
 
-Pickled files (.bin, .pt, .pth, .ckpt) are never opened: reading one can run any program. The user gets the exact
-command that converts them.
+Pickled files (.bin, .pt, .pth, .ckpt) are never opened, because loading them can run any code.
 """
 
 import shlex
@@ -15,7 +14,7 @@ _PICKLES = (".pt", ".pth", ".ckpt")
 
 
 def no_weights_error(folder: Path, files: Iterable[str]) -> CheckpointError:
-    """The error for a folder without a safetensors checkpoint, with the command that makes one where there is one."""
+    """The error for a folder without safetensors weights; the hint has a command that creates them if there is one."""
     names = [name for name in files if "/" not in name]
     given, out = str(folder), f"{folder.name or 'model'}-safetensors"
     ggufs = [name for name in names if name.lower().endswith(".gguf")]
@@ -24,9 +23,9 @@ def no_weights_error(folder: Path, files: Iterable[str]) -> CheckpointError:
     stray = [name for name in names if name.endswith(".safetensors")]
     if stray:
         return CheckpointError(
-            f"The folder has {_some(stray)}, but neither model.safetensors nor model.safetensors.index.json, "
-            "so nothing says which tensors are the model.",
-            hint="Rename a single file to model.safetensors, or fetch the index that belongs to the shards.",
+            f"the folder has {_some(stray)}, but neither model.safetensors nor model.safetensors.index.json, "
+            "so it is unknown which tensors belong to the model",
+            hint="Rename a single file to model.safetensors, or download the index of the shards.",
         )
     if bins:
         return _only("pickled .bin weights", bins, _resave(given, out))
@@ -46,27 +45,27 @@ def no_weights_error(folder: Path, files: Iterable[str]) -> CheckpointError:
     snapshot = snapshot_of(folder)
     if snapshot is not None:
         return CheckpointError(
-            f"{snapshot.hub_id} has no safetensors weights in its cached snapshot.",
-            hint="If the repository has only .bin files, convert them first:\n  " + _resave(snapshot.hub_id, out),
+            f"{snapshot.hub_id} has no safetensors weights in its cached snapshot",
+            hint="If the repository has .bin files only, convert them first:\n  " + _resave(snapshot.hub_id, out),
         )
     return CheckpointError(
-        "The folder has a config.json, but no weights: neither model.safetensors nor model.safetensors.index.json.",
-        hint="Give the folder that holds the weights, or a hub id.",
+        "the folder has a config.json, but no weights: neither model.safetensors nor model.safetensors.index.json",
+        hint="Give the folder with the weights, or a hub id.",
     )
 
 
 def adapter_error(folder: Path) -> CheckpointError:
-    """The error for a folder that holds a PEFT adapter, which is no model by itself."""
+    """The error for a folder with a PEFT adapter, which is not a whole model."""
     line = shlex.join(["surgery", "merge", str(folder), "-o", f"{folder.name}-merged"])
     return CheckpointError(
-        "The folder holds an adapter (adapter_config.json), not a whole model.",
-        hint="Give the base model, or merge the adapter into it first (--base where it is not found):\n  " + line,
+        "the folder holds an adapter (adapter_config.json), not a whole model",
+        hint="Give the base model, or merge the adapter into it first (with --base if it is not found):\n  " + line,
     )
 
 
 def _only(what: str, names: list[str], command: str) -> CheckpointError:
     return CheckpointError(
-        f"The folder holds only {what} ({_some(names)}), which are not read here.",
+        f"the folder holds only {what} ({_some(names)}), which surgery does not read",
         hint="Convert them to safetensors first:\n  " + command,
     )
 
@@ -80,7 +79,7 @@ def _resave(model: str, out: str, extra: str = "") -> str:
 
 
 def _python(line: str) -> str:
-    """In double quotes where the shell leaves all of it alone there, so that a reader can read the single ones."""
+    """A shell command. Double quotes keep the single quotes of the code readable, if the shell allows them."""
     return f"python -c {shlex.quote(line)}" if set(line) & set('"$`\\!') else f'python -c "{line}"'
 
 

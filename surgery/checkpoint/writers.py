@@ -1,4 +1,4 @@
-"""Writing safetensors files and their index, the same bytes for the same tensors each time."""
+"""Writers of safetensors files, their index, and JSON; the same input gives the same bytes."""
 
 import contextlib
 import json
@@ -19,7 +19,13 @@ _ALIGNMENT = 8
 
 @dataclass(frozen=True)
 class NewTensor:
-    """A tensor to be written: safetensors' spelling of its dtype, its shape, its little-endian bytes."""
+    """A tensor to write.
+
+    Attributes:
+        dtype: in the spelling of safetensors.
+        shape: its dimensions.
+        data: its bytes, little-endian.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -29,23 +35,23 @@ class NewTensor:
         bits = tensor_bits(self.dtype, self.shape)
         if bits <= 0 or bits != len(self.data) * 8:
             raise CheckpointError(
-                f"A tensor of dtype {self.dtype} and shape {list(self.shape)} needs {bits / 8:g} bytes "
-                f"and at least one element; {len(self.data)} bytes were given."
+                f"a tensor of dtype {self.dtype} and shape {list(self.shape)} needs {bits / 8:g} bytes "
+                f"and at least one element; {len(self.data)} bytes were given"
             )
 
 
 def write_safetensors(
     path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str] | None = None
 ) -> dict[str, TensorInfo]:
-    """Write a new safetensors file and return what its header, read back, says.
+    """Write a new safetensors file, and return its tensors as read back from the header.
 
-    Wider dtypes come first and names are sorted within, which keeps every tensor aligned (safetensors' own order).
+    Tensors are ordered by dtype, the widest first, then by name, which aligns every tensor (the order of safetensors).
 
     Raises:
-        CheckpointError: there are no tensors, a name is not acceptable, or the file cannot be written (it exists).
+        CheckpointError: there are no tensors, a name is not valid, or the file cannot be written (it exists).
     """
     if not tensors:
-        raise CheckpointError(f"{path.name} would hold no tensors.")
+        raise CheckpointError(f"{path.name} would contain no tensors")
     names = sorted(tensors, key=lambda name: (-DTYPE_BITS[tensors[name].dtype], name))
     header: dict[str, Any] = {}
     if metadata:
@@ -53,7 +59,7 @@ def write_safetensors(
     begin = 0
     for name in names:
         if name == "__metadata__" or not name.isprintable():
-            raise CheckpointError(f"{quote(name)} cannot be the name of a tensor.")
+            raise CheckpointError(f"{quote(name)} cannot be the name of a tensor")
         tensor = tensors[name]
         end = begin + len(tensor.data)
         header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
@@ -61,25 +67,25 @@ def write_safetensors(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     if len(text) > MAX_HEADER_BYTES:
-        raise CheckpointError(f"The header of {path.name} would have {len(text):,} bytes, more than the format allows.")
+        raise CheckpointError(f"the header of {path.name} would have {len(text):,} bytes, more than the format allows")
     try:
-        # "x": an existing name could be a link into somebody else's file.
+        # "x": an existing name could be a link to another file.
         with path.open("xb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
             for name in names:
                 file.write(tensors[name].data)
     except OSError as error:
-        raise CheckpointError(f"{path.name} cannot be written: {error.strerror}.") from error
+        raise CheckpointError(f"{path.name} cannot be written: {error.strerror}") from error
     return read_header(path)[0]
 
 
 def write_index(
     path: Path, weight_map: Mapping[str, str], total_size: int, *, metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a ``model.safetensors.index.json``: tensor names sorted, `total_size` in bytes, further `metadata` kept.
+    """Write a ``model.safetensors.index.json``: sorted tensor names, `total_size` in bytes, further `metadata`.
 
     Raises:
-        CheckpointError: a shard's name leaves the folder, or the file cannot be written (it exists).
+        CheckpointError: the name of a shard leaves the folder, or the file cannot be written (it exists).
     """
     for shard in set(weight_map.values()):
         safe_relative(shard)
@@ -91,26 +97,26 @@ def write_index(
 
 
 def write_json(path: Path, obj: Any) -> None:
-    """Write a new JSON file in the one spelling used here, with the same line ends on every platform.
+    """Write a new JSON file in the form of `dump_json`, with the same line ends on every platform.
 
     Raises:
         CheckpointError: the file cannot be written (it exists).
-        ValueError: `obj` holds NaN or Infinity.
+        ValueError: `obj` contains NaN or Infinity.
     """
     try:
         with path.open("xb") as file:
             file.write(dump_json(obj).encode())
     except OSError as error:
-        raise CheckpointError(f"{path.name} cannot be written: {error.strerror}.") from error
+        raise CheckpointError(f"{path.name} cannot be written: {error.strerror}") from error
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Give a file new content, or make it: whoever reads it, also after a kill, finds the old or the new, never half.
+    """Replace or create a file atomically: a reader finds the old or the new content, even after a kill.
 
     Raises:
-        CheckpointError: it cannot be written; the old content is still there then.
+        CheckpointError: the file cannot be written; its old content is kept.
     """
-    # One name, so that the next run clears what a kill left.
+    # Always the same name, so that the next run removes what a kill left.
     beside = path.with_name(f".{path.name}.partial")
     try:
         beside.unlink(missing_ok=True)
@@ -121,4 +127,4 @@ def replace_file(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
-        raise CheckpointError(f"{path.name} cannot be written: {error.strerror}.") from error
+        raise CheckpointError(f"{path.name} cannot be written: {error.strerror}") from error

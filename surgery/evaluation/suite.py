@@ -67,7 +67,7 @@ _SCHEMA = Schema(
     root=Suite,
     error=SuiteError,
     example="name: my-suite",
-    finding="`surgery evaluate --list-suites` lists the shipped suites.",
+    missing_hint="`surgery evaluate --list-suites` lists the shipped suites.",
     repeated=("parts",),
 )
 

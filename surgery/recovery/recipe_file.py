@@ -30,7 +30,7 @@ _SCHEMA = Schema(
     root=Recipe,
     error=RecipeError,
     example="model: folder",
-    finding="`surgery recipes list` names those that ship; `surgery recipes copy NAME` makes one your own.",
+    missing_hint="`surgery recipes list` names those that ship; `surgery recipes copy NAME` makes one your own.",
     repeated=("stages",),
 )
 

@@ -1,4 +1,4 @@
-"""YAML that people write, read against a pydantic schema: line numbers, every fault at once, the nearest key."""
+"""YAML files of users, validated by pydantic schemas: all errors at once, with line numbers and the nearest key."""
 
 from surgery.schemas.problems import problems_of
 from surgery.schemas.schema import Problem, Schema, SchemaError

@@ -1,4 +1,4 @@
-"""Faults of a schema in words: where, on which line, and the nearest key that would be right."""
+"""Errors of pydantic as problems: the path and line of the key, and the nearest valid key."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from surgery.schemas.yaml_text import Keys, dotted
 
 
 def problems_of(error: ValidationError, data: dict[str, Any], lines: dict[Keys, int], schema: Schema) -> list[Problem]:
-    """Every fault that pydantic found in ``data``, one for each key."""
+    """The errors that pydantic found in ``data``, one for each key."""
     return _merged(_problem(fault, data, lines, schema) for fault in error.errors(include_url=False))
 
 
 def _merged(problems: Iterable[Problem]) -> list[Problem]:
-    """One problem for each key: a key that may hold one of two kinds has a fault for each kind."""
+    """One problem for each key: a union of two types gives one error for each type."""
     messages: dict[tuple[str, int | None], list[str]] = {}
     for problem in problems:
         messages.setdefault((problem.path, problem.line), []).append(problem.message)
@@ -38,7 +38,7 @@ def _problem(fault: Any, data: dict[str, Any], lines: dict[Keys, int], schema: S
 
 
 def _in_data(location: Keys, data: Any, *, missing: bool) -> Keys:
-    """Pydantic's location without the names of union members, which are no keys."""
+    """The location of pydantic without the names of union members, which are not keys."""
     path: list[str | int] = []
     here = data
     for position, part in enumerate(location):
@@ -66,7 +66,7 @@ def _message(fault: Any, path: Keys, schema: Schema) -> str:
         return f"must say {fault['ctx']['discriminator']}{f', one of {tags}' if tags else ''}"
     message = fault["msg"].removeprefix("Value error, ")
     given = fault.get("input")
-    # A message of our own may begin with the value, or the part of it, that is wrong.
+    # A message of surgery may start with the wrong value or a part of it.
     if isinstance(given, dict | BaseModel) or given is None or message.startswith("'"):
         return message
     if isinstance(given, float) and not math.isfinite(given):

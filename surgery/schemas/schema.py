@@ -1,4 +1,4 @@
-"""What is wrong with a file that somebody wrote, and what kind of file it is."""
+"""The schema of a kind of file, and the errors that validation finds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from surgery.errors import UsageError
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault: the key's ``path``, the ``line`` (None for ``--set`` and Python), and what is wrong."""
+    """One error in a file.
+
+    Attributes:
+        path: of the key, with dots.
+        line: line number; None for ``--set`` and for values from Python.
+        message: what is wrong.
+    """
 
     path: str
     line: int | None
@@ -24,11 +30,11 @@ class Problem:
 
 
 class SchemaError(UsageError):
-    """A file is not valid; ``problems`` has every fault that was found (exit code 2)."""
+    """A file is not valid; ``problems`` lists every error (exit code 2)."""
 
     def __init__(self, name: str, problems: Sequence[Problem], *, hint: str | None = None) -> None:
         self.problems = tuple(problems)
-        count = f"{len(problems)} faults" if len(problems) > 1 else "a fault"
+        count = f"{len(problems)} errors" if len(problems) > 1 else "an error"
         super().__init__("\n".join([f"{name} has {count}:", *(f"  {problem}" for problem in problems)]), hint=hint)
 
 
@@ -37,17 +43,17 @@ class Schema:
     """A kind of file.
 
     Attributes:
-        noun: what it is called: "recipe".
+        noun: name of the kind, such as "recipe".
         root: the model of the whole file.
-        error: what is raised.
-        example: a first line, for who gave something else.
-        finding: what to do when a file is not there.
-        repeated: keys at the top level that hold a list of sections; a key of theirs has no one home.
+        error: the exception to raise.
+        example: an example line, for the message about a file of another kind.
+        missing_hint: hint for a file that does not exist.
+        repeated: top-level keys that hold a list of sections; keys of these sections have no single place.
     """
 
     noun: str
     root: type[BaseModel]
     error: type[SchemaError]
     example: str
-    finding: str
+    missing_hint: str
     repeated: tuple[str, ...] = ()

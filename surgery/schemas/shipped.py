@@ -1,4 +1,4 @@
-"""Files that ship, recipes and suites: in the wheel beside the code, in a clone at its root."""
+"""The recipes and suites that ship with surgery: in a wheel inside the package, in a clone at its root."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ _SUFFIX = ".yaml"
 
 @dataclass(frozen=True)
 class Shipped:
-    """A file's name without its ending, the first sentence of its header, and its text."""
+    """A file that ships with surgery.
+
+    Attributes:
+        name: file name without its ending.
+        summary: first sentence of its comment.
+        text: the whole file.
+    """
 
     name: str
     summary: str
@@ -23,9 +29,9 @@ class Shipped:
 
 
 def shipped_files(kind: str) -> list[Shipped]:
-    """All files of a kind (``recipes``, ``suites``), by name."""
+    """All files of a kind (``recipes`` or ``suites``), sorted by name."""
     folder = resources.files("surgery") / kind
-    if not folder.is_dir():  # an editable install: the wheel puts the clone's folder there
+    if not folder.is_dir():  # an editable install: only a wheel copies the folder into the package
         folder = Path(__file__).parents[2] / kind
     found = []
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name) if folder.is_dir() else []:
@@ -36,25 +42,25 @@ def shipped_files(kind: str) -> list[Shipped]:
 
 
 def shipped_file(kind: str, name: str) -> Shipped:
-    """One of them.
+    """The file of a kind with this name.
 
     Raises:
-        UsageError: there is none of that name; the nearest is given.
+        UsageError: there is no such file; the message has the nearest name.
     """
     known = {file.name: file for file in shipped_files(kind)}
     file = known.get(name.removesuffix(_SUFFIX))
     if file is None:
         close = process.extractOne(name, list(known), scorer=fuzz.ratio, score_cutoff=50)
         raise UsageError(
-            f"No {kind.removesuffix('s')} {name!r} ships with surgery"
-            + (f"; did you mean {close[0]!r}?" if close else "."),
-            hint=f"There are {', '.join(known)}.",
+            f"no {kind.removesuffix('s')} {name!r} ships with surgery"
+            + (f"; did you mean {close[0]!r}?" if close else ""),
+            hint=f"These {kind} ship: {', '.join(known)}.",
         )
     return file
 
 
 def _summary(text: str) -> str:
-    """The comment at the top up to its first full stop."""
+    """The comment at the top, up to its first full stop."""
     header: list[str] = []
     for line in text.splitlines():
         if not line.startswith("#"):

@@ -1,4 +1,4 @@
-"""The members of the unions in a recipe's schema, for those who explain faults and those who document keys."""
+"""The models inside the types of a schema: members of unions and items of lists."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-# The keys that tell the members of a union apart.
+# Keys whose value selects a member of a union.
 TAGS = ("what", "name", "kind")
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Every model that a type names, through unions, lists and ``Annotated``, in order."""
+    """Every model in a type, through unions, lists and ``Annotated``, in order."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     elif get_origin(annotation) is Annotated:

@@ -1,4 +1,4 @@
-"""Plain values from a YAML file, with the line of each key, within bounds."""
+"""YAML files as plain values, with the line of each key, within limits of size and depth."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ Keys = tuple[str | int, ...]
 
 
 def dotted(path: Keys) -> str:
-    """``data.sources.0``."""
+    """A path of keys as text: ``data.sources.0``."""
     return ".".join(str(part) for part in path)
 
 
 def read_text(path: Path, schema: Schema) -> str:
-    """The text of a file of that kind.
+    """The text of a file.
 
     Raises:
-        UsageError: it is missing, too large, or not UTF-8.
+        UsageError: the file is missing, too large, or not UTF-8.
     """
     try:
         if not path.is_file():
             raise UsageError(
-                f"There is no {schema.noun} file {str(path)!r}.",
-                hint=schema.finding,
+                f"there is no {schema.noun} file {str(path)!r}",
+                hint=schema.missing_hint,
             )
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
-            raise UsageError(f"{path} is larger than {MAX_BYTES:,} bytes, which no {schema.noun} is.")
+            raise UsageError(f"{path} is larger than {MAX_BYTES:,} bytes, the most that a {schema.noun} may have")
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text (byte {error.start}).") from error
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start})") from error
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def load_yaml(text: str, name: str, lines: dict[Keys, int], problems: list[Problem], schema: Schema) -> dict[str, Any]:
@@ -57,13 +57,13 @@ def load_yaml(text: str, name: str, lines: dict[Keys, int], problems: list[Probl
 
     Args:
         text: of the file.
-        name: of the file, for errors.
-        lines: gets the line of each key.
-        problems: gets what is wrong but does not stop the reading: duplicate keys and the like.
+        name: of the file, for messages.
+        lines: filled with the line of each key.
+        problems: filled with errors that do not stop the reading, such as duplicate keys.
         schema: the kind of file.
 
     Raises:
-        SchemaError: it is not YAML, or holds too much.
+        SchemaError: the text is not YAML, or has too many or too deeply nested values.
     """
     yaml = untrusted_yaml()
     try:
@@ -75,12 +75,12 @@ def load_yaml(text: str, name: str, lines: dict[Keys, int], problems: list[Probl
     except (YAMLError, ValueError, RecursionError) as error:
         raise schema.error(name, [Problem("", None, f"not YAML: {str(error).splitlines()[0]}")]) from error
     if not isinstance(root, MappingNode):
-        raise schema.error(name, [Problem("", 1, f"must hold keys and values, such as `{schema.example}`")])
+        raise schema.error(name, [Problem("", 1, f"must contain keys and values, such as `{schema.example}`")])
     return _Plain(yaml, lines, problems, schema).mapping(root, ())
 
 
 class _ShallowScanner(Scanner):
-    """Stops at brackets in brackets in brackets: the time that they take grows with the square of their depth."""
+    """Rejects deeply nested brackets, because the time to scan them grows with the square of their depth."""
 
     def fetch_flow_collection_start(self, TokenClass: Any, to_push: str) -> None:  # noqa: N803 (the library's name)
         if len(self.flow_context) >= DEEPEST:
@@ -90,9 +90,9 @@ class _ShallowScanner(Scanner):
 
 
 def untrusted_yaml() -> YAML:
-    """A reader of plain values that takes time in proportion to the text, whatever stands in it.
+    """A reader of plain values for untrusted text: its time is proportional to the length of any text.
 
-    Beside YAMLError and ValueError it raises RecursionError, for what is nested by indentation.
+    Beside YAMLError and ValueError it raises RecursionError, for deep indentation.
     """
     yaml = YAML(typ="safe", pure=True)
     yaml.Scanner = _ShallowScanner
@@ -100,7 +100,7 @@ def untrusted_yaml() -> YAML:
 
 
 class _Plain:
-    """Turns YAML nodes into plain values, within bounds: an alias of an alias of an alias can grow without end."""
+    """Converts YAML nodes to plain values, within limits, because aliases of aliases can grow without end."""
 
     def __init__(self, yaml: YAML, lines: dict[Keys, int], problems: list[Problem], schema: Schema) -> None:
         self._yaml, self._lines, self._problems, self._schema = yaml, lines, problems, schema
@@ -139,7 +139,7 @@ class _Plain:
             for position, child in enumerate(node.value):
                 self._lines[(*path, position)] = child.start_mark.line + 1
             return [self.value(child, (*path, position)) for position, child in enumerate(node.value)]
-        if str(node.tag) == _TIMESTAMP:  # no schema has dates, but a text may look like one
+        if str(node.tag) == _TIMESTAMP:  # no schema has dates, but a text may look like a date
             return node.value
         try:
             return self._yaml.constructor.construct_object(node)

@@ -139,7 +139,7 @@ _SCHEMA = Schema(
     root=Manifest,
     error=ManifestError,
     example="models: [{path: models/*}]",
-    finding="`surgery zoo reference` prints a manifest to begin with, and every key.",
+    missing_hint="`surgery zoo reference` prints a manifest to begin with, and every key.",
     repeated=("models", "operations"),
 )
 

@@ -66,7 +66,7 @@ def test_shards_in_a_subfolder(tmp_path: Path) -> None:
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    refused(tmp_path / "gone", "There is no folder")
+    refused(tmp_path / "gone", "there is no folder")
     (tmp_path / "file").write_text("x")
     refused(tmp_path / "file", "is not a folder")
 
@@ -155,7 +155,7 @@ def test_index_entry_that_leaves_the_folder(shard: object, tmp_path: Path) -> No
     reindex(folder)
     text = (folder / INDEX).read_text().replace('"b": "model-00002-of-00002.safetensors"', f'"b": {_json(shard)}')
     (folder / INDEX).write_text(text)
-    assert INDEX in refused(folder, "The file name|must be text")
+    assert INDEX in refused(folder, "the file name|must be text")
 
 
 def _json(value: object) -> str:
@@ -190,7 +190,7 @@ def test_shard_holds_a_tensor_the_index_does_not_list(tmp_path: Path) -> None:
 
 
 def test_index_puts_a_tensor_in_the_wrong_shard(tmp_path: Path) -> None:
-    refused(reindex(sharded(tmp_path / "m"), b=SHARD_1), f"puts tensor 'b' in '{SHARD_1}', it is in {SHARD_2}")
+    refused(reindex(sharded(tmp_path / "m"), b=SHARD_1), f"puts tensor 'b' in '{SHARD_1}', but it is in {SHARD_2}")
 
 
 def test_tensor_in_two_shards(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ BROKEN: dict[str, tuple[Any, bytes, str]] = {
     "offsets descending": ({"a": {**entry(0, 4), "data_offsets": [4, 0]}}, FOUR, "ascending"),
     "offsets negative": ({"a": {**entry(0, 4), "data_offsets": [-4, 0]}}, FOUR, "whole numbers"),
     "offsets of floats": ({"a": {**entry(0, 4), "data_offsets": [0.0, 4.0]}}, FOUR, "whole numbers"),
-    "three offsets": ({"a": {**entry(0, 4), "data_offsets": [0, 4, 8]}}, FOUR, "two whole numbers"),
+    "three offsets": ({"a": {**entry(0, 4), "data_offsets": [0, 4, 8]}}, FOUR, "two ascending whole numbers"),
     "trailing bytes": ({"a": entry(0, 4)}, FOUR + b"more", "4 bytes after"),
     "bytes and no tensor": ({}, FOUR, "4 bytes after"),
     "entry not an object": ({"a": 1}, b"", "exactly dtype"),

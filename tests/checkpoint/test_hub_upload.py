@@ -51,7 +51,7 @@ def test_public_and_in_an_organization(hub: Hub, output: Path) -> None:
 
 def test_what_is_there_is_replaced_with_force_only_and_only_our_own(hub: Hub, output: Path, tmp_path: Path) -> None:
     push(output, NAME)
-    with pytest.raises(UsageError, match="an earlier output of this tool") as error:
+    with pytest.raises(UsageError, match="an earlier output of surgery") as error:
         push(output, NAME)
     assert "--force" in str(error.value.hint)
     other = convert(bare_source(tmp_path / "other", "qwen2"), output=tmp_path / "out2").output
@@ -61,7 +61,7 @@ def test_what_is_there_is_replaced_with_force_only_and_only_our_own(hub: Hub, ou
         set(files) == {*contents(other), ".gitattributes"} and files["config.json"] != contents(output)["config.json"]
     )
     hub.repositories[NAME].commit({"thesis.txt": b"x"})
-    with pytest.raises(UsageError, match=r"holds 'thesis.txt', which is no output of this tool"):
+    with pytest.raises(UsageError, match=r"holds 'thesis.txt', which surgery did not write"):
         push(output, NAME, force=True)
 
 
@@ -69,7 +69,7 @@ def test_an_interrupted_upload_is_repeated_without_what_has_arrived(hub: Hub, ou
     hub.refuse_uploads_after = 1
     with pytest.raises(CheckpointError, match="could not be uploaded") as error:
         push(output, NAME)
-    assert "Run the same again" in str(error.value.hint)
+    assert "Run the same command again" in str(error.value.hint)
     assert len(hub.uploads) == 1 and set(hub.repositories[NAME].commits[-1][1]) == {".gitattributes"}, "all or nothing"
     hub.refuse_uploads_after = None
     push(output, NAME)
@@ -79,12 +79,12 @@ def test_an_interrupted_upload_is_repeated_without_what_has_arrived(hub: Hub, ou
 @pytest.mark.parametrize(
     ("token", "repository", "message"),
     [
-        (None, NAME, "There is no token"),
-        ("wrong", NAME, "does not accept the token"),
-        ("reader", NAME, "no right to write to me/tiny-ssmax"),
+        (None, NAME, "there is no token"),
+        ("wrong", NAME, "rejects the token"),
+        ("reader", NAME, "no write access to me/tiny-ssmax"),
         ("mine", "you/tiny", "account 'me' cannot write to 'you'"),
-        ("mine", "tiny", "is no hub id to push to"),
-        ("mine", "../x", "is no hub id to push to"),
+        ("mine", "tiny", "is not a hub id"),
+        ("mine", "../x", "is not a hub id"),
     ],
 )
 def test_what_the_hub_refuses(
@@ -103,7 +103,7 @@ def test_no_hub_at_all(hub: Hub, output: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_only_outputs_with_a_card_are_pushed(hub: Hub, output: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no output of this tool"):
+    with pytest.raises(UsageError, match="was not written by surgery"):
         push(tmp_path / "tiny", NAME)
     (output / "README.md").unlink()
     with pytest.raises(CheckpointError, match="no card"):
@@ -162,7 +162,7 @@ def test_a_hub_that_accepts_and_never_answers_is_not_waited_for_long(
         monkeypatch.setattr(constants, "ENDPOINT", url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
         began = time.monotonic()
-        with pytest.raises(CheckpointError, match="does not say whether me can be written to: ReadTimeout"):
+        with pytest.raises(CheckpointError, match="write access to me could not be checked: ReadTimeout"):
             push(output, NAME)
         with pytest.raises(CheckpointError, match="the hub cannot be reached"):
             resolve(NAME)

@@ -140,7 +140,7 @@ def test_force_replaces_an_earlier_output_and_nothing_else(record: str, tmp_path
     for name in ("thesis.txt", "a", "b", "c", "deep/er"):
         (out / name).write_text("keep")
     before = listing(tmp_path)
-    with pytest.raises(UsageError, match=r"no earlier output.*'?a'?, '?b'?, '?c'? and 2 more") as error:
+    with pytest.raises(UsageError, match=r"was not written by surgery.*'?a'?, '?b'?, '?c'? and 2 more") as error:
         StagedFolder(out, force=True)
     assert error.value.exit_code == 2 and listing(tmp_path) == before
     (out / "surgery").mkdir()
@@ -161,7 +161,7 @@ def test_an_output_without_a_record_is_replaced_if_it_holds_nothing_else(tmp_pat
 
 def test_what_is_put_there_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(UsageError, match="no earlier output"), StagedFolder(out, force=True) as staged:
+    with pytest.raises(UsageError, match="was not written by surgery"), StagedFolder(out, force=True) as staged:
         fill(staged.path, NEW)
         out.mkdir()
         (out / "thesis.txt").write_text("keep")
@@ -191,10 +191,10 @@ def test_outputs_that_are_never_taken(tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path / "link", "is the source itself"),
         (tmp_path / "link" / "x" / "y", "inside the source"),
         (source / ".." / "source", "is the source itself"),
-        (tmp_path / "a", "The source lies inside"),
-        (tmp_path, "The source lies inside"),
+        (tmp_path / "a", "the source lies inside"),
+        (tmp_path, "the source lies inside"),
         (tmp_path / "file", "not a folder"),
-        (tmp_path / "home", "holds your home"),
+        (tmp_path / "home", "contains your home folder"),
         (tmp_path / "out.partial-0123456789ab", "cannot be the name"),
         (Path("/"), "cannot be the name"),
     ]:
@@ -231,7 +231,7 @@ def test_linked_output_is_written_where_it_points(tmp_path: Path) -> None:
 def test_no_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     try:
-        with pytest.raises(CheckpointError, match="Nothing can be written"), StagedFolder(tmp_path / "out"):
+        with pytest.raises(CheckpointError, match="nothing can be written"), StagedFolder(tmp_path / "out"):
             pass
     finally:
         tmp_path.chmod(0o755)
@@ -307,7 +307,7 @@ def test_killed_while_replacing(step: str, after: str | None, repaired: str, tmp
     killed(out, step, force=True)
     assert content(out) == after
     if after is None:
-        with pytest.raises(CheckpointError, match="replacement of it was interrupted"):
+        with pytest.raises(CheckpointError, match="replacement of this folder was interrupted"):
             open_checkpoint(out)
     # The next run that does not insist gives back a whole output, refuses to touch it, and clears the leftovers.
     with pytest.raises(UsageError, match="not empty"):
@@ -388,7 +388,7 @@ def test_two_runs_on_one_output(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with StagedFolder(out) as first:
         fill(first.path, NEW)
-        with pytest.raises(CheckpointError, match="Another run is working on out"), StagedFolder(out):
+        with pytest.raises(CheckpointError, match="another run is working on out"), StagedFolder(out):
             pass
         with StagedFolder(tmp_path / "out2") as other:
             fill(other.path, "other")
@@ -446,7 +446,7 @@ def test_a_lock_file_deleted_while_it_is_waited_for(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(locks_module, "_lock", late)
     second.acquire()
-    with pytest.raises(CheckpointError, match="Another run"):
+    with pytest.raises(CheckpointError, match="another run"):
         third.acquire()
     second.release()
     assert names(tmp_path) == []
@@ -454,6 +454,6 @@ def test_a_lock_file_deleted_while_it_is_waited_for(tmp_path: Path, monkeypatch:
 
 def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / ".out.lock").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match="Nothing can be written"), StagedFolder(tmp_path / "out"):
+    with pytest.raises(CheckpointError, match="nothing can be written"), StagedFolder(tmp_path / "out"):
         pass
     assert not (tmp_path / "elsewhere").exists()

@@ -84,7 +84,7 @@ CASES: dict[str, Callable[[Path, Path], Case]] = {
     "output, forced": lambda model, place: (
         ["convert", model, "--to", "ssmax", "-o", _full(place), "--force"],
         2,
-        ["full", "no earlier output"],
+        ["full", "was not written by surgery"],
     ),
     "output, before calibrating": lambda model, place: (
         ["convert", model, "--to", "screening", "--calibrate", model / "config.json", "-o", _full(place)],
@@ -105,17 +105,17 @@ CASES: dict[str, Callable[[Path, Path], Case]] = {
     "nothing can be written": lambda model, place: (
         ["convert", model, "--to", "ssmax", "-o", "/proc/x"],
         2,
-        ["Nothing can be written in '/proc'"],
+        ["nothing can be written in '/proc'"],
     ),
     "nothing can be written, dry": lambda model, place: (
         ["convert", model, "--to", "ssmax", "-o", "/proc/x", "--dry-run"],
         2,
-        ["Nothing can be written in '/proc'"],
+        ["nothing can be written in '/proc'"],
     ),
     "nothing can be written, before calibrating": lambda model, place: (
         ["convert", model, "--to", "screening", "--calibrate", place / "no such text", "-o", "/proc/x"],
         2,
-        ["Nothing can be written in '/proc'"],
+        ["nothing can be written in '/proc'"],
     ),
     "a device where no model runs": lambda model, place: (
         ["convert", model, "--to", "ssmax", "--device", "cpu", "--dry-run"],
@@ -127,7 +127,7 @@ CASES: dict[str, Callable[[Path, Path], Case]] = {
         2,
         ["config.json is no calibration", "screen-sweep"],
     ),
-    "verify a file": lambda model, place: (["verify", _file(place)], 2, ["is not a folder", "Give the model's folder"]),
+    "verify a file": lambda model, place: (["verify", _file(place)], 2, ["is not a folder", "Give the model folder"]),
     "revert a file": lambda model, place: (["revert", _file(place), "-o", place / "b"], 2, ["is not a folder"]),
     "refresh a file": lambda model, place: (["refresh", _file(place)], 2, ["is not a folder"]),
     "merge a file": lambda model, place: (["merge", _file(place), "-o", place / "b"], 2, ["is not a folder"]),

@@ -139,9 +139,9 @@ def test_a_command_that_takes_folders_alone_says_nothing_of_the_form_of_hub_ids(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     ran = surgery(command[0], "org/name", *command[1:])
-    assert ran.code == 2 and "There is no folder 'org/name'" in ran.err and "org/name." not in ran.err
-    assert "only a folder will do here" in ran.err
-    assert "looks like org/name" in surgery("inspect", "./nowhere").err
+    assert ran.code == 2 and "there is no folder 'org/name'" in ran.err and "org/name." not in ran.err
+    assert "A folder is required here" in ran.err
+    assert "has the form org/name" in surgery("inspect", "./nowhere").err
     # An interrupted replacement is still told.
     (tmp_path / "model.replaced-1").mkdir()
     assert "model.replaced-1" in surgery(command[0], "model", *command[1:]).err

@@ -93,7 +93,7 @@ def test_not_converted_or_without_code_is_refused(source: Path, make_kind: MakeK
     longer = convert(source, [{"name": "rope", "type": "yarn", "factor": 2}], output=tmp_path / "longer").output
     with pytest.raises(PlanRefusedError, match="no code travels"):
         refresh(longer)
-    with pytest.raises(CheckpointError, match="There is no folder"):
+    with pytest.raises(CheckpointError, match="there is no folder"):
         refresh(tmp_path / "nowhere")
 
 

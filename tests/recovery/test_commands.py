@@ -150,7 +150,7 @@ def test_an_output_where_nothing_can_be_written_is_refused_before_the_text(
 ) -> None:
     monkeypatch.setattr("surgery.recovery.entry.read_rows", None)
     ran = surgery_command("finetune", str(recipe_file), "--set", "output=/proc/nowhere/out", *words)
-    assert ran.code == 2 and "Nothing can be written in '/proc/nowhere'" in ran.err
+    assert ran.code == 2 and "nothing can be written in '/proc/nowhere'" in ran.err
 
 
 def test_run_with_events(surgery_command: Any, recipe_file: Path, tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_start_over_with_force(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     (tmp_path / "out" / "old").write_text("old")
     with pytest.raises(UsageError, match="not empty"):
         finetune(make_recipe())
-    with pytest.raises(UsageError, match="no earlier output of this tool"):
+    with pytest.raises(UsageError, match="surgery did not write it"):
         finetune(make_recipe(), force=True)
     (tmp_path / "out" / "old").unlink()
     finetune(make_recipe())

@@ -71,7 +71,7 @@ BROKEN: Mapping[str, tuple[Callable[[Path], None], str]] = {
         lambda folder: (
             (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b.safetensors"}}') and None
         ),
-        "climbs",
+        "leaves its folder",
     ),
 }
 

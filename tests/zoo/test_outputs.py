@@ -28,7 +28,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "torn-config": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
     "shard": (lambda folder: (folder / SHARD).unlink(), f"{SHARD}', missing"),
     "cut-shard": (lambda folder: (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[:-3]), SHARD),
-    "index": (lambda folder: (folder / INDEX_NAME).unlink(), "nothing says which"),
+    "index": (lambda folder: (folder / INDEX_NAME).unlink(), "it is unknown which"),
     "code": (
         lambda folder: (folder / "modeling_surgery.py").unlink(),
         "'modeling_surgery.py' named in surgery/plan.json",
@@ -63,7 +63,7 @@ def test_a_damaged_output_that_is_not_known_as_ours_any_more_is_left_alone(make_
     run_zoo(zoo)
     shutil.rmtree(zoo.output / "llama-ssmax" / "surgery")
     (row,) = zoo.plan().rows
-    assert row.state == "refused" and "damaged" in row.reason and "is no earlier output of this tool" in row.reason
+    assert row.state == "refused" and "damaged" in row.reason and "surgery did not write it" in row.reason
 
 
 def test_an_output_that_was_deleted_is_noticed_by_status_too(make_zoo: MakeZoo) -> None:

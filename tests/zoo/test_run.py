@@ -224,7 +224,7 @@ def test_two_runs_on_one_output(make_zoo: MakeZoo) -> None:
     second: list[type] = []
 
     def again(plan: Any) -> None:
-        with pytest.raises(OutputBusyError, match="Another run is working on the zoo in out") as caught:
+        with pytest.raises(OutputBusyError, match="another run is working on the zoo in out") as caught:
             run_zoo(zoo)
         second.append(caught.type)
 

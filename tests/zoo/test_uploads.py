@@ -62,8 +62,8 @@ def test_an_upload_that_was_not_written_down_is_gone_on_with(make_zoo: MakeZoo, 
     run_zoo(zoo)
     fingerprint = read_ledger(zoo.ledger).entries["llama-ssmax"].fingerprint
     push(zoo.items[0].output, "me/llama-ssmax")
-    assert "an earlier output of this tool" in refused_by_the_hub(zoo)["llama-ssmax"]
-    assert "an earlier output of this tool" in refused_by_the_hub(zoo)["llama-ssmax"], "once refused, always refused"
+    assert "an earlier output of surgery" in refused_by_the_hub(zoo)["llama-ssmax"]
+    assert "an earlier output of surgery" in refused_by_the_hub(zoo)["llama-ssmax"], "once refused, always refused"
     with Ledger(zoo.ledger) as ledger:
         ledger.write("pushing", item="llama-ssmax", repository="me/llama-ssmax", fingerprint=fingerprint)
     assert "interrupted" in rows(zoo.summary(), "push_reason")["llama-ssmax"]
@@ -87,7 +87,7 @@ def test_what_was_made_anew_is_uploaded_anew_where_that_is_asked_for(make_zoo: M
     [
         ("you", "mine", "cannot write to 'you'"),
         ("me/x", "mine", "no account or organization"),
-        ("me", "wrong", "does not accept the token"),
+        ("me", "wrong", "rejects the token"),
     ],
 )
 def test_an_owner_is_checked_before_anything(
