@@ -82,34 +82,33 @@ class _Page:
             own = schema["properties"][key]
             if key in TAGS and "const" in own:
                 continue
-            value = self.value(own, field)
+            value = self.value(own, key, field)
             meaning = _sentence(field.description or _attribute(model, key) or self.meaning(field))
             cells = (f"`{key}`", value, _default(field), meaning)
             yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
     def meaning(self, field: FieldInfo) -> str:
-        """The first sentence of the only model that a key can hold."""
+        """Of a key without a description: the first sentence of its model, or the names of its models."""
         members = list(models_in(field.annotation))
-        return re.split(r"(?<=\.)\s", summary(members[0]))[0] if len(members) == 1 else ""
+        if len(members) == 1:
+            return re.split(r"(?<=\.)\s", summary(members[0]))[0]
+        return f"One of {', '.join(f'`{_tag(member)}`' for member in members)}" if members else ""
 
-    def value(self, own: dict[str, Any], field: FieldInfo) -> str:
-        links = list(dict.fromkeys(self.links.get(member, "section") for member in models_in(field.annotation)))
-        if not links:
+    def value(self, own: dict[str, Any], key: str, field: FieldInfo) -> str:
+        """What a key can hold, in words; keys of its own as a link to their section."""
+        members = list(models_in(field.annotation))
+        if not members:
             return _kind(own)
-        inner = " or ".join(links)
+        # A key whose models have their section under another key: a stage has the sections of the recipe.
+        links = dict.fromkeys(self.links.get(member, "section") for member in members)
+        if self.root.model_fields.get(key) is field and not self.elsewhere.issuperset(members):
+            links = {f"[section](#{key})": None}
+        listed = get_origin(_without_none(field.annotation)) is list
         plain = [_kind(option) for option in own.get("anyOf", ()) if "enum" in option or option.get("type") == "string"]
-        if any("section" not in link for link in links):
-            inner = f"as {inner}" if self.root.model_fields.get(_key(links[0])) is not field else "section"
-        listed = get_origin(_plain(field.annotation)) is list
-        return " or ".join([*plain, f"list of {inner}" if listed and inner == "section" else inner])
+        return " or ".join([*plain, *(f"list of {link}" if listed else link for link in links)])
 
 
-def _key(link: str) -> str:
-    return link.partition("#")[2].rstrip(")")
-
-
-def _plain(annotation: Any) -> Any:
-    """A type without None."""
+def _without_none(annotation: Any) -> Any:
     members = [member for member in get_args(annotation) if member is not type(None)]
     return members[0] if len(members) == 1 and type(None) in get_args(annotation) else annotation
 
@@ -136,6 +135,9 @@ def _kind(own: dict[str, Any]) -> str:
         return " or ".join(dict.fromkeys(kinds))
     if own.get("format") in _FORMATS:
         return _FORMATS[own["format"]]
+    if own.get("type") == "object":
+        inner = own.get("additionalProperties")
+        return f"{_kind(inner)} by name" if isinstance(inner, dict) and inner.get("type") != "object" else "mapping"
     if own.get("type") == "array":
         return f"list of {_kind(own['items'])}" if "items" in own else "list"
     bounds = [
