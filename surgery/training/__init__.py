@@ -9,8 +9,8 @@ from surgery.training.dataset import TrainingData, read_data
 from surgery.training.errors import DivergedError, TrainingStoppedError
 from surgery.training.folder import TrainingFolder
 from surgery.training.options import TrainingOptions
+from surgery.training.plain import train
 from surgery.training.progress import Progress
-from surgery.training.run import train
 from surgery.training.text_options import Data
 
 __all__ = [

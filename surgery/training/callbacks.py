@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from transformers import TrainerCallback
 
 from surgery.training.processes import any_process
 
-if TYPE_CHECKING:
-    from surgery.training.trainer import StageTrainer
+
+class StepHandler(Protocol):
+    """The trainer, as `StepCallback` calls it."""
+
+    def begin_step(self) -> None:
+        """Before a step."""
+
+    def set_scheduled(self) -> Any:
+        """After a step."""
+
+    def note_rates(self) -> None:
+        """Before the optimizer's step."""
+
+    def complete_checkpoint(self) -> None:
+        """After a checkpoint is written."""
 
 
 class StepCallback(TrainerCallback):
     """Sets scheduled parameters, notes the learning rates before each step, and completes checkpoints."""
 
-    def __init__(self, trainer: StageTrainer) -> None:
+    def __init__(self, trainer: StepHandler) -> None:
         self._trainer = trainer
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:

@@ -13,7 +13,7 @@ from surgery.training.dataset import TrainingData
 from surgery.training.errors import DivergedError, TrainingStoppedError
 from surgery.training.folder import TrainingFolder
 from surgery.training.options import Batch, Budget, TrainingOptions
-from surgery.training.processes import is_first, on_first
+from surgery.training.processes import is_first
 from surgery.training.progress import Progress, progress_of, stream_of
 
 if TYPE_CHECKING:
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from surgery.training.callbacks import StopCallback
     from surgery.training.extension import Extension
     from surgery.training.held_out import Losses
+    from surgery.training.parameter_groups import MakeGroups
     from surgery.training.step_log import OnProgress
     from surgery.training.teacher import Teacher
-    from surgery.training.trainer import MakeGroups, StageTrainer
+    from surgery.training.trainer import StageTrainer
 
 
 def count_steps(
@@ -153,8 +154,9 @@ class TrainingRun:
     def trainer(self, number: int, before: Progress, snapshot: dict[str, Any] | None = None) -> StageTrainer:
         """The trainer of one stage; the model is prepared for that stage."""
         from surgery.training.arguments import training_arguments
+        from surgery.training.parameter_groups import parameter_groups
         from surgery.training.rows import StageRows
-        from surgery.training.trainer import StageTrainer, parameter_groups
+        from surgery.training.trainer import StageTrainer
 
         settings, data = self.settings, self.settings.data
         options = settings.stages[number]
@@ -211,64 +213,6 @@ class TrainingRun:
         """Give an event, in the first process."""
         if self.settings.on_progress is not None and is_first():
             self.settings.on_progress(event)
-
-
-def train(
-    model: nn.Module,
-    data: TrainingData,
-    options: TrainingOptions,
-    folder: TrainingFolder,
-    *,
-    teacher: Teacher | None = None,
-    extensions: Callable[[int], Sequence[Extension]] | None = None,
-    resume: bool = False,
-    force: bool = False,
-    device: str = "auto",
-    pad: int = 0,
-    on_progress: OnProgress | None = None,
-) -> Progress:
-    """Train every parameter with ``requires_grad`` of a causal language model, in place.
-
-    The model may be of any kind, freshly initialised too. Log and checkpoints are in ``folder``, which stays: remove it
-    once the model is saved. Ctrl-C or SIGTERM finishes the step and saves a checkpoint.
-
-    Args:
-        model: transformers' causal language model, or one with its call signature.
-        data: from `read_data`; it has rows of ``options.sequence_length``.
-        options: of the training.
-        folder: for log and checkpoints.
-        teacher: gives targets, where ``options.objective`` needs them.
-        extensions: extra loss terms, schedules and numbers.
-        resume: continue the run that was interrupted, from its last checkpoint: the same steps, losses and weights.
-        force: start over where an interrupted run is.
-        device: auto, cpu, cuda or mps.
-        pad: token id that fills rows up.
-        on_progress: called with events, plain dictionaries with a key ``event``.
-
-    Raises:
-        UsageError: an earlier run is in the folder, or there is none to resume.
-        SurgeryError: the trial step fails, or the disk does not take a checkpoint.
-        DivergedError: the loss or gradient is no longer finite, or the loss rose for too long.
-        TrainingStoppedError: interrupted, with a checkpoint to resume from.
-    """
-    from transformers import set_seed
-
-    from surgery.training.callbacks import StopCallback
-    from surgery.training.interruption import stop_on_signals
-
-    set_seed(options.seed)
-    kept = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    settings = RunSettings([options], data, device, pad=pad, on_progress=on_progress, prepare=extensions)
-    stop = StopCallback()
-    run = TrainingRun(model, settings, folder, stop, kept, teacher)
-    with folder.alone(), stop_on_signals(stop):
-        values, identity = options.model_dump(mode="json"), {"data": data.fingerprint}
-        start = on_first(lambda: folder.begin(values, identity, resume=resume, force=force))
-        if start is None:
-            run.try_out([0])
-        trainer = run.train([0], start)
-        run.note_held_out(trainer, trainer.held_out_losses())
-    return trainer.progress
 
 
 def _train_stage(trainer: StageTrainer, resumed: Path | None) -> None:

@@ -8,55 +8,34 @@ arguments, or count half a checkpoint.
 from __future__ import annotations
 
 import math
-import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 
-from surgery.checkpoint import write_json
 from surgery.data import IGNORED, collate, draw_rows
-from surgery.data.stream import StreamSnapshot
-from surgery.errors import SurgeryError
 from surgery.loading.model import recompute
 from surgery.training.callbacks import StepCallback
+from surgery.training.checkpointed_trainer import CheckpointedTrainer
 from surgery.training.extension import Extension, ExtraTerms
 from surgery.training.folder import TrainingFolder
 from surgery.training.guard import DivergenceGuard
 from surgery.training.held_out import Losses, document_losses, held_out_passes, mean_loss
 from surgery.training.losses import within_forward
-from surgery.training.options import AdamW, Guard, TrainingOptions
-from surgery.training.patched_trainer import PatchedTrainer
-from surgery.training.progress import STREAM_NAME, Progress, mark_complete, progress_of
+from surgery.training.options import Guard, TrainingOptions
+from surgery.training.parameter_groups import MakeGroups, parameter_groups
+from surgery.training.progress import Progress
 from surgery.training.rows import RowDataset, StageRows
-from surgery.training.sharding import average_gradients, copy_into, is_sharded, whole
+from surgery.training.sharding import average_gradients, is_sharded
 from surgery.training.step_log import OnProgress, StepLog
 from surgery.training.teacher import Teacher
 
-TRAINED_NAME = "trained.safetensors"
-MakeGroups = Callable[[nn.Module, Any], list[dict[str, Any]]]
 
-
-def parameter_groups(model: nn.Module, options: AdamW) -> list[dict[str, Any]]:
-    """Parameter groups ``weights`` and ``no_decay`` (norms and biases); empty ones are left out."""
-    groups: dict[str, dict[str, Any]] = {
-        "weights": {"lr": options.lr, "weight_decay": options.weight_decay},
-        "no_decay": {"lr": options.lr, "weight_decay": 0.0},
-    }
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            groups["weights" if parameter.dim() > 1 else "no_decay"].setdefault("params", []).append(parameter)
-    return [{"name": kind, **group} for kind, group in groups.items() if "params" in group]
-
-
-class StageTrainer(PatchedTrainer):
+class StageTrainer(CheckpointedTrainer):
     """One stage of a training.
 
     Args:
@@ -94,18 +73,17 @@ class StageTrainer(PatchedTrainer):
         on_progress: OnProgress | None = None,
         callbacks: Iterable[TrainerCallback] = (),
     ) -> None:
-        self.options, self.folder, self.rows, self._stage = options, folder, rows, stage
+        self.options, self.folder, self.rows, self.stage = options, folder, rows, stage
         self._teacher, self.extensions, self._groups = teacher, extensions, groups
         self._terms = ExtraTerms(extensions)
         self.steps_log = StepLog(folder, self._make_guard, stage, before, total, on_progress)
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self._kept = trained if kept is None else set(kept)
-        self._per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-        self._per_step *= arguments.world_size
-        count = arguments.max_steps * self._per_step
+        self.kept = trained if kept is None else set(kept)
+        self.rows_per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+        self.rows_per_step *= arguments.world_size
+        count = arguments.max_steps * self.rows_per_step
         drawn = rows.stream or draw_rows(rows.train, rows.weights, count, options.seed + stage)
         self._scheduled: dict[str, float] = {}
-        self._saving: Path | None = None
         self.sharded = any(is_sharded(parameter) for parameter in model.parameters())
         super().__init__(
             model=model,
@@ -128,35 +106,7 @@ class StageTrainer(PatchedTrainer):
         options = Guard(steps=0) if rising else self.options.guard
         return DivergenceGuard(options, self.options.objective.least_rise, self._terms.names)
 
-    @property
-    def module(self) -> nn.Module:
-        """The model that is trained, unwrapped."""
-        assert self.model is not None
-        return self.model
-
-    @property
-    def step(self) -> int:
-        """Steps taken, those of earlier stages included."""
-        return self.steps_log.offset + self.state.global_step
-
-    @property
-    def progress(self) -> Progress:
-        """Everything done so far."""
-        log = self.steps_log
-        return Progress(self.step, log.tokens, log.seconds, self._stage, self.state.global_step)
-
     # -------------------------------------------------------------------------------------------------- learning
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's; a checkpoint that the disk does not take is removed, and the error says which remains."""
-        try:
-            return super().train(*args, **kwargs)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            # torch and safetensors have errors of their own for a disk that is full.
-            if self._saving is None:
-                raise
-            shutil.rmtree(self._saving, ignore_errors=True)
-            raise self.folder.unwritten(f"the checkpoint of step {self.step}", error) from error
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over the parameter groups."""
@@ -299,65 +249,6 @@ class StageTrainer(PatchedTrainer):
         logs.update(found)
         for name in self._terms.names:
             row["loss"] = logs["loss"] = logs["loss"] - found.get(name, 0.0)
-
-    # ----------------------------------------------------------------------------------------------- checkpoints
-
-    def trained_tensors(self) -> dict[str, torch.Tensor]:
-        """Every parameter that any stage trains, on the CPU, by its name in the model that is trained.
-
-        All processes must call this for sharded parameters; the first one gets them.
-        """
-        found = {}
-        for name, parameter in self.module.named_parameters():
-            if name in self._kept:
-                tensor = whole(parameter.detach())
-                if not self.sharded or self.is_world_process_zero():
-                    found[name] = tensor.to("cpu").contiguous()
-        return found
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The trained parameters alone: the rest is in the source. Trainer calls it in every process."""
-        folder = Path(output_dir or str(self.args.output_dir))
-        self._saving = folder
-        tensors = self.trained_tensors()
-        if self.args.should_save:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, folder / TRAINED_NAME)
-
-    def complete_checkpoint(self) -> None:
-        """Mark the checkpoint that was just saved as complete, and delete older ones."""
-        checkpoint, step = self._saving, self.state.global_step
-        assert checkpoint is not None
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            if self.rows.stream is not None:
-                write_json(checkpoint / STREAM_NAME, self.rows.stream.snapshot(step * self._per_step))
-            mark_complete(checkpoint, self.progress)
-            self.folder.rotate(self.options.checkpoints.keep, self.steps_log.guard.since)
-        self._saving = None
-        if self.is_world_process_zero():
-            self.steps_log.tell({"event": "checkpoint", "step": self.step})
-
-    def restore(self, checkpoint: Path) -> Progress:
-        """Parameters and counters of a checkpoint; Trainer restores the rest when it resumes from it.
-
-        Raises:
-            SurgeryError: the checkpoint has other parameters than the model.
-        """
-        saved = load_file(checkpoint / TRAINED_NAME)
-        names = {name for name, _ in self.module.named_parameters() if name in self._kept}
-        if saved.keys() != names:
-            different = sorted(saved.keys() ^ names)
-            raise SurgeryError(f"{checkpoint.name} does not fit the model: {', '.join(different[:4])}.")
-        copy_into(self.module, saved)
-        progress = progress_of(checkpoint)
-        self.steps_log.resume(progress)
-        return progress
-
-    def stream_snapshot(self) -> StreamSnapshot | None:
-        """Where a stream stands after the steps that were taken."""
-        stream = self.rows.stream
-        return None if stream is None else stream.snapshot(self.state.global_step * self._per_step)
 
     @property
     def devices(self) -> list[torch.device]:

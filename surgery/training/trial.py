@@ -7,8 +7,9 @@ from safetensors.torch import load_file, save_file
 
 from surgery.data import Row, collate
 from surgery.errors import SurgeryError
+from surgery.training.checkpointed_trainer import TRAINED_NAME
 from surgery.training.folder import TrainingFolder
-from surgery.training.trainer import TRAINED_NAME, StageTrainer
+from surgery.training.trainer import StageTrainer
 
 
 def trial(trainer: StageTrainer) -> None:
