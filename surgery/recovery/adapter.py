@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,19 @@ class Adapter:
             raise RuntimeError(f"the adapter holds {len(held)} of {len(wanted)} parameters of the operation")
 
     def write(self, folder: Path, base: str | None = None) -> None:
-        """As PEFT saves it, with the base by name rather than by path unless ``base`` says what it is called."""
+        """As PEFT saves it, with the base by name rather than by path unless ``base`` says what it is called.
+
+        A local base is also recorded by its path from the adapter, so that the two are found when both are moved. The
+        path holds for the folder that this one becomes: a staged output lies beside its final place.
+        """
         from safetensors.torch import save_file
 
         folder.mkdir(exist_ok=True)
         save_file(self._state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         self._config(base or self._source.name).save_pretrained(str(folder))
         record = {"name": self._source.name, "commit": self._source.commit, "sha256": base_identity(self._checkpoint)}
+        if self._source.commit is None:
+            record["path"] = Path(os.path.relpath(self._source.folder.resolve(), folder.resolve())).as_posix()
         write_json(folder / BASE_RECORD, record)
 
     def _config(self, base: str) -> Any:

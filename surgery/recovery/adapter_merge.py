@@ -28,6 +28,12 @@ _PROBE = (2, 48)
 _TOLERANCE = {"F32": 1e-5, "F16": 2e-2, "BF16": 5e-2}
 _TIED = ("lm_head", "embed_tokens", "embed_in", "embed_out", "wte")
 
+# Keys of adapter_config.json with which a merged checkpoint could not be the same model.
+_UNMERGEABLE = {
+    "layer_replication": "the merged model would have other layers than its base",
+    "alora_invocation_tokens": "the adapter acts on the tokens after its invocation alone, merged weights on all",
+}
+
 
 @dataclass(frozen=True)
 class MergeResult:
@@ -81,13 +87,14 @@ def merge(
 
     options = RunOptions(device=device, dtype="float32")
     model = load_model(source.folder, options)
-    expected, merged, names = _merged(model, folder)
+    tokens = _probe_tokens(checkpoint, config)
+    expected, merged, names = _merged(model, folder, tokens)
     dtypes = {info.dtype for name, info in checkpoint.tensors.items() if not is_operation(name)}
     tolerance = max(_TOLERANCE.get(dtype, 1e-2) for dtype in dtypes)
     found: list[float] = []
 
     def verify(staged: Path) -> None:
-        again = _logits(load_model(staged, options))
+        again = _logits(load_model(staged, options), tokens)
         found.append(float((again - expected).square().mean().sqrt() / expected.square().mean().sqrt()))
         if not found[0] <= tolerance:
             raise VerificationError(
@@ -114,11 +121,16 @@ def _adapter_config(folder: Path) -> dict[str, Any]:
     config = load_json(folder / ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
         raise PlanRefusedError(f"{folder.name} is an adapter of the kind {config.get('peft_type')!r}; LORA is merged.")
+    for key, reason in _UNMERGEABLE.items():
+        if config.get(key):
+            raise PlanRefusedError(
+                f"{folder.name} sets {key}: {reason}", hint="Load the adapter with PEFT on its base instead."
+            )
     return config
 
 
 def _base(folder: Path, config: dict[str, Any], base: str | Path | None) -> Source:
-    named = base if base is not None else config.get("base_model_name_or_path")
+    named = base if base is not None else _recorded_base(folder) or config.get("base_model_name_or_path")
     if not isinstance(named, str | Path) or not str(named):
         raise UsageError("The adapter names no base model.", hint="Give it: --base MODEL.")
     try:
@@ -130,6 +142,13 @@ def _base(folder: Path, config: dict[str, Any], base: str | Path | None) -> Sour
             f"{folder.name} names the base {str(named)!r}, which is not found: {error.message}",
             hint="Give it: --base MODEL.",
         ) from error
+
+
+def _recorded_base(folder: Path) -> Path | None:
+    """Where the base lies, seen from an adapter that this tool wrote; None where it is not there any more."""
+    path = load_json(folder / BASE_RECORD).get("path") if (folder / BASE_RECORD).is_file() else None
+    found = folder / path if isinstance(path, str) else None
+    return found if found is not None and found.is_dir() else None
 
 
 def _check(folder: Path, config: dict[str, Any], checkpoint: Checkpoint) -> None:
@@ -156,10 +175,16 @@ def _names(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else [str(item) for item in value or []]
 
 
-def _merged(model: Any, folder: Path) -> tuple[Any, Any, list[str]]:
-    """Logits of adapter on base, the merged model, and which of its parameters the adapter changes."""
+def _merged(model: Any, folder: Path, tokens: Any) -> tuple[Any, Any, list[str]]:
+    """Logits of adapter on base, the merged model, and the names of the parameters that PEFT's merge changed.
+
+    Every parameter is compared with the base's: PEFT changes more than the modules that carry LoRA (rows of tokens,
+    biases, saved modules), and what it changes differs from one version to the next.
+    """
+    import torch
     from peft import PeftModel
 
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     try:
         with quiet_peft():
             adapted = PeftModel.from_pretrained(model, str(folder)).eval()
@@ -167,25 +192,42 @@ def _merged(model: Any, folder: Path) -> tuple[Any, Any, list[str]]:
         raise CheckpointError(
             f"The adapter does not fit the base: {str(error).splitlines()[0]}", hint="Give the right one with --base."
         ) from error
-    prefix = "base_model.model."
-    names = []
-    for name, module in adapted.named_modules():
-        place = name.removeprefix(prefix)
-        if hasattr(module, "lora_A"):
-            names += [f"{place}.{own}" for own, _ in module.get_base_layer().named_parameters()]
-        elif "modules_to_save" in module._modules:  # PEFT's outer models pass the question on
-            names += [f"{place}.{own}" for own, _ in module.original_module.named_parameters()]
-    expected = _logits(adapted)
-    return expected, adapted.merge_and_unload(safe_merge=True), sorted(set(names))
+    expected = _logits(adapted, tokens)
+    try:
+        merged = adapted.merge_and_unload(safe_merge=True)
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        raise PlanRefusedError(
+            f"PEFT cannot merge this adapter: {str(error).splitlines()[0]}",
+            hint="Load the adapter with PEFT on its base instead.",
+        ) from error
+    after = dict(merged.named_parameters())
+    if odd := sorted(after.keys() ^ before.keys()):
+        raise PlanRefusedError(
+            f"the merged model has other parameters than its base, first {odd[0]}: the checkpoint has no place for it",
+            hint="Load the adapter with PEFT on its base instead.",
+        )
+    return expected, merged, [name for name, own in after.items() if not torch.equal(before[name], own)]
 
 
-def _logits(model: Any) -> Any:
+def _probe_tokens(checkpoint: Checkpoint, config: dict[str, Any]) -> Any:
+    """Tokens that merged and adapted model are compared on: random ones, and those whose rows the adapter trained."""
     import torch
 
-    size = model.get_input_embeddings().weight.shape[0]
-    tokens = torch.randint(0, size, _PROBE, generator=torch.Generator().manual_seed(0)).to(model.device)
+    rows = config.get("trainable_token_indices") or []
+    own = sorted({row for part in (rows.values() if isinstance(rows, dict) else [rows]) for row in part})
+    text = checkpoint.config.get("text_config")
+    size = (text if isinstance(text, dict) else checkpoint.config).get("vocab_size")
+    count = size if isinstance(size, int) else max([1, *own]) + 1
+    tokens = torch.randint(0, count, _PROBE, generator=torch.Generator().manual_seed(0))
+    rows = torch.tensor(own, dtype=torch.long).expand(_PROBE[0], -1)
+    return torch.cat([tokens, rows], 1)
+
+
+def _logits(model: Any, tokens: Any) -> Any:
+    import torch
+
     with torch.no_grad():
-        return model(input_ids=tokens, use_cache=False).logits.float().cpu()
+        return model(input_ids=tokens.to(model.device), use_cache=False).logits.float().cpu()
 
 
 def _record(folder: Path, names: list[str]) -> Record:

@@ -91,9 +91,13 @@ def test_merge_of_what_finetune_left_beside_the_merged_weights(
 ) -> None:
     finetune(make_recipe(train={"what": "scale+lora", "rank": 2, "rslora": True}, optimizer={"lr": 5e-2}))
     adapter = tmp_path / "out" / "adapter"
+    merge(adapter, output=tmp_path / "merged")
+    record = json.loads((adapter / "base.json").read_text())
+    del record["path"]  # as earlier versions wrote it
+    (adapter / "base.json").write_text(json.dumps(record))
     with pytest.raises(UsageError, match="names the base 'model', which is not found"):
-        merge(adapter, output=tmp_path / "merged")
-    merge(adapter, output=tmp_path / "merged", base=converted())
+        merge(adapter, output=tmp_path / "again")
+    merge(adapter, output=tmp_path / "again", base=converted())
     one, other = _tensors(tmp_path / "out"), _tensors(tmp_path / "merged")
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
     # Trained on this base, not on one with other numbers.
@@ -166,3 +170,20 @@ def test_merge_command(surgery_command: Any, make_recipe: MakeRecipe, tmp_path: 
     assert _tensors(tmp_path / "one").keys() == _tensors(tmp_path / "two").keys()
     assert _files(adapter) == before
     assert surgery_command("merge", str(tmp_path), "-o", str(tmp_path / "three")).code == 2
+
+
+def test_the_base_is_found_from_the_adapter_wherever_the_program_runs(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """README's command: base and output beside one another, named without their folder, merged from elsewhere."""
+    (tmp_path / "here").mkdir()
+    shutil.copytree(make_recipe()["model"], tmp_path / "here" / "operated")
+    monkeypatch.chdir(tmp_path / "here")
+    folder = _kept(make_recipe, Path("operated"), "adapted")
+    monkeypatch.chdir(tmp_path)
+    moved = (tmp_path / "here").rename(tmp_path / "there")
+    assert merge(moved / folder.name, output=tmp_path / "merged").base == "operated"
+    shutil.rmtree(moved / "operated")
+    with pytest.raises(UsageError, match="'operated'") as refused:
+        merge(moved / folder.name, output=tmp_path / "again")
+    assert "--base" in str(refused.value.hint)
