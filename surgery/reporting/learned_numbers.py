@@ -17,7 +17,7 @@ Plain = Mapping[str, Any]
 def drawings(pen: Pen, learned: Plain) -> Iterator[Drawing]:
     """Parameters by layer and head, and the multiplier by n, where the operation has them."""
     if learned["values"]:
-        dotted = " Dotted cells: the multiplier is negative for some n within the measured length."
+        dotted = " Cells with a dot: the multiplier is negative for some n within the measured length."
         origin = "start" if learned["start"] else "median"
         yield pen(
             f"{learned['name']}-{next(iter(learned['values']))}",
@@ -29,14 +29,14 @@ def drawings(pen: Pen, learned: Plain) -> Iterator[Drawing]:
     if learned["multipliers"]:
         yield pen(
             f"{learned['name']}-multiplier",
-            "The factor on the queries of each head. Above 1 attention is sharper than plain softmax, below 1 flatter.",
+            "The factor on the queries of each head. Above 1 attention is sharper than softmax alone, below 1 flatter.",
             _describe_multipliers(learned),
             partial(multiplier_curves, learned),
         )
 
 
 def _describe_parameters(learned: Plain) -> str:
-    """Extremes and where they are."""
+    """The extremes of each parameter, and where they are."""
     sentences = []
     for name, rows in learned["values"].items():
         found = cells(learned["layers"], learned["heads"], rows)
@@ -46,7 +46,7 @@ def _describe_parameters(learned: Plain) -> str:
 
 
 def _describe_multipliers(learned: Plain) -> str:
-    """Median and extremes at each n."""
+    """The median and the extremes at each n."""
     points = [
         f"n = {count(point['n'])}: {number(point['smallest'], 3)} to {number(point['largest'], 3)}, "
         f"median {number(point['median'], 3)}"

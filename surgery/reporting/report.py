@@ -1,4 +1,4 @@
-"""One self-contained page, the same as Markdown for a card, and the pictures beside them."""
+"""A report: one self-contained page, the same as Markdown for a card, and the pictures."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _FILTERS = (
 
 
 def draw_report(result: Plain, *, histories: Histories | None = None, provenance: Plain) -> dict[str, bytes]:
-    """A report as the files that it consists of: ``report.html``, ``report.md`` and the pictures, by name.
+    """The files of a report by name: ``report.html``, ``report.md`` and the pictures.
 
-    The page loads nothing: its pictures are within it, it has no script, and all text of the result is escaped.
+    The page loads no other file: its pictures are embedded, it has no script, and all text of the result is escaped.
 
     Args:
         result: what ``EvaluationResult.to_dict()`` gives.
         histories: training runs of each model, each ``{"label": str, "rows": [{"step", "loss", ...}]}``.
-        provenance: names and values to print at the end: the command, versions, hashes; nested mappings are flattened.
+        provenance: names and values for the last table: the command, versions, hashes; nested mappings are flattened.
     """
     given = histories if histories is not None else [[] for _ in result["models"]]
     runs = [[run for run in own if run.get("rows")] for own in given]
@@ -61,12 +61,12 @@ def render_page(result: Plain, drawings: Drawings, *, provenance: Plain) -> str:
 
 
 def render_markdown(result: Plain, drawings: Drawings | None, *, provenance: Plain) -> str:
-    """Markdown with the verdict and the tables; pictures where there are drawings, as files beside it."""
+    """Markdown with the verdict, the tables, and links to the pictures if there are drawings."""
     return _render("report.md.j2", result, escaped=False, drawings=drawings, provenance=provenance)
 
 
 def for_one_model(result: Plain, number: int) -> dict[str, Any]:
-    """The result as if only one of its models, and its base, had been measured."""
+    """The result of one of its models and the base alone."""
     base = len(result["models"])
     kept = {number: 0, base: 1}
 
@@ -130,7 +130,7 @@ def _facts(result: Plain) -> dict[str, Any]:
 
 
 def flattened(facts: Plain, above: str = "") -> list[tuple[str, str]]:
-    """Names and values in one list, without those that are empty."""
+    """Names and values in one list, without empty values."""
     rows: list[tuple[str, str]] = []
     for name, value in facts.items():
         label = f"{above} {name}".strip()
@@ -142,7 +142,7 @@ def flattened(facts: Plain, above: str = "") -> list[tuple[str, str]]:
 
 
 def replace_file(path: Path, data: bytes) -> Path:
-    """Write beside, then rename: a reader sees the old file or the new one, never half of it. Makes the folder."""
+    """Write a file in one step: a reader sees the old file or the new one. Creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_bytes(data)

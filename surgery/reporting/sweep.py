@@ -7,10 +7,10 @@ from typing import Any
 
 
 def draw_sweep(result: Mapping[str, Any]) -> dict[str, bytes]:
-    """Loss against keys rejected, by file name: PNG, and SVG for light and for dark pages.
+    """Loss by share of rejected keys, as files by name: PNG, and SVG for light and dark pages.
 
     Args:
-        result: what ``Sweep.to_dict()`` gives.
+        result: from ``Sweep.to_dict()``.
     """
     from surgery.reporting.figures.sweep import loss_against_rejected
     from surgery.reporting.theme import DARK, LIGHT, drawn_in, to_png, to_svg

@@ -23,7 +23,7 @@ Plain = Mapping[str, Any]
 
 
 def terminal_summary(result: Plain) -> RenderableType:
-    """Verdicts, one table for each section and what was learned, for ``rich``; all text is literal, never markup."""
+    """Verdicts, one table for each section and the learned parameters, for ``rich``; no text is read as markup."""
     parts: list[RenderableType] = []
     for verdict in result["verdicts"]:
         headline = Text(HEADLINES[verdict["word"]], style=VERDICTS[verdict["word"]])
@@ -57,6 +57,6 @@ def _below(result: Plain) -> Text:
                     f", moved by {number(learned['moved_mean'])} on average, {number(learned['moved_most'])} at most"
                 )
             negative = len(learned["negative_heads"])
-            text.append(f"; {counted(negative, 'head')} with a negative multiplier somewhere\n" if negative else "\n")
+            text.append(f"; {counted(negative, 'head')} with a negative multiplier for some n\n" if negative else "\n")
     text.rstrip()
     return text

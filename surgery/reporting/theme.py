@@ -21,11 +21,11 @@ class Theme(Palette):
     """A palette with the colour scales that figures are drawn with."""
 
     def diverging(self) -> LinearSegmentedColormap:
-        """Blue below the start value, orange above it, the page's own tone at it."""
+        """Blue below the start value, orange above it, the colour of the page at it."""
         return LinearSegmentedColormap.from_list(f"surgery-{self.name}", [self.low, self.middle, self.high])
 
     def sequential(self) -> LinearSegmentedColormap:
-        """From the page's own tone to full blue: 0 to 1."""
+        """From the colour of the page to full blue: 0 to 1."""
         return LinearSegmentedColormap.from_list(f"surgery-{self.name}-0-1", [self.middle, self.model, self.full])
 
     def over(self, cell: tuple[float, float, float, float]) -> str:
@@ -41,7 +41,7 @@ DARK = Theme(**vars(colours.DARK))
 
 @contextmanager
 def drawn_in(theme: Theme) -> Iterator[None]:
-    """Draw with this theme's colours; nothing of it outlives the block."""
+    """Draw with the colours of a theme inside the block."""
     settings: Any = {
         "text.parse_math": False,  # a model's name may hold a dollar sign
         "text.color": theme.ink,

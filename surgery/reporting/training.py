@@ -15,12 +15,12 @@ def training_curves(
 ) -> None:
     """Draw loss, learning rates and the operation's parameters by layer over the steps, as a PNG.
 
-    Where screening was trained, the share of keys that it rejects is beside them.
+    Where rows have the share of rejected keys, it has axes of its own.
 
     Args:
         rows: of ``log.jsonl``: ``step``, and ``loss``, ``learning_rates``, ``scale`` and ``rejected``, or
-            ``held_out_loss`` and ``held_out_rejected``. A later stage's have its number as ``stage``; a dotted line is
-            where one begins.
+            ``held_out_loss`` and ``held_out_rejected``. Rows of a later stage have its number as ``stage``; a
+            dotted line marks where it begins.
         path: of the picture.
         controls: rows of each control, by name.
     """
@@ -30,8 +30,8 @@ def training_curves(
     held_out = [row for row in rows if "held_out_loss" in row]
     borders = [row["step"] - 0.5 for last, row in pairwise(steps) if row.get("stage", 1) != last.get("stage", 1)]
     kinds = sorted({kind for row in steps for kind in row.get("scale", {})})
-    screened = any("rejected" in row for row in steps)
-    count = 2 + len(kinds) + screened
+    rejecting = any("rejected" in row for row in steps)
+    count = 2 + len(kinds) + rejecting
     figure = Figure(figsize=(4.2 * count, 3.4), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)[0]
 
@@ -51,13 +51,13 @@ def training_curves(
         own = [row for row in steps if name in row["learning_rates"]]
         axes[1].plot([row["step"] for row in own], [row["learning_rates"][name] for row in own], label=name)
     axes[1].set_ylabel("learning rate")
-    if any(rate > 0 for row in steps for rate in row["learning_rates"].values()):  # a single step may have none
+    if any(rate > 0 for row in steps for rate in row["learning_rates"].values()):  # a single step may have a rate of 0
         axes[1].set_yscale("log", nonpositive="mask")
     if steps:
         axes[1].legend()
-    if screened:
+    if rejecting:
         _rejected(axes[2], rows)
-    for axis, kind in zip(axes[2 + screened :], kinds, strict=True):
+    for axis, kind in zip(axes[2 + rejecting :], kinds, strict=True):
         _by_layer(axis, steps, kind)
     for axis in axes:
         axis.set_xlabel("step")
@@ -69,7 +69,7 @@ def training_curves(
 
 
 def _rejected(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Share of keys rejected in the text of each step, and in what is held out."""
+    """Share of rejected keys in the text of each step and in the held-out text."""
     for key, label, line in (("rejected", "training", "-"), ("held_out_rejected", "held out", "o-")):
         own = [row for row in rows if key in row]
         if own:
@@ -80,7 +80,7 @@ def _rejected(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _by_layer(axis: Any, steps: Sequence[Mapping[str, Any]], kind: str) -> None:
-    """Mean over heads, one line a layer, coloured from the first layer to the last."""
+    """Mean over heads, one line for each layer, coloured from the first layer to the last."""
     from matplotlib import colormaps
 
     layers = sorted({int(layer) for row in steps for layer in row.get("scale", {}).get(kind, {})})

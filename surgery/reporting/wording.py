@@ -1,4 +1,4 @@
-"""Numbers and words as the pages, pictures and tables print them."""
+"""Numbers and words in the form in which pages, pictures and tables show them."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def signed(value: float | None, digits: int = 4) -> str:
-    """``+0.0031``, ``0.0000`` for what rounds to zero, ``0`` for exactly zero, which is a statement of its own."""
+    """``+0.0031``; ``0.0000`` for a value that rounds to zero, ``0`` for exactly zero."""
     if value is None:
         return DASH
     if value == 0:
         return "0"
     text = f"{value:+.{digits}f}"
-    return (text if float(text) else text[1:]).replace("-", MINUS)  # what rounds to zero has no sign
+    return (text if float(text) else text[1:]).replace("-", MINUS)  # a value that rounds to zero has no sign
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -49,7 +49,7 @@ def size(value: int | None) -> str:
 
 
 def perplexity(value: float | None) -> str:
-    """Four significant figures for small ones, thousands separated for large ones."""
+    """Four significant figures for small values, separated thousands for large values."""
     if value is None:
         return DASH
     if value < 1000:
@@ -87,7 +87,7 @@ def bounds(estimate: Mapping[str, Any], digits: int = 4) -> str:
 
 
 def negative_heads(heads: list[Mapping[str, Any]], most: int = 12) -> list[str]:
-    """``layer 3, head 4 (n from 1 to 12)``, the widest first, and how many more there are."""
+    """``layer 3, head 4 (n from 1 to 12)``, widest range first, and the number of further heads."""
     widest = sorted(heads, key=lambda head: (head["first"] - head["last"], head["layer"], head["head"]))
     named = [
         f"layer {head['layer']}, head {head['head']} (n from {count(head['first'])} to {count(head['last'])})"
@@ -97,6 +97,6 @@ def negative_heads(heads: list[Mapping[str, Any]], most: int = 12) -> list[str]:
 
 
 def clipped(name: str, most: int = 40) -> str:
-    """A name that fits a legend: one line, printable, not too long."""
+    """A name for a legend: one printable line, at most ``most`` letters."""
     line = "".join(letter if letter.isprintable() else "?" for letter in name)
     return line if len(line) <= most else line[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"

@@ -1,4 +1,4 @@
-"""The page of a zoo: one table in which everything is either done or explained."""
+"""The page of a zoo: one table in which every item is done or has a reason."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def render_zoo_page(summary: Mapping[str, Any]) -> str:
 
 
 def words(summary: Mapping[str, Any]) -> dict[str, str]:
-    """What each state is called: what began and did not end is running only where a run is at work."""
+    """The word for each state; an unfinished item is running only while a run is active."""
     return WORDS if summary.get("active") else {**WORDS, "running": "interrupted"}
 
 
 def course(summary: Mapping[str, Any]) -> str:
-    """Whether the zoo is at work, or why it is not; nothing of a run that has ended."""
+    """Whether the zoo runs, or why it does not; empty for a finished run."""
     if summary.get("active"):
         return "running"
     if not summary.get("begun", True):
-        return "nothing was run yet: `surgery zoo run` begins"
-    return "" if summary["ended"] else "stopped before its end: `surgery zoo run` goes on"
+        return "not started: `surgery zoo run` starts it"
+    return "" if summary["ended"] else "stopped before its end: `surgery zoo run` resumes it"
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -68,14 +68,14 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 
 def megabytes(value: float | None) -> str:
-    """Bytes as MB, with a digit where there are few of them."""
+    """Bytes as MB, with one decimal for small values."""
     if value is None:
         return DASH
     return f"{value / 1e6:,.0f} MB" if value >= 10e6 else f"{value / 1e6:.1f} MB"
 
 
 def seconds(value: float | None) -> str:
-    """Seconds, with a digit where there are few of them."""
+    """Seconds with one decimal, or minutes for large values."""
     if value is None:
         return DASH
     return f"{value:.1f} s" if value < 100 else f"{value / 60:,.0f} min"

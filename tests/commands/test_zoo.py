@@ -84,7 +84,7 @@ def test_exit_codes(surgery: Any, manifest: Path, tmp_path: Path) -> None:
     assert surgery("zoo", "report", manifest).code == 2
     retried = surgery("zoo", "retry", manifest)
     assert retried.code == 2 and "Nothing was run yet" in retried.err and f"surgery zoo run {manifest}" in retried.err
-    assert "nothing was run yet" in surgery("zoo", "status", manifest).out
+    assert "not started" in surgery("zoo", "status", manifest).out
     ran = surgery("zoo", "run", manifest, "--quiet")
     assert ran.code == 0 and ran.err == ""
     assert surgery("zoo", "status", manifest).code == 0

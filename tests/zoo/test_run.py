@@ -253,7 +253,7 @@ def test_status_while_a_run_goes_on(make_zoo: MakeZoo) -> None:
 def test_a_run_that_was_killed_is_not_called_running(make_zoo: MakeZoo) -> None:
     """Its lock died with it; the file of the lock may be left."""
     zoo = make_zoo(["llama", "qwen2"], verify="none")
-    assert reporting.course(zoo.summary()).startswith("nothing was run yet")
+    assert reporting.course(zoo.summary()).startswith("not started")
     zoo.ledger.parent.mkdir(parents=True)
     with Ledger(zoo.ledger) as ledger:
         ledger.write("run", run="r", engine="local", items=2)
@@ -263,7 +263,7 @@ def test_a_run_that_was_killed_is_not_called_running(make_zoo: MakeZoo) -> None:
             zoo.lock.write_text("")
         summary = zoo.summary()
         assert states(summary)["llama-ssmax"] == "running" and not summary["active"] and not summary["ended"]
-        assert reporting.course(summary) == "stopped before its end: `surgery zoo run` goes on"
+        assert reporting.course(summary) == "stopped before its end: `surgery zoo run` resumes it"
         assert reporting.headline(summary) == "0 of 2 done, 1 interrupted, 1 waiting"
         page = reporting.render_zoo_page(summary)
         assert ">interrupted<" in page and "stopped before its end" in page

@@ -1,4 +1,4 @@
-"""The pictures, each a function of plain data and a theme that returns a matplotlib figure."""
+"""The pictures: functions of plain data and a theme that return a matplotlib figure."""
 
 from surgery.reporting.figures.attention import attention_by_n, attention_maps, rejected_maps
 from surgery.reporting.figures.learned import multiplier_curves, parameter_map

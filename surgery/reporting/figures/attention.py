@@ -1,4 +1,4 @@
-"""How attention spreads: the greatest weight by n, the entropy by n, and both by layer and head."""
+"""Pictures of attention: the greatest weight and the entropy by n, and maps by layer and head."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Plain = Mapping[str, Any]
 
 
 def attention_by_n(result: Plain, section: Plain, theme: Theme) -> Figure:
-    """Greatest weight and entropy of the average head against n; the shade holds four fifths of the heads."""
+    """Greatest weight and entropy of the average head by n; the shaded band holds 80% of the heads."""
     figure = new_figure(height=3.6)
     left, right = figure.subplots(1, 2)
     for axes in (left, right):
@@ -48,7 +48,7 @@ def attention_by_n(result: Plain, section: Plain, theme: Theme) -> Figure:
             )
     last = section["ranges"][-1][1]
     whole = np.geomspace(1, last, 60)
-    right.plot(whole, np.log(whole), color=theme.quiet, linewidth=0.9, linestyle=":", label="even attention, ln n")
+    right.plot(whole, np.log(whole), color=theme.quiet, linewidth=0.9, linestyle=":", label="uniform attention, ln n")
     left.set_ylim(bottom=0)
     right.set_ylim(bottom=0)
     left.set_ylabel("greatest weight")
@@ -62,7 +62,7 @@ def attention_by_n(result: Plain, section: Plain, theme: Theme) -> Figure:
 
 
 def attention_maps(result: Plain, section: Plain, theme: Theme) -> Figure:
-    """Greatest weight by layer and head at the longest range of n, one map for each model, the base first."""
+    """Greatest weight by layer and head in the last range of n, one map for each model, the base first."""
     own_first = sorted(section["results"], key=lambda own: -own["model"])
     heads = max(len(own["greatest"][0]) for own in own_first)
     figure = new_figure(height=(0.9 + min(4.0, 0.2 * max(4, heads))) * len(own_first))
@@ -77,7 +77,7 @@ def attention_maps(result: Plain, section: Plain, theme: Theme) -> Figure:
 
 
 def rejected_maps(section: Plain, own: Plain, theme: Theme) -> Figure:
-    """Share of keys and of whole blocks that screening rejects, by layer and head."""
+    """Share of keys and of whole blocks that are rejected, by layer and head."""
     kinds = [("rejected_keys", "share of keys rejected"), ("rejected_blocks", "share of blocks rejected")]
     heads = len(own["greatest"][0])
     figure = new_figure(height=2 * (0.9 + min(4.0, 0.2 * max(4, heads))))

@@ -1,4 +1,4 @@
-"""What the pictures share: axes by tokens, numbered ticks, which line is which model's."""
+"""Shared parts of pictures: axes by tokens, numbered ticks, the line of each model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Plain = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Line:
-    """How one model is drawn everywhere: told apart by colour, marker and dashes. ``model`` counts bases as last."""
+    """The colour, marker and dashes of one model in every picture. ``model`` is the number of models for the base."""
 
     model: int
     name: str
@@ -36,7 +36,7 @@ def line_of(result: Plain, model: int, theme: Theme) -> Line:
 
 
 def middle(span: Plain) -> float:
-    """Where a range of positions stands on a logarithmic axis."""
+    """The middle of a range of positions on a logarithmic axis."""
     return float(np.sqrt(span["first"] * span["last"]))
 
 
@@ -50,7 +50,7 @@ def tokens_axis(axes: Axes, last: int) -> None:
 
 
 def numbered(axes: Axes, which: str, names: Sequence[int], most: int) -> None:
-    """Ticks with the numbers of layers or heads, not more than ``most``."""
+    """Ticks with the numbers of layers or heads, at most ``most``."""
     every = -(-len(names) // most)
     places = range(0, len(names), every)
     set_ticks = axes.set_xticks if which == "x" else axes.set_yticks

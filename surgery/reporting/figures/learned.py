@@ -1,4 +1,4 @@
-"""The numbers that an operation holds, by layer and head."""
+"""Pictures of the learned parameters of an operation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Plain = Mapping[str, Any]
 
 
 def parameter_map(learned: Plain, theme: Theme) -> Figure:
-    """Each learned number by layer and head; the start value has the page's own tone."""
+    """Each learned parameter by layer and head; the start value has the colour of the page."""
     parts = [(name, np.array(values)) for name, values in learned["values"].items()]
     layers, heads = learned["layers"], learned["heads"]
     height = min(8.0, 0.9 + 0.2 * max(4, len(heads)))
@@ -49,13 +49,13 @@ def parameter_map(learned: Plain, theme: Theme) -> Figure:
         bar.ax.tick_params(length=0)
         bar.ax.yaxis.set_major_locator(MaxNLocator(5))
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(round(value, 6), 3)))
-        origin = f"its median {centre:.3g}" if start is None else f"its start at {start:g}"
-        axes.set_title(f"{name}, from {origin}")
+        origin = f"median {centre:.3g}" if start is None else f"start value {start:g}"
+        axes.set_title(f"{name}, relative to the {origin}")
     return figure
 
 
 def multiplier_curves(learned: Plain, theme: Theme) -> Figure:
-    """m(n) of every head: lines are exact between the points, since m is linear in ln n."""
+    """m(n) of every head; the lines between the points are exact, because m is linear in ln n."""
     points = learned["multipliers"]
     contexts = [point["n"] for point in points]
     values = np.array([point["values"] for point in points]).reshape(len(points), -1)
@@ -65,7 +65,7 @@ def multiplier_curves(learned: Plain, theme: Theme) -> Figure:
     axes.plot(contexts, values, color=theme.model, linewidth=0.7, alpha=max(0.08, min(0.5, 40 / values.shape[1])))
     axes.plot([], [], color=theme.model, linewidth=0.9, alpha=0.6, label="each head")
     axes.plot(contexts, np.median(values, axis=1), color=theme.model, linewidth=2.4, label="median head")
-    axes.axhline(1, color=theme.ink, linewidth=1.1, linestyle="--", label="plain softmax")
+    axes.axhline(1, color=theme.ink, linewidth=1.1, linestyle="--", label="softmax alone")
     if values.min() < 0:
         axes.axhspan(min(axes.get_ylim()[0], float(values.min())), 0, color=theme.worse, alpha=0.12, linewidth=0)
     axes.axvline(learned["reference_length"], color=theme.quiet, linewidth=0.9, linestyle=":")

@@ -1,4 +1,4 @@
-"""Loss by position, and its difference to the base."""
+"""Pictures of the loss by position and of its difference to the base."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FIRST_DRAWN = 8
 
 
 def loss_by_position(result: Plain, section: Plain, theme: Theme) -> Figure:
-    """Loss against the number of tokens seen: fine means behind, bucket means in front."""
+    """Loss by number of tokens seen: means of narrow ranges in the background, means of buckets in front."""
     figure = new_figure()
     axes = figure.subplots()
     grid(axes, theme)
@@ -28,7 +28,7 @@ def loss_by_position(result: Plain, section: Plain, theme: Theme) -> Figure:
     if result["against"] is not None:
         lines.insert(0, (line_of(result, len(result["models"]), theme), section["results"][0], "base_loss"))
     for line, own, key in lines:
-        # The first few tokens of a text are guesses; their losses would flatten everything else.
+        # The losses of the first few tokens are so large that they would flatten the rest of the curve.
         curve = [point for point in own["curve"] if point["last"] >= _FIRST_DRAWN] or own["curve"]
         axes.plot(
             [middle(point) for point in curve],
@@ -56,7 +56,7 @@ def loss_by_position(result: Plain, section: Plain, theme: Theme) -> Figure:
 
 
 def paired_difference(section: Plain, own: Plain, theme: Theme) -> Figure:
-    """Model minus base on the same tokens, per bucket and over all, with intervals."""
+    """Model - base on the same tokens, for each bucket and over all tokens, with intervals."""
     buckets = [*own["buckets"], own["overall"]]
     margin = section["margin"]
     figure = new_figure(height=3.2)
@@ -99,7 +99,7 @@ def paired_difference(section: Plain, own: Plain, theme: Theme) -> Figure:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(round(value, 10), _digits(axes))))
     axes.margins(y=0.14)
     axes.set_xlabel("tokens seen before the prediction")
-    axes.set_ylabel("loss, model minus base")
+    axes.set_ylabel("loss, model - base")
     axes.legend(loc="best")
     return figure
 

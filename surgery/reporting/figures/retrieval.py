@@ -1,4 +1,4 @@
-"""Retrieval by length and depth."""
+"""Picture of retrieval by length and depth."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Plain = Mapping[str, Any]
 
 
 def retrieval_maps(result: Plain, section: Plain, theme: Theme) -> Figure:
-    """One heat map for each model, its base first: the share of the answers' tokens that is right."""
+    """One heat map for each model, the base first: the share of right answer tokens."""
     grids = [(line_of(result, own["model"], theme).name, own["right"], own["exact"]) for own in section["results"]]
     first = section["results"][0]
     if first["base_right"] is not None:

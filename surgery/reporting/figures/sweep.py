@@ -1,4 +1,4 @@
-"""Loss against keys rejected, for the choices of a sweep."""
+"""Picture of a sweep: the loss by share of rejected keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Plain = Mapping[str, Any]
 
 
 def loss_against_rejected(result: Plain, theme: Theme) -> Figure:
-    """One line for each length: mean change of the loss, the range to the worst passage, and what was estimated."""
+    """For each length the mean change of the loss and that of the worst passage, and the estimated change."""
     figure = new_figure(height=4.0)
     axes = figure.subplots()
     grid(axes, theme)
@@ -37,7 +37,7 @@ def loss_against_rejected(result: Plain, theme: Theme) -> Figure:
         color=theme.quiet,
         linestyle="--",
         linewidth=1.2,
-        label="as estimated on the observed texts",
+        label="estimated from the observed texts",
     )
     axes.axhline(0, color=theme.ink, linewidth=0.9)
     axes.set_xlabel("keys rejected (%)")

@@ -15,7 +15,7 @@ Plain = Mapping[str, Any]
 
 
 def training_curves(rows: Sequence[Plain], theme: Theme) -> Figure:
-    """Loss by step, raw and smoothed, held-out loss where it was logged, and the learning rate below."""
+    """Loss by step, raw and smoothed, held-out loss if it was logged, and the learning rate below."""
     figure = new_figure(height=3.8)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     for axes in (above, below):
@@ -45,12 +45,12 @@ def training_curves(rows: Sequence[Plain], theme: Theme) -> Figure:
 
 
 def has_training_losses(rows: Sequence[Plain]) -> bool:
-    """Whether there is anything to draw."""
+    """Whether the rows hold a loss."""
     return len(_column(rows, "loss")[0]) > 0
 
 
 def _column(rows: Sequence[Plain], key: str) -> tuple[list[float], list[float]]:
-    """Steps and values of the rows that have a finite number there."""
+    """Steps and values of the rows with a finite number under ``key``."""
     pairs = []
     for row in rows:
         step, value = row.get("step"), row.get(key)
@@ -61,7 +61,7 @@ def _column(rows: Sequence[Plain], key: str) -> tuple[list[float], list[float]]:
 
 
 def _with_rate(row: Plain, group: str | None) -> Plain:
-    """The row with the learning rate of one group of parameters, where it has one for each."""
+    """The row with the learning rate of one parameter group, if it has several."""
     return row if group is None else {**row, "learning_rate": (row.get("learning_rates") or {}).get(group)}
 
 

@@ -24,10 +24,10 @@ Plain = Mapping[str, Any]
 
 
 def drawings(pen: Pen, result: Plain, section: Plain) -> Iterator[Drawing]:
-    """By n, by layer and head, and the rejected keys of models that reject any."""
+    """By n, by layer and head, and the rejected keys where an operation rejects keys."""
     yield pen(
         "attention-by-n",
-        "Means over all layers and heads; the shade holds the middle four fifths of the heads.",
+        "Means over all layers and heads. The shaded band holds the middle 80% of the heads.",
         _describe_attention(result, section),
         partial(attention_by_n, result, section),
     )
@@ -41,7 +41,7 @@ def drawings(pen: Pen, result: Plain, section: Plain) -> Iterator[Drawing]:
         if own["rejected_keys"] is not None:
             yield pen(
                 "rejected",
-                "One cell for each layer and head; layers that do not screen reject nothing.",
+                "One cell for each layer and head. A layer without this operation rejects no keys.",
                 _describe_rejected(own),
                 partial(rejected_maps, section, own),
             )
@@ -67,7 +67,7 @@ def table(result: Plain, section: Plain) -> RenderableType:
 
 
 def _describe_attention(result: Plain, section: Plain) -> str:
-    """Greatest weight and entropy at the first and last range of n."""
+    """Greatest weight and entropy in the first and last range of n."""
     sentences = []
     for own in section["results"]:
         use = result["against"] if own["model"] == len(result["models"]) else result["models"][own["model"]]
@@ -75,13 +75,13 @@ def _describe_attention(result: Plain, section: Plain) -> str:
         start, end = span(first["first"], first["last"]), span(last["first"], last["last"])
         sentences.append(
             f"{use['name']}: greatest weight {number(first['greatest'], 3)} at n = {start} and "
-            f"{number(last['greatest'], 3)} at n = {end}; entropy there {number(last['entropy'], 2)} nats."
+            f"{number(last['greatest'], 3)} at n = {end}; entropy at the longest n {number(last['entropy'], 2)} nats."
         )
     return "Line charts of the greatest attention weight and of the entropy by n. " + " ".join(sentences)
 
 
 def _describe_attention_maps(result: Plain, section: Plain) -> str:
-    """Extremes of each map."""
+    """The extremes of each map."""
     sentences = []
     for own in section["results"]:
         use = result["against"] if own["model"] == len(result["models"]) else result["models"][own["model"]]
@@ -91,9 +91,9 @@ def _describe_attention_maps(result: Plain, section: Plain) -> str:
 
 
 def _describe_rejected(own: Plain) -> str:
-    """Means over all heads that reject keys."""
+    """Means over all heads of the layers where an operation rejects keys."""
     means = []
     for key, what in (("rejected_keys", "keys"), ("rejected_blocks", "whole blocks")):
         values = [value for layer in own[key] if layer is not None for value in layer]
         means.append(f"{sum(values) / len(values):.1%} of {what}")
-    return f"Heat maps of the rejected share by layer and head: on average {' and '.join(means)}."
+    return f"Heat maps of the rejected keys by layer and head: on average {' and '.join(means)}."

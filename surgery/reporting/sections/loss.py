@@ -32,7 +32,7 @@ def drawings(pen: Pen, result: Plain, section: Plain) -> Iterator[Drawing]:
     """Loss by position, and the difference to the base of each model."""
     yield pen(
         "loss-by-position",
-        "Marked: means of the buckets below. Faint: means of narrow ranges.",
+        "Lines with markers: means of the buckets below. Faint lines: means of narrow ranges.",
         _describe_losses(result, section),
         partial(loss_by_position, result, section),
     )
@@ -40,8 +40,8 @@ def drawings(pen: Pen, result: Plain, section: Plain) -> Iterator[Drawing]:
         name = result["models"][own["model"]]["name"]
         yield pen(
             "paired-difference",
-            f"{name}, difference to the base. Bars: mean difference. Whiskers: interval. Hatched bars decide "
-            "nothing or stay within what counts as kept (grey band).",
+            f"{name}, difference to the base. Bars: mean difference. Whiskers: interval. Hatched bars: undecided, "
+            "or kept (within the grey band).",
             _describe_differences(own),
             partial(paired_difference, section, own),
         )
@@ -85,7 +85,7 @@ def key_figure(section: Plain, own: Plain) -> KeyFigure:
 
 
 def note(section: Plain) -> str:
-    """How much was measured."""
+    """The number of predictions, sequences and tokens left out."""
     data = section["data"]
     return (
         f"{counted(data['predictions'], 'prediction')} in {counted(data['sequences'], 'sequence')} of up to "
@@ -100,8 +100,8 @@ def _describe_losses(result: Plain, section: Plain) -> str:
     if result["against"] is not None:
         shown.append((result["against"]["name"], first, "base_loss"))
     sentences = [
-        f"{name}: {number(buckets[0][key]['value'])} where {span(buckets[0]['first'], buckets[0]['last'])} tokens are "
-        f"seen, {number(buckets[-1][key]['value'])} where {span(buckets[-1]['first'], buckets[-1]['last'])} are."
+        f"{name}: {number(buckets[0][key]['value'])} with {span(buckets[0]['first'], buckets[0]['last'])} tokens "
+        f"seen, {number(buckets[-1][key]['value'])} with {span(buckets[-1]['first'], buckets[-1]['last'])}."
         for name, buckets, key in shown
     ]
     return "Line chart of the loss by tokens seen. " + " ".join(sentences)
@@ -116,6 +116,6 @@ def _describe_differences(own: Plain) -> str:
     ]
     overall = own["overall"]["difference"]
     return (
-        f"Bar chart of the loss of the model minus its base by tokens seen. {'; '.join(bars)}. "
-        f"All: {signed(overall['value'])} ({interval(overall)})."
+        f"Bar chart of the difference in loss, model - base, by tokens seen. {'; '.join(bars)}. "
+        f"All tokens: {signed(overall['value'])} ({interval(overall)})."
     )

@@ -30,7 +30,7 @@ def drawings(pen: Pen, result: Plain, section: Plain) -> Iterator[Drawing]:
     """One map for each model."""
     yield pen(
         f"retrieval-{section['options']['task']}",
-        "Share of the answers' tokens that is right, by length and depth. A star: every whole answer of the cell.",
+        "Share of right answer tokens, by length and depth. A star: every answer of the cell is right.",
         _describe_retrieval(result, section),
         partial(retrieval_maps, result, section),
     )
@@ -67,7 +67,7 @@ def table(result: Plain, section: Plain) -> RenderableType:
 
 
 def key_figure(section: Plain, own: Plain) -> KeyFigure:
-    """The share of the answers' tokens that is right, over all prompts."""
+    """The share of right answer tokens, over all prompts."""
     overall = own["overall"]
     base = overall["base_right"]
     return KeyFigure(
@@ -88,4 +88,4 @@ def _describe_retrieval(result: Plain, section: Plain) -> str:
         + "."
         for name, scores, key in shown
     ]
-    return f"Heat maps of {section['title']}: share of the answers' tokens that is right. {' '.join(sentences)}"
+    return f"Heat maps of {section['title']}: share of right answer tokens. {' '.join(sentences)}"

@@ -35,6 +35,6 @@ def table(result: Plain, section: Plain) -> RenderableType:
             cells = [Text(value) for value in values]
             cells += [Text(score["verdict"] or "", style=VERDICTS.get(score["verdict"], ""))] if paired else []
             table.add_row(*cells)
-        parts += [table, Text("The plain lm-eval commands that give the same:", style=LABEL)]
+        parts += [table, Text("lm-eval commands that give the same scores:", style=LABEL)]
         parts += [Text(command, style=LABEL, no_wrap=True, overflow="ignore") for command in own["commands"]]
     return Group(*parts)
