@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from surgery.commands import main
 from surgery.conversion import convert, refresh, refreshing, revert
 from surgery.errors import CheckpointError, PlanRefusedError
 from surgery.operations.code import ENTRY_NAME, travelling_code
+from surgery.verification import verify
 from tests.conversion.conftest import MakeKind, tree
+from tests.single_file import with_single_file
 
 OLD = b'"""An older version of the code."""\n'
 CODE = travelling_code(["ssmax"])
@@ -108,3 +111,36 @@ def test_the_command_says_what_it_did(outdated: Path, source: Path, capsys: pyte
         assert left.value.code == code
         found = capsys.readouterr()
         assert said in " ".join((found.out + found.err).split())
+
+
+def test_the_single_file_of_before_is_read_verified_reverted_and_refreshed(make_kind: MakeKind, tmp_path: Path) -> None:
+    source = make_kind("adorned")
+    old = with_single_file(convert(source, output=tmp_path / "old").output)
+    assert not verify(old, against=source, files_only=True, record=False).failed
+    revert(old, output=tmp_path / "back")
+    assert tree(tmp_path / "back") == tree(source)
+
+    (old / "notes.py").write_text("# a user's own file\n")
+    before = tree(old)
+    assert refresh(old).changed
+    after = tree(old)
+    assert {name: (old / name).read_bytes() for name in CODE} == CODE
+    assert before.keys() - after.keys() == set() and after["notes.py"] == before["notes.py"]
+    changed = {name for name in after if before.get(name) != after[name]}
+    assert changed == {*CODE, HISTORY_NAME, "README.md"}
+    assert all(name in (old / "README.md").read_text() for name in CODE)
+    assert not verify(old, against=source, files_only=True).failed
+    revert(old, output=tmp_path / "back-again")
+    assert tree(tmp_path / "back-again") == tree(source)
+
+
+def test_files_that_are_no_longer_needed_go_and_changed_ones_stay(outdated: Path) -> None:
+    for name, content in (("surgery_gone.py", b"1\n"), ("surgery_changed.py", b"2\n"), ("surgery_own.py", b"3\n")):
+        (outdated / name).write_bytes(content)
+    written = {"surgery_gone.py": b"1\n", "surgery_changed.py": b"as surgery wrote it\n"}
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in written.items()}
+    entry = {"step": "refresh", "files": hashes}
+    (outdated / HISTORY_NAME).write_text(json.dumps({"schema": 1, "entries": [entry]}))
+    assert list(refresh(outdated).removed) == ["surgery_gone.py"]
+    assert not (outdated / "surgery_gone.py").exists()
+    assert (outdated / "surgery_changed.py").exists() and (outdated / "surgery_own.py").exists()
