@@ -12,6 +12,9 @@ from typing import Literal
 from surgery.checkpoint.names import quote
 from surgery.errors import CheckpointError
 
+if sys.platform == "linux":
+    import fcntl
+
 PlacementMode = Literal["auto", "copy", "link"]
 PlacementResult = Literal["reflink", "copied", "linked"]
 OnBytes = Callable[[int], None]
@@ -107,8 +110,6 @@ def _copy(content: Path, target: Path, *, share: bool, on_bytes: OnBytes | None)
 def _reflink(reading: int, writing: int) -> bool:
     if sys.platform != "linux":
         return False
-    import fcntl
-
     try:
         fcntl.ioctl(writing, _FICLONE, reading)
     except OSError as error:

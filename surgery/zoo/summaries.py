@@ -72,6 +72,7 @@ def summarize(
 
 def write_summary(summary: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
     """Write ``summary.json`` and ``report.html`` into a folder; each is replaced atomically."""
+    # Imported here: `surgery zoo plan` and `status` do not need the templates.
     from surgery.reporting import replace_file
     from surgery.reporting.zoo import render_zoo_page
 

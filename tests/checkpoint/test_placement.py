@@ -1,4 +1,4 @@
-"""Placing unchanged files: the right bytes, the way that was said, the source untouched."""
+"""Placement of unchanged files: the right bytes, by the requested method, the source untouched."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from surgery.checkpoint import free_bytes, fsync_file, place_file, require_space
+from surgery.checkpoint import place_file
 from surgery.checkpoint import placement as placement_module
 from surgery.errors import CheckpointError
 
@@ -176,28 +176,6 @@ def test_sources_that_are_no_files(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=name):
             place_file(path, tmp_path / "y")
     assert not (tmp_path / "y").exists()
-
-
-def test_space(tmp_path: Path) -> None:
-    assert free_bytes(tmp_path / "not" / "yet") == pytest.approx(free_bytes(tmp_path), rel=0.05)
-    require_space(tmp_path / "not" / "yet", 1)
-    with pytest.raises(CheckpointError, match=r"1,000,000,000,000,000,000 bytes .*[\d,]+ .*are free"):
-        require_space(tmp_path, 10**18)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="the flag is read from /proc or not at all")
-def test_fsync_opens_for_reading_only(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A linked shard is fsynced through its new name; the source must not be opened for writing even so."""
-    flags: list[int] = []
-    real = os.open
-
-    def watch(path: Any, flag: int, *rest: Any) -> int:
-        flags.append(flag)
-        return real(path, flag, *rest)
-
-    monkeypatch.setattr(os, "open", watch)
-    fsync_file(source)
-    assert flags == [os.O_RDONLY]
 
 
 def test_missing_folders_are_made_and_an_error_there_is_clear(tmp_path: Path) -> None:
