@@ -1,8 +1,8 @@
 """Operate on the attention of existing language-model checkpoints.
 
-Importing this package is light (no torch) and makes ``AutoModelForCausalLM.from_pretrained`` know converted
-checkpoints, now or when transformers is imported later. The functions below are the commands of the same names; each
-returns plain typed results.
+Importing this package is fast (no torch). It registers converted checkpoints, so that
+``AutoModelForCausalLM.from_pretrained`` loads them, even if transformers is imported later. The functions have the
+names of the commands and return typed results.
 
     >>> import surgery
     >>> surgery.convert("model/", "ssmax", form="anchored", output="model-ssmax/")
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from surgery.recovery import finetune, merge
     from surgery.verification import verify
 
-# Loaded on first use, so that `import surgery` stays light.
+# Imported on first use, so that `import surgery` stays fast.
 _HOMES = {
     "CalibrationSettings": "surgery.operations.screening.calibration",
     "RunOptions": "surgery.loading",

@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: tiny random checkpoints of every family, saved and converted once per run."""
+"""Fixtures for all tests: tiny random checkpoints of every family, saved once per run; a fake hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell ignores Ctrl-C for what it runs in the background, and a test's child would inherit that.
+# A shell lets background jobs ignore Ctrl-C, and child processes of a test would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _hf_home(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep every cache that transformers writes inside the run's temporary folder."""
+    """Keep all caches of transformers in the temporary folder of the run."""
     home = tmp_path_factory.mktemp("hf")
     os.environ["HF_HOME"] = str(home)
     os.environ["HF_MODULES_CACHE"] = str(home / "modules")
@@ -47,7 +47,7 @@ def _hf_home(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def make_source(tmp_path_factory: pytest.TempPathFactory) -> MakeSource:
-    """``make_source("qwen3", sharded=True, dtype=torch.bfloat16)``: a folder with a tiny model, made once."""
+    """``make_source("qwen3", sharded=True, dtype=torch.bfloat16)``: a folder with a tiny model, saved once."""
     made: dict[str, Path] = {}
 
     def make(model_type: str, *, sharded: bool = False, dtype: Any = None, **changes: Any) -> Path:
@@ -68,7 +68,7 @@ def make_source(tmp_path_factory: pytest.TempPathFactory) -> MakeSource:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A stand-in for the hub on this machine, which everything that asks the hub in this process talks to."""
+    """A fake hub on this machine; all requests of this process to the hub go to it."""
     from huggingface_hub import constants
 
     from tests.hub import running_hub

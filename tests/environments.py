@@ -1,4 +1,4 @@
-"""Python environments of their own, with this project's dependencies but not this package."""
+"""Python environments with the dependencies of surgery, without surgery."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ SCRIPTS = "Scripts" if os.name == "nt" else "bin"
 
 
 def bare_environment(folder: Path) -> Path:
-    """Make an environment in ``folder`` where everything is installed but ``surgery``; returns its Python."""
+    """Create an environment in ``folder`` with all packages except ``surgery``; returns its Python."""
     venv.create(folder, with_pip=False)
     (site,) = folder.glob("Lib/site-packages" if os.name == "nt" else "lib/python*/site-packages")
-    # A path in a .pth file is searched, but .pth files in it are not read: the editable install stays out.
+    # Python searches a path in a .pth file, but does not read .pth files in it, so the editable install is not found.
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
     return folder / SCRIPTS / "python"
 
 
 def run(python: Path, folder: Path, *arguments: str) -> str:
-    """Run that Python in ``folder``, offline, without a PYTHONPATH and with stdin closed; returns what it printed."""
+    """Run that Python in ``folder``, offline, without PYTHONPATH and with stdin closed; returns its output."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [str(python), *arguments],

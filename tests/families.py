@@ -1,7 +1,7 @@
-"""The matrix of model families: for each row of anatomy.FAMILIES a tiny random configuration.
+"""The matrix of model families: a tiny random configuration for each row of anatomy.FAMILIES.
 
-Every feature that makes a family different is switched on: windows shorter than the test sequences, soft caps,
-partial RoPE, query norms, grouped heads, experts.
+Every feature in which families differ is switched on: windows shorter than the test sequences, soft caps, partial RoPE,
+query norms, grouped heads, experts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A small stand-in for the Hugging Face hub: an HTTP server on this machine that keeps repositories in memory."""
+"""A fake Hugging Face hub: an HTTP server on this machine that keeps repositories in memory."""
 
 from __future__ import annotations
 
@@ -35,10 +35,15 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What the server knows.
+    """The state of the server.
 
-    `tokens` gives account, organizations, and whether it may write; `uploads` lists the hashes of weights that came,
-    after `refuse_uploads_after` of which no more are taken.
+    Attributes:
+        url: of the server.
+        tokens: for each token its account, organizations, and whether it has write access.
+        repositories: by hub id.
+        objects: uploaded weights by SHA-256.
+        uploads: SHA-256 of each uploaded file, in order.
+        refuse_uploads_after: number of uploads after which all further ones fail; None for no limit.
     """
 
     url: str = ""
@@ -94,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.state.tokens.get(given)
 
     def readable(self, name: str) -> Repository | None:
-        """A repository that the account may see; for others it is not there."""
+        """The repository; None if it does not exist or the account has no access."""
         found = self.state.repositories.get(name)
         account = self.account()
         owner = name.split("/", maxsplit=1)[0]

@@ -1,8 +1,7 @@
-"""What passed, by family and version of transformers: where ``surgery families`` has its claims from.
+"""The record of passed tests by family and version of transformers, which ``surgery families`` shows.
 
-``SURGERY_RECORD_FAMILIES=FILE pytest ...`` writes to FILE, under the installed version, how many tests that name a
-family passed, for each family that passed the ``NEEDED`` ones and failed none. `make families` does so with both
-versions.
+``SURGERY_RECORD_FAMILIES=FILE pytest ...`` writes to FILE, under the installed version, the number of passed tests of
+each family that passed the ``NEEDED`` tests and failed none. `make families` does so with both versions.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import pytest
 from surgery.anatomy import FAMILIES
 
 VARIABLE = "SURGERY_RECORD_FAMILIES"
-# Identity, equalities, a training step, saving; the dense oracle; loading without this package, and stock classes.
+# Identity, equalities, a training step, saving; the dense oracle; loading without surgery, and stock classes.
 NEEDED = {
     "test_every_family_in_short",
     "test_operated_model_computes_ssmax",
@@ -29,11 +28,11 @@ NEEDED = {
 
 
 def lacking(model_type: str, *, to_run: bool = True) -> str | None:
-    """Why a family cannot be tested with the installed transformers; None where it can.
+    """Why a family cannot be tested with the installed transformers; None if it can.
 
     Args:
         model_type: as in config.json.
-        to_run: whether its model is to be run, and not only read.
+        to_run: whether the test runs the model; otherwise it only reads the config.
     """
     row = FAMILIES.get(model_type)
     since = row.since if row is not None else None
@@ -50,7 +49,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def families_of(item: pytest.Item) -> list[str]:
-    """The families that a test is about, by its parameters."""
+    """The families in the parameters of a test."""
     parameters = getattr(item, "callspec", None)
     given: Iterable[Any] = parameters.params.values() if parameters is not None else ()
     names = [name for value in given for name in (value if isinstance(value, list | tuple) else [value])]
@@ -58,7 +57,7 @@ def families_of(item: pytest.Item) -> list[str]:
 
 
 class Recorder:
-    """Counts; the process that hands out the work writes them down."""
+    """Counts passed and failed tests; the main process of pytest writes the record."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -67,7 +66,7 @@ class Recorder:
         self.tests: defaultdict[str, set[str]] = defaultdict(set)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Each phase of each test."""
+        """Count one phase of a test."""
         families = [str(value) for name, value in report.user_properties if name == "family"]
         if report.failed:
             self.failed.update(families)
@@ -77,7 +76,7 @@ class Recorder:
                 self.tests[name].add(report.nodeid.rpartition("::")[2].partition("[")[0])
 
     def pytest_sessionfinish(self) -> None:
-        """Replace what the file says of the installed version."""
+        """Replace the entry of the installed version in the record."""
         record = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
         whole = {name for name, tests in self.tests.items() if tests >= NEEDED and not self.failed[name]}
         passed = {name: self.passed[name] for name in sorted(whole)}
@@ -86,14 +85,14 @@ class Recorder:
 
 
 def configure(config: pytest.Config) -> None:
-    """Record, where it is asked for."""
+    """Record if the environment variable is set."""
     path = os.environ.get(VARIABLE)
     if path and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Recorder(Path(path)), "families")
 
 
 def collected(items: Iterable[pytest.Item]) -> None:
-    """Name each test's families in its report, and skip what the installed transformers lacks."""
+    """Add the families to the report of each test, and skip tests that the installed transformers cannot run."""
     for item in items:
         families = families_of(item)
         item.user_properties += [("family", name) for name in families if not lacking(name)]

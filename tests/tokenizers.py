@@ -1,4 +1,4 @@
-"""A tiny tokenizer and tiny texts, made on the spot."""
+"""A tiny tokenizer and tiny texts for the tiny models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,
 
 
 def save_tiny_tokenizer(folder: Path) -> None:
-    """One token per character, inside the vocabulary of the tiny models."""
+    """Save a tokenizer with one token per character, within the vocabulary of the tiny models."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -25,7 +25,7 @@ def save_tiny_tokenizer(folder: Path) -> None:
 
 
 def write_texts(folder: Path, documents: int = 6, words: int = 60) -> None:
-    """Short documents with some structure to learn: counting in words, each from another start."""
+    """Write short documents with structure to learn: counting in words, each from another start."""
     numbers = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(documents):

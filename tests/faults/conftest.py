@@ -1,4 +1,4 @@
-"""The sources of tests/conversion, disturbed."""
+"""The sources of tests/conversion, for runs with faults."""
 
 from tests.conversion.conftest import make_kind
 

@@ -1,9 +1,9 @@
-"""A process without threads that forks a child for every way to disturb a task, and reports what was wrong after it.
+"""A process without threads that forks a child for every fault of a task, and reports what was wrong after it.
 
-``python -m tests.faults.driver TASK SOURCE PLACE STRIDE``: each step of the task that changes the file system is found
-by the audit events of Python itself (opening to write, renaming, making, linking, removing) and by the calls that
-these do not cover (fsync, copying in the kernel). The task is then disturbed before each step in turn, by kill -9 or
-by an error of the system, and afterwards everything that was promised is checked.
+``python -m tests.faults.driver TASK SOURCE PLACE STRIDE``: the audit events of Python (open for writing, rename,
+create, link, remove) and wrapped calls (fsync, copies in the kernel) give each step of the task that changes the file
+system. A fault is then injected before each step in turn, by kill -9 or by an error of the system, and all promises are
+checked afterwards.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 @dataclass(frozen=True)
-class Disturbance:
-    """What happens from one step on: a signal, or an error of the system at this step alone or at all after it."""
+class Fault:
+    """A fault at a step: a signal, or an error of the system at this step alone or from this step on."""
 
     name: str
     code: int | None
@@ -46,28 +46,28 @@ class Disturbance:
     events: frozenset[str] = frozenset(_CHANGING)
 
 
-DISTURBANCES = (
-    Disturbance("kill", None, False),
-    Disturbance("disk full", errno.ENOSPC, True, frozenset(_GROWING)),
-    Disturbance("quota", errno.EDQUOT, False, frozenset(_GROWING)),
-    Disturbance("input/output error", errno.EIO, False),
-    Disturbance("read-only", errno.EROFS, True),
-    Disturbance("not permitted", errno.EACCES, True),
+FAULTS = (
+    Fault("kill", None, False),
+    Fault("disk full", errno.ENOSPC, True, frozenset(_GROWING)),
+    Fault("quota", errno.EDQUOT, False, frozenset(_GROWING)),
+    Fault("input/output error", errno.EIO, False),
+    Fault("read-only", errno.EROFS, True),
+    Fault("not permitted", errno.EACCES, True),
 )
 
 
 class Steps:
-    """Counts the steps below a folder, and disturbs the one that is chosen."""
+    """Counts the steps inside a folder, and injects the fault at the chosen one."""
 
-    def __init__(self, place: Path, chosen: int | None = None, disturbance: Disturbance | None = None) -> None:
+    def __init__(self, place: Path, chosen: int | None = None, fault: Fault | None = None) -> None:
         self.seen: list[str] = []
         self._place = str(place)
         self._chosen = chosen
-        self._disturbance = disturbance
+        self._fault = fault
         self._armed = False
 
     def arm(self) -> None:
-        """Begin; cannot be undone, so only in a child."""
+        """Start counting; cannot be undone, so only in a child process."""
         self._armed = True
         sys.addaudithook(self._audited)
         for name in ("fsync", "copy_file_range"):
@@ -85,7 +85,7 @@ class Steps:
             path = arguments[0]
         if isinstance(path, bytes):
             path = os.fsdecode(path)
-        # A path relative to an open folder (as shutil.rmtree has them) is one of ours: nothing else is removed here.
+        # A path relative to an open folder (from shutil.rmtree) belongs to the task: nothing else is removed here.
         if isinstance(path, int) or (path.startswith(os.sep) and not path.startswith(self._place)):
             return
         self._step(event)
@@ -100,7 +100,7 @@ class Steps:
     def _step(self, event: str) -> None:
         number = len(self.seen)
         self.seen.append(event)
-        what = self._disturbance
+        what = self._fault
         if what is None or self._chosen is None or number < self._chosen:
             return
         if what.code is None:
@@ -110,7 +110,7 @@ class Steps:
 
 
 class Task:
-    """One command: how its place is prepared, what is done there, and what may be found there after."""
+    """One command: how its folder is prepared, what it does there, and what it may leave."""
 
     forced = False
 
@@ -118,23 +118,23 @@ class Task:
         self.source = source
 
     def prepare(self, place: Path) -> None:
-        """Make what is there before."""
+        """Create the files that exist before."""
 
     def perform(self, place: Path) -> None:
-        """Do it; a further time over what an interrupted one left as well."""
+        """Run the command, also after an interrupted run."""
         raise NotImplementedError
 
 
 class Fresh(Task):
-    """Converting into nothing."""
+    """Conversion into a new output."""
 
     def perform(self, place: Path) -> None:
-        """Do it."""
+        """Run the command."""
         execute(make_plan(self.source, [{"name": "ssmax"}]), place / "out", force=self.forced)
 
 
 class Forced(Fresh):
-    """Converting over an output that is there."""
+    """Conversion that replaces an existing output."""
 
     forced = True
 
@@ -144,19 +144,19 @@ class Forced(Fresh):
 
 
 class Reverted(Task):
-    """Giving the source back."""
+    """Reversion to the source."""
 
     def prepare(self, place: Path) -> None:
         """A converted checkpoint."""
         convert(self.source, output=place / "converted")
 
     def perform(self, place: Path) -> None:
-        """Do it."""
+        """Run the command."""
         revert(place / "converted", output=place / "out", force=self.forced)
 
 
 class Verified(Task):
-    """Writing the record of a verification into a checkpoint and its card."""
+    """Verification, which writes a record into a checkpoint and its card."""
 
     forced = True
 
@@ -165,7 +165,7 @@ class Verified(Task):
         convert(self.source, output=place / "out")
 
     def perform(self, place: Path) -> None:
-        """Do it."""
+        """Run the command."""
         record = place / "out" / "surgery" / "verify.json"
         if record.is_file() and record.read_bytes():
             json.loads(record.read_bytes())  # never half of one
@@ -179,8 +179,8 @@ class Zoo(Task):
     forced = True  # the zoo itself decides that an output is replaced
 
     def perform(self, place: Path) -> None:
-        """Do it."""
-        # The manifest is the user's, not written by what is tried.
+        """Run the command."""
+        # The user writes the manifest; it lies outside the folder of the faults.
         row = open_zoo(write_manifest(self.source.parent / "manifests", models=[{"path": str(self.source)}],
                                       output=str(place), layout="out")).plan(force=True).rows[0]  # fmt: skip
         convert_item(request_for(row), lambda kind, **content: None)
@@ -192,40 +192,40 @@ TASKS: dict[str, type[Task]] = {
 
 
 def main() -> None:
-    """Disturb and check; the report goes to stdout as JSON."""
+    """Inject faults and check; the report goes to stdout as JSON."""
     name, source, place, stride = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-    execution.require_space = lambda *_: None  # what was free before may be gone a moment later
+    execution.require_space = lambda *_: None  # space that was free may be used a moment later
     os.fsync = lambda descriptor: None  # a kill loses nothing that the system has; hundreds of them would take minutes
     (source.parent / "manifests").mkdir(exist_ok=True)
     task = TASKS[name](source)
     before = tree(source)
-    undisturbed = place / "undisturbed"
-    steps = _child_steps(task, undisturbed)
-    new = tree(undisturbed / "out")
+    without_fault = place / "without_fault"
+    steps = _child_steps(task, without_fault)
+    new = tree(without_fault / "out")
     (place / "first").mkdir()
     task.prepare(place / "first")
     old = tree(place / "first" / "out") if (place / "first" / "out").exists() else None
     wrong: list[str] = []
     outcomes: dict[str, int] = {}
-    for what in DISTURBANCES:
+    for what in FAULTS:
         for number in range(0, len(steps), stride if what.code is not None or stride == 1 else max(1, stride // 2)):
             if what.code is not None and steps[number] not in what.events and not what.lasts:
                 continue
             here = place / f"{what.name.replace('/', ' ')}-{number}"
             here.mkdir()
             task.prepare(here)
-            said = _disturbed(task, here, number, what)
+            said = _run_with_fault(task, here, number, what)
             outcomes[said.partition(":")[0]] = outcomes.get(said.partition(":")[0], 0) + 1
             label = f"{name}, {what.name} before step {number} ({steps[number]}): "
-            wrong += [label + fault for fault in _faults(task, here, said, old, new)]
+            wrong += [label + promise for promise in _broken_promises(task, here, said, old, new)]
             if tree(source) != before:
                 raise SystemExit(f"{label}the source was changed")
             shutil.rmtree(here)
     json.dump({"steps": steps, "outcomes": outcomes, "wrong": wrong}, sys.stdout)
 
 
-def _faults(task: Task, here: Path, said: str, old: Any, new: Any) -> list[str]:
-    """What is not as it was promised after a disturbance, and after the next, undisturbed run."""
+def _broken_promises(task: Task, here: Path, said: str, old: Any, new: Any) -> list[str]:
+    """The broken promises after a fault, and after the next run without a fault."""
     found = []
     if said.startswith(("unclear", "odd")):
         found.append(said)
@@ -279,7 +279,7 @@ def _child_steps(task: Task, place: Path) -> list[str]:
     return list(seen)
 
 
-def _disturbed(task: Task, place: Path, number: int, what: Disturbance) -> str:
+def _run_with_fault(task: Task, place: Path, number: int, what: Fault) -> str:
     """How it ended: ``done``, ``killed``, ``refused: message``, or something that should not be."""
     reading, writing = os.pipe()
     pid = os.fork()

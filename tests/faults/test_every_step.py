@@ -23,8 +23,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fork there")
 ROOT = Path(__file__).parents[2]
 
 
-def disturb(task: str, source: Path, place: Path, stride: int) -> dict[str, Any]:
-    """The driver's report."""
+def inject_faults(task: str, source: Path, place: Path, stride: int) -> dict[str, Any]:
+    """The report of the driver."""
     copy = Path(shutil.copytree(source, place / "source" / source.name))
     (place / "work").mkdir()
     process = subprocess.run(
@@ -48,13 +48,13 @@ def check(report: dict[str, Any], task: str) -> None:
 
 @pytest.mark.parametrize("task", ["forced", "verified"])
 def test_a_sample_of_steps(task: str, make_kind: MakeKind, tmp_path: Path) -> None:
-    check(disturb(task, make_kind("single"), tmp_path, 17), task)
+    check(inject_faults(task, make_kind("single"), tmp_path, 17), task)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("task", list(TASKS))
 def test_every_step(task: str, make_kind: MakeKind, tmp_path: Path) -> None:
-    report = disturb(task, make_kind("adorned"), tmp_path, 1)
+    report = inject_faults(task, make_kind("adorned"), tmp_path, 1)
     check(report, task)
     print(f"\n{task}: {len(report['steps'])} steps; {report['outcomes']}")
