@@ -13,7 +13,7 @@ from surgery.commands.app import app
 from surgery.errors import PlanRefusedError, UsageError
 
 if TYPE_CHECKING:
-    from surgery.operations.catalog import FamilyEntry
+    from surgery.operations.family_table import FamilyEntry
 
 
 @app.command()
@@ -29,7 +29,7 @@ def families(
     as_json: console.JsonOption = False,
 ) -> None:
     """List the supported families: kinds of attention, which operations apply, what to know, and what is refused."""
-    from surgery.operations.catalog import family_entries, find_families, refused_families
+    from surgery.operations.family_table import family_entries, find_families, refused_families
 
     if markdown and as_json:
         raise UsageError("--markdown and --json exclude each other")

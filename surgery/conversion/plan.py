@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from surgery.anatomy import Anatomy, read_anatomy
-from surgery.anatomy.reading import MODEL_TYPE_PREFIX
+from surgery.anatomy.anatomy import MODEL_TYPE_PREFIX
 from surgery.checkpoint import Checkpoint, Source, open_checkpoint, quote, resolve, sha256_json
 from surgery.checkpoint.record import FORMAT_VERSION, RECORD_FOLDER
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.operations import OPERATIONS, OperationOptions, PlannedTensor
 from surgery.operations.base import CalibrationRecord, LayerWord
-from surgery.operations.catalog import caveats
 from surgery.operations.code import ENTRY_NAME, code_hashes, is_code_name, travelling_code
+from surgery.operations.family_table import caveats
 from surgery.operations.inspection import converted_already, unverified_family
 from surgery.version import __version__
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from surgery.anatomy.reading import MODEL_TYPE_PREFIX
+from surgery.anatomy.anatomy import MODEL_TYPE_PREFIX
 from surgery.checkpoint import CONFIG_NAME, dump_json, load_config, load_json
 from surgery.checkpoint.locks import FileLock
 from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME

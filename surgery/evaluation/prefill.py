@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from surgery.anatomy import FAMILIES
-from surgery.anatomy.reading import MODEL_TYPE_PREFIX
+from surgery.anatomy.anatomy import MODEL_TYPE_PREFIX
 from surgery.errors import SurgeryError
 from surgery.loading.caches import new_cache, with_cache
 from surgery.loading.head import last_only

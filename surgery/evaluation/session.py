@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from surgery.anatomy.reading import family_of
+from surgery.anatomy.anatomy import family_of
 from surgery.checkpoint import Source, load_config
 from surgery.data import Document
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError

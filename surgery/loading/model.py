@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from surgery.anatomy import FAMILIES, Family
-from surgery.anatomy.reading import MODEL_TYPE_PREFIX
+from surgery.anatomy.anatomy import MODEL_TYPE_PREFIX
 from surgery.anatomy.registration import register
 from surgery.checkpoint import CONFIG_NAME, load_config
 from surgery.errors import CheckpointError, UsageError

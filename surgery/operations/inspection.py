@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from surgery.anatomy import FAMILIES, REFUSED, Anatomy, AttentionLayer, Family, read_anatomy
-from surgery.anatomy.reading import MODEL_TYPE_PREFIX
+from surgery.anatomy.anatomy import MODEL_TYPE_PREFIX
 from surgery.checkpoint import Checkpoint, open_checkpoint, resolve
 from surgery.operations import OPERATIONS
 
@@ -122,6 +122,6 @@ def unverified_family(checkpoint: Checkpoint) -> Family | None:
     model_type = str(checkpoint.config.get("model_type"))
     if model_type in FAMILIES or model_type in REFUSED or model_type.startswith(MODEL_TYPE_PREFIX):
         return None
-    from surgery.anatomy.probing import probe
+    from surgery.anatomy.probe import probe
 
     return probe(checkpoint)

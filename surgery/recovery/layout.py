@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from surgery.anatomy.reading import count_layers, family_of
+from surgery.anatomy.anatomy import count_layers, family_of
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.operations import OPERATIONS
 from surgery.recovery.recipe import Recipe

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from surgery.anatomy.reading import MODEL_TYPE_PREFIX
+from surgery.anatomy.anatomy import MODEL_TYPE_PREFIX
 from surgery.checkpoint import CONFIG_NAME, load_json, open_checkpoint, quote
 from surgery.checkpoint.record import PLAN_NAME
 from surgery.conversion.code import recorded_code

@@ -21,7 +21,7 @@ from surgery.operations.screening.calibration import CalibrationSettings, Sweep,
 from surgery.operations.screening.calibration.loss_sweep import BLOCK, _group_windows, blocks_outside
 from surgery.operations.screening.calibration.passages import take
 from surgery.operations.screening.calibration.results import CalibratedLayer
-from tests.anatomy.test_probing import tiny
+from tests.anatomy.test_probe import tiny
 from tests.families import _MOE
 from tests.tokenizers import save_tiny_tokenizer
 

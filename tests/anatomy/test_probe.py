@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from surgery.anatomy import FAMILIES, Family, read_anatomy
 from surgery.anatomy.families import probed_family
-from surgery.anatomy.probing import probe
+from surgery.anatomy.probe import probe
 from surgery.checkpoint import open_checkpoint
 from surgery.commands.app import app
 from surgery.conversion import convert, make_plan, revert
