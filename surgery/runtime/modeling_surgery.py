@@ -27,7 +27,6 @@ from surgery.runtime.models import (
     unlock,
 )
 from surgery.runtime.operation import IN_CONFIG_ALONE, VISIBLE_KEYS, OperationModule
-from surgery.runtime.registration import CATALOGUE
 from surgery.runtime.visible_keys import count_visible_keys
 
 __all__ = [
@@ -44,7 +43,8 @@ __all__ = [
     "unlock",
 ]
 
-_catalogue: Any = import_module(CATALOGUE)
+# Imported by its name: the catalogue of operations stands above this room.
+_catalogue: Any = import_module("surgery.operations.code")
 for _operation in _catalogue.OPERATIONS.values():
     if _operation.code_package is None:
         IN_CONFIG_ALONE.add(_operation.name)

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from importlib.abc import Loader
 
-# The catalogue of operations, imported by name when a class is first made: it stands above this room.
-CATALOGUE = "surgery.operations.code"
 _TRIGGER = "transformers.models.auto.modeling_auto"
 _config_classes: Callable[[], Mapping[str, str]] = dict
 
