@@ -5,7 +5,7 @@
 # make test-oldest       test the families with the oldest transformers that pyproject.toml allows, in .cache/oldest
 # make test-interop      test converted checkpoints in other programs, in .cache/interop
 # make families          record what each family passes with the oldest and the newest transformers
-# make reference         write docs/reference/ from the schemas and the commands
+# make reference         write docs/reference/ and recipes/schema.json from the schemas and the commands
 # make lint types        ruff, import-linter, mypy
 
 PYTHON ?= python3
@@ -74,8 +74,9 @@ families: $(INSTALLED) $(OLDEST)/.installed
 			-m "not slow or families" $(MATRIX) || exit 1; done
 	$(BIN)/python -m docs.generate
 
-# The pages of docs/reference/, which nobody edits by hand.
+# Files that nobody edits by hand.
 reference: $(INSTALLED)
+	$(BIN)/surgery recipes schema > recipes/schema.json
 	$(BIN)/python -m docs.generate
 
 lint: $(INSTALLED)

@@ -249,7 +249,7 @@ def test_json_schema_names_every_key() -> None:
 
 
 def test_the_schema_that_ships_is_current() -> None:
-    """After a change: surgery recipes schema > recipes/schema.json."""
+    """After a change: make reference."""
     shipped = json.loads((ROOT / "recipes" / "schema.json").read_text())
     assert shipped == json_schema()
 
