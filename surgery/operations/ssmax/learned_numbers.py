@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from surgery.operations.learned_numbers import (
     Array,
@@ -18,6 +19,7 @@ from surgery.operations.learned_numbers import (
     read_numbers,
     rows,
 )
+from surgery.operations.ssmax.modeling.multiplier import PARAMETERS, multiplier
 
 SHORT_CONTEXTS = (1, 16, 256)
 
@@ -33,31 +35,26 @@ def read_multipliers(
     """Parameters, multipliers at some n, and the heads whose multiplier is negative for some n up to ``length``."""
     numbers = read_numbers(modules, options, layers, heads, start)
     reference = int(options["reference_length"])
-    multiplier = _multiplier(options["form"], modules, reference, (len(layers), len(heads)))
+    at = _multiplier(options["form"], modules, reference, (len(layers), len(heads)))
     contexts = sorted({*SHORT_CONTEXTS, reference, 2 * reference})
     return replace(
         numbers,
         reference_length=reference,
-        multipliers=tuple(_summary(n, multiplier(math.log(n))) for n in contexts),
+        multipliers=tuple(_summary(n, at(math.log(n))) for n in contexts),
         # Without learned parameters the multiplier is never below 1.
-        negative_heads=_negative(multiplier, layers, heads, length) if numbers.values else (),
+        negative_heads=_negative(at, layers, heads, length) if numbers.values else (),
     )
 
 
 def _multiplier(form: str, modules: Sequence[Any], reference: int, shape: tuple[int, int]) -> Callable[[float], Array]:
     """m as a function of ln n, ``(layers, heads)``."""
-    import torch
+    values = [torch.from_numpy(parameter_values(modules, name)) for name in PARAMETERS[form]]
 
-    from surgery.operations.ssmax.modeling.multiplier import PARAMETERS, multiplier
+    def at(log_n: float) -> Array:
+        found = multiplier(form, torch.tensor(log_n, dtype=torch.float64), math.log(reference), *values)
+        return found.expand(shape).numpy()
 
-    learned = [torch.from_numpy(parameter_values(modules, name)) for name in PARAMETERS[form]]
-
-    def evaluate(log_n: float) -> Array:
-        found = multiplier(form, torch.tensor(log_n, dtype=torch.float64), math.log(reference), *learned)
-        values: Array = found.expand(shape).numpy()
-        return values
-
-    return evaluate
+    return at
 
 
 def _summary(n: int, values: Array) -> Multiplier:
@@ -65,10 +62,10 @@ def _summary(n: int, values: Array) -> Multiplier:
 
 
 def _negative(
-    multiplier: Callable[[float], Array], layers: tuple[int, ...], heads: tuple[int, ...], length: int
+    at: Callable[[float], Array], layers: tuple[int, ...], heads: tuple[int, ...], length: int
 ) -> tuple[NegativeHead, ...]:
     """Heads with m(n) < 0 for some n up to ``length``. m is linear in ln n, so it crosses zero at most once."""
-    at_one, slope = multiplier(0.0), multiplier(1.0) - multiplier(0.0)
+    at_one, slope = at(0.0), at(1.0) - at(0.0)
     at_end = at_one + slope * math.log(length)
     found = []
     for row, column in np.argwhere((at_one < 0) | (at_end < 0)):
