@@ -118,7 +118,7 @@ class RecoveryRun:
 
     def _write(self, weights: TrainedWeights, result: FinetuneResult, controls: Sequence[str], *, force: bool) -> None:
         import surgery
-        from surgery.reporting.training import training_curves
+        from surgery.reporting.training_log import draw_training_log
 
         setup, recipe, rows = self.setup, self.setup.recipe, self.folder.rows()
         stages = setup.stage_recipes()
@@ -150,7 +150,7 @@ class RecoveryRun:
             entry=entry,
             recipe=dump_recipe(recipe),
             log=self.folder.log_path.read_text(encoding="utf-8"),
-            draw=lambda path: training_curves(rows, path, {name: part.rows() for name, part in parts.items()}),
+            draw=lambda path: draw_training_log(rows, path, {name: part.rows() for name, part in parts.items()}),
             adapter=weights.adapter.write if weights.adapter and weights.merge else None,
             logs={
                 f"log-{name}": part.log_path.read_text(encoding="utf-8") for name, part in parts.items() if part.rows()

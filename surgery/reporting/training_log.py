@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-def training_curves(
+def draw_training_log(
     rows: Sequence[Mapping[str, Any]],
     path: Path,
     controls: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
