@@ -191,7 +191,7 @@ def _times(passes: float) -> str:
 
 def _plan_table(plan: FinetunePlan) -> Table:
     from surgery.checkpoint import format_size
-    from surgery.reporting.wording import counted
+    from surgery.reporting.formats import counted
 
     table = Table(title=f"finetune {plan.model}: {plan.what}", show_header=False, title_justify="left")
     rows = {
@@ -264,7 +264,7 @@ _WIDE = 120
 
 def _comparison_table(comparison: Comparison) -> Table:
     """All models on the same held-out tokens, with intervals; differences are paired, so theirs are narrower."""
-    from surgery.reporting.wording import counted
+    from surgery.reporting.formats import counted
 
     table = Table(
         title=f"held-out loss, nats per token: {counted(comparison.tokens, 'token')} of "

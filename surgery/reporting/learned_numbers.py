@@ -9,7 +9,7 @@ from typing import Any
 from surgery.reporting.cells import cells, extremes
 from surgery.reporting.drawing import Drawing, Pen
 from surgery.reporting.figures import multiplier_curves, parameter_map
-from surgery.reporting.wording import TIMES, count, number, signed
+from surgery.reporting.formats import TIMES, count, number, signed
 
 Plain = Mapping[str, Any]
 

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from surgery import colours
 from surgery.markdown import escape_markdown
-from surgery.reporting import wording
+from surgery.reporting import formats
 from surgery.reporting.drawings import Drawings, draw_all
 from surgery.reporting.sections import view_of
 
@@ -91,13 +91,13 @@ def _render(template: str, result: Plain, *, escaped: bool, drawings: Drawings |
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update({name: getattr(wording, name) for name in _FILTERS} | {"md": escape_markdown})
-    environment.globals["span"] = wording.span
+    environment.filters.update({name: getattr(formats, name) for name in _FILTERS} | {"md": escape_markdown})
+    environment.globals["span"] = formats.span
     environment.globals["key_figure"] = lambda section, own: view_of(section["kind"]).key_figure(section, own)
     return environment.get_template(template).render(
         result=result,
         drawings=drawings,
-        headlines=wording.HEADLINES,
+        headlines=formats.HEADLINES,
         level=f"{result['interval']['level']:.0%}",
         facts=flattened({**provenance, **_facts(result)}),
         light=colours.LIGHT,
@@ -117,7 +117,7 @@ def _facts(result: Plain) -> dict[str, Any]:
             "files (sha256)": use["fingerprint"],
             "commit": use["commit"],
             "type": use["model_type"],
-            "parameters": wording.count(use["parameters"]),
+            "parameters": formats.count(use["parameters"]),
             "operations": ", ".join(use["operations"]),
             "plan": use["plan"],
             "run as": f"{use['dtype']}, {use['attn_implementation']}, {use['device']}",

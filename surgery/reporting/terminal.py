@@ -9,8 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from surgery.colours import LABEL, NOTE, VERDICTS
-from surgery.reporting.sections import view_of
-from surgery.reporting.wording import (
+from surgery.reporting.formats import (
     HEADLINES,
     TIMES,
     clipped,
@@ -18,6 +17,7 @@ from surgery.reporting.wording import (
     number,
     typographic,
 )
+from surgery.reporting.sections import view_of
 
 Plain = Mapping[str, Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from surgery.reporting.drawing import Drawing, Pen
 from surgery.reporting.figures import has_training_losses, training_curves
-from surgery.reporting.wording import counted, number
+from surgery.reporting.formats import counted, number
 
 Plain = Mapping[str, Any]
 

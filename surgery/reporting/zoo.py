@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from surgery import colours
-from surgery.reporting.wording import DASH, count, counted
+from surgery.reporting.formats import DASH, count, counted
 
 WORDS = {
     "done": "done",

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from surgery.reporting import terminal_summary
-from surgery.reporting.wording import negative_heads, number, perplexity, signed, span, typographic
+from surgery.reporting.formats import negative_heads, number, perplexity, signed, span, typographic
 from tests.reporting.data import result
 
 

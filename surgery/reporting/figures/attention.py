@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from surgery.reporting.figures.axes import line_of, middle, numbered, tokens_axis
+from surgery.reporting.formats import span
 from surgery.reporting.theme import Theme, grid, new_figure
-from surgery.reporting.wording import span
 
 Plain = Mapping[str, Any]
 

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
+from surgery.reporting.formats import clipped, count
 from surgery.reporting.theme import Theme
-from surgery.reporting.wording import clipped, count
 
 Plain = Mapping[str, Any]
 

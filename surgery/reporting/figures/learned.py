@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from surgery.reporting.figures.axes import numbered, tokens_axis
+from surgery.reporting.formats import count, signed
 from surgery.reporting.theme import Theme, grid, new_figure
-from surgery.reporting.wording import count, signed
 
 Plain = Mapping[str, Any]
 

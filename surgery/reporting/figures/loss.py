@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from surgery.reporting.figures.axes import line_of, middle, tokens_axis
+from surgery.reporting.formats import signed, span
 from surgery.reporting.theme import Theme, grid, new_figure
-from surgery.reporting.wording import signed, span
 
 Plain = Mapping[str, Any]
 

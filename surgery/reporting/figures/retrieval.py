@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from surgery.reporting.figures.axes import line_of
+from surgery.reporting.formats import count
 from surgery.reporting.theme import Theme, new_figure
-from surgery.reporting.wording import count
 
 Plain = Mapping[str, Any]
 

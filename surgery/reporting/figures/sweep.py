@@ -7,8 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from surgery.reporting.formats import count, signed
 from surgery.reporting.theme import Theme, grid, new_figure
-from surgery.reporting.wording import count, signed
 
 Plain = Mapping[str, Any]
 

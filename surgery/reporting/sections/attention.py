@@ -13,12 +13,12 @@ from surgery.colours import LABEL
 from surgery.reporting.cells import cells, extremes
 from surgery.reporting.drawing import Drawing, Pen
 from surgery.reporting.figures import attention_by_n, attention_maps, rejected_maps
-from surgery.reporting.sections.tables import new_table
-from surgery.reporting.wording import (
+from surgery.reporting.formats import (
     clipped,
     number,
     span,
 )
+from surgery.reporting.sections.tables import new_table
 
 Plain = Mapping[str, Any]
 

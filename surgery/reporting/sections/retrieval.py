@@ -12,9 +12,7 @@ from rich.text import Text
 from surgery.colours import VERDICTS
 from surgery.reporting.drawing import Drawing, Pen
 from surgery.reporting.figures import retrieval_maps
-from surgery.reporting.sections.tables import new_table, title_of
-from surgery.reporting.sections.view import KeyFigure
-from surgery.reporting.wording import (
+from surgery.reporting.formats import (
     bounds,
     count,
     interval,
@@ -22,6 +20,8 @@ from surgery.reporting.wording import (
     percent,
     signed,
 )
+from surgery.reporting.sections.tables import new_table, title_of
+from surgery.reporting.sections.view import KeyFigure
 
 Plain = Mapping[str, Any]
 

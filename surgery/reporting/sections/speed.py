@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from surgery.reporting.sections.tables import new_table, title_of
-from surgery.reporting.wording import (
+from surgery.reporting.formats import (
     number,
 )
+from surgery.reporting.sections.tables import new_table, title_of
 
 Plain = Mapping[str, Any]
 

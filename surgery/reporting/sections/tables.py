@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from surgery.colours import LABEL
-from surgery.reporting.wording import clipped
+from surgery.reporting.formats import clipped
 
 Plain = Mapping[str, Any]
 

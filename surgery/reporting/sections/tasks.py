@@ -9,12 +9,12 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from surgery.colours import LABEL, VERDICTS
-from surgery.reporting.sections.tables import new_table, title_of
-from surgery.reporting.wording import (
+from surgery.reporting.formats import (
     interval,
     number,
     signed,
 )
+from surgery.reporting.sections.tables import new_table, title_of
 
 Plain = Mapping[str, Any]
 
