@@ -98,8 +98,8 @@ def merge(
         found.append(float((again - expected).square().mean().sqrt() / expected.square().mean().sqrt()))
         if not found[0] <= tolerance:
             raise VerificationError(
-                f"The merged checkpoint's logits differ from the adapter's on its base by {found[0]:.2e}, more than "
-                f"{tolerance:.0e}; nothing was written.",
+                f"logits of the merged checkpoint differ from those of base and adapter by {found[0]:.2e}, more than "
+                f"{tolerance:.0e}; nothing was written",
                 hint="Load the adapter with PEFT on its base instead, and report this.",
             )
 
@@ -111,16 +111,18 @@ def merge(
 def _adapter_config(folder: Path) -> dict[str, Any]:
     if not (folder / ADAPTER_CONFIG).is_file():
         raise UsageError(
-            f"{folder.name} holds no adapter: {ADAPTER_CONFIG} is missing.",
+            f"{folder.name} holds no adapter: {ADAPTER_CONFIG} is missing",
             hint="Give the folder that PEFT or `surgery finetune` wrote, such as OUT/adapter.",
         )
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(
-            f"{folder.name}: {ADAPTER_WEIGHTS} is missing.", hint="Save the adapter in safetensors form."
+            f"{folder.name}: {ADAPTER_WEIGHTS} is missing", hint="Save the adapter in safetensors form."
         )
     config = load_json(folder / ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
-        raise PlanRefusedError(f"{folder.name} is an adapter of the kind {config.get('peft_type')!r}; LORA is merged.")
+        raise PlanRefusedError(
+            f"{folder.name} is an adapter of type {config.get('peft_type')!r}; only LORA can be merged"
+        )
     for key, reason in _UNMERGEABLE.items():
         if config.get(key):
             raise PlanRefusedError(
@@ -132,7 +134,7 @@ def _adapter_config(folder: Path) -> dict[str, Any]:
 def _base(folder: Path, config: dict[str, Any], base: str | Path | None) -> Source:
     named = base if base is not None else _recorded_base(folder) or config.get("base_model_name_or_path")
     if not isinstance(named, str | Path) or not str(named):
-        raise UsageError("The adapter names no base model.", hint="Give it: --base MODEL.")
+        raise UsageError("the adapter names no base model", hint="Pass --base MODEL.")
     try:
         return resolve(named)
     except (UsageError, CheckpointError) as error:
@@ -140,7 +142,7 @@ def _base(folder: Path, config: dict[str, Any], base: str | Path | None) -> Sour
             raise
         raise UsageError(
             f"{folder.name} names the base {str(named)!r}, which is not found: {error.message}",
-            hint="Give it: --base MODEL.",
+            hint="Pass --base MODEL.",
         ) from error
 
 
@@ -157,16 +159,16 @@ def _check(folder: Path, config: dict[str, Any], checkpoint: Checkpoint) -> None
         known = load_json(record)
         if known.get("sha256") != base_identity(checkpoint):
             raise CheckpointError(
-                f"The adapter was trained on another base than {checkpoint.folder.name}: "
-                f"it was {known.get('name')!r}, and config, tensors or learned numbers differ.",
-                hint="Give the one it was trained on: --base MODEL.",
+                f"the adapter was trained on another base than {checkpoint.folder.name}: "
+                f"on {known.get('name')!r}, whose config, tensors or learned parameters differ",
+                hint="Pass the base of the training: --base MODEL.",
             )
     targets = [*_names(config.get("target_modules")), *_names(config.get("modules_to_save"))]
     tied = [name for name in targets if name.rpartition(".")[2] in _TIED]
     if checkpoint.config.get("tie_word_embeddings") and tied:
         raise PlanRefusedError(
-            f"The adapter changes {tied[0]}, whose weights this model ties to its other end: merged, it would change "
-            "both.",
+            f"the adapter changes {tied[0]}, whose weights this model shares between embeddings and head: merging "
+            "would change both",
             hint="Load the adapter with PEFT on its base instead.",
         )
 
@@ -190,7 +192,8 @@ def _merged(model: Any, folder: Path, tokens: Any) -> tuple[Any, Any, list[str]]
             adapted = PeftModel.from_pretrained(model, str(folder)).eval()
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"The adapter does not fit the base: {str(error).splitlines()[0]}", hint="Give the right one with --base."
+            f"the adapter does not fit the base: {str(error).splitlines()[0]}",
+            hint="Pass the base of the training: --base MODEL.",
         ) from error
     expected = _logits(adapted, tokens)
     try:

@@ -24,15 +24,15 @@ def check_objective(stage: Recipe, layout: Layout) -> None:
             continue
         if stage.objective.calls_modules:
             raise PlanRefusedError(
-                f"objective: {stage.objective.name} gives each layer what reaches it in the original, its rotary "
-                f"positions included; they were changed ({operation.name}), so every layer would be matched on "
-                "positions that are not its own.",
+                f"objective: {stage.objective.name} gives each layer its input in the original, rotary positions "
+                f"included; positions were changed ({operation.name}), so every layer would be matched on the wrong "
+                "positions",
                 hint="Set objective.name to distill or next_token.",
             )
         if stage.data.sequence_length > known:
             raise PlanRefusedError(
-                f"The original knows {known} positions; on sequences of {stage.data.sequence_length} tokens it would "
-                "teach what it gets wrong.",
+                f"the original knows {known} positions; on sequences of {stage.data.sequence_length} tokens it would "
+                "teach errors",
                 hint=f"Distill on sequences up to {known}, in a stage of its own, and set objective.name to next_token "
                 "for longer ones.",
             )
@@ -53,12 +53,12 @@ def check_sections(stage: Recipe, layout: Layout) -> None:
         layers = {layer for options in own for layer in options["layers"]}
         if not layers:
             raise PlanRefusedError(
-                f"{key} is about {operation.learns}; the model has {layout.done()}.",
+                f"{key} is about {operation.learns}; the model has {layout.done()}",
                 hint=f"Leave {key} out, or convert with --to {operation.name}.",
             )
         if not layers & set(layout.chosen(stage)):
             raise PlanRefusedError(
-                f"{key} is about {operation.learns}; none of train.layers {stage.train.layers!r} has any.",
+                f"{key} is about {operation.learns}; none of train.layers {stage.train.layers!r} has any",
                 hint=f"Leave {key} out, or train layers that {operation.name} is on.",
             )
         operation.check_sections(sections, own[0])

@@ -195,8 +195,8 @@ def _check_placeholders(recipe: Recipe) -> None:
     if left:
         keys = list(dict.fromkeys(left))
         raise UsageError(
-            f"The recipe still has placeholders: {', '.join(f'{key} ({PLACEHOLDER}...)' for key in keys)}.",
-            hint="Set them: " + " ".join(f"--set {key}=..." for key in keys),
+            f"the recipe still has placeholders: {', '.join(f'{key} ({PLACEHOLDER}...)' for key in keys)}",
+            hint="Pass " + " ".join(f"--set {key}=..." for key in keys),
         )
 
 

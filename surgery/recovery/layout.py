@@ -27,7 +27,7 @@ class Layout:
         block = config.get("surgery")
         if not isinstance(block, Mapping) or not block.get("operations"):
             raise PlanRefusedError(
-                "The model was not converted: its config.json has no operations.",
+                "the model was not converted: its config.json has no operations",
                 hint=f"Convert it first: surgery convert --to {next(iter(OPERATIONS))} MODEL. Or name operations in "
                 "the recipe.",
             )
@@ -67,7 +67,7 @@ class Layout:
         beyond = [layer for layer in chosen if layer >= self.count]
         if beyond:
             raise UsageError(
-                f"train.layers names layer {beyond[-1]}; the model has {self.count}, 0 to {self.count - 1}."
+                f"train.layers names layer {beyond[-1]}; the model has {self.count}, 0 to {self.count - 1}"
             )
         return chosen
 

@@ -41,14 +41,14 @@ def lora_targets(train: TrainLora, layout: Layout, linear: Iterable[str], chosen
     kinds = list(dict.fromkeys(found.values()))
     if train.targets == "auto":
         if not found:
-            raise PlanRefusedError("No linear layer was found in the attention of the chosen layers.")
+            raise PlanRefusedError("the attention of the chosen layers has no linear layer")
         return list(found)
     unknown = [target for target in train.targets if target not in kinds]
     if unknown:
         close = process.extractOne(unknown[0], kinds, score_cutoff=50)
         raise UsageError(
             f"train.targets: the attention has no linear layer {unknown[0]!r}"
-            + (f"; did you mean {close[0]!r}?" if close else "."),
+            + (f"; did you mean {close[0]!r}?" if close else ""),
             hint=f"It has {', '.join(kinds)}.",
         )
     return [name for name, kind in found.items() if kind in train.targets]

@@ -31,10 +31,10 @@ def check_packed(stage: Recipe, config: Mapping[str, Any]) -> None:
     if method is None:
         return
     if stage.train.changes_weights:
-        raise PlanRefusedError(f"train.what: full: the model's weights are quantized ({method}).", hint=_HINT)
+        raise PlanRefusedError(f"train.what: full cannot train quantized weights ({method})", hint=_HINT)
     if isinstance(stage.train, TrainLora) and stage.train.merge:
         raise PlanRefusedError(
-            f"train.merge: the model's weights are quantized ({method}), so a low-rank change cannot be added to them.",
+            f"train.merge: a low-rank change cannot be added to quantized weights ({method})",
             hint=_HINT,
         )
 
@@ -49,7 +49,7 @@ def check_loaded(model: Any) -> None:
     if getattr(model, "is_quantized", False) and quantizer is not None and not quantizer.is_trainable:
         method = quantization(model.config.to_dict())
         raise PlanRefusedError(
-            f"transformers does not train through weights that are quantized so ({method}).",
+            f"transformers does not train through quantized weights of this kind ({method})",
             hint="Train the unquantized checkpoint.",
         )
 
@@ -140,7 +140,7 @@ def linear_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
                     module = name.partition(".weight.")[0]
                     rows, columns = map(int, json.loads(said)["shape"])
             except (struct.error, ValueError, KeyError, TypeError) as error:
-                raise CheckpointError(f"{name} gives no shape of a packed weight: {error}") from error
+                raise CheckpointError(f"{name} does not hold the shape of a quantized weight: {error}") from error
             found[module] = (rows, columns)
     return found
 

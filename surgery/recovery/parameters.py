@@ -35,12 +35,12 @@ def trained_names(recipe: Recipe, layout: Layout, names: Iterable[str], variant:
     elif recipe.train.what == "scale" and not scales:
         if any(is_operation(name) for name in names):
             raise PlanRefusedError(
-                f"There is nothing to train: no layer among train.layers {recipe.train.layers!r} has parameters of "
-                "the operation.",
-                hint="`surgery inspect` shows the layers that have them.",
+                f"nothing to train: no layer among train.layers {recipe.train.layers!r} has parameters of the "
+                "operation",
+                hint="`surgery inspect` shows the layers with such parameters.",
             )
         raise PlanRefusedError(
-            f"There is nothing to train: {layout.done()} added no parameters.",
+            f"nothing to train: {layout.done()} added no parameters",
             hint="Set train.what to scale+lora or full, or convert with an operation that has learned parameters: "
             f"{' or '.join(names_with_parameters())}.",
         )

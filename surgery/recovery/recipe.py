@@ -43,36 +43,38 @@ class Optimizer(AdamW, _ScaleRate):
 
 
 class StageData(Section):
-    """What a stage may say about the data."""
+    """The options of the data that a stage can change."""
 
     sequence_length: Annotated[int, Field(ge=2)] = Field(description="Tokens per sequence in this stage.")
 
 
 class _StageHead(Section):
-    name: str | None = Field(default=None, min_length=1, description="For the log.")
-    budget: Budget | None = Field(default=None, description="How long this stage is.")
-    data: StageData | None = Field(default=None, description="Its sequence_length.")
-    train: AnyTrain | None = Field(default=None, description="What this stage trains.")
-    objective: AnyObjective | None = Field(default=None, description="What this stage minimises.")
+    name: str | None = Field(default=None, min_length=1, description="Name in the plan.")
+    budget: Budget | None = Field(default=None, description="Length of this stage.")
+    data: StageData | None = Field(default=None, description="sequence_length of this stage.")
+    train: AnyTrain | None = Field(default=None, description="Parameters that this stage trains.")
+    objective: AnyObjective | None = Field(default=None, description="Loss that this stage minimises.")
 
 
 class _StageTail(Section):
-    optimizer: Optimizer | None = Field(default=None, description="Rates and schedule; the schedule spans the stage.")
+    optimizer: Optimizer | None = Field(
+        default=None, description="Learning rates and schedule of this stage; the schedule spans the stage."
+    )
     batch: Batch | None = Field(default=None, description="Sequences per step in this stage.")
 
 
 class Stage(_StageTail, StageSections, _StageHead):
-    """One part of a run. What it does not say is as in the recipe; ``budget`` and ``objective`` are replaced whole."""
+    """One part of a run. An absent key is as in the recipe; ``budget`` and ``objective`` are replaced as a whole."""
 
 
 class _RecipeHead(Section):
     model: str = Field(
-        min_length=1, description="Folder or hub id of a converted checkpoint; or of a source, with operations."
+        min_length=1,
+        description="Folder or hub id of a converted checkpoint, or of a source model if operations are given.",
     )
     operations: list[AnyOperation] = Field(
         default=[],
-        description="What to perform on the model first, in order, as `surgery convert` would. The run trains the "
-        "result.",
+        description="Operations to perform first, in order, as `surgery convert` does. The run trains the result.",
     )
     output: str = Field(min_length=1, description="Folder for the trained checkpoint.")
     data: Data
@@ -82,28 +84,30 @@ class _RecipeHead(Section):
 
 class _RecipeTail(Section):
     optimizer: Optimizer = Optimizer()
-    budget: Budget | None = Field(default=None, description="Needed unless every stage says it.")
+    budget: Budget | None = Field(
+        default=None, description="Length of the training; needed unless every stage has one."
+    )
     batch: Batch = Batch()
     stages: list[Stage] = Field(
-        default=[], description="Parts of the run, one after the other, each with what it does differently."
+        default=[], description="Parts of the run, in order; each lists its differences from the recipe."
     )
     precision: Precision = Field(
         default="auto",
-        description="auto: the checkpoint's dtype, but bfloat16-mixed where full trains a bfloat16 checkpoint. mixed: "
-        "float32 weights, bfloat16 arithmetic. The operation's parameters are float32 in any case.",
+        description="auto: the checkpoint's dtype, or bfloat16-mixed where full trains a bfloat16 checkpoint. "
+        "bfloat16-mixed: float32 weights, bfloat16 arithmetic. Parameters of the operation are always float32.",
     )
     gradient_checkpointing: GradientCheckpointing = False
     seed: NonNegativeInt = Field(
-        default=0, description="Of the split, the order of the data, LoRA's start and dropout."
+        default=0, description="Seed of the held-out split, the order of the data, the start of LoRA, and dropout."
     )
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
     guard: Guard = Guard()
     control: bool | ControlName | Annotated[list[ControlName], Field(min_length=1)] = Field(
         default=False,
-        description="Run the same tokens and seed on other models and compare. untouched (or true): the model without "
-        "the operation, with the same adapter or weights to train. temperature: one learned constant per head in place "
-        "of the operation's number, without ln n. Each costs as much as the run itself.",
+        description="Train other models on the same tokens with the same seed, and compare. untouched (or true): the "
+        "model without the operation, with the same adapter or weights. temperature: one learned constant per head "
+        "instead of the operation's parameter, without ln n. Each control takes as long as the run itself.",
     )
     report_to: list[str] = Field(default=[], description="Trackers as transformers names them: tensorboard, wandb, ...")
 

@@ -66,7 +66,7 @@ def read_recipe(recipe: str | Path | Recipe | Mapping[str, Any], overrides: Sequ
         problems += [problem for problem in faults if problem not in problems]
     if problems:
         problems.sort(key=lambda problem: (problem.line is None, problem.line or 0))
-        raise RecipeError(name, problems, hint="`surgery recipes schema` has every key.")
+        raise RecipeError(name, problems, hint="`surgery recipes schema` lists every key.")
     return valid
 
 
@@ -106,7 +106,7 @@ def environment_overrides() -> list[str]:
         return shlex.split(os.environ.get(ENVIRONMENT, ""))
     except ValueError as error:
         raise UsageError(
-            f"{ENVIRONMENT}: {error}.", hint="Separate key=value words by spaces, and close quotes."
+            f"{ENVIRONMENT}: {error}", hint="Separate key=value words by spaces, and close quotes."
         ) from error
 
 
@@ -191,9 +191,9 @@ def _override(data: dict[str, Any], override: str, lines: dict[Keys, int], probl
     key, equals, text = override.partition("=")
     path: Keys = tuple(key.strip().split("."))
     if not equals or "" in path:
-        raise UsageError(f"--set {override}: must be key=value.", hint="For example --set optimizer.scale_lr=0.02.")
+        raise UsageError(f"--set {override}: must be key=value", hint="For example --set optimizer.scale_lr=0.02.")
     if len(text) > MAX_BYTES:
-        raise UsageError(f"--set {key}: the value is too long.")
+        raise UsageError(f"--set {key}: the value is too long")
     found: list[Problem] = []
     # In flow style, so that a text with a colon or a star does not become something else.
     if text.lstrip().startswith(("[", "{")):
@@ -224,7 +224,7 @@ def _place(section: Any, part: str, override: str) -> Any:
     if part.isdecimal() and int(part) < len(section):
         return int(part)
     raise UsageError(
-        f"--set {override}: {part!r} is no item of a list of {len(section)}.",
+        f"--set {override}: {part!r} is not an item of a list of {len(section)}",
         hint="Items count from 0, as in stages.0.budget.steps=5.",
     )
 

@@ -104,8 +104,8 @@ def write_result(
         info = source.tensors.get(name)
         if info is None or info.shape != tuple(tensor.shape):
             raise CheckpointError(
-                f"The trained tensor {name!r} {tuple(tensor.shape)} is not in the source"
-                + (f", which has the shape {info.shape}." if info else ".")
+                f"the trained tensor {name!r} {tuple(tensor.shape)} is not in the source"
+                + (f", which has the shape {info.shape}" if info else "")
             )
     with StagedFolder(output, force=force, source=source.folder) as staged:
         new_names = {shard: _place_shard(source, shard, changed, staged.path) for shard in source.shards}
@@ -178,7 +178,7 @@ def _to_bytes(tensor: torch.Tensor, dtype: str) -> bytes:
     import torch
 
     if dtype not in _TORCH_DTYPES:
-        raise CheckpointError(f"A trained tensor cannot be written as {dtype}.", hint="Train another part.")
+        raise CheckpointError(f"a trained tensor cannot be written as {dtype}", hint="Train another part.")
     value = tensor.detach().to("cpu", getattr(torch, _TORCH_DTYPES[dtype])).contiguous()
     return value.reshape(-1).view(torch.uint8).numpy().tobytes()
 
@@ -189,7 +189,7 @@ def _write_record(source: Checkpoint, folder: Path, record: Record) -> None:
     )
     entries = history.get("entries")
     if not isinstance(entries, list):
-        raise CheckpointError(f"{HISTORY_NAME} has no list of entries.")
+        raise CheckpointError(f"{HISTORY_NAME} has no list of entries")
     place = folder / "surgery"
     place.mkdir(exist_ok=True)
     taken = {path.name for path in place.iterdir()}

@@ -38,7 +38,7 @@ class OperationNumbers(StageHooks):
         if without:
             raise SurgeryError(
                 f"{len(without)} parameters of the operation get no gradient, {without[0]} among them: training would "
-                "leave them as they are."
+                "not change them"
             )
 
 

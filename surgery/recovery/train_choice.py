@@ -21,7 +21,9 @@ class Train(Section):
 
     changes_weights: ClassVar[bool] = False
 
-    layers: str | list[NonNegativeInt] = Field(default="all", description="all, ranges like 0-9,20, or a list.")
+    layers: str | list[NonNegativeInt] = Field(
+        default="all", description="Layers to train: all, ranges such as 0-9,20, or a list."
+    )
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -54,27 +56,27 @@ class Train(Section):
 
 
 class TrainScale(Train):
-    """Only the parameters that the operation added: a few hundred numbers."""
+    """Only the learned parameters of the operation: a few hundred numbers."""
 
     what: Literal["scale"] = "scale"
 
 
 class TrainLora(Train):
-    """The operation's parameters, and low-rank changes of the attention's linear layers."""
+    """The learned parameters of the operation, and low-rank changes (LoRA) of the linear layers in the attention."""
 
     what: Literal["scale+lora"]
     rank: PositiveInt = Field(default=16, description="Rank of each low-rank change.")
-    alpha: PositiveFloat = Field(default=32.0, description="The change is multiplied by alpha / rank.")
+    alpha: PositiveFloat = Field(default=32.0, description="Scale of the change: alpha / rank.")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Dropout before the low-rank change.")
-    rslora: bool = Field(default=False, description="Multiply by alpha / sqrt(rank) instead.")
+    rslora: bool = Field(default=False, description="Scale the change by alpha / sqrt(rank).")
     merge: bool = Field(
         default=True,
-        description="Add the change to the weights in the end; otherwise the output is the adapter, for PEFT and "
-        "`surgery merge`, and names its base.",
+        description="Add the change to the weights at the end. With false the output is an adapter for PEFT and "
+        "`surgery merge`; it names its base.",
     )
-    dora: bool = Field(default=False, description="Learn magnitude and direction apart (DoRA).")
+    dora: bool = Field(default=False, description="Learn magnitude and direction of the weights separately (DoRA).")
     targets: Literal["auto"] | list[str] = Field(
-        default="auto", description="Names of linear layers in the attention; auto takes all of them."
+        default="auto", description="Names of linear layers in the attention; auto takes all."
     )
 
 

@@ -31,13 +31,13 @@ def training_arguments(
     """
     if device not in ("auto", "cpu", "cuda", "mps"):
         raise UsageError(
-            f"--device {device}: training runs on auto, cpu, cuda or mps.",
-            hint="CUDA_VISIBLE_DEVICES chooses one of several GPUs.",
+            f"--device {device}: training runs on auto, cpu, cuda or mps",
+            hint="Set CUDA_VISIBLE_DEVICES to choose one of several GPUs.",
         )
     on_cpu = pick_device(device).type == "cpu"
     if options.precision == "bfloat16-mixed" and not on_cpu and not is_torch_bf16_gpu_available():
         raise UsageError(
-            "precision bfloat16-mixed: this device has no bfloat16.", hint="Set precision to float32, or --device cpu."
+            "precision bfloat16-mixed: this device has no bfloat16", hint="Set precision to float32, or --device cpu."
         )
     _check_trackers(options.report_to)
     optimizer = options.optimizer
@@ -78,6 +78,6 @@ def _check_trackers(names: Sequence[str]) -> None:
     missing = [name for name in names if name not in available]
     if missing:
         raise UsageError(
-            f"report_to: {missing[0]!r} is not a tracker that is installed here.",
+            f"report_to: {missing[0]!r} is not an installed tracker",
             hint=f"Installed: {', '.join(available) or 'none'}. The local log.jsonl is always written.",
         )

@@ -121,7 +121,7 @@ class CheckpointedTrainer(PatchedTrainer):
         names = {name for name, _ in self.module.named_parameters() if name in self.kept}
         if saved.keys() != names:
             different = sorted(saved.keys() ^ names)
-            raise SurgeryError(f"{checkpoint.name} does not fit the model: {', '.join(different[:4])}.")
+            raise SurgeryError(f"{checkpoint.name} does not fit the model: {', '.join(different[:4])}")
         copy_into(self.module, saved)
         progress = progress_of(checkpoint)
         self.steps_log.resume(progress)

@@ -132,7 +132,7 @@ class _Reading:
         data = self.data
         documents = [document for reader in self.readers for document, _ in reader.documents()]
         if not documents:
-            raise UsageError(f"{self.readers[0].key} has no text.", hint="Give more text.")
+            raise UsageError(f"{self.readers[0].key} has no text", hint="Give more text.")
         dropped = 0
         held: list[Document] = []
         if isinstance(data.held_out, list):
@@ -223,7 +223,7 @@ class _Reading:
             held += islice(mine, max(1, wanted // len(self.readers)))
         if not held:
             raise UsageError(
-                f"data.held_out {share:g} holds out none of the documents that were looked at.",
+                f"data.held_out {share:g} holds out none of the first documents",
                 hint="Hold out a larger share, or files.",
             )
         return held
@@ -231,7 +231,7 @@ class _Reading:
     def _held_rows(self, held: Sequence[Document]) -> tuple[Row, ...]:
         rows = self._rows(self._tokens(held), self.data.sequence_length)
         if held and not rows:
-            raise UsageError("data.held_out has no document with two tokens to predict.", hint="Hold out more text.")
+            raise UsageError("data.held_out has no document with two tokens to predict", hint="Hold out more text.")
         # A sample rather than the beginning: best-fit packing puts the longest first.
         random.Random(self.seed).shuffle(rows)
         return tuple(rows[: self.held_out_rows])
@@ -251,7 +251,7 @@ class _Reading:
                 if document.messages is None:
                     encoded.append((next(texts), None))
                 elif self.chat is None:
-                    raise UsageError("format: chat needs a tokenizer with a chat template.")
+                    raise UsageError("format: chat needs a tokenizer with a chat template")
                 else:
                     encoded.append(self.chat(document.messages, document.name))
         return encoded
@@ -271,7 +271,7 @@ class _Reading:
             why += f" and fits into {length}"
         return UsageError(
             f"{key} leaves nothing to train on: {why}"
-            + (f" once {dropped} that are also held out are left out." if dropped else "."),
+            + (f" once {dropped} held-out ones are left out" if dropped else ""),
             hint="Give more text.",
         )
 

@@ -91,11 +91,13 @@ class TrainingFolder:
         run = self.path / _RUN
         if not resume:
             if self.path.exists() and not run.exists() and any(self.path.iterdir()):
-                raise UsageError(f"{self.path.name} is in the way, and no run of ours.", hint="Move or rename it.")
+                raise UsageError(
+                    f"{self.path.name} already exists and was not created by surgery", hint="Move or rename the folder."
+                )
             if run.exists() and not force:
                 raise UsageError(
-                    f"{self.path.name} holds an earlier run that did not finish.",
-                    hint="Go on with it by --resume, or start over with --force.",
+                    f"{self.path.name} holds a run that did not finish",
+                    hint="Pass --resume to continue it, or --force to start over.",
                 )
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(parents=True)
@@ -113,9 +115,7 @@ class TrainingFolder:
             UsageError: there is no run here.
         """
         if not (self.path / _RUN).exists():
-            raise UsageError(
-                f"There is no interrupted run to resume: {self.path.name} is missing.", hint="Leave out --resume."
-            )
+            raise UsageError(f"no interrupted run to resume: {self.path.name} is missing", hint="Leave out --resume.")
 
     def latest(self) -> Path | None:
         """The checkpoint to go on from, if any; what came after it is removed."""
@@ -198,14 +198,14 @@ class TrainingFolder:
         """What to say when the disk does not take something; earlier checkpoints are as they were."""
         last = self.last_complete()
         kept = (
-            f"{last.relative_to(self.output.parent)} is complete, and --resume goes on from it."
+            f"{last.relative_to(self.output.parent)} is complete, and --resume continues from it."
             if last
             else "No checkpoint had been saved yet."
         )
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         free = format_size(shutil.disk_usage(self.output.parent).free)
         return SurgeryError(
-            f"{what[0].upper()}{what[1:]} could not be written: {reason} ({free} free).",
+            f"{what} could not be written: {reason} ({free} free)",
             hint=f"Free some space. {kept}",
         )
 
@@ -237,20 +237,20 @@ class TrainingFolder:
         changed = [key for key in now if key not in _FREE and before.get(key) != now[key]]
         if changed:
             raise UsageError(
-                f"The interrupted run had another recipe: {', '.join(changed)} differ.",
+                f"the interrupted run had another recipe: {', '.join(changed)} differ",
                 hint="Resume with the same recipe and --set, or start over with --force.",
             )
         # A step is the rows of all processes, and each keeps its own random state.
         if run.get("processes", 1) != process_count():
             raise UsageError(
-                f"The interrupted run had {run.get('processes', 1)} process(es), and this is one of {process_count()}.",
-                hint="Resume with as many as before, or start over with --force.",
+                f"the interrupted run had {run.get('processes', 1)} process(es), and this run has {process_count()}",
+                hint="Resume with the same number of processes, or start over with --force.",
             )
         other = [what for what, value in identity.items() if run.get("identity", {}).get(what) != value]
         if other:
             raise UsageError(
-                f"The interrupted run had another {' and '.join(other)}: the files have changed since.",
-                hint="Restore them, or start over with --force.",
+                f"the interrupted run had another {' and '.join(other)}: the files have changed",
+                hint="Restore the files, or start over with --force.",
             )
 
 

@@ -69,16 +69,17 @@ class NextToken(Objective):
 
 
 class Distill(Objective):
-    """Kullback-Leibler divergence from the original: the same weights with operation and adapter switched off.
+    """Kullback-Leibler divergence from the original model: the same weights with operation and adapter switched off.
 
-    Where ``train.what: full`` changes those weights, a second copy of the model teaches, which takes its memory again.
-    For forms that change the model at the start (``paper``); one that starts as the identity has nothing to learn here.
+    With ``train.what: full`` these weights change, so a second copy of the model teaches and needs memory of its own.
+    Use it for forms that change the model at the start (``paper``); a form that starts as the identity learns nothing
+    from it.
     """
 
     name: Literal["distill"]
-    temperature: PositiveFloat = Field(default=1.0, description="Both distributions are softened by it.")
+    temperature: PositiveFloat = Field(default=1.0, description="Divides the logits of both models.")
     share: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=1.0, description="Weight of it; the rest is next-token loss."
+        default=1.0, description="Weight of the divergence; the rest is next-token loss."
     )
     needs_teacher: ClassVar[bool] = True
     logits_held: ClassVar[int] = 4
@@ -110,10 +111,10 @@ class Distill(Objective):
 
 
 class Match(Objective):
-    """Squared error of each operated attention's output against the same attention without operation and adapter.
+    """Squared error between each operated attention's output and the same attention without operation and adapter.
 
-    Each layer is fed what reaches it in the original, so the layers learn independently. A first stage for forms that
-    change the model at the start; what is outside the attention learns nothing.
+    Each layer gets its input from the original model, so the layers learn independently. Use it as a first stage for
+    forms that change the model at the start; only the attention learns.
     """
 
     name: Literal["match"]

@@ -15,33 +15,35 @@ GradientCheckpointing = Annotated[bool, Field(description="Recompute activations
 class AdamW(Section):
     """AdamW, with its learning rate over the steps."""
 
-    lr: PositiveFloat = Field(default=1e-4, description="Learning rate of everything else.")
+    lr: PositiveFloat = Field(default=1e-4, description="Learning rate of all other parameters.")
     weight_decay: NonNegativeFloat = Field(
-        default=0.0, description="Of everything else; norms and biases do not decay."
+        default=0.0, description="Weight decay of all other parameters, except norms and biases."
     )
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = Field(
-        default=[0.9, 0.99], description="Decay of the two averages."
+        default=[0.9, 0.99], description="AdamW's beta1 and beta2."
     )
-    epsilon: PositiveFloat = Field(default=1e-8, description="Added to the denominator.")
-    schedule: Literal["constant", "linear", "cosine"] = Field(default="cosine", description="After warmup.")
+    epsilon: PositiveFloat = Field(default=1e-8, description="AdamW's epsilon.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="cosine", description="Learning rate after warmup."
+    )
     warmup: NonNegativeFloat | NonNegativeInt = Field(
-        default=0.1, description="Steps, or a share of all steps when below 1."
+        default=0.1, description="Warmup in steps, or below 1 as a share of all steps."
     )
-    clip: NonNegativeFloat = Field(default=1.0, description="Largest gradient norm; 0 for none.")
+    clip: NonNegativeFloat = Field(default=1.0, description="Largest gradient norm; 0 turns clipping off.")
 
 
 class Budget(Section):
-    """How long: tokens or optimizer steps."""
+    """Length of the training, in tokens or in optimizer steps."""
 
-    tokens: PositiveInt | None = Field(default=None, description="Tokens to train on, rounded up to whole steps.")
-    steps: PositiveInt | None = Field(default=None, description="Optimizer steps.")
+    tokens: PositiveInt | None = Field(
+        default=None, description="Number of training tokens, rounded up to whole steps."
+    )
+    steps: PositiveInt | None = Field(default=None, description="Number of optimizer steps.")
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if (self.tokens is None) == (self.steps is None):
-            raise ValueError(
-                "give exactly one of tokens and steps; null takes the other away, as in `budget.tokens=null`"
-            )
+            raise ValueError("give exactly one of tokens and steps; null removes the other, as in `budget.tokens=null`")
         return self
 
 
@@ -53,25 +55,29 @@ class Batch(Section):
 
 
 class Evaluation(Section):
-    """Loss on the held-out part; before and after training always."""
+    """Loss on the held-out text, measured before and after training in any case."""
 
-    every: NonNegativeInt = Field(default=0, description="Steps between evaluations during training; 0 for none.")
-    sequences: PositiveInt = Field(default=64, description="At most so many held-out sequences.")
+    every: NonNegativeInt = Field(default=0, description="Steps between evaluations during training; 0 turns them off.")
+    sequences: PositiveInt = Field(default=64, description="Largest number of held-out sequences.")
 
 
 class Checkpoints(Section):
-    """Training state, from which ``--resume`` goes on."""
+    """Saved training state, from which ``--resume`` continues."""
 
-    every: PositiveInt = Field(default=50, description="Steps between checkpoints; the last step always has one.")
-    keep: PositiveInt = Field(default=2, description="How many of the latest are kept.")
+    every: PositiveInt = Field(default=50, description="Steps between checkpoints; the last step is always saved.")
+    keep: PositiveInt = Field(default=2, description="Number of latest checkpoints to keep.")
 
 
 class Guard(Section):
-    """Stops a run whose loss stays far above what it was, and keeps the last checkpoint from before."""
+    """Stops a run whose loss stays far above its lowest level, and keeps the last checkpoint from before the rise."""
 
-    steps: NonNegativeInt = Field(default=20, description="So many steps in a row; 0 for no guard.")
+    steps: NonNegativeInt = Field(
+        default=20,
+        description="Number of consecutive steps with a risen loss that stop the run; 0 turns the guard off.",
+    )
     rise: PositiveFloat = Field(
-        default=0.5, description="Share by which each of them is above the lowest mean loss over as many steps."
+        default=0.5,
+        description="A loss has risen when it exceeds the lowest mean loss over `steps` steps by this share.",
     )
 
 

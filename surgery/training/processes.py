@@ -33,7 +33,7 @@ def on_first(action: Callable[[], T]) -> T:
     distributed.broadcast_object_list(box, src=0)
     if box[1] is not None:
         message, hint = box[1]
-        raise SurgeryError(f"The first process stopped: {message}", hint=hint)
+        raise SurgeryError(f"the first process stopped: {message}", hint=hint)
     result: T = box[0]
     return result
 

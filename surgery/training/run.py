@@ -146,8 +146,8 @@ class TrainingRun:
             snapshot = None if snapshot is None else {**snapshot, "row": 0}
             if self.stop.requested and progress.step < self.total_steps:
                 raise TrainingStoppedError(
-                    f"Stopped after step {progress.step} of {self.total_steps}; a checkpoint was saved.",
-                    hint=f"Go on with: {self.settings.again}",
+                    f"stopped after step {progress.step} of {self.total_steps}; a checkpoint was saved",
+                    hint=f"Resume with: {self.settings.again}",
                 )
         return trainer
 
@@ -197,8 +197,8 @@ class TrainingRun:
             return
         if not math.isfinite(loss):
             raise DivergedError(
-                f"The held-out loss after step {step} is {loss}.",
-                hint="The model gives no finite loss on this text: check it with `surgery verify`.",
+                f"the held-out loss after step {step} is {loss}",
+                hint="Check the model with `surgery verify`: its loss on this text is not finite.",
             )
         if any(row["step"] == step and "held_out_loss" in row for row in self.folder.rows()):
             return

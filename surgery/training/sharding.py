@@ -62,20 +62,20 @@ def _check(device: str) -> None:
     version = os.environ.get("FSDP_VERSION") or "1"
     if version != "2":
         raise UsageError(
-            f"FSDP {version} is not supported; FSDP 2 is.",
-            hint="accelerate launch --use_fsdp --fsdp_version 2, or FSDP_VERSION=2 with torchrun.",
+            f"FSDP {version} is not supported; only FSDP 2 is",
+            hint="Use accelerate launch --use_fsdp --fsdp_version 2, or FSDP_VERSION=2 with torchrun.",
         )
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         raise UsageError(
-            "FSDP shards weights over several processes, and this is one alone.",
+            "FSDP shards weights over several processes, but this run has one",
             hint="Start with torchrun --nproc-per-node N or accelerate launch --num_processes N, or without FSDP.",
         )
     if device not in ("cpu", "cuda"):
-        raise UsageError(f"FSDP runs on cpu or cuda, not on {device}.", hint="Set --device cpu, or leave FSDP out.")
+        raise UsageError(f"FSDP runs on cpu or cuda, not on {device}", hint="Set --device cpu, or leave FSDP out.")
     for name, (values, instead) in _REFUSED.items():
         value = os.environ.get(name, "")
         if value.lower() in values:
-            raise UsageError(f"FSDP with {name}={value} is not supported.", hint=f"{instead[0].upper()}{instead[1:]}")
+            raise UsageError(f"FSDP with {name}={value} is not supported", hint=f"{instead[0].upper()}{instead[1:]}")
 
 
 def shard(
@@ -118,7 +118,7 @@ def shard(
     dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in shares.values()})
     if len(dtypes) > 1:
         raise UsageError(
-            f"FSDP takes weights of one dtype to train, and these are {' and '.join(dtypes)}.",
+            f"FSDP trains weights of one dtype, but these are {' and '.join(dtypes)}",
             hint="Set precision: bfloat16-mixed, or float32.",
         )
     for unit in [*units, model]:
@@ -190,7 +190,10 @@ def average_gradients(model: nn.Module) -> None:
 
 
 def whole_state(optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, Any]:
-    """An optimizer's state dict with whole tensors on the CPU, as it is without sharding.
+    """An optimizer's state dict with whole tensors on the CPU, in the same form as without sharding.
+
+    ``torch.distributed.checkpoint.state_dict`` gathers the same bits, but keys them by name, and refuses to load where
+    a parameter has no state, as weights outside the attention have none after matching.
 
     Args:
         optimizer: of sharded parameters.

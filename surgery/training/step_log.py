@@ -104,7 +104,7 @@ class StepLog:
     def not_finite(self, step: int, what: str) -> DivergedError:
         """The error for a loss or gradient that is not a finite number."""
         return DivergedError(
-            f"Step {step}: {what}. Training was stopped before the weights were touched.",
+            f"step {step}: {what}; training was stopped before the weights were changed",
             hint=f"{self._kept_checkpoint()} {_SMALLER}",
         )
 
@@ -121,8 +121,8 @@ class StepLog:
         if delete:
             self.folder.delete_from(since)
         return DivergedError(
-            f"Step {step}: the loss has been above {limit:.4f} since step {since}, after a lowest mean of "
-            f"{self.guard.lowest:.4f} over {guard_steps} steps. Training was stopped.",
+            f"step {step}: the loss has been above {limit:.4f} since step {since}, after a lowest mean of "
+            f"{self.guard.lowest:.4f} over {guard_steps} steps; training was stopped",
             hint=f"{self._kept_checkpoint()} {_SMALLER} guard.rise and guard.steps set how much rise is allowed.",
         )
 
@@ -131,4 +131,4 @@ class StepLog:
         if last is None:
             return "No checkpoint had been saved yet."
         place = last.relative_to(self.folder.output.parent)
-        return f"The last good checkpoint is {place}, and --resume goes on from it."
+        return f"The last good checkpoint is {place}, and --resume continues from it."

@@ -16,12 +16,12 @@ class Data(Section):
 
     text: str | list[str] | None = Field(default=None, description="Text files, folders and globs.")
     sources: list[AnySource] = Field(
-        default=[], description="In place of text: several sources, of any kind, mixed by weight."
+        default=[], description="Several sources of any kind, mixed by weight; in place of text."
     )
     separator: str | None = Field(
         default=None,
         min_length=1,
-        description="Text between documents of one file; without it each file is one document.",
+        description="Text that separates documents within a file; without it each file is one document.",
     )
     held_out: Annotated[float, Field(ge=0, lt=1)] | list[str] = Field(
         default=0.1, description="Share of the text, in whole documents, or the files to hold out."
@@ -29,16 +29,16 @@ class Data(Section):
     sequence_length: Annotated[int, Field(ge=2)] = Field(default=1024, description="Tokens per sequence.")
     long_documents: LongDocuments = Field(
         default="cut",
-        description="Documents above sequence_length are cut into pieces, each read as a document of its own; or only "
-        "their start is used; or they drop out.",
+        description="cut: a document longer than sequence_length becomes several documents. start: only its beginning "
+        "is used. drop: it is left out.",
     )
     streaming: bool = Field(
         default=False,
-        description="Read as training needs it instead of all at once. Held out is then each document whose hash falls "
-        "into the share, and order is mixed within windows.",
+        description="Read text during training instead of all at once. The hash of a document then decides whether it "
+        "is held out, and documents are shuffled within windows.",
     )
     packing: bool = Field(
-        default=True, description="Fill sequences with several documents, which do not see each other."
+        default=True, description="Fill sequences with several documents; no document attends to another."
     )
 
     @property

@@ -50,9 +50,9 @@ def _trial_save(run: TrainingFolder, expected: dict[str, torch.Tensor]) -> None:
         save_file(expected, folder / TRAINED_NAME)
         saved = load_file(folder / TRAINED_NAME)
         if any(not torch.equal(saved[name], tensor) for name, tensor in expected.items()):
-            raise SurgeryError("A trial save did not read back as it was written; is the disk sound?")
+            raise SurgeryError("the trial save does not read back as it was written; check the disk")
     except OSError as error:
-        raise SurgeryError(f"A trial save failed: {error.strerror or error}.", hint="Free some space.") from error
+        raise SurgeryError(f"the trial save failed: {error.strerror or error}", hint="Free some space.") from error
     finally:
         (folder / TRAINED_NAME).unlink(missing_ok=True)
         folder.rmdir()

@@ -90,7 +90,7 @@ def test_what_transformers_cannot_train_through_is_refused(
     source = convert(quantized(method), form="anchored", layers="all", output=tmp_path / "model").output
     for kind in HfQuantizer.__subclasses__():
         monkeypatch.setattr(kind, "is_trainable", False)
-    with pytest.raises(PlanRefusedError, match=r"does not train through weights that are quantized so \("):
+    with pytest.raises(PlanRefusedError, match=r"does not train through quantized weights of this kind \("):
         finetune(make_recipe(source))
 
 
@@ -99,5 +99,5 @@ def test_changing_the_packed_weights_is_refused(
     quantized: Quantized, method: str, train: dict[str, Any], make_recipe: Any, tmp_path: Path
 ) -> None:
     source = convert(quantized(method), form="anchored", layers="all", output=tmp_path / "model").output
-    with pytest.raises(PlanRefusedError, match=r"quantized \("):
+    with pytest.raises(PlanRefusedError, match=r"quantized weights \("):
         finetune(make_recipe(source, train=train), dry_run=True)

@@ -67,9 +67,9 @@ def test_a_rising_loss_stops_the_run_and_keeps_what_was_good(
     recipe = make_recipe(
         budget={"steps": 20}, guard={"steps": 4}, checkpoints={"every": 1, "keep": 1}, evaluation={"every": 0}
     )
-    with pytest.raises(DivergedError, match=r"Step 9: the loss has been above .* since step 6") as caught:
+    with pytest.raises(DivergedError, match=r"step 9: the loss has been above .* since step 6") as caught:
         finetune(recipe)
-    assert "out.training/checkpoint-5, and --resume goes on from it" in str(caught.value)
+    assert "out.training/checkpoint-5, and --resume continues from it" in str(caught.value)
     names = sorted(path.name for path in (tmp_path / "out.training").glob("checkpoint-*"))
     assert names == ["checkpoint-5"], "though only one is kept, and later ones were written"
     monkeypatch.setattr(NextToken, "total", total)
@@ -97,8 +97,8 @@ def test_no_space_for_a_checkpoint(make_recipe: MakeRecipe, tmp_path: Path) -> N
         [sys.executable, "-c", program, str(tmp_path / "recipe.yaml")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 7, done.stderr
-    assert "The checkpoint of step 4 could not be written" in done.stdout and "free)" in done.stdout
-    assert "out.training/checkpoint-2 is complete, and --resume goes on from it" in done.stdout
+    assert "the checkpoint of step 4 could not be written" in done.stdout and "free)" in done.stdout
+    assert "out.training/checkpoint-2 is complete, and --resume continues from it" in done.stdout
     assert sorted(path.name for path in (tmp_path / "out.training").glob("checkpoint-*")) == ["checkpoint-2"]
     plain = finetune({**recipe, "output": str(tmp_path / "plain")})
     resumed = finetune(tmp_path / "recipe.yaml", resume=True)
@@ -121,7 +121,7 @@ def test_no_space_for_the_log(make_recipe: MakeRecipe, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(TrainingFolder, "append", full)
     recipe = make_recipe(checkpoints={"every": 1})
-    with pytest.raises(SurgeryError, match=r"The log could not be written: .*No space left") as caught:
+    with pytest.raises(SurgeryError, match=r"the log could not be written: .*No space left") as caught:
         finetune(recipe)
     assert "checkpoint-2 is complete" in str(caught.value)
     monkeypatch.setattr(TrainingFolder, "append", append)

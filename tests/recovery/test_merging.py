@@ -136,7 +136,7 @@ def test_ties(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     head = shutil.copytree(adapter, tmp_path / "head")
     config = json.loads((head / "adapter_config.json").read_text())
     (head / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["q_proj", "lm_head"]}))
-    with pytest.raises(PlanRefusedError, match="changes lm_head, whose weights this model ties"):
+    with pytest.raises(PlanRefusedError, match="changes lm_head, whose weights this model shares"):
         merge(head, output=tmp_path / "never")
 
 

@@ -120,7 +120,7 @@ REFUSED: list[tuple[list[Any], dict[str, Any], str]] = [
     (
         [ROPE, SSMAX],
         {"objective": {"name": "distill"}, "data": {"sequence_length": 65}},
-        "The original knows 64 positions",
+        "the original knows 64 positions",
     ),
     ([ROPE], {"train": LORA, "control": "temperature"}, "rope has none"),
 ]

@@ -136,7 +136,7 @@ def test_two_processes_equal_one(make_recipe: MakeRecipe, converted: Converted, 
 def test_an_error_of_one_stops_both(make_recipe: MakeRecipe, converted: Converted, tmp_path: Path) -> None:
     done = _launch(tmp_path, _recipe(make_recipe, converted, tmp_path / "two", 1), resume=True)
     assert done.returncode != 0
-    assert "no interrupted run to resume" in done.stderr and "The first process stopped" in done.stderr
+    assert "no interrupted run to resume" in done.stderr and "the first process stopped" in done.stderr
 
 
 @pytest.mark.slow
@@ -266,7 +266,7 @@ def test_sharded_precisions(
     [
         ({"FSDP_VERSION": "1"}, "cpu", "FSDP 1 is not supported"),
         ({"FSDP_VERSION": ""}, "cpu", "FSDP 1 is not supported"),
-        ({"WORLD_SIZE": "1"}, "cpu", "this is one alone"),
+        ({"WORLD_SIZE": "1"}, "cpu", "but this run has one"),
         ({}, "mps", "not on mps"),
         ({"FSDP_OFFLOAD_PARAMS": "true"}, "cuda", "FSDP_OFFLOAD_PARAMS=true is not supported"),
         ({"FSDP_ACTIVATION_CHECKPOINTING": "True"}, "cpu", "FSDP_ACTIVATION_CHECKPOINTING=True"),
@@ -297,6 +297,6 @@ def test_sharding_is_ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_process_cannot_shard(make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SHARDED.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match="one alone"):
+    with pytest.raises(UsageError, match="but this run has one"):
         finetune(make_recipe(), device="cpu")
     assert not (tmp_path / "out.training").exists()

@@ -88,8 +88,8 @@ zzz: 1
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("", "must hold keys"),
-        ("- a\n", "must hold keys"),
+        ("", "must contain keys"),
+        ("- a\n", "must contain keys"),
         ("a: [1\n", "not YAML"),
         ("a: 1\n---\nb: 2\n", "not YAML"),
         ("model: !!python/object/apply:os.system [echo]\n", "not allowed"),
@@ -274,7 +274,7 @@ def test_items_of_lists_are_set(tmp_path: Path) -> None:
     first, second = recipe.stage_recipes()
     assert first.optimizer.scale_lr == 0.5 and second.length.steps == 5
     for override in ("stages.2.budget.steps=1", "stages.x.budget.steps=1"):
-        with pytest.raises(UsageError, match="no item of a list of 2"):
+        with pytest.raises(UsageError, match="not an item of a list of 2"):
             read_recipe({**SMALL, "stages": stages}, [override])
 
 

@@ -129,13 +129,13 @@ def test_resume_refuses_what_would_not_be_the_same_run(
     crash(recipe, step=3)
     training = tmp_path / "out.training"
     assert sorted(path.name for path in training.glob("checkpoint-*")) == ["checkpoint-2"], "keep: 1"
-    with pytest.raises(UsageError, match="earlier run"):
+    with pytest.raises(UsageError, match="a run that did not finish"):
         finetune(recipe)
     with pytest.raises(UsageError, match="another recipe: seed"):
         finetune({**recipe, "seed": 1}, resume=True)
     with monkeypatch.context() as two:
         two.setattr("surgery.training.folder.process_count", lambda: 2)
-        with pytest.raises(UsageError, match=r"had 1 process\(es\), and this is one of 2"):
+        with pytest.raises(UsageError, match=r"had 1 process\(es\), and this run has 2"):
             finetune(recipe, resume=True)
     (own / "00.txt").write_text("other words than before, and more of them than there were")
     with pytest.raises(UsageError, match="another data"):
@@ -169,14 +169,14 @@ def test_one_run_at_a_time(make_recipe: MakeRecipe, tmp_path: Path) -> None:
 def test_start_over_with_force(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     (tmp_path / "out.training").mkdir()
     (tmp_path / "out.training" / "mine.txt").write_text("not yours")
-    with pytest.raises(UsageError, match="no run of ours"):
+    with pytest.raises(UsageError, match="was not created by surgery"):
         finetune(make_recipe(), force=True)
     (tmp_path / "out.training" / "mine.txt").unlink()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
     with pytest.raises(UsageError, match="not empty"):
         finetune(make_recipe())
-    with pytest.raises(UsageError, match="surgery did not write it"):
+    with pytest.raises(UsageError, match="was not written by surgery"):
         finetune(make_recipe(), force=True)
     (tmp_path / "out" / "old").unlink()
     finetune(make_recipe())

@@ -313,7 +313,7 @@ def test_nan_stops_before_the_step(make_recipe: MakeRecipe, tmp_path: Path, monk
 
     monkeypatch.setattr(NextToken, "total", poisoned)
     recipe = make_recipe(checkpoints={"every": 2}, budget={"steps": 6})
-    with pytest.raises(DivergedError, match=r"Step 4: the loss became nan") as caught:
+    with pytest.raises(DivergedError, match=r"step 4: the loss became nan") as caught:
         finetune(recipe)
     assert "out.training/checkpoint-2" in str(caught.value)
     assert (tmp_path / "out.training" / "checkpoint-2" / "complete.json").is_file()
@@ -390,7 +390,7 @@ def test_the_teacher_is_the_original_under_an_adapter(
 def test_report_to(make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import TrainerCallback, integrations
 
-    with pytest.raises(UsageError, match="'nonesuch' is not a tracker"):
+    with pytest.raises(UsageError, match="'nonesuch' is not an installed tracker"):
         finetune(make_recipe(report_to=["nonesuch"]))
     assert not (tmp_path / "out.training").exists()
     seen: list[dict[str, Any]] = []

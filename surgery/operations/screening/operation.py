@@ -55,10 +55,12 @@ class ScreeningOperation(Operation):
     learns = "screening's thresholds"
     recipe_sections = MappingProxyType(
         {
-            "sparsity": RecipeSection(Sparsity, "How many keys screening is to reject.", changes_model=True),
-            "softness": RecipeSection(Softness, "How screening's softness goes in this stage."),
+            "sparsity": RecipeSection(
+                Sparsity, "Share of keys that screening shall reject in this stage.", changes_model=True
+            ),
+            "softness": RecipeSection(Softness, "Schedule of screening's softness in this stage."),
             "bridge": RecipeSection(
-                Bridge, "How far screening units go from softmax in this stage.", changes_model=True
+                Bridge, "Schedule of the exponent of screening units in this stage.", changes_model=True
             ),
         }
     )
@@ -273,12 +275,12 @@ class ScreeningOperation(Operation):
         if "bridge" in sections and options.get("form") != "unit":
             raise PlanRefusedError(
                 "bridge leads to screening units; the model has screening of form gated, which has no gain and no "
-                "bound.",
+                "bound",
                 hint="Leave bridge out, or convert with --form unit --renormalisation 1, which starts as gated.",
             )
         if "softness" in sections and "bridge" not in sections and options.get("renormalisation") == 0:
             raise PlanRefusedError(
-                "softness does nothing in a screening unit, whose ramp always ends at 1 - t.",
+                "softness does nothing in a screening unit, whose ramp always ends at 1 - t",
                 hint="Leave softness out.",
             )
 

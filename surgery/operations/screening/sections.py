@@ -10,19 +10,17 @@ from surgery.schemas.section import Section
 
 
 class Sparsity(Section):
-    """Screening is to reject keys: a price, beside the objective, on those that it accepts.
+    """A price on accepted keys, added to the objective, so that screening rejects more of them.
 
-    What is counted are all keys of all heads, in the layers whose thresholds are trained. The count is exact; its
-    gradient is that of a soft count, which keys that are just rejected or just accepted move most.
+    All keys of all heads count, in the layers whose thresholds are trained. The count is exact. Its gradient is that of
+    a soft count, in which keys close to the threshold weigh most.
     """
 
     target: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None,
-        description="Share of the keys to reject. The price is paid below it alone; without it, always.",
+        description="Share of keys to reject. The price is paid only below it; without a target it is always paid.",
     )
-    weight: PositiveFloat = Field(
-        default=1.0, description="The price: so many nats per token is it worth to reject all keys rather than none."
-    )
+    weight: PositiveFloat = Field(default=1.0, description="Penalty in nats per token when no key is rejected.")
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Self:
@@ -37,12 +35,12 @@ class Sparsity(Section):
 
 
 class Softness(Section):
-    """Screening's softness tau over the steps, the same for all heads, in place of learning it."""
+    """A schedule for screening's softness tau, the same for all heads; tau is then not learned."""
 
-    start: NonNegativeFloat = Field(description="At the first step.")
-    end: NonNegativeFloat = Field(description="At the last step, and after it; 0 is hard.")
+    start: NonNegativeFloat = Field(description="Softness at the first step.")
+    end: NonNegativeFloat = Field(description="Softness at the last step and after it; 0 is a hard threshold.")
     schedule: Literal["linear", "geometric"] = Field(
-        default="linear", description="How it goes from one to the other: equal steps, or equal factors."
+        default="linear", description="linear: equal differences between steps. geometric: equal factors."
     )
 
     @model_validator(mode="after")
@@ -57,15 +55,17 @@ class Softness(Section):
 
 
 class Bridge(Section):
-    """Screening of form ``unit``: its exponent p over the steps, from softmax (1) to the unit (0), for all heads.
+    """A schedule for the exponent p of screening units, from softmax (1) to the unit (0), the same for all heads.
 
-    softness goes towards 1 - t, window edges become cosines, and gain and bound come in, as p goes. It is linear in the
-    steps. The guard does not watch meanwhile: the loss rises as softmax goes.
+    p changes linearly with the steps. As it falls, softness approaches 1 - t, window edges become cosines, and gain and
+    bound take effect. The guard is off, since the loss rises as softmax disappears.
     """
 
-    start: Annotated[float, Field(ge=0, le=1)] = Field(default=1.0, description="At the first step; 1 is gated.")
+    start: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=1.0, description="p at the first step; 1 is the form gated."
+    )
     end: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.0, description="At the last step, and after it; 0 is the unit."
+        default=0.0, description="p at the last step and after it; 0 is the unit."
     )
 
     def described(self) -> str:
