@@ -90,7 +90,7 @@ def test_what_is_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no manifest file"):
         read_manifest(tmp_path / "zoo.yaml")
     (tmp_path / "zoo.yaml").write_text("- a\n")
-    with pytest.raises(ManifestError, match="must hold keys"):
+    with pytest.raises(ManifestError, match="must contain keys"):
         read_manifest(tmp_path / "zoo.yaml")
 
 

@@ -63,7 +63,7 @@ def test_a_damaged_output_that_is_not_known_as_ours_any_more_is_left_alone(make_
     run_zoo(zoo)
     shutil.rmtree(zoo.output / "llama-ssmax" / "surgery")
     (row,) = zoo.plan().rows
-    assert row.state == "refused" and "damaged" in row.reason and "surgery did not write it" in row.reason
+    assert row.state == "refused" and "damaged" in row.reason and "was not written by surgery" in row.reason
 
 
 def test_an_output_that_was_deleted_is_noticed_by_status_too(make_zoo: MakeZoo) -> None:

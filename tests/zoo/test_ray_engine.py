@@ -101,7 +101,7 @@ def test_ctrl_c_and_limits_are_as_without_ray(cluster: Any, make_zoo: MakeZoo) -
     assert (item["state"], item["why"]) == ("failed", "time")
     too_big = make_zoo(["llama"], verify="none", parallel={"items": 1})
     engine = RayEngine(Parallel(), address=cluster.address)
-    assert "no node of the cluster" in str(engine.obstacle(replace(too_big.plan().rows[0], memory=10**15)))
+    assert "the largest node of the cluster" in str(engine.obstacle(replace(too_big.plan().rows[0], memory=10**15)))
     engine.close()
     zoo = make_zoo(["llama", "qwen2", "qwen3"], parallel={"items": 1})
 

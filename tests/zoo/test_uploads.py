@@ -86,7 +86,7 @@ def test_what_was_made_anew_is_uploaded_anew_where_that_is_asked_for(make_zoo: M
     ("owner", "token", "message"),
     [
         ("you", "mine", "cannot write to 'you'"),
-        ("me/x", "mine", "no account or organization"),
+        ("me/x", "mine", "not an account or organization"),
         ("me", "wrong", "rejects the token"),
     ],
 )
