@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from surgery.evaluation import evaluate
     from surgery.loading import RunOptions
     from surgery.operations.inspection import inspect
-    from surgery.operations.screening.calibration import CalibrationSettings, calibrate, sweep
+    from surgery.operations.screening.calibration import CalibrationSettings, Sweep, calibrate, sweep
     from surgery.recovery import finetune, merge
     from surgery.verification import verify
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "CalibrationSettings": "surgery.operations.screening.calibration",
     "RunOptions": "surgery.loading",
+    "Sweep": "surgery.operations.screening.calibration",
     "calibrate": "surgery.operations.screening.calibration",
     "convert": "surgery.conversion",
     "evaluate": "surgery.evaluation",
@@ -44,6 +45,7 @@ _HOMES = {
 __all__ = [
     "CalibrationSettings",
     "RunOptions",
+    "Sweep",
     "__version__",
     "calibrate",
     "convert",

@@ -10,24 +10,28 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from surgery.colours import ERROR, NOTE
 from surgery.errors import ExitCode, SurgeryError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
+
+    out: Console
+    err: Console
 
 # Typer carries its own click in new versions and uses the installed one in old ones; its errors have this base.
 _ParserError: Any = typer.BadParameter.__mro__[2]
@@ -35,31 +39,10 @@ _ParserError: Any = typer.BadParameter.__mro__[2]
 SCHEMA_VERSION = 1
 _PACKAGE = Path(__file__).parents[1]
 
-out = Console()
-err = Console(stderr=True)
-
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else on stderr.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks and details.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...", rich_help_panel="Running")]
-DtypeOption = Annotated[
-    str, typer.Option(help="auto (the checkpoint's), float32, bfloat16, float16.", rich_help_panel="Running")
-]
-BatchSizeOption = Annotated[int, typer.Option(min=1, help="Sequences per forward pass.", rich_help_panel="Running")]
-AttentionOption = Annotated[
-    str | None,
-    typer.Option("--attn-implementation", help="sdpa, eager, flash_attention_2 ...", rich_help_panel="Running"),
-]
-
-
-class Windows(StrEnum):
-    """What shares a window of screening."""
-
-    HEAD = "head"
-    GROUP = "group"
-
-
 UnverifiedOption = Annotated[
     bool,
     typer.Option(
@@ -71,6 +54,18 @@ UnverifiedOption = Annotated[
 EventsOption = Annotated[
     Path | None, typer.Option("--events", help="Write each event to this file, one JSON line each.")
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """``out`` and ``err``, made when they are first used: many commands end before rich would be imported."""
+        if name not in ("out", "err"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from rich.console import Console
+
+        globals()[name] = made = Console(stderr=name == "err")
+        return made
+
 
 _settings = {"verbose": False, "quiet": False, "json": False, "emitted": False, "terminated": False}
 
@@ -110,7 +105,7 @@ def progress(*, force_off: bool = False) -> Iterator[Progress]:
     """
     from surgery.commands.progress import bar
 
-    with bar(err, silent=force_off or _settings["quiet"]) as shown:
+    with bar(_here().err, silent=force_off or _settings["quiet"]) as shown:
         yield shown
 
 
@@ -153,16 +148,53 @@ def show_report(document: Mapping[str, Any], folder: Path) -> None:
     """A result on the terminal, and where its report lies."""
     from surgery import reporting
 
-    out.print(reporting.terminal_summary(document))
-    out.print()
-    out.print(f"report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    console = _here()
+    console.out.print(reporting.terminal_summary(document))
+    say()
+    say(f"report: {folder / 'report.html'}")
+
+
+def say(line: str = "") -> None:
+    """Print one line of a result as it is: no markup, no wrapping."""
+    sys.stdout.write(line + "\n")
+
+
+def listing(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Print names and values in two columns, which fit the terminal."""
+    width = shutil.get_terminal_size().columns
+    first = max(len(name) for name, _ in rows) + 3
+    say(title)
+    for name, value in rows:
+        lines = textwrap.wrap(printable(value), max(width - first, 20), break_on_hyphens=False) or [""]
+        for number, line in enumerate(lines):
+            say(f"  {name if number == 0 else '':<{first - 2}}{line}")
+
+
+def note(text: str) -> None:
+    """Print a note to stderr."""
+    _to_stderr("note:", NOTE, f" {printable(text)}")
+
+
+def _to_stderr(label: str, style: str, text: str) -> None:
+    """A line with a coloured label; rich is imported only where there is a terminal to colour it on."""
+    if not sys.stderr.isatty():
+        sys.stderr.write(f"{label}{text}\n")
+        return
+    from rich.text import Text
+
+    _here().err.print(Text.assemble((label, style), text), soft_wrap=True)
+
+
+def _here() -> Any:
+    """This module, whose ``out`` and ``err`` are made when they are asked for."""
+    return sys.modules[__name__]
 
 
 def next_step(*what: str) -> None:
     """``Next: ...`` for a person who does not know what comes now; not with ``-q``. Several words are one command."""
     if not _settings["quiet"]:
         line = what[0] if len(what) == 1 else " ".join(word if word.isupper() else shlex.quote(word) for word in what)
-        out.print(f"Next: {printable(line)}", markup=False, highlight=False, soft_wrap=True)
+        say(f"Next: {printable(line)}")
 
 
 def printable(text: object) -> str:
@@ -179,7 +211,6 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
     try:
         _clean_up_when_terminated()
         command = typer.main.get_command(app)
-        _shorten_types(command)
         result = command(arguments, standalone_mode=False)
         code = result if isinstance(result, int) else ExitCode.DONE
     except SurgeryError as error:
@@ -207,7 +238,7 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
     if code == ExitCode.INTERRUPTED:  # caught here, or by the parser
         terminated = _settings["terminated"]
         code, word = (ExitCode.TERMINATED, "terminated") if terminated else (ExitCode.INTERRUPTED, "interrupted")
-        err.print(word, style=NOTE)
+        _to_stderr(word, NOTE, "")
         _emit_error(code, word, None)
     return code
 
@@ -225,17 +256,6 @@ def _terminate(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _shorten_types(command: Any) -> None:
-    """In --help: no type beside a switch, and ``<str> ...`` for what may be given again."""
-    for parameter in command.params:
-        if parameter.metavar is None and getattr(parameter, "is_flag", False):
-            parameter.metavar = ""
-        elif parameter.metavar is None and getattr(parameter, "multiple", False):
-            parameter.metavar = "<str> ..."
-    for inner in getattr(command, "commands", {}).values():
-        _shorten_types(inner)
-
-
 def _emit_error(code: int, message: str, hint: str | None) -> None:
     """The document of a command that failed; not after one that the command has given itself."""
     if _settings["json"] and not _settings["emitted"]:
@@ -249,7 +269,6 @@ def _report(code: int, message: str, hint: str | None) -> None:
         own = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(_PACKAGE)]
         sys.stderr.write("Traceback in surgery:\n" + "".join(traceback.format_list(own)))
     _emit_error(code, message, hint)
-    err.print("error:", style=ERROR, end=" ")
-    err.print(printable(message), markup=False, highlight=False, soft_wrap=True)
+    _to_stderr("error:", ERROR, f" {printable(message)}")
     if hint:
-        err.print(printable(hint), markup=False, highlight=False, soft_wrap=True)
+        sys.stderr.write(printable(hint) + "\n")

@@ -8,14 +8,17 @@ import typer
 
 from surgery.colours import ERROR, LABEL, NOTE
 from surgery.commands import console
-from surgery.commands.app import app
+from surgery.commands.help import CommandHelp, command_app
 from surgery.errors import ExitCode
 
 if TYPE_CHECKING:
     from surgery.loading.machine import Machine
 
 
-@app.command()
+app = command_app()
+
+
+@app.command(cls=CommandHelp)
 def doctor(as_json: console.JsonOption = False, verbose: console.VerboseOption = False) -> None:
     """Look at this machine: versions, devices, disks, what it can run. Exit code 1 if something stands in the way."""
     from surgery.loading.machine import examine

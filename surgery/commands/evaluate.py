@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from surgery.commands import completing, console
-from surgery.commands.app import app
+from surgery.commands import completion, console
+from surgery.commands.flags import run_flags, with_flags
+from surgery.commands.help import CommandHelp, command_app
 from surgery.errors import UsageError
 
+if TYPE_CHECKING:
+    from surgery.loading import RunOptions
 
-@app.command()
+app = command_app()
+
+
+@app.command(cls=CommandHelp)
+@with_flags(run=run_flags("device", "dtype", "batch_size", "attn_implementation"))
 def evaluate(
+    run: Mapping[str, Any],
     model: Annotated[list[str] | None, typer.Argument(help="Model folders or hub ids.")] = None,
     against: Annotated[str | None, typer.Option(help="Base to compare with: folder or hub id.")] = None,
     suite: Annotated[
         str,
-        typer.Option(help="What to measure: a suite that ships, or a YAML file.", autocompletion=completing.suites),
+        typer.Option(help="What to measure: a suite that ships, or a YAML file.", autocompletion=completion.suites),
     ] = "quick",
     list_suites: Annotated[bool, typer.Option("--list-suites", help="Name the suites that ship.")] = False,
     text: Annotated[
@@ -48,10 +56,6 @@ def evaluate(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier report in the output.")] = False,
     events: console.EventsOption = None,
-    device: console.DeviceOption = "auto",
-    dtype: console.DtypeOption = "auto",
-    batch_size: console.BatchSizeOption = 1,
-    attn_implementation: console.AttentionOption = None,
     as_json: console.JsonOption = False,
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
@@ -72,7 +76,7 @@ def evaluate(
     check_report(folder, force=force, beside=[events] if events is not None else [])
     if card:
         _check_cards(model)
-    run = _run_options(device=device, dtype=dtype, batch_size=batch_size, attn_implementation=attn_implementation)
+    run_options = _run_options(run)
     chosen = read_suite(suite)  # before transformers is imported: a wrong suite is said at once
     console.silence_transformers()
     finished = results or folder / STORE
@@ -92,15 +96,15 @@ def evaluate(
                 documents=documents,
                 revision=revision,
                 results=finished,
-                run=run,
+                run=run_options,
                 on_event=tell,
             )
         except KeyboardInterrupt:
             console.err.print(f"What is finished is in {finished}; the same command goes on from there.", markup=False)
             raise
     given = {"against": against, "suite": suite, "length": length, "documents": documents}
-    if dtype != "auto":
-        given["dtype"] = dtype
+    if run_options.dtype != "auto":
+        given["dtype"] = run_options.dtype
     document = {
         **result.to_dict(),
         "provenance": {"command": _command_line(model, text or [], **given), "measured": time.strftime("%Y-%m-%d")},
@@ -159,7 +163,7 @@ def _list_suites(*, as_json: bool) -> None:
     console.out.print(table)
 
 
-def _run_options(**given: Any) -> Any:
+def _run_options(given: Mapping[str, Any]) -> RunOptions:
     from pydantic import ValidationError
 
     from surgery.loading import RunOptions

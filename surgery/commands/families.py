@@ -8,21 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from surgery.commands import completing, console
-from surgery.commands.app import app
+from surgery.commands import completion, console
+from surgery.commands.help import CommandHelp, command_app
 from surgery.errors import PlanRefusedError, UsageError
 
 if TYPE_CHECKING:
     from surgery.operations.family_table import FamilyEntry
 
 
-@app.command()
+app = command_app()
+
+
+@app.command(cls=CommandHelp)
 def families(
     names: Annotated[
         list[str] | None,
         typer.Argument(
             help="Only these, by model type or by transformers' class; by default all.",
-            autocompletion=completing.families,
+            autocompletion=completion.families,
         ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as a page in Markdown.")] = False,
@@ -95,14 +98,14 @@ def _print(entries: list[FamilyEntry], refused: dict[str, str]) -> None:
         table.add_row(*map(Text, cells))
     console.out.print(table)
     for note, names in known.items():
-        console.out.print(f"{', '.join(names)}: {note}", markup=False, highlight=False, soft_wrap=True)
+        console.say(f"{', '.join(names)}: {note}")
     reasons: dict[str, list[str]] = {}
     for model_type, reason in refused.items():
         reasons.setdefault(reason, []).append(model_type)
     for reason, names in reasons.items():
         line = f"refused: {', '.join(names)}: {reason}"
-        console.out.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.say(line)
     counts = Counter(version for entry in entries for version in entry.verified_with)
     versions = ", ".join(f"{version} ({count})" for version, count in sorted(counts.items()))
     line = f"{len(entries)} {'family' if len(entries) == 1 else 'families'}, verified with transformers {versions}"
-    console.out.print(line, markup=False, highlight=False)
+    console.say(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from surgery.colours import LABEL, NOTE
-from surgery.commands import completing, console
-from surgery.commands.app import app
+from surgery.commands import completion, console
+from surgery.commands.flags import run_flags, with_flags
+from surgery.commands.help import CommandHelp, command_app
 from surgery.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,14 +30,19 @@ _GROUPS = {"scale": "of the operation", "weights": "weights", "no_decay": "of no
 _Handler = Callable[[dict[str, Any]], None]
 
 
-@app.command()
+app = command_app()
+
+
+@app.command(cls=CommandHelp)
+@with_flags(run=run_flags("device", "attn_implementation"))
 def finetune(
     recipe: Annotated[
         Path,
         typer.Argument(
-            help="A YAML file, or a recipe that ships (`surgery recipes list`).", autocompletion=completing.recipes
+            help="A YAML file, or a recipe that ships (`surgery recipes list`).", autocompletion=completion.recipes
         ),
     ],
+    run: Mapping[str, Any],
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: optimizer.scale_lr=0.01.")
     ] = None,
@@ -51,14 +57,12 @@ def finetune(
     force: Annotated[bool, typer.Option("--force", help="Start over; replace an earlier output of this tool.")] = False,
     json_: console.JsonOption = False,
     events: console.EventsOption = None,
-    device: console.DeviceOption = "auto",
     dtype: Annotated[
         str, typer.Option(help="Overrides the recipe's precision.", rich_help_panel="Running", show_default=False)
     ] = "",
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Overrides batch.sequences.", rich_help_panel="Running")
     ] = None,
-    attn_implementation: console.AttentionOption = None,
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
 ) -> None:
@@ -89,8 +93,7 @@ def finetune(
             dry_run=dry_run,
             measure=measure,
             force=force,
-            device=device,
-            attn_implementation=attn_implementation,
+            **run,
             on_progress=on_progress,
         )
     if not is_first():

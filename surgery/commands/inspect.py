@@ -11,7 +11,8 @@ import typer
 
 from surgery.colours import LABEL
 from surgery.commands import console
-from surgery.commands.app import app
+from surgery.commands.help import CommandHelp, command_app
+from surgery.operations import OPERATIONS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from surgery.operations.inspection import Inspection
 
 
-@app.command()
+app = command_app()
+
+
+@app.command(cls=CommandHelp)
 def inspect(
     model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
     revision: console.RevisionOption = None,
@@ -41,9 +45,9 @@ def inspect(
     notes: dict[str, int] = {}
     console.out.print(_layer_table(inspection, notes))
     for note in _notes(inspection, notes):
-        console.out.print(_wrapped(console.printable(note)), markup=False, highlight=False, soft_wrap=True)
+        console.say(_wrapped(console.printable(note)))
     for line in _advice(inspection, console.printable(shlex.quote(model))):
-        console.out.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.say(line)
 
 
 def _wrapped(text: str) -> str:
@@ -55,8 +59,6 @@ def _wrapped(text: str) -> str:
 def _summary(inspection: Inspection) -> Table:
     from rich.table import Table
     from rich.text import Text
-
-    from surgery.operations import OPERATIONS
 
     anatomy = inspection.anatomy
     first = anatomy.layers[0]
@@ -206,8 +208,6 @@ def _notes(inspection: Inspection, notes: dict[str, int]) -> list[str]:
 
 def _advice(inspection: Inspection, model: str) -> list[str]:
     """The commands that come next. Of an operation that no layer has by default: with the layers that may be asked."""
-    from surgery.operations import OPERATIONS
-
     found = [f"Next: surgery verify {model}"] if inspection.anatomy.operations else []
     if inspection.anatomy.family.unverified and not inspection.anatomy.operations:
         model += " --allow-unverified"

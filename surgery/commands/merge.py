@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from surgery.commands import console
-from surgery.commands.app import app
+from surgery.commands.flags import run_flags, with_flags
+from surgery.commands.help import CommandHelp, command_app
+
+app = command_app()
 
 
-@app.command()
+@app.command(cls=CommandHelp)
+@with_flags(run=run_flags("device"))
 def merge(
     adapter: Annotated[Path, typer.Argument(help="Folder of a LoRA adapter, such as OUT/adapter.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the merged checkpoint.")],
+    run: Mapping[str, Any],
     base: Annotated[str | None, typer.Option(help="Folder or hub id; by default what the adapter names.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier output of this tool.")] = False,
-    device: console.DeviceOption = "auto",
     json_: console.JsonOption = False,
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
@@ -28,7 +33,7 @@ def merge(
 
     with console.progress() as bar:
         bar.add_task("merging and comparing", total=None, rate="")
-        result = merge_adapter(adapter, output=output, base=base, force=force, device=device)
+        result = merge_adapter(adapter, output=output, base=base, force=force, **run)
     if json_:
         console.emit("merge", result.to_dict())
     else:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from surgery.commands import console
-from surgery.commands.app import app
+from surgery.commands.help import CommandHelp, command_app
 
 PushOption = Annotated[
     str | None,
@@ -21,7 +21,10 @@ PushOption = Annotated[
 ]
 
 
-@app.command()
+app = command_app()
+
+
+@app.command(cls=CommandHelp)
 def push(
     model: Annotated[Path, typer.Argument(help="Folder that convert, finetune or merge wrote.")],
     repository: Annotated[str, typer.Argument(metavar="NAME/MODEL", help="Hub id to upload to.")],
@@ -42,11 +45,9 @@ def push(
     if as_json:
         console.emit("push", result.to_dict())
     else:
-        say(result.url, result.private)
+        print_pushed(result.url, result.private)
 
 
-def say(url: str, private: bool) -> None:
-    """Where it is now."""
-    console.out.print(
-        f"pushed to {url} ({'private' if private else 'public'})", markup=False, highlight=False, soft_wrap=True
-    )
+def print_pushed(url: str, private: bool) -> None:
+    """The address of an upload."""
+    console.say(f"pushed to {url} ({'private' if private else 'public'})")

@@ -10,19 +10,20 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from surgery.commands import completing, console
-from surgery.commands.app import app
+from surgery.commands import completion, console
+from surgery.commands.help import SETTINGS, CommandHelp, GroupHelp
 from surgery.errors import UsageError
 
-recipes = typer.Typer(help="Recipes: list, show, copy, check, schema, reference.", no_args_is_help=True)
-app.add_typer(recipes, name="recipes")
+app = typer.Typer(
+    cls=GroupHelp, add_completion=False, help="List, show, copy and check recipes.", no_args_is_help=True, **SETTINGS
+)
 
 _NameArgument = Annotated[
-    str, typer.Argument(help="As `surgery recipes list` gives it.", autocompletion=completing.recipes)
+    str, typer.Argument(help="As `surgery recipes list` gives it.", autocompletion=completion.recipes)
 ]
 
 
-@recipes.command("list")
+@app.command("list", cls=CommandHelp)
 def list_recipes(json_: console.JsonOption = False) -> None:
     """Name the recipes that ship with surgery."""
     from surgery.schemas.shipped import shipped_files
@@ -37,7 +38,7 @@ def list_recipes(json_: console.JsonOption = False) -> None:
     console.out.print(table)
 
 
-@recipes.command()
+@app.command(cls=CommandHelp)
 def show(name: _NameArgument, json_: console.JsonOption = False) -> None:
     """Print a recipe."""
     from surgery.schemas.shipped import shipped_file
@@ -49,7 +50,7 @@ def show(name: _NameArgument, json_: console.JsonOption = False) -> None:
         sys.stdout.write(recipe.text)
 
 
-@recipes.command()
+@app.command(cls=CommandHelp)
 def copy(
     name: _NameArgument,
     path: Annotated[Path | None, typer.Argument(help="Where to; by default NAME.yaml here.")] = None,
@@ -77,7 +78,7 @@ def copy(
     console.err.print(f"{target} written", highlight=False, markup=False)
 
 
-@recipes.command()
+@app.command(cls=CommandHelp)
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
     from surgery.recovery import json_schema
@@ -85,7 +86,7 @@ def schema() -> None:
     sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
 
 
-@recipes.command()
+@app.command(cls=CommandHelp)
 def reference() -> None:
     """Print what every key of a recipe means, as Markdown."""
     from surgery.recovery import Recipe
@@ -94,7 +95,7 @@ def reference() -> None:
     sys.stdout.write(markdown(Recipe))
 
 
-@recipes.command()
+@app.command(cls=CommandHelp)
 def check(
     file: Annotated[Path, typer.Argument(help="A YAML file, or a recipe that ships.")],
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")] = None,

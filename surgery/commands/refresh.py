@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from surgery.commands import console
-from surgery.commands.app import app
+from surgery.commands.help import CommandHelp, command_app
+
+app = command_app()
 
 
-@app.command()
+@app.command(cls=CommandHelp)
 def refresh(
     model: Annotated[Path, typer.Argument(help="Converted checkpoint.")],
     as_json: console.JsonOption = False,
@@ -30,4 +32,4 @@ def refresh(
         if result.changed
         else f"{result.model}: the code is this version's already ({result.after[:16]})"
     )
-    console.out.print(said, markup=False, highlight=False, soft_wrap=True)
+    console.say(said)

@@ -10,10 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from surgery.commands import console
-from surgery.commands.app import app
+from surgery.commands.help import CommandHelp, command_app
+
+app = command_app()
 
 
-@app.command()
+@app.command(cls=CommandHelp)
 def report(
     results: Annotated[list[Path], typer.Argument(help="Results folders, or folders that `evaluate` wrote.")],
     against: Annotated[

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from surgery.commands import console
-from surgery.commands.app import app
+from surgery.commands.help import CommandHelp, command_app
 
 if TYPE_CHECKING:
     from surgery.conversion.reverting import RevertResult
 
 
-@app.command()
+app = command_app()
+
+
+@app.command(cls=CommandHelp)
 def revert(
     model: Annotated[Path, typer.Argument(help="Converted checkpoint.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the source to.")],
@@ -42,8 +45,8 @@ def revert(
     else:
         how = ", ".join(sorted(set(result.placed.values())))
         written = f"wrote {result.output} ({result.files} files, {len(result.placed)} shard(s) {how})"
-        console.out.print(written, markup=False, highlight=False, soft_wrap=True)
-        console.out.print(_compared(result), markup=False, highlight=False, soft_wrap=True)
+        console.say(written)
+        console.say(_compared(result))
         console.next_step("surgery", "inspect", str(result.output))
 
 

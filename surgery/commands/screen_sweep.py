@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from surgery.commands import completing, console
-from surgery.commands.app import app
+from surgery.commands import console
+from surgery.commands.calibration import calibration_settings
+from surgery.commands.flags import flags_of, run_flags, with_flags
+from surgery.commands.help import CommandHelp, command_app
+from surgery.commands.operation_flags import calibration_flags
 from surgery.errors import UsageError
+from surgery.operations import OPERATIONS
 
 if TYPE_CHECKING:
-    from surgery.operations.screening.calibration.loss_sweep import Sweep
+    from surgery import Sweep
 
 _RESULTS = "sweep.json"
 
 
-@app.command("screen-sweep")
+app = command_app()
+
+# The operation whose calibration is swept.
+_OPERATION = next(operation for operation in OPERATIONS.values() if operation.calibrates)
+_SETTINGS = ("lengths", "observe", "softness", "windows")
+
+
+@app.command("screen-sweep", cls=CommandHelp)
+@with_flags(
+    options=flags_of(_OPERATION.options, "layers", "heads", "sinks", panel=f"Options of {_OPERATION.name}"),
+    settings={name: flag for name, flag in calibration_flags([_OPERATION.name]).items() if name in _SETTINGS},
+    run=run_flags("device", "dtype", "attn_implementation"),
+)
 def screen_sweep(
     model: Annotated[str, typer.Argument(help="Model folder or hub id, not converted.")],
+    options: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    run: Mapping[str, Any],
     text: Annotated[
         list[str] | None,
         typer.Option("--text", help="Text file, folder or quoted glob to choose on (repeatable)."),
@@ -32,70 +52,55 @@ def screen_sweep(
     allow: Annotated[
         str | None,
         typer.Option(
-            help="Losses to allow, as estimated, in nats per token; each gives a point.",
+            help="Estimated increases of the loss to allow, in nats per token; each gives a point.",
             show_default="0.001,0.002,0.005,0.01,0.02,0.05",
         ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the results.", show_default="./<model>-sweep")
     ] = None,
-    lengths: Annotated[str | None, typer.Option(help="Tokens per passage.", show_default="1024,4096")] = None,
-    passages: Annotated[
-        str | None,
-        typer.Option(
-            help="Passages of the shortest length to observe, and to measure; of --measure-on, of each length.",
-            show_default="8,4",
-        ),
-    ] = None,
-    softness: Annotated[float | None, typer.Option(help="Width of the ramp below each threshold; 0 is hard.")] = None,
-    windows: Annotated[
-        console.Windows | None,
-        typer.Option(
-            help="A window for each head, or one for the heads of each key-value group, so that its cache can shrink.",
-            show_default="head",
-        ),
-    ] = None,
-    layers: Annotated[
-        str | None,
-        typer.Option(
-            help="full, sliding, chunked, all, or numbers: 0-3,7.",
-            show_default="full",
-            autocompletion=completing.layers,
-        ),
-    ] = None,
-    heads: Annotated[str | None, typer.Option(help="Query heads: 0-3,7.", show_default="all")] = None,
-    sinks: Annotated[
-        int | None, typer.Option(help="First tokens of a document that are always kept.", show_default="4")
-    ] = None,
     revision: console.RevisionOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the files of an earlier sweep.")] = False,
     allow_unverified: console.UnverifiedOption = False,
-    device: console.DeviceOption = "auto",
-    dtype: console.DtypeOption = "auto",
-    attn_implementation: console.AttentionOption = None,
     as_json: console.JsonOption = False,
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
 ) -> None:
-    """Measure what screening costs at several budgets. The model is looked at once; nothing is converted."""
-    from surgery.commands.calibrating import numbers, settings_from
+    """Measure what screening costs at several budgets.
 
+    The model is loaded once; nothing is converted.
+    """
     console.setup(verbose=verbose, quiet=quiet)
     if not text:
         raise UsageError("no text was given to choose on", hint="Give several kinds: --text 'texts/*.txt'.")
     folder = output or Path(f"{Path(model).name or 'model'}-sweep")
     _check_output(folder, force=force)
-    chosen = {
-        "lengths": numbers("--lengths", lengths),
-        "passages": numbers("--passages", passages),
-        "softness": softness,
-        "windows": windows and windows.value,
-    }
-    given = {name: value for name, value in chosen.items() if value is not None}
-    settings, run = settings_from(given, {"device": device, "dtype": dtype, "attn_implementation": attn_implementation})
-    options = {"layers": layers, "heads": heads, "sinks": sinks}
-    from surgery.operations.screening import calibration
-    from surgery.operations.screening.calibration.loss_sweep import ALLOWED
+    chosen, run_options = calibration_settings(_OPERATION.name, settings, run)
+    result = _sweep(
+        model,
+        text,
+        measure_on=measure_on or (),
+        **({} if allow is None else {"allowed": _losses(allow)}),
+        options=options,
+        settings=chosen,
+        revision=revision,
+        run=run_options,
+        allow_unverified=allow_unverified,
+    )
+    written = _write(result, folder)
+    if as_json:
+        console.emit("sweep", {**result.to_dict(), "files": written})
+        return
+    _print(result)
+    console.say(f"wrote {folder}: {', '.join(written)}")
+    middle = f"{folder}/{_calibration_name(result.points[len(result.points) // 2].allowed)}"
+    unverified = ["--allow-unverified"] if allow_unverified else []
+    console.next_step("surgery", "convert", "--to", _OPERATION.name, model, "--calibration", middle, *unverified)
+
+
+def _sweep(model: str, text: list[str], **settings: Any) -> Sweep:
+    """Sweep with a progress bar."""
+    from surgery import sweep
 
     console.silence_transformers()
     with console.progress() as bar:
@@ -104,27 +109,7 @@ def screen_sweep(
         def on_progress(done: int, total: int, what: str) -> None:
             bar.update(task, completed=done, total=total, description=what, rate="")
 
-        result = calibration.sweep(
-            model,
-            text,
-            measure_on=measure_on or (),
-            allowed=ALLOWED if allow is None else _losses(allow),
-            options={name: value for name, value in options.items() if value is not None},
-            settings=settings,
-            revision=revision,
-            run=run,
-            on_progress=on_progress,
-            allow_unverified=allow_unverified,
-        )
-    written = _write(result, folder)
-    if as_json:
-        console.emit("sweep", {**result.to_dict(), "files": written})
-        return
-    _print(result)
-    console.out.print(f"wrote {folder}: {', '.join(written)}", markup=False, highlight=False, soft_wrap=True)
-    middle = f"{folder}/{_calibration_name(result.points[len(result.points) // 2].allowed)}"
-    unverified = ["--allow-unverified"] if allow_unverified else []
-    console.next_step("surgery", "convert", "--to", "screening", model, "--calibration", middle, *unverified)
+        return sweep(model, text, on_progress=on_progress, **settings)
 
 
 def _check_output(folder: Path, *, force: bool) -> None:
@@ -136,13 +121,15 @@ def _check_output(folder: Path, *, force: bool) -> None:
     from surgery.checkpoint.disk import check_writable
 
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file.", hint="Give a folder: -o NAME.")
+        raise UsageError(f"{folder} is a file", hint="Give a folder: -o NAME.")
     check_writable(folder)
     found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if found and _RESULTS not in found:
-        raise UsageError(f"{folder} holds what is no sweep: {found[0]}.", hint="Give another -o, or an empty folder.")
+        raise UsageError(
+            f"{folder} holds a file that is not of a sweep: {found[0]}", hint="Give another -o, or an empty folder."
+        )
     if found and not force:
-        raise UsageError(f"{folder} holds a sweep already.", hint="Give another -o, or --force to replace it.")
+        raise UsageError(f"{folder} holds a sweep already", hint="Give another -o, or --force to replace it.")
 
 
 def _losses(text: str) -> tuple[float, ...]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from surgery.colours import STATES
 from surgery.commands import console
-from surgery.commands.app import app
+from surgery.commands.flags import run_flags, with_flags
+from surgery.commands.help import CommandHelp, command_app
 from surgery.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -18,9 +20,14 @@ if TYPE_CHECKING:
     from surgery.verification import Verification
 
 
-@app.command()
+app = command_app()
+
+
+@app.command(cls=CommandHelp)
+@with_flags(run=run_flags("device", "attn_implementation"))
 def verify(
     model: Annotated[Path, typer.Argument(help="Converted checkpoint.")],
+    run: Mapping[str, Any],
     against: Annotated[str | None, typer.Option(help="The source: folder or hub id.")] = None,
     revision: console.RevisionOption = None,
     files_only: Annotated[
@@ -37,8 +44,6 @@ def verify(
     text: Annotated[
         list[str] | None, typer.Option("--text", help="Text for --max-loss-increase: file, folder or quoted glob.")
     ] = None,
-    device: console.DeviceOption = "auto",
-    attn_implementation: console.AttentionOption = None,
     as_json: console.JsonOption = False,
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
@@ -65,7 +70,7 @@ def verify(
             length=length,
             max_loss_increase=max_loss_increase,
             text=text or (),
-            run=RunOptions(device=device, attn_implementation=attn_implementation),
+            run=RunOptions(**run),
             on_progress=on_progress,
         )
     if as_json:

@@ -12,17 +12,20 @@ import typer
 
 from surgery.colours import NOTE
 from surgery.commands import console
-from surgery.commands.app import app
+from surgery.commands.help import SETTINGS, CommandHelp, GroupHelp
 from surgery.errors import ExitCode, UsageError
 from surgery.zoo.engines import EngineName
 
 if TYPE_CHECKING:
     from surgery.zoo.plan import ZooPlan
 
-zoo = typer.Typer(
-    help="Many checkpoints from one manifest: plan, run, status, report, retry, reference.", no_args_is_help=True
+app = typer.Typer(
+    cls=GroupHelp,
+    help="Convert many checkpoints from one manifest.",
+    no_args_is_help=True,
+    add_completion=False,
+    **SETTINGS,
 )
-app.add_typer(zoo, name="zoo")
 
 _Handler = Callable[[Mapping[str, Any]], None]
 _Manifest = Annotated[
@@ -45,7 +48,7 @@ _Push = Annotated[
 _Engine = Annotated[EngineName, typer.Option(help="local: processes of this machine; ray: a cluster.")]
 
 
-@zoo.command()
+@app.command(cls=CommandHelp)
 def plan(
     manifest: _Manifest,
     force: _Force = False,
@@ -71,7 +74,7 @@ def plan(
         raise typer.Exit(ExitCode.SOME_FAILED if found.of("ready") or found.of("done") else ExitCode.REFUSED)
 
 
-@zoo.command()
+@app.command(cls=CommandHelp)
 def run(
     manifest: _Manifest,
     force: _Force = False,
@@ -90,7 +93,7 @@ def run(
     _run(manifest, force, engine, ray_address, push, events, as_json, verbose, quiet, only_failed=False)
 
 
-@zoo.command()
+@app.command(cls=CommandHelp)
 def retry(
     manifest: _Manifest,
     force: _Force = False,
@@ -106,7 +109,7 @@ def retry(
     _run(manifest, force, engine, ray_address, push, events, as_json, verbose, quiet, only_failed=True)
 
 
-@zoo.command()
+@app.command(cls=CommandHelp)
 def status(manifest: _Manifest, as_json: console.JsonOption = False, verbose: console.VerboseOption = False) -> None:
     """Show what has become of everything, also while a run goes on.
 
@@ -118,7 +121,7 @@ def status(manifest: _Manifest, as_json: console.JsonOption = False, verbose: co
     _finish(zoo_status(manifest), as_json=as_json)
 
 
-@zoo.command()
+@app.command(cls=CommandHelp)
 def report(manifest: _Manifest, as_json: console.JsonOption = False, verbose: console.VerboseOption = False) -> None:
     """Write summary.json and report.html from the ledger into the output folder; every run does so at its end."""
     from surgery.zoo.summaries import write_summary
@@ -133,10 +136,10 @@ def report(manifest: _Manifest, as_json: console.JsonOption = False, verbose: co
         console.emit("zoo-report", {"files": files})
     else:
         for path in files:
-            console.out.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+            console.say(f"wrote {path}")
 
 
-@zoo.command()
+@app.command(cls=CommandHelp)
 def reference() -> None:
     """Print a manifest to begin with, and what every key means, as Markdown."""
     from surgery.schemas.reference import reference as markdown
@@ -202,7 +205,7 @@ def _finish(summary: dict[str, Any], *, as_json: bool, files: list[str] | None =
         console.out.print(summary_table(summary, console.out.width))
         _advise([(item["item"], item["hint"]) for item in summary["items"]])
         for path in files or ():
-            console.out.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+            console.say(f"wrote {path}")
     counts = summary["counts"]
     if counts["failed"] or counts["refused"] or counts["changed"] or summary["not_pushed"]:
         raise typer.Exit(ExitCode.SOME_FAILED)

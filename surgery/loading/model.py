@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from surgery.anatomy import FAMILIES, Family
 from surgery.anatomy.anatomy import MODEL_TYPE_PREFIX
 from surgery.anatomy.registration import register
 from surgery.checkpoint import CONFIG_NAME, load_config
 from surgery.errors import CheckpointError, UsageError
+from surgery.flag import NO_FLAG
 
 if TYPE_CHECKING:
     import torch
@@ -25,15 +26,19 @@ _DEVICE = re.compile(r"auto|cpu|(cuda|mps|xpu|hpu|npu|mlu|musa|mtia)(:\d+)?")
 
 
 class RunOptions(BaseModel):
-    """What every command that runs a model takes: ``--device --dtype --batch-size --attn-implementation``."""
+    """How a model is run: the flags of every command that runs one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
-    device: str = "auto"
-    dtype: Dtype = "auto"
-    batch_size: PositiveInt = 1
-    attn_implementation: str | None = None
-    trust_remote_code: bool = False
+    device: str = Field(default="auto", description="Device: auto, cpu, cuda, cuda:1, mps ...")
+    dtype: Dtype = Field(default="auto", description="auto (the dtype of the checkpoint), float32, bfloat16, float16.")
+    batch_size: PositiveInt = Field(default=1, description="Sequences per forward pass.")
+    attn_implementation: str | None = Field(
+        default=None, description="Attention of transformers: sdpa, eager, flash_attention_2 ..."
+    )
+    trust_remote_code: Annotated[bool, NO_FLAG] = Field(
+        default=False, description="Run modelling code that the checkpoint brings."
+    )
 
 
 def check_device(device: str) -> None:

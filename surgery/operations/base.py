@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from surgery.anatomy import Anatomy, AttentionLayer, Family
 from surgery.errors import PlanRefusedError
+from surgery.flag import NO_FLAG, Flag
 from surgery.operations.measured import MeasuredOperation
 from surgery.operations.training import TrainableOperation
 
@@ -71,17 +72,19 @@ def parse_layers(text: str, words: Sequence[str] = ()) -> tuple[int, ...]:
 
 
 class OperationOptions(BaseModel):
-    """What every operation can be told: on which layers.
+    """The options of every operation: its name, and the layers that it is applied to.
 
-    Attributes:
-        name: the operation.
-        layers: ``full`` (every full-attention layer), ``sliding``, ``chunked``, ``all``, or numbers such as ``0-3,7``.
+    The fields are the keys of a recipe and of config.json, and the flags of `surgery convert`: each is described once,
+    here, and its spelling at the command line stands beside it as a :class:`~surgery.flag.Flag`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Built when something is first validated: most commands that list the operations validate nothing.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
-    name: str
-    layers: LayerWord | tuple[Number, ...] = "full"
+    name: Annotated[str, NO_FLAG] = Field(description="The operation.")
+    layers: LayerWord | tuple[Number, ...] = Field(
+        default="full", description="Layers: full, sliding, chunked, all, or numbers: 0-3,7."
+    )
 
     @field_validator("layers", "heads", "keep_softmax", mode="before", check_fields=False)
     @classmethod
@@ -102,13 +105,11 @@ class OperationOptions(BaseModel):
 
 
 class HeadOptions(OperationOptions):
-    """Options of an operation on single heads.
+    """Options of an operation on single heads."""
 
-    Attributes:
-        heads: query heads in each of the layers; all of them where absent.
-    """
-
-    heads: tuple[Number, ...] | None = None
+    heads: Annotated[tuple[Number, ...] | None, Flag(absent="all")] = Field(
+        default=None, description="Query heads in these layers: 0-3,7."
+    )
 
 
 class CalibrationRecord(Protocol):
@@ -133,6 +134,7 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
         explanation: what a reader of the card should know, in Markdown.
         in_config_alone: the family's own class in transformers performs it as config.json says; no code travels.
         calibrates: it has a ``calibration`` package, which chooses start values on texts.
+        calibration_settings: the schema of the settings of that calibration.
         needed_options: options that `surgery convert` needs beside ``--to NAME``, as `surgery inspect` suggests them.
         multiplies_queries: its module returns the multiplier of the query, ``(batch, heads, queries, 1)``, which
             depends on the number of visible keys and on learned parameters alone. `surgery verify` compares it.
@@ -148,6 +150,7 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
     explanation: ClassVar[str]
     in_config_alone: ClassVar[bool] = False
     calibrates: ClassVar[bool] = False
+    calibration_settings: ClassVar[type[BaseModel] | None] = None
     needed_options: ClassVar[str] = ""
     multiplies_queries: ClassVar[bool] = False
     test_ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
@@ -302,6 +305,14 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
         It is loaded by its name on first use, because it stands above evaluation and needs torch.
         """
         return import_module(f"surgery.operations.{self.name}.calibration")
+
+    def uncalibrated(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The options that a user gave, marked so that a plan can be made before the calibration has run."""
+        raise NotImplementedError(f"{self.name} has no calibration")
+
+    def options_to_calibrate(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of its resolved options that a calibration is made for."""
+        raise NotImplementedError(f"{self.name} has no calibration")
 
     def calibrated(self, given: Mapping[str, Any], calibration: Any) -> Mapping[str, Any]:
         """The options that a user gave, with the values of a calibration.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from surgery.commands import console
 from tests.anatomy.builders import bare_source
@@ -51,8 +52,8 @@ def program(*arguments: object, **environment: str) -> Ran:
 @pytest.fixture
 def surgery(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """``surgery("inspect", folder)``: the same in this process."""
-    monkeypatch.setattr(console, "out", console.Console(width=160))
-    monkeypatch.setattr(console, "err", console.Console(stderr=True, width=160))
+    monkeypatch.setattr(console, "out", Console(width=160))
+    monkeypatch.setattr(console, "err", Console(stderr=True, width=160))
 
     def run(*arguments: object) -> Ran:
         from surgery.commands.app import app

@@ -120,7 +120,7 @@ CASES: dict[str, Callable[[Path, Path], Case]] = {
     "a device where no model runs": lambda model, place: (
         ["convert", model, "--to", "ssmax", "--device", "cpu", "--dry-run"],
         2,
-        ["--device does nothing here", "--calibrate"],
+        ["--device has no effect", "--calibrate"],
     ),
     "no calibration": lambda model, place: (
         ["convert", model, "--to", "screening", "--calibration", model / "config.json"],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from surgery.checkpoint import NewTensor, write_safetensors
 from surgery.commands import console
@@ -51,7 +52,7 @@ KINDS = ["llama", "gemma2", "gemma3_text", "gemma3_text scaled", "llama4_text", 
 
 
 def shown(surgery: Any, monkeypatch: pytest.MonkeyPatch, folder: Path, width: int = 80) -> list[str]:
-    monkeypatch.setattr(console, "out", console.Console(width=width))
+    monkeypatch.setattr(console, "out", Console(width=width))
     ran = surgery("inspect", folder)
     assert ran.code == 0, ran.err
     return [line.rstrip() for line in ran.out.splitlines()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from surgery.commands.convert import operations_from_flags
+from surgery.commands.operation_flags import operations_from_flags
 from surgery.errors import UsageError
 
 

@@ -17,6 +17,7 @@ import surgery as package
 from surgery.checkpoint.record import HISTORY_NAME
 from surgery.commands import console, progress
 from surgery.conversion import convert, make_plan
+from surgery.operations import OPERATIONS
 from tests.anatomy.builders import bare_source
 from tests.checkpoint.builders import listing
 from tests.commands.conftest import program
@@ -53,7 +54,7 @@ def test_inspect_says_what_was_done_and_whether_it_was_trained(
     surgery: Any, gemma: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = convert(gemma, heads="0-3", output=tmp_path / "out").output
-    monkeypatch.setattr(console, "out", console.Console(width=80))
+    monkeypatch.setattr(console, "out", Console(width=80))
     said = surgery("inspect", out).out
     assert "ssmax (anchored), N = 8192, layers 1, 3, heads 0-3" in " ".join(said.split())
     assert "no: as converted" in said and "ssmax, screening, rope never: converted already (ssmax)\n" in said
@@ -203,7 +204,8 @@ def test_help_names_the_defaults_and_no_types_of_python(surgery: Any) -> None:
 
     The parser's own words for --help and for arguments that repeat (``model...``) are left as they are.
     """
-    said = " ".join(surgery("convert", "--help").out.replace("│", " ").split())
+    operations = [part for name in OPERATIONS for part in ("--to", name)]
+    said = " ".join(surgery("convert", *operations, "--help").out.split())
     for default in (
         "beside the model, operations added",
         "anchored; gated",
@@ -212,8 +214,16 @@ def test_help_names_the_defaults_and_no_types_of_python(surgery: Any) -> None:
         "yarn",
         "8,4",
     ):
-        assert f"[default: ({default})]" in said, default
-    for command in (["convert"], ["evaluate"], ["report"], ["finetune"], ["zoo", "run"], ["recipes", "check"]):
+        assert f"[default: {default}]" in said, default
+    for command in (
+        ["convert"],
+        ["convert", *operations],
+        ["evaluate"],
+        ["report"],
+        ["finetune"],
+        ["zoo", "run"],
+        ["recipes", "check"],
+    ):
         lines = surgery(*command, "--help").out.splitlines()
         text = "\n".join(line for line in lines if "--help" not in line and not re.search(r"[a-z][.]{3} ", line))
         assert not re.search(r"list\[|<bool>|\s\.\s|\w [.;,] ", text), text

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from surgery.commands import console
 from tests.commands.conftest import program
@@ -113,7 +114,7 @@ def test_the_command_writes_table_picture_and_calibrations(
     assert (tmp_path / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
     again = surgery(*given, "--allow", "0.3")
     assert again.code == 2 and "holds a sweep already" in again.err
-    monkeypatch.setattr(console, "out", console.Console(width=80))
+    monkeypatch.setattr(console, "out", Console(width=80))
     ran = surgery(*given, "--allow", "0.3", "--force")
     point = json.loads((tmp_path / "out" / "sweep.json").read_text())["points"][0]["lengths"][0]
     for cell in (f"{point['rejected']:.1%}", f"{point['change']:+.4f}", f"{point['worst']:+.4f}"):
@@ -125,7 +126,10 @@ def test_the_command_writes_table_picture_and_calibrations(
 def test_a_sweep_goes_into_a_folder_of_its_own(surgery: Any, runnable: Path, texts: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("keep")
-    for output, message in ((tmp_path / "mine", "holds what is no sweep"), (tmp_path / "mine/thesis.txt", "is a file")):
+    for output, message in (
+        (tmp_path / "mine", "holds a file that is not of a sweep"),
+        (tmp_path / "mine/thesis.txt", "is a file"),
+    ):
         ran = surgery("screen-sweep", runnable, "--text", texts, "-o", output, "--force")
         assert ran.code == 2 and message in ran.err.replace("\n", " ")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "keep"

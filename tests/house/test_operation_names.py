@@ -18,12 +18,7 @@ LISTS = ("surgery/__init__.py", "surgery/operations/__init__.py")
 # RoPE is a part of every model's anatomy, whether an operation changes it or not; there the word is an identifier.
 ANATOMY = {"rope": "surgery/anatomy/"}
 # Files that still name an operation. An entry whose file does not is an error.
-KNOWN: dict[str, set[str]] = {
-    "commands/calibrating.py": {"screening"},
-    "commands/completing.py": {"screening", "ssmax"},
-    "commands/convert.py": {"screening", "ssmax", "rope"},
-    "commands/screen_sweep.py": {"screening"},
-}
+KNOWN: dict[str, set[str]] = {}
 
 
 def names_in(tree: ast.Module) -> Iterator[tuple[str, int, bool]]:

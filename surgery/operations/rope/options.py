@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from surgery.flag import NO_FLAG, Flag
 from surgery.operations.base import OperationOptions
 
 TypeName = Literal["yarn", "ntk", "linear", "theta"]
@@ -33,33 +34,43 @@ _OF_TYPE: dict[str, TypeName] = {
 
 
 class RopeOptions(OperationOptions):
-    """A change of RoPE, for texts ``factor`` times as long.
-
-    Attributes:
-        type: how frequencies change.
-        factor: by how much max_position_embeddings grows, and by how much the type stretches.
-        theta: type ``theta``: the new base.
-        theta_factor: type ``theta``: the new base as a multiple of the old one.
-        attention_factor: type ``yarn``: what queries and keys are each multiplied by; by default 0.1 ln factor + 1.
-        beta_fast: type ``yarn``: dimensions that turn so often over the trained length, or more, stay as they are.
-        beta_slow: type ``yarn``: dimensions that turn so often, or less, are interpolated in full.
-        replace: put the change in place of a scaling that the source already has.
-        original_length: with ``replace``: the length before that scaling, where config.json does not say.
-        before: filled in by the plan: max_position_embeddings and rope_parameters of the source. It is what the
-            change can be switched off to, and the length that other operations count as trained.
-    """
+    """A change of RoPE, for texts ``factor`` times as long."""
 
     name: Literal["rope"] = "rope"
-    type: TypeName = "yarn"
-    factor: Annotated[float, Field(gt=1, le=1024, allow_inf_nan=False)] = 2.0
-    theta: Positive | None = None
-    theta_factor: Positive | None = None
-    attention_factor: Positive | None = None
-    beta_fast: Positive | None = None
-    beta_slow: Positive | None = None
-    replace: bool = False
-    original_length: Annotated[int, Field(ge=2, le=2**31)] | None = None
-    before: dict[str, Any] | None = None
+    type: TypeName = Field(
+        default="yarn",
+        description="How frequencies change. yarn: slow ones are divided by the factor, fast ones are kept; ntk: theta "
+        "grows until the slowest is divided by the factor; linear: all are divided by the factor; theta: set by "
+        "--theta or --theta-factor.",
+    )
+    factor: float = Field(
+        default=2.0,
+        gt=1,
+        le=1024,
+        allow_inf_nan=False,
+        description="The maximum text length is multiplied by this.",
+    )
+    theta: Positive | None = Field(default=None, description="Type theta: the new theta.")
+    theta_factor: Positive | None = Field(default=None, description="Type theta: theta is multiplied by this.")
+    attention_factor: Annotated[Positive | None, Flag(absent="0.1 ln factor + 1")] = Field(
+        default=None, description="Type yarn: queries and keys are multiplied by this."
+    )
+    beta_fast: Annotated[Positive | None, Flag(absent="32")] = Field(
+        default=None, description="Type yarn: dimensions with more rotations than this are not scaled."
+    )
+    beta_slow: Annotated[Positive | None, Flag(absent="1")] = Field(
+        default=None,
+        description="Type yarn: dimensions with fewer rotations than this are scaled in full.",
+    )
+    replace: bool = Field(default=False, description="Replace the RoPE scaling that the source already has.")
+    original_length: Annotated[int | None, Flag(absent="as config.json says")] = Field(
+        default=None, ge=2, le=2**31, description="With --replace: the text length before the scaling of the source."
+    )
+    before: Annotated[dict[str, Any] | None, NO_FLAG] = Field(
+        default=None,
+        description="Set by the plan: max_position_embeddings and rope_parameters of the source. Switching the change "
+        "off restores them, and other operations take the trained length from them.",
+    )
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> RopeOptions:

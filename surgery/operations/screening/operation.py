@@ -12,17 +12,20 @@ from surgery.anatomy import Anatomy, AttentionLayer, Family
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.operations.base import LayerWord, Operation, OperationOptions, PlannedTensor
 from surgery.operations.measured import ObservedRows
-from surgery.operations.screening.options import ScreeningOptions
+from surgery.operations.screening.options import SOFTNESS, ScreeningOptions
 from surgery.operations.screening.sections import Bridge, Softness, Sparsity
+from surgery.operations.screening.settings import CalibrationSettings
 from surgery.operations.training import RecipeSection, StageHooks
 
 if TYPE_CHECKING:
     from torch import nn
 
+# The options that a calibration is made for.
+_CALIBRATED = ("form", "renormalisation", "layers", "heads", "sinks", "full_window")
+
 # What a plan holds in place of a hash while its calibration has not been run.
 PENDING = "pending"
 
-SOFTNESS = 0.05
 # Of the form unit where nothing was calibrated: a sum over some sixteen keys, bounded at a length of 4.
 UNIT_START = {"log2_gain": -4.0, "log2_bound": 2.0}
 
@@ -47,6 +50,7 @@ class ScreeningOperation(Operation):
     summary = "thresholds and windows per head, so that keys are really rejected"
     options = ScreeningOptions
     calibrates = True
+    calibration_settings = CalibrationSettings
     needed_options = "--calibrate TEXTS (or --open, to train from there)"
     # Screening that starts open is still open a little further on, so these ranges lie where it rejects keys.
     test_ranges = MappingProxyType({"threshold": (-0.3, 0.3), "softness": (0.05, 0.3), "log2_window": (2.0, 6.0)})
@@ -195,6 +199,17 @@ class ScreeningOperation(Operation):
         if options.calibration == PENDING:
             return "the plan shows shapes only: its thresholds and windows wait for a calibration"
         return None
+
+    def uncalibrated(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With a mark in place of the hash of a calibration."""
+        return {**given, "calibration": PENDING}
+
+    def options_to_calibrate(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Form, layers, heads, sinks and the full window."""
+        own = {name: options[name] for name in _CALIBRATED if name in options}
+        if own.get("renormalisation") == 0:
+            del own["sinks"]  # a unit keeps none
+        return own
 
     def calibrated(self, given: Mapping[str, Any], calibration: Any) -> Mapping[str, Any]:
         """Every option that was given must be the one that was calibrated with, or have been resolved in it."""

@@ -7,9 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from surgery.flag import NO_FLAG, Flag
 from surgery.operations.base import HeadOptions, Number
 
 FormName = Literal["gated", "unit"]
+# Width of the ramp below a threshold, unless told otherwise.
+SOFTNESS = 0.05
 PARAMETERS = ("threshold", "softness", "log2_window")
 # What the form ``unit`` has beside them: factors on the sum of values and on the length of the output, base 2.
 UNIT_PARAMETERS = (*PARAMETERS, "log2_gain", "log2_bound")
@@ -19,33 +22,51 @@ Values = Mapping[int, Mapping[str, tuple[Value, ...]]]
 
 
 class ScreeningOptions(HeadOptions):
-    """Screening on the chosen layers and heads.
-
-    Attributes:
-        form: ``gated`` keeps softmax over the keys that are accepted; ``unit`` is the paper's screening unit in place
-            of attention.
-        keep_softmax: in place of ``layers``: every full-attention layer but these.
-        renormalisation: of ``unit``, the exponent p that it starts with: 0 is the unit, 1 is ``gated``; between the two
-            lies the bridge that a recipe's ``bridge`` goes. By default 0, with ``open`` 1.
-        sinks: so many first tokens of a document are always kept, by ``gated`` and on the bridge.
-        full_window: a window of so many keys or more bounds nothing; by default the trained length.
-        open: start with everything accepted, for training from there.
-        start: start value of each parameter for all heads: threshold, softness, log2_window; of ``unit`` also log2_gain
-            and log2_bound.
-        values: start values per layer and head, from a calibration. They go into the tensors, not into config.json.
-        calibration: SHA-256 of the calibration that they come from.
-    """
+    """Screening on the chosen layers and heads."""
 
     name: Literal["screening"] = "screening"
-    form: FormName = "gated"
-    keep_softmax: tuple[Number, ...] | None = None
-    renormalisation: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
-    sinks: int = Field(default=4, ge=0, le=1024)
-    full_window: int | None = Field(default=None, ge=1, le=2**31)
-    open: bool = False
-    start: dict[str, Value] | None = None
-    values: Values | None = Field(default=None, exclude=True, repr=False)
-    calibration: str | None = None
+    form: FormName = Field(
+        default="gated",
+        description="gated: softmax over the accepted keys; unit: the screening unit, without softmax, replaces "
+        "attention.",
+    )
+    keep_softmax: tuple[Number, ...] | None = Field(
+        default=None, description="Instead of --layers: all full-attention layers except these: 0-3,7."
+    )
+    renormalisation: Annotated[float | None, Flag(absent="0, with --open 1")] = Field(
+        default=None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Form unit: start value of the exponent between unit (0) and gated (1).",
+    )
+    sinks: int = Field(
+        default=4, ge=0, le=1024, description="Number of first tokens of a document that are always kept."
+    )
+    full_window: Annotated[int | None, NO_FLAG] = Field(
+        default=None,
+        ge=1,
+        le=2**31,
+        description="A window of this many keys or more has no effect; by default the trained length.",
+    )
+    open: Annotated[bool, Flag(("--open",))] = Field(
+        default=False, description="Start with all keys accepted, and train from there."
+    )
+    start: dict[str, Value] | None = Field(
+        default=None,
+        description="Start value of a parameter for all heads: threshold, softness, log2_window; with form unit also "
+        "log2_gain, log2_bound (repeatable).",
+    )
+    values: Annotated[Values | None, NO_FLAG] = Field(
+        default=None,
+        exclude=True,
+        repr=False,
+        description="Start values for each layer and head, from a calibration. They are stored in the tensors, not in "
+        "config.json.",
+    )
+    calibration: Annotated[str | None, NO_FLAG] = Field(
+        default=None, description="SHA-256 of the calibration that the values come from."
+    )
 
     @property
     def parameters(self) -> tuple[str, ...]:

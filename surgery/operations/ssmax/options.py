@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from surgery.flag import Flag
 from surgery.operations.base import HeadOptions
 
 FormName = Literal["anchored", "paper", "bias", "logn"]
@@ -37,18 +38,20 @@ FORMS: MappingProxyType[FormName, Form] = MappingProxyType(
 
 
 class SSMaxOptions(HeadOptions):
-    """SSMax on the chosen layers and heads.
-
-    Attributes:
-        form: which multiplier.
-        reference_length: N, the length that the model was trained at; by default its max_position_embeddings.
-        start: start value of each parameter of the form; by default the identity, for ``paper`` 1 / mean ln n.
-    """
+    """SSMax on the chosen layers and heads."""
 
     name: Literal["ssmax"] = "ssmax"
-    form: FormName = "anchored"
-    reference_length: int | None = Field(default=None, ge=2, le=2**31)
-    start: dict[str, StartValue] | None = None
+    form: FormName = Field(
+        default="anchored",
+        description="Multiplier m(n). anchored: 1 + s (ln n - ln N), the source model at the start; paper: s ln n; "
+        "bias: s ln n + b; logn: max(1, ln n / ln N), no parameters.",
+    )
+    reference_length: Annotated[int | None, Flag(("--reference-length", "-N"), absent="the trained length")] = Field(
+        default=None, ge=2, le=2**31, description="N of the multiplier: the length that the model was trained at."
+    )
+    start: Annotated[dict[str, StartValue] | None, Flag(absent="the identity; for paper 1 / mean ln n")] = Field(
+        default=None, description="Start value of a parameter of the form: scale=0.1, bias=1 (repeatable)."
+    )
 
     @model_validator(mode="after")
     def _start_fits_form(self) -> SSMaxOptions:

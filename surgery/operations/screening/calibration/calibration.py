@@ -15,12 +15,8 @@ from surgery.operations.screening import ScreeningOptions
 from surgery.operations.screening.calibration.calibrator import Calibrator, OnProgress
 from surgery.operations.screening.calibration.passages import divide, short_names
 from surgery.operations.screening.calibration.results import Calibration, Trial
-from surgery.operations.screening.calibration.settings import (
-    CalibrationSettings,
-    check_settings,
-    known_lengths,
-    recorded,
-)
+from surgery.operations.screening.calibration.settings_check import check_settings, known_lengths, recorded
+from surgery.operations.screening.settings import CalibrationSettings
 
 
 def calibrate(

@@ -1,51 +1,14 @@
-"""The settings of a calibration, and their checks."""
+"""Checks of the settings of a calibration against the options and the model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from typing import Any
 
 from surgery.anatomy import Anatomy
 from surgery.errors import UsageError
-from surgery.operations.screening import SOFTNESS, ScreeningOptions
-
-
-class CalibrationSettings(BaseModel):
-    """How to calibrate.
-
-    Attributes:
-        max_loss_increase: the loss of no held-out passage may rise by more, in nats per token.
-        budget: choose by softmax mass instead: no head loses a greater share of it in any observed passage. The
-            budget is lowered where the loss would rise by more than ``max_loss_increase``.
-        lengths: tokens per passage; by default 1024 and 4096, no longer than the model was trained at.
-        observe, hold_out: passages of the shortest length; of the others as many as make about as many tokens.
-        rows: queries that are looked at in each observed passage.
-        softness: width of the ramp below each threshold; 0 is hard.
-        windows: one for each head, or one for the query heads of each key-value group, whose cache then can shrink: a
-            single open head keeps it whole.
-        seed: of the sample of queries.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    max_loss_increase: float = Field(default=0.005, gt=0, allow_inf_nan=False)
-    budget: float | None = Field(default=None, gt=0, lt=1)
-    lengths: tuple[PositiveInt, ...] | None = None
-    observe: PositiveInt = 8
-    hold_out: PositiveInt = 4
-    rows: PositiveInt = 192
-    softness: float = Field(default=SOFTNESS, ge=0, le=0.5)
-    windows: Literal["head", "group"] = "head"
-    seed: int = 0
-
-    @field_validator("lengths")
-    @classmethod
-    def _long_enough(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if value is not None and (not value or min(value) < 16):
-            raise ValueError("a passage needs at least 16 tokens")
-        return value
+from surgery.operations.screening import ScreeningOptions
+from surgery.operations.screening.settings import CalibrationSettings
 
 
 def check_settings(settings: CalibrationSettings, options: Mapping[str, Any]) -> None:

@@ -12,25 +12,6 @@ def operations(incomplete: str) -> list[str]:
     return _beginning(OPERATIONS, incomplete)
 
 
-def forms(incomplete: str) -> list[str]:
-    """Forms of the operations, for ``--form``."""
-    from typing import get_args
-
-    from surgery.operations.screening.options import ScreeningOptions
-    from surgery.operations.ssmax import FORMS
-
-    return _beginning([*FORMS, *get_args(ScreeningOptions.model_fields["form"].annotation)], incomplete)
-
-
-def layers(incomplete: str) -> list[str]:
-    """Words for ``--layers``."""
-    from typing import get_args
-
-    from surgery.operations.base import LayerWord
-
-    return _beginning(get_args(LayerWord), incomplete)
-
-
 def families(incomplete: str) -> list[str]:
     """Families, for `surgery families`: those that are refused too, since it says why."""
     from surgery.anatomy import FAMILIES, REFUSED

@@ -1,0 +1,176 @@
+"""The calibration of an operation from the command line: on texts, or from the file of an earlier one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgery.commands import console
+from surgery.commands.flags import spelled
+from surgery.errors import UsageError
+from surgery.operations import OPERATIONS
+from surgery.operations.base import Operation
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from surgery.conversion.plan import PreparedPlan
+    from surgery.loading import RunOptions
+
+
+@dataclass(frozen=True)
+class CalibrationRequest:
+    """What the flags of a calibration say: texts or a file, settings, and how the model is run."""
+
+    text: list[str] | None
+    file: Path | None
+    settings: Mapping[str, Any]
+    run: Mapping[str, Any]
+
+
+def plan_with_calibration(
+    model: str,
+    operations: Sequence[Mapping[str, Any]],
+    request: CalibrationRequest,
+    revision: str | None,
+    *,
+    dry_run: bool,
+    allow_unverified: bool = False,
+) -> PreparedPlan:
+    """The plan of the operations, after calibrating on texts if there are any. A dry run does not calibrate.
+
+    Raises:
+        UsageError: flags exclude each other, or belong to an operation that was not chosen.
+    """
+    from surgery.conversion.plan import make_plan
+
+    plan = partial(make_plan, model, revision=revision, allow_unverified=allow_unverified)
+    calibrated = next((one for one in operations if OPERATIONS[one["name"]].calibrates), None)
+    check_request(request, operations, calibrated)
+    if calibrated is None or not (request.file or request.text):
+        return plan(operations)
+    operation = OPERATIONS[calibrated["name"]]
+    if request.file is not None:
+        return plan(operations, calibration=operation.calibration_package().read_calibration(request.file))
+    prepared = plan([operation.uncalibrated(one) if one is calibrated else one for one in operations])
+    if dry_run:
+        return prepared
+    settings, run = calibration_settings(operation.name, request.settings, request.run)
+    console.silence_transformers()
+    with console.progress() as bar:
+        task = bar.add_task("calibrating", total=None, rate="")
+
+        def on_progress(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what, rate="")
+
+        calibration = operation.calibration_package().calibrate(
+            model,
+            request.text,
+            **_calibrated(operation, prepared),
+            settings=settings,
+            revision=revision,
+            run=run,
+            on_progress=on_progress,
+        )
+    return plan(operations, calibration=calibration)
+
+
+def check_request(
+    request: CalibrationRequest, operations: Sequence[Mapping[str, Any]], calibrated: Mapping[str, Any] | None
+) -> None:
+    """Refuse flags that exclude each other, or that would do nothing.
+
+    Raises:
+        UsageError: there are such flags.
+    """
+    given = next(iter(request.settings), None)
+    flag = "--calibrate" if request.text else "--calibration" if request.file else given and _spelled(given)
+    if calibrated is None and flag is not None:
+        owners = [name for name, operation in OPERATIONS.items() if operation.calibrates]
+        raise UsageError(
+            f"{flag} is no option of {' or '.join(str(one['name']) for one in operations)}",
+            hint=f"It belongs to --to {', --to '.join(owners)}.",
+        )
+    if given is not None and not request.text:
+        raise UsageError(
+            f"{_spelled(given)} is a setting of the calibration, but no text is given",
+            hint="Give texts: --calibrate 'texts/*.txt'.",
+        )
+    idle = [name for name, value in request.run.items() if value != "auto"]
+    if idle and not request.text:
+        raise UsageError(
+            f"{spelled(idle[0])} has no effect without --calibrate: a conversion runs no model",
+            hint=f"Give texts with --calibrate, or leave {spelled(idle[0])} out.",
+        )
+    if sum(map(bool, (request.text, request.file, (calibrated or {}).get("open")))) > 1:
+        raise UsageError("--calibrate, --calibration and --open exclude each other")
+
+
+def calibration_settings(
+    operation: str, settings: Mapping[str, Any], run: Mapping[str, Any]
+) -> tuple[BaseModel, RunOptions]:
+    """The settings of a calibration and of running the model, from flags.
+
+    Raises:
+        UsageError: a value is not possible.
+    """
+    from pydantic import ValidationError
+
+    from surgery.conversion.plan import problems
+    from surgery.loading import RunOptions
+
+    schema = OPERATIONS[operation].calibration_settings
+    assert schema is not None
+    try:
+        return schema.model_validate(dict(settings)), RunOptions.model_validate(dict(run))
+    except ValidationError as error:
+        raise UsageError(f"calibration: {problems(error)}") from error
+
+
+def _calibrated(operation: Operation, prepared: PreparedPlan) -> dict[str, Any]:
+    """What is calibrated: the options of the operation, those of the others in the plan, and an unverified family."""
+    family = prepared.anatomy.family
+    resolved = {str(options["name"]): options for options in prepared.plan.operations}
+    return {
+        "options": operation.options_to_calibrate(resolved[operation.name]),
+        "before": [options for name, options in resolved.items() if name != operation.name],
+        "family": family if family.unverified else None,
+    }
+
+
+def _spelled(field: str) -> str:
+    """The flag of a setting of any calibration."""
+    from surgery.commands.operation_flags import calibration_flags
+
+    flags = calibration_flags()
+    owner = next((flag for flag in flags.values() if flag.second == field), flags.get(field))
+    return owner.names[0] if owner else spelled(field)
+
+
+def print_calibration(calibration: Any) -> None:
+    """Print the held-out passages and how many heads stay open."""
+    from rich.table import Table
+
+    from surgery.conversion.card import summarize_numbers
+
+    table = Table(title="Held-out text", title_justify="left")
+    for column in ("text", "tokens", "loss", "change", "keys rejected"):
+        table.add_column(column)
+    for text in calibration.guard:
+        name = console.printable(Path(text.text).name)
+        table.add_row(name, str(text.tokens), f"{text.loss:.4f}", f"{text.change:+z.4f}", f"{text.rejected:.1%}")
+    console.out.print(table)
+    heads = sum(len(layer.open) for layer in calibration.layers)
+    opened = sum(sum(layer.open) for layer in calibration.layers)
+    whole = [layer.layer for layer in calibration.layers if all(layer.open)]
+    layers = f" (all heads of layers {summarize_numbers(whole)})" if whole else ""
+    console.say(
+        f"{opened} of {heads} heads stay open: rejecting keys there would increase the loss too much{layers}"
+        if opened
+        else f"all {heads} heads reject keys"
+    )
+    for warning in calibration.warnings:
+        console.note(warning)

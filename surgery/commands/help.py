@@ -1,0 +1,59 @@
+"""Help texts: plain text in sections, 80 columns at most. Without rich, `--help` takes half the time."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+# Typer puts a default that is told in words into parentheses as well.
+_DEFAULT_IN_WORDS = re.compile(r"\[default: \((.*)\)((?:; [^\]]*)?)\]$")
+
+
+def write_sections(parameters: list[Any], ctx: Any, formatter: Any) -> None:
+    """Arguments and options in sections by their panel, in the order of the parameters."""
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for parameter in parameters:
+        is_argument = parameter.param_type_name == "argument"
+        if parameter.metavar is None and getattr(parameter, "multiple", False):
+            parameter.metavar = "<str> ..."
+        record = parameter.get_help_record(ctx)
+        if record is not None:
+            panel = getattr(parameter, "rich_help_panel", None) or ("Arguments" if is_argument else "Options")
+            name, text = record
+            sections.setdefault(panel, []).append((name, _DEFAULT_IN_WORDS.sub(r"[default: \1\2]", text)))
+    for panel, records in sections.items():
+        with formatter.section(panel):
+            formatter.write_dl(records)
+
+
+class CommandHelp(TyperCommand):
+    """A command whose help has a section for each panel."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Every parameter in its section."""
+        write_sections(self.get_params(ctx), ctx, formatter)
+
+
+class GroupHelp(TyperGroup):
+    """A group whose options come first, then its commands."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Options, then commands."""
+        write_sections(self.get_params(ctx), ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+def command_app() -> typer.Typer:
+    """The Typer application of a file that holds one command."""
+    return typer.Typer(add_completion=False, **SETTINGS)
+
+
+# Of every application.
+SETTINGS: dict[str, Any] = {
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}

@@ -1,0 +1,71 @@
+"""The settings of a calibration: how much loss is allowed, and how much text is used."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+
+from surgery.flag import NO_FLAG, Flag
+from surgery.operations.screening.options import SOFTNESS
+
+
+class CalibrationSettings(BaseModel):
+    """How to calibrate."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    max_loss_increase: float = Field(
+        default=0.005,
+        gt=0,
+        allow_inf_nan=False,
+        description="Largest increase of the loss of any held-out passage, in nats per token.",
+    )
+    budget: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Choose by softmax mass: the largest share that a head may lose in any observed passage. "
+        "It is lowered where the loss would increase by more than --max-loss-increase.",
+    )
+    lengths: Annotated[tuple[PositiveInt, ...] | None, Flag(absent="1024,4096")] = Field(
+        default=None, description="Tokens per passage, no more than the trained length."
+    )
+    observe: Annotated[PositiveInt, Flag(("--passages",), absent="8,4", second="hold_out")] = Field(
+        default=8,
+        description="Passages of the shortest length to observe, and to hold out; of each other length, passages with "
+        "about as many tokens.",
+    )
+    hold_out: Annotated[PositiveInt, NO_FLAG] = Field(
+        default=4, description="Passages of the shortest length to hold out."
+    )
+    rows: Annotated[PositiveInt, NO_FLAG] = Field(
+        default=192, description="Queries that are sampled from each observed passage."
+    )
+    softness: float = Field(
+        default=SOFTNESS, ge=0, le=0.5, description="Width of the ramp below each threshold; 0 is a hard threshold."
+    )
+    windows: Literal["head", "group"] = Field(
+        default="head",
+        description="A window for each query head, or one for each key-value group, so that the cache of the group can "
+        "shrink; one open head in a group keeps its whole cache.",
+    )
+    seed: Annotated[int, NO_FLAG] = Field(default=0, description="Seed of the sample of queries.")
+
+    @field_validator("lengths", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        """``1024,4096`` as (1024, 4096)."""
+        if not isinstance(value, str):
+            return value
+        parts = [part.strip() for part in value.split(",")]
+        if not all(part.isascii() and part.isdigit() for part in parts):
+            raise ValueError("not whole numbers with commas between, such as 1024,4096")
+        return tuple(map(int, parts))
+
+    @field_validator("lengths")
+    @classmethod
+    def _long_enough(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and (not value or min(value) < 16):
+            raise ValueError("a passage needs at least 16 tokens")
+        return value
