@@ -205,6 +205,8 @@ def printable(text: object) -> str:
 def run(app: typer.Typer, arguments: list[str] | None) -> int:
     """Run the app; turn every expected error into one message and its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
+    # Looking for plug-ins of pydantic reads every installed package's metadata, and no schema here uses one.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     _settings.update(
         emitted=False, terminated=False, json="--json" in given[: given.index("--") if "--" in given else None]
     )

@@ -32,6 +32,23 @@ app = command_app()
 
 WRITING = "Writing"
 
+_To = Annotated[
+    list[str],
+    typer.Option(
+        "--to", autocompletion=completion.operations, help=f"Operation: {', '.join(OPERATIONS)} (repeatable)."
+    ),
+]
+_Calibrate = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Text file, folder or quoted glob to calibrate on (repeatable). Runs the model.",
+        rich_help_panel=CALIBRATION,
+    ),
+]
+_Calibration = Annotated[
+    Path | None, typer.Option(help="Use the values of an earlier calibration.json.", rich_help_panel=CALIBRATION)
+]
+
 
 @app.command(cls=OperationHelp)
 @with_flags(
@@ -41,12 +58,7 @@ WRITING = "Writing"
 )
 def convert(
     model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
-    to: Annotated[
-        list[str],
-        typer.Option(
-            "--to", autocompletion=completion.operations, help=f"Operation: {', '.join(OPERATIONS)} (repeatable)."
-        ),
-    ],
+    to: _To,
     options: Mapping[str, Any],
     settings: Mapping[str, Any],
     run: Mapping[str, Any],
@@ -55,17 +67,8 @@ def convert(
         typer.Option("--output", "-o", help="Output folder.", show_default="beside the model, operations added"),
     ] = None,
     revision: console.RevisionOption = None,
-    calibrate: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Text file, folder or quoted glob to calibrate on (repeatable). Runs the model.",
-            rich_help_panel=CALIBRATION,
-        ),
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(help="Use the values of an earlier calibration.json.", rich_help_panel=CALIBRATION),
-    ] = None,
+    calibrate: _Calibrate = None,
+    calibration: _Calibration = None,
     link: Annotated[bool, typer.Option("--link", help="Hard-link unchanged shards.", rich_help_panel=WRITING)] = False,
     copy: Annotated[
         bool,

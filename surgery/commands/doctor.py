@@ -20,7 +20,10 @@ app = command_app()
 
 @app.command(cls=CommandHelp)
 def doctor(as_json: console.JsonOption = False, verbose: console.VerboseOption = False) -> None:
-    """Look at this machine: versions, devices, disks, what it can run. Exit code 1 if something stands in the way."""
+    """Check this machine: versions, devices, disks.
+
+    Shows versions, devices, disks and what the machine can run. Exit code 1 if there is a problem.
+    """
     from surgery.loading.machine import examine
 
     console.setup(verbose=verbose)

@@ -21,6 +21,25 @@ if TYPE_CHECKING:
 
 app = command_app()
 
+_Suite = Annotated[
+    str, typer.Option(help="What to measure: a suite that ships, or a YAML file.", autocompletion=completion.suites)
+]
+_Text = Annotated[
+    list[str] | None, typer.Option("--text", help="Text file, folder or quoted glob to measure on (repeatable).")
+]
+_Length = Annotated[int | None, typer.Option(help="Tokens per sequence, instead of the suite's.", show_default=False)]
+_Documents = Annotated[
+    int | None,
+    typer.Option(help="Measure at most this many sequences, from as many texts as possible.", show_default=False),
+]
+_Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Folder for the report.", show_default="./<model>-evaluation")
+]
+_Results = Annotated[
+    Path | None, typer.Option(help="Folder of finished parts, which are not run again.", show_default="OUTPUT/results")
+]
+_Card = Annotated[bool, typer.Option("--card", help="Write the numbers into the card of each converted MODEL.")]
+
 
 @app.command(cls=CommandHelp)
 @with_flags(run=run_flags("device", "dtype", "batch_size", "attn_implementation"))
@@ -28,94 +47,88 @@ def evaluate(
     run: Mapping[str, Any],
     model: Annotated[list[str] | None, typer.Argument(help="Model folders or hub ids.")] = None,
     against: Annotated[str | None, typer.Option(help="Base to compare with: folder or hub id.")] = None,
-    suite: Annotated[
-        str,
-        typer.Option(help="What to measure: a suite that ships, or a YAML file.", autocompletion=completion.suites),
-    ] = "quick",
+    suite: _Suite = "quick",
     list_suites: Annotated[bool, typer.Option("--list-suites", help="Name the suites that ship.")] = False,
-    text: Annotated[
-        list[str] | None, typer.Option("--text", help="Text file, folder or quoted glob to measure on (repeatable).")
-    ] = None,
-    length: Annotated[
-        int | None, typer.Option(help="Tokens per sequence, in place of the suite's.", show_default=False)
-    ] = None,
-    documents: Annotated[
-        int | None,
-        typer.Option(help="Measure at most so many sequences, from as many texts as possible.", show_default=False),
-    ] = None,
+    text: _Text = None,
+    length: _Length = None,
+    documents: _Documents = None,
     revision: console.RevisionOption = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the report.", show_default="./<model>-evaluation")
-    ] = None,
-    results: Annotated[
-        Path | None,
-        typer.Option(help="Folder of finished parts, which are not run again.", show_default="OUTPUT/results"),
-    ] = None,
-    card: Annotated[
-        bool, typer.Option("--card", help="Write the numbers into the card of each converted MODEL.")
-    ] = False,
+    output: _Output = None,
+    results: _Results = None,
+    card: _Card = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier report in the output.")] = False,
     events: console.EventsOption = None,
     as_json: console.JsonOption = False,
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
 ) -> None:
-    """Measure a suite on one or more models, compare with the base, and write a report with pictures."""
+    """Measure models and compare them with the base.
+
+    Runs the parts of a suite on one or more models and writes a report with pictures.
+    """
     console.setup(verbose=verbose, quiet=quiet)
     if list_suites:
         _list_suites(as_json=as_json)
         return
     if not model:
         raise UsageError("no model was given", hint="surgery evaluate MODEL --against BASE --text 'texts/**/*.md'")
-    from surgery import evaluation
     from surgery.commands.report import write_files
-    from surgery.evaluation.folders import STORE, check_report
-    from surgery.evaluation.suite import read_suite
 
     folder = output or Path(f"{Path(model[0]).name or 'model'}-evaluation")
+    measured: dict[str, Any] = {"against": against, "suite": suite, "length": length, "documents": documents}
+    _check_before_measuring(model, folder, events, card=card, force=force)
+    result = _measure(model, folder, results, events, run=_run_options(run), text=text, revision=revision, **measured)
+    if dtype := run.get("dtype"):
+        measured["dtype"] = dtype
+    command = _command_line(model, text or [], **measured)
+    document = {**result, "provenance": {"command": command, "measured": time.strftime("%Y-%m-%d")}}
+    written = write_files(document, folder)
+    if card:
+        _write_cards(model, result, document["provenance"])
+    if as_json:
+        console.emit("evaluation", {**document, "files": written})
+        return
+    console.show_report(document, folder)
+
+
+def _check_before_measuring(models: list[str], folder: Path, events: Path | None, *, card: bool, force: bool) -> None:
+    """What would stop the command after the measuring is checked first.
+
+    Raises:
+        UsageError: the report or the cards cannot be written.
+    """
+    from surgery.evaluation.folders import check_report
+
     check_report(folder, force=force, beside=[events] if events is not None else [])
     if card:
-        _check_cards(model)
-    run_options = _run_options(run)
-    chosen = read_suite(suite)  # before transformers is imported: a wrong suite is said at once
+        _check_cards(models)
+
+
+def _measure(
+    models: list[str], folder: Path, results: Path | None, events: Path | None, *, suite: str, text: Any, **options: Any
+) -> dict[str, Any]:
+    """Measure with a progress bar and a file of events; the result as plain data."""
+    from surgery import evaluation
+    from surgery.evaluation.folders import STORE
+    from surgery.evaluation.suite import read_suite
+
+    chosen = read_suite(suite)  # before transformers is imported: an error in a suite is found at once
     console.silence_transformers()
     finished = results or folder / STORE
     with console.event_writer(events) as write_event, _progress() as on_event:
 
-        def tell(event: dict[str, Any]) -> None:
+        def handle(event: dict[str, Any]) -> None:
             write_event(event)
             on_event(event)
 
         try:
             result = evaluation.evaluate(
-                model,
-                against=against,
-                text=text or (),
-                suite=chosen,
-                length=length,
-                documents=documents,
-                revision=revision,
-                results=finished,
-                run=run_options,
-                on_event=tell,
+                models, text=text or (), suite=chosen, results=finished, on_event=handle, **options
             )
         except KeyboardInterrupt:
-            console.err.print(f"What is finished is in {finished}; the same command goes on from there.", markup=False)
+            console.err.print(f"Finished parts are in {finished}; run the same command to continue.", markup=False)
             raise
-    given = {"against": against, "suite": suite, "length": length, "documents": documents}
-    if run_options.dtype != "auto":
-        given["dtype"] = run_options.dtype
-    document = {
-        **result.to_dict(),
-        "provenance": {"command": _command_line(model, text or [], **given), "measured": time.strftime("%Y-%m-%d")},
-    }
-    written = write_files(document, folder)
-    if card:
-        _write_cards(model, result.to_dict(), document["provenance"])
-    if as_json:
-        console.emit("evaluation", {**document, "files": written})
-        return
-    console.show_report(document, folder)
+    return result.to_dict()
 
 
 def _command_line(models: list[str], text: list[str], **given: object) -> str:
@@ -126,12 +139,16 @@ def _command_line(models: list[str], text: list[str], **given: object) -> str:
 
 
 def _check_cards(models: list[str]) -> None:
-    """Before anything is measured: only a checkpoint of ours has a card that we write."""
+    """Only a checkpoint that surgery wrote has a card that `--card` may change.
+
+    Raises:
+        UsageError: a model is no such checkpoint.
+    """
     from surgery.checkpoint.record import PLAN_NAME
 
     for name in models:
         if not (Path(name) / PLAN_NAME).is_file():
-            raise UsageError(f"--card: {name} is no converted checkpoint, and its card is not ours to write.")
+            raise UsageError(f"--card: {name} is no converted checkpoint, so its card is not changed")
 
 
 def _write_cards(models: list[str], result: dict[str, Any], provenance: dict[str, str]) -> None:

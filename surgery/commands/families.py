@@ -31,7 +31,10 @@ def families(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as a page in Markdown.")] = False,
     as_json: console.JsonOption = False,
 ) -> None:
-    """List the supported families: kinds of attention, which operations apply, what to know, and what is refused."""
+    """List the supported families.
+
+    Shows kinds of attention, operations that apply, notes, and families that are refused with the reason.
+    """
     from surgery.operations.family_table import family_entries, find_families, refused_families
 
     if markdown and as_json:

@@ -12,9 +12,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from surgery.colours import LABEL, NOTE
+from surgery.colours import LABEL
 from surgery.commands import completion, console
-from surgery.commands.flags import run_flags, with_flags
+from surgery.commands.flags import RUNNING, run_flags, with_flags
 from surgery.commands.help import CommandHelp, command_app
 from surgery.errors import UsageError
 
@@ -32,49 +32,54 @@ _Handler = Callable[[dict[str, Any]], None]
 
 app = command_app()
 
+_RecipeFile = Annotated[
+    Path,
+    typer.Argument(
+        help="A YAML file, or a recipe that ships (`surgery recipes list`).", autocompletion=completion.recipes
+    ),
+]
+_Dtype = Annotated[str, typer.Option(help="Overrides precision of the recipe.", rich_help_panel=RUNNING)]
+_BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Overrides batch.sequences of the recipe.", rich_help_panel=RUNNING)
+]
+
 
 @app.command(cls=CommandHelp)
 @with_flags(run=run_flags("device", "attn_implementation"))
 def finetune(
-    recipe: Annotated[
-        Path,
-        typer.Argument(
-            help="A YAML file, or a recipe that ships (`surgery recipes list`).", autocompletion=completion.recipes
-        ),
-    ],
+    recipe: _RecipeFile,
     run: Mapping[str, Any],
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: optimizer.scale_lr=0.01.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run, exactly.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run, exactly.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show steps, tokens, parameters, memory; no run.")] = False,
     show_config: Annotated[
-        bool, typer.Option("--show-config", help="Show every value in force and where it comes from; no run.")
+        bool, typer.Option("--show-config", help="Show every value in force and its origin; no run.")
     ] = False,
     measure: Annotated[
-        bool, typer.Option("--measure", help="With --dry-run: a trial step, for an estimate of time and memory.")
+        bool, typer.Option("--measure", help="With --dry-run: run a trial step to estimate time and memory.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Start over; replace an earlier output of this tool.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start again; replace an earlier output of this tool.")
+    ] = False,
     json_: console.JsonOption = False,
     events: console.EventsOption = None,
-    dtype: Annotated[
-        str, typer.Option(help="Overrides the recipe's precision.", rich_help_panel="Running", show_default=False)
-    ] = "",
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Overrides batch.sequences.", rich_help_panel="Running")
-    ] = None,
+    dtype: _Dtype = "",
+    batch_size: _BatchSize = None,
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
 ) -> None:
-    """Train a converted checkpoint for a short while, as a recipe says, and write the result."""
+    """Train a checkpoint as a recipe says.
+
+    Writes a full checkpoint. A run that was interrupted is continued with --resume.
+    """
     console.setup(verbose=verbose, quiet=quiet)
     from surgery import recovery
-    from surgery.checkpoint import CONFIG_NAME
     from surgery.training.processes import is_first
 
-    quiet = quiet or not is_first()
     if measure and not dry_run:
-        raise UsageError("--measure goes with --dry-run.", hint="A run takes a trial step in any case.")
+        raise UsageError("--measure needs --dry-run", hint="A run takes a trial step in any case.")
     groups = [
         ("SURGERY_SET", recovery.environment_overrides()),
         ("--set", list(set_ or [])),
@@ -85,39 +90,33 @@ def finetune(
         _show_config(recovery.explain_recipe(recipe, groups), json_=json_)
         return
     overrides = [override for _, given in groups for override in given]
-    with _listening(events if is_first() else None, quiet=quiet or dry_run) as on_progress:
-        result = recovery.finetune(
-            recipe,
-            overrides=overrides,
-            resume=resume,
-            dry_run=dry_run,
-            measure=measure,
-            force=force,
-            **run,
-            on_progress=on_progress,
-        )
-    if not is_first():
-        return
+    is_shown = is_first()
+    with _listening(events if is_shown else None, quiet=quiet or dry_run or not is_shown) as on_progress:
+        options = {**run, "resume": resume, "dry_run": dry_run, "measure": measure, "force": force}
+        result = recovery.finetune(recipe, overrides=overrides, on_progress=on_progress, **options)
+    if is_shown:
+        _show_result(result, json_=json_)
+
+
+def _show_result(result: FinetuneResult, *, json_: bool) -> None:
+    from surgery.checkpoint import CONFIG_NAME
+
     if json_:
         console.emit("finetune", result.to_dict())
-    elif result.output is None:
+        return
+    if result.output is None:
         console.out.print(_plan_table(result.plan))
-        _print_notes(result.plan)
+        for note in result.plan.notes:
+            console.note(note)
         console.next_step("the same without --dry-run")
+        return
+    console.out.print(_result_table(result))
+    if result.comparison is not None:
+        console.out.print(_comparison_table(result.comparison))
+    if (result.output / CONFIG_NAME).is_file():
+        console.next_step("surgery", "evaluate", str(result.output), "--against", "SOURCE", "--text", "TEXTS")
     else:
-        console.out.print(_result_table(result))
-        if result.comparison is not None:
-            console.out.print(_comparison_table(result.comparison))
-        if (result.output / CONFIG_NAME).is_file():
-            console.next_step("surgery", "evaluate", str(result.output), "--against", "SOURCE", "--text", "TEXTS")
-        else:
-            console.next_step("surgery", "merge", str(result.output / "adapter"), "-o", f"{result.output}-merged")
-
-
-def _print_notes(plan: FinetunePlan) -> None:
-    for note in plan.notes:
-        console.err.print("note:", style=NOTE, end=" ")
-        console.err.print(note, markup=False, highlight=False, soft_wrap=True)
+        console.next_step("surgery", "merge", str(result.output / "adapter"), "-o", f"{result.output}-merged")
 
 
 def _show_config(settings: Sequence[Setting], *, json_: bool) -> None:

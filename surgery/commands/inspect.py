@@ -31,7 +31,10 @@ def inspect(
     as_json: console.JsonOption = False,
     verbose: console.VerboseOption = False,
 ) -> None:
-    """Show a model's attention layer by layer, and which operations apply. Reads headers only; no torch."""
+    """Show the attention of a model and which operations apply.
+
+    Reads headers only; needs no torch.
+    """
     from surgery.operations.inspection import inspect as inspect_model
 
     console.setup(verbose=verbose)

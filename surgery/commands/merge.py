@@ -27,7 +27,10 @@ def merge(
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
 ) -> None:
-    """Add an adapter to its base, and write the result once it is shown to be the same model."""
+    """Merge a LoRA adapter into its base.
+
+    Writes the merged checkpoint after checking that it gives the logits of the adapter on its base.
+    """
     console.setup(verbose=verbose, quiet=quiet)
     from surgery.recovery.adapter_merge import merge as merge_adapter
 

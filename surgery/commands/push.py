@@ -34,9 +34,10 @@ def push(
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
 ) -> None:
-    """Upload an output with its card to the Hugging Face hub, in one commit. Private unless --public.
+    """Upload an output to the Hugging Face hub.
 
-    HF_TOKEN, or what `hf auth login` has stored, says who you are. What was interrupted is gone on with when repeated.
+    Uploads the folder with its card in one commit, private unless --public is given. The account is that of
+    HF_TOKEN or of `hf auth login`. An interrupted upload continues when the command is repeated.
     """
     from surgery.checkpoint.hub_upload import push as push_folder
 

@@ -19,7 +19,10 @@ def refresh(
     as_json: console.JsonOption = False,
     verbose: console.VerboseOption = False,
 ) -> None:
-    """Rewrite the code in a converted checkpoint to this version's. Tensors and config.json stay as they are."""
+    """Update the modelling code of a converted checkpoint.
+
+    Rewrites the code in the checkpoint to the version of this surgery. Tensors and config.json do not change.
+    """
     from surgery.conversion import refresh as refresh_checkpoint
 
     console.setup(verbose=verbose)

@@ -27,7 +27,10 @@ def report(
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
 ) -> None:
-    """Put finished measurements side by side: one HTML page, Markdown for a card, pictures as PNG and SVG."""
+    """Write a report from finished measurements.
+
+    Puts finished measurements side by side: an HTML page, Markdown for a card, pictures as PNG and SVG.
+    """
     console.setup(verbose=verbose, quiet=quiet)
     from surgery.evaluation.collection import collect
     from surgery.evaluation.folders import check_report

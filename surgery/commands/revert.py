@@ -27,7 +27,10 @@ def revert(
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
 ) -> None:
-    """Give the source back. Trained scales are dropped; after the weights were trained it refuses."""
+    """Restore the source of a converted checkpoint.
+
+    Trained scales are dropped. Refused if the weights of the source were trained.
+    """
     from surgery.conversion import revert as revert_checkpoint
 
     console.setup(verbose=verbose, quiet=quiet)

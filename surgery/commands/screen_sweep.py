@@ -66,9 +66,9 @@ def screen_sweep(
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
 ) -> None:
-    """Measure what screening costs at several budgets.
+    """Measure the loss against the share of rejected keys.
 
-    The model is loaded once; nothing is converted.
+    Each loss increase that --allow names gives a point. The model is loaded once; nothing is converted.
     """
     console.setup(verbose=verbose, quiet=quiet)
     if not text:

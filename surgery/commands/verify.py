@@ -48,7 +48,10 @@ def verify(
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
 ) -> None:
-    """Check files, loading, logits and the meaning of n. Exit code 4 if anything fails. Computes in float32."""
+    """Check that a converted checkpoint is correct.
+
+    Checks files, loading, logits and n, in float32. Exit code 4 if a check fails.
+    """
     console.setup(verbose=verbose, quiet=quiet)
     if not files_only:
         console.silence_transformers()

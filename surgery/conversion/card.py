@@ -9,7 +9,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from pydantic import ValidationError
 
 from surgery.checkpoint import replace_file
@@ -40,6 +39,8 @@ def write_card(
         evaluation: Markdown of an evaluation.
         trained: one line for each training that followed.
     """
+    import jinja2  # a plan is shown without it
+
     environment = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     environment.filters["md"] = escape_markdown
     template = environment.from_string(files(__package__).joinpath("card.md.jinja").read_text(encoding="utf-8"))
