@@ -1,4 +1,4 @@
-"""Checks that run the model in this process: identity with the source, equalities of n, and the ablation."""
+"""Checks that run the model in this process: equality with the source, the equalities of n, and the ablation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 EQUALITY_BOUND = 1e-4
-# Multipliers are a logarithm of a whole number times a scale: one unit in the last place, as vectorised loops give.
+# A multiplier is a scale times the logarithm of a whole number; vectorised loops differ in its last place.
 MULTIPLIER_BOUND = 1e-6
 MULTIPLIER_TOKENS = 64
 
@@ -55,51 +55,51 @@ def identity_checks(
     trained: str | None,
     wanted: int,
 ) -> list[Check]:
-    """The operated model against the source: off it must be the source, and at an identity start on as well.
+    """The converted model gives the logits of the source, with operations off and, for an identity start, on.
 
     Args:
-        model: the operated one.
+        model: the converted model.
         tokens: ``(1, length)``.
         source_logits: of the source on these tokens.
         plan: of the conversion.
-        trained: what the weights were trained by since, if they were.
-        wanted: how many tokens were asked for, which may be more than the model has positions for.
+        trained: the run that trained the weights, or None.
+        wanted: the requested number of tokens, which may exceed the positions of the model.
     """
     off_name, on_name = "operation off = source", "starts as the source"
     if source_logits is None:
-        reason = "give the source with --against"
+        reason = "needs the source: pass --against"
         return [Check(off_name, "skipped", reason), Check(on_name, "skipped", reason)]
     if trained is not None:
         reason = f"the weights were trained ({trained})"
         return [Check(off_name, "skipped", reason), Check(on_name, "skipped", reason)]
     with operations_off(model):
         off = (plain_logits(model, tokens) - source_logits).abs().max().item()
-    # Up to a query's n, nothing that follows counts.
+    # A query with n visible keys is not affected by later tokens.
     length = min(tokens.shape[1], identity_length(plan))
-    short = f" (of {wanted}: it has positions for no more)" if tokens.shape[1] < wanted else ""
+    short = f" (of {wanted}; the model has no more positions)" if tokens.shape[1] < wanted else ""
     checks = [bounded(off_name, off, 0.0, f"{tokens.shape[1]} tokens{short}: greatest logit difference")]
     names = [options["name"] for options in plan["operations"]]
     in_config = [name for name in names if OPERATIONS[name].in_config_alone]
     identity = [stated for name, stated in zip(names, plan["identity"], strict=True) if name not in in_config]
     if not identity:
-        return checks  # an operation in config.json alone has checks of its own
+        return checks  # an operation in config.json alone has its own checks
     if in_config:
         on_name += f", {' and '.join(OPERATIONS[name].title for name in in_config)} apart"
         with operations_off(model, keep=in_config):
             source_logits = plain_logits(model, tokens)
     on = (plain_logits(model, tokens) - source_logits)[:, :length].abs().max().item()
     if not all(identity):
-        detail = f"the form is not the identity at its start; greatest logit difference {on:.3g}"
+        detail = f"this form does not start as the source; greatest logit difference {on:.3g}"
         checks.append(Check(on_name, "skipped", detail, on))
     elif not at_start(model, plan):
-        checks.append(Check(on_name, "skipped", f"the scales were trained; greatest logit difference {on:.3g}", on))
+        checks.append(Check(on_name, "skipped", f"the parameters were trained; greatest logit difference {on:.3g}", on))
     else:
         checks.append(bounded(on_name, on, 0.0, f"{length} tokens: greatest logit difference"))
     return checks
 
 
 def identity_length(plan: Mapping[str, Any]) -> int:
-    """The greatest n up to which every operation of the plan starts as the identity, where they are that at all."""
+    """The greatest n up to which every operation of the plan that starts as the identity does so."""
     limits = (stated.removeprefix("n <= ") for stated in plan["identity"] if stated)
     return min((int(limit) for limit in limits if limit.isdecimal()), default=2**31)
 
@@ -119,14 +119,14 @@ def presentation_checks(
     makes a model that rounding moves far more than it moves the source. A quantized model cannot be run in float64
     for that: there the greatest of its own differences stands for its rounding.
 
-    Where the family's own model is known to say something else, and does, its logits say nothing of n: what differs by
-    more than those bounds there is skipped with the reason, if the multipliers, or n itself, are the same.
+    Some families' own models are known to differ between presentations. Their logits are no proof about n, so a
+    difference above the bounds is skipped with the reason, if the multipliers, or n itself, are equal.
 
     Args:
-        model: the operated one.
+        model: the converted model.
         tokens: ``(1, length)``.
-        breaks: of the family: in which presentations its own model differs, and why.
-        on_progress: told the name of each presentation before it runs.
+        breaks: presentations in which the family's own model differs, with the reason.
+        on_progress: called with the name of each presentation before it runs.
     """
     with operations_off(model):
         try:
@@ -148,7 +148,7 @@ def presentation_checks(
                     details[name] = f"rounding alone moves a logit by {rounding:.3g}; {details[name]}"
     for name, value in found.items():
         if name in breaks and n_agrees and without[name] > EQUALITY_BOUND and value > bounds[name]:
-            own = f"the family's own model says something else by {without[name]:.3g}: {breaks[name]}"
+            own = f"the family's own model differs too, by {without[name]:.3g}: {breaks[name]}"
             checks.append(Check(f"n: {name}", "skipped", own, value))
         else:
             checks.append(bounded(f"n: {name}", value, bounds[name], details[name]))
@@ -158,7 +158,7 @@ def presentation_checks(
 def multiplier_checks(model: PreTrainedModel, tokens: torch.Tensor) -> list[Check]:
     """The query multipliers of every layer, head and position are the same in every presentation.
 
-    A model without any is asked for n itself, in every layer that was operated on.
+    Where no operation multiplies queries, n itself is compared in every operated layer.
     """
     modules = operation_modules(model)
     if not modules:
@@ -210,7 +210,14 @@ def ablation_checks(
         if not moved > 0.0:
             dead.append(path)
     if dead or not learned:
-        return [Check(name, "failed", f"{len(dead)} layers change nothing, first {dead[:1]}", least)]
+        return [
+            Check(
+                name,
+                "failed",
+                f"parameters without an effect on the logits in {len(dead)} layers; the first is {dead[:1]}",
+                least,
+            )
+        ]
     detail = f"each of {len(learned)} layers changes the logits, the least by {least:.3g}"
     return [Check(name, "passed", detail, least)]
 

@@ -46,11 +46,11 @@ def _plan_check(checkpoint: Checkpoint, plan: Mapping[str, Any]) -> Check:
     block = checkpoint.config.get("surgery", {})
     expected = sha256_json({key: value for key, value in plan.items() if key != "hash"})
     if plan.get("hash") != expected:
-        return Check(name, "failed", "plan.json does not have the hash that it names")
+        return Check(name, "failed", "plan.json was changed: its content does not match its hash")
     if block.get("plan_hash") != expected:
-        return Check(name, "failed", "config.json names another plan")
+        return Check(name, "failed", "config.json has the hash of another plan")
     if block.get("operations") != list(plan["operations"]):
-        return Check(name, "failed", "the operations in config.json are not those of the plan")
+        return Check(name, "failed", "the operations in config.json differ from the plan")
     return Check(name, "passed", f"plan {expected[:16]}")
 
 
@@ -64,7 +64,7 @@ def _calibration(checkpoint: Checkpoint, plan: Mapping[str, Any]) -> list[Check]
     if not path.is_file():
         return [Check(name, "failed", f"{CALIBRATION_NAME} is missing")]
     if sha256_json(load_json(path)) != named[0]:
-        return [Check(name, "failed", f"{CALIBRATION_NAME} does not have the hash that the plan names")]
+        return [Check(name, "failed", f"{CALIBRATION_NAME} does not match the hash in the plan")]
     return [Check(name, "passed", f"calibration {named[0][:16]}")]
 
 
@@ -77,16 +77,16 @@ def _new_tensors(checkpoint: Checkpoint, plan: Mapping[str, Any]) -> Check:
         if info is None:
             return Check(name, "failed", f"{tensor_name} is missing")
         if info.dtype != "F32" or info.shape != shape:
-            return Check(name, "failed", f"{tensor_name} is {info.dtype} {info.shape}, planned F32 {shape}")
+            return Check(name, "failed", f"{tensor_name} is {info.dtype} {info.shape}; the plan says F32 {shape}")
         with tensor_bytes(checkpoint.folder / info.shard, info) as raw:
             values = numpy.frombuffer(raw, dtype="<f4").copy()
         if not numpy.isfinite(values).all():
-            return Check(name, "failed", f"{tensor_name} holds a value that is not finite")
+            return Check(name, "failed", f"{tensor_name} has a value that is not finite")
     stray = [t for t in checkpoint.tensors if t not in planned and any(f".{op}." in t for op in operations)]
     if stray:
-        return Check(name, "failed", f"{stray[0]} was not planned")
+        return Check(name, "failed", f"{stray[0]} is not in the plan")
     if not planned:
-        return Check(name, "passed", "there are none")
+        return Check(name, "passed", "the plan adds none")
     return Check(name, "passed", f"{len(planned)} tensors, {sum(math.prod(s) for s in planned.values())} numbers")
 
 
@@ -124,13 +124,13 @@ def _source_tensors(
 ) -> Check:
     name = "source tensors byte for byte"
     if source is None:
-        return Check(name, "skipped", "give the source with --against")
+        return Check(name, "skipped", "needs the source: pass --against")
     trained = trained_weights(checkpoint.folder)
     new = {entry["name"] for entry in plan["tensors"]}
     theirs = {tensor: info for tensor, info in checkpoint.tensors.items() if tensor not in new}
     if theirs.keys() != source.tensors.keys():
         odd = sorted(theirs.keys() ^ source.tensors.keys())
-        return Check(name, "failed", f"{len(odd)} tensors are not in both, first {odd[0]}")
+        return Check(name, "failed", f"{len(odd)} tensors are in only one of the two; the first is {odd[0]}")
     total, done, changed = source.total_bytes, 0, []
     for tensor, info in source.tensors.items():
         own = theirs[tensor]
@@ -142,14 +142,14 @@ def _source_tensors(
     if changed and trained:
         return Check(name, "skipped", f"{len(changed)} of {len(theirs)} tensors were trained ({trained})")
     if changed:
-        return Check(name, "failed", f"{len(changed)} of {len(theirs)} tensors differ, first {changed[0]}")
+        return Check(name, "failed", f"{len(changed)} of {len(theirs)} tensors differ; the first is {changed[0]}")
     return Check(name, "passed", f"{len(theirs)} tensors, {total / 1e6:,.0f} MB")
 
 
 def _kept_files(checkpoint: Checkpoint, plan: Mapping[str, Any], source: Checkpoint | None) -> Check:
     name = "other files byte for byte"
     if source is None:
-        return Check(name, "skipped", "give the source with --against")
+        return Check(name, "skipped", "needs the source: pass --against")
     for file in plan["kept_files"]:
         theirs, own = source.folder / file, checkpoint.folder / file
         if not own.is_file() or not theirs.is_file() or own.read_bytes() != theirs.read_bytes():

@@ -1,4 +1,4 @@
-"""Does the loss keep within a budget? The loss of both models on the same texts, with an interval over documents."""
+"""The rise of the loss over the source's, on the same texts, with an interval over documents."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def loss_check(
         most: the greatest rise that passes.
         length: tokens per sequence.
         run: device and attention backend.
-        say: told of the progress.
+        say: called with the progress.
     """
 
     def on_event(event: dict[str, Any]) -> None:
@@ -48,8 +48,8 @@ def loss_check(
     return Check(
         "loss",
         "passed" if change.value <= most else "failed",
-        f"changed by {change.value:+z.4f}{between} over {overall.tokens} predictions of up to {section.data.longest} "
-        f"tokens; at most {most:+g} was asked for",
+        f"change {change.value:+z.4f}{between} over {overall.tokens} predictions in sequences of up to "
+        f"{section.data.longest} tokens; the limit is {most:+g}",
         change.value,
         most,
     )

@@ -1,4 +1,4 @@
-"""The equalities of n: however a sequence is presented, the model must say the same.
+"""The equalities of n: the model gives the same logits in whatever way a sequence is presented.
 
 n is the number of keys that a query may attend to. It has to come out the same with padding on either side, with a
 cache, in a packed row, in a batch, and with any attention backend.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Model: TypeAlias = PreTrainedModel | "Multipliers"
 
-# The offsets that make equality non-trivial: at its start value a multiplier may be 1 everywhere.
+# Random offsets make the equalities non-trivial: at its start value a multiplier may be 1 everywhere.
 RANDOM_SPREAD = 0.08
 DECODED_TOKENS = 8
 # Slots of padding before a row, or after it.
@@ -63,10 +63,10 @@ def randomized(model: torch.nn.Module, spread: float = RANDOM_SPREAD, seed: int 
 
 
 class Multipliers:
-    """A model seen through what SSMax multiplies its queries by: called as the model, it answers with the multipliers.
+    """Called like the model, returns the multipliers of the queries in place of the logits.
 
-    The multipliers are made of n and the scales alone, so no rounding of the other layers reaches them: an n that is
-    counted otherwise shows as what it is, however small its effect on the logits.
+    The multipliers depend on n and the learned parameters alone, so rounding in other layers does not reach them: a
+    wrong n shows, however small its effect on the logits.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -92,7 +92,7 @@ class Multipliers:
             for hook in hooks:
                 hook.remove()
         batch, queries = kwargs["input_ids"].shape
-        # A module that was not asked multiplied nothing.
+        # A module that was not called multiplies by 1.
         nothing = torch.ones(1, 1, queries, 1, device=self._model.device)
         rows = [found.get(module, nothing.expand(1, module.num_heads, -1, -1)) for module in self._modules]
         rows = [row.squeeze(-1).transpose(1, 2).expand(batch, -1, -1) for row in rows]
@@ -100,7 +100,7 @@ class Multipliers:
 
 
 class VisibleKeys(Multipliers):
-    """As its base, and answers with n of the layers that were operated on: ``(batch, queries, operated layers)``."""
+    """As its base, but returns n of the operated layers: ``(batch, queries, operated layers)``."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
@@ -116,7 +116,7 @@ class VisibleKeys(Multipliers):
         found: dict[torch.nn.Module, torch.Tensor] = {}
 
         def keep(module: Any, _: Any, given: dict[str, Any]) -> None:
-            # Layers that take no keyword find it on the module.
+            # Layers without the keyword read it from the module.
             found[module] = given[VISIBLE_KEYS] if VISIBLE_KEYS in given else getattr(module, VISIBLE_KEYS)
 
         hooks = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in self._modules]
@@ -131,10 +131,13 @@ class VisibleKeys(Multipliers):
 
 
 class PresentationError(SurgeryError):
-    """The model's own code cannot be run in a presentation at all."""
+    """The model's own code cannot run in a presentation."""
 
     def __init__(self, name: str, error: Exception) -> None:
-        self.name, self.detail = name, f"its code cannot be run so: {type(error).__name__}: {error}"
+        self.name, self.detail = (
+            name,
+            f"the model's code cannot run in this presentation: {type(error).__name__}: {error}",
+        )
         super().__init__(f"{name}: {self.detail}")
 
 
@@ -146,13 +149,13 @@ def presentation_differences(
     Args:
         model: in evaluation mode, float32; or its :class:`Multipliers`, whose differences are then given.
         tokens: ``(1, length)``, at least 16 tokens.
-        on_progress: told the name of each presentation before it runs.
+        on_progress: called with the name of each presentation before it runs.
 
     Returns:
         Name of the presentation -> greatest absolute difference over all real positions.
 
     Raises:
-        PresentationError: the model takes or gives something else than the presentation needs, a cache of its own say.
+        PresentationError: the model does not support the presentation; for example, it has a cache of its own kind.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""``verify``: every check in its order, the record in the checkpoint, and its card."""
+"""``verify``: runs the checks in order, and records them in the checkpoint and its card."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PRESENTATION_TOKENS = 48
 ABLATION_TOKENS = 16
 FRESH_TOKENS = 32
 
-# Any text will do; this one is ours, and long enough for the equalities.
+# Any text serves that is long enough for the equalities.
 TEXT = """A model reads a text one token at a time, and at each token it decides where to look. With softmax the weights
 of everything it can see add up to one, so the more there is to see, the less is left for each. In a short note the one
 sentence that matters stands out; in a long report the same sentence drowns, not because it was forgotten but because
@@ -72,15 +72,15 @@ def verify(
         model: the converted folder.
         against: the source, folder or hub id; without it the checks that compare are skipped.
         revision: of a hub source.
-        files_only: check what lies on the disk, every byte of it, and run no model; needs no torch.
-        layers: check the first so many layers only, so that a big model fits a small machine.
-        length: tokens for the comparison with the source; no more than the model has positions for.
+        files_only: check every byte of the files and run no model; needs no torch.
+        layers: check only the first N layers, so that a large model fits a small machine.
+        length: tokens for the comparison with the source, limited to the positions of the model.
         max_loss_increase: nats per token by which the loss may rise over the source's on ``text``.
         text: files, folders and globs of text, for the loss.
         run: device and attention backend. Checks compute in float32 whatever the dtype of the checkpoint.
-        on_progress: called with what is being done, and how much of it.
+        on_progress: called with a step, and its done and total amounts.
         record: write ``surgery/verify.json`` and the card's table.
-        name: of the checkpoint, where it does not lie in the folder of its name yet.
+        name: of the checkpoint, if its folder does not have this name yet.
 
     Raises:
         PlanRefusedError: the folder was not converted by this tool.
@@ -92,10 +92,10 @@ def verify(
     if length < 16:
         raise UsageError(f"the length must be at least 16 tokens, not {length}")
     if files_only and layers is not None:
-        raise UsageError(f"files_only runs no model, so layers={layers} does nothing")
+        raise UsageError(f"layers={layers} has no effect with files_only, which runs no model")
     _check_loss_arguments(max_loss_increase, text, against, files_only=files_only, layers=layers)
     if max_loss_increase is not None:
-        read_documents(text)  # a mistake there is told now, and not after minutes of other checks
+        read_documents(text)  # so that a mistake there shows before minutes of other checks
     checkpoint = open_checkpoint(folder)
     source = open_checkpoint(resolve(against, revision)) if against is not None else None
     if source is not None:
@@ -129,7 +129,7 @@ def verify(
 
 
 def _check_source(source: Checkpoint, plan: dict[str, Any], family: Family) -> None:
-    """Another model than the one that was converted is a mistake of the call, and says nothing of the checkpoint."""
+    """Check that the given source is of the converted family; otherwise the call is wrong, not the checkpoint."""
     wanted = plan["source"]["model_type"]
     found = source.config.get("model_type") if family.unverified else read_anatomy(source).family.model_type
     if found != wanted:
@@ -141,13 +141,15 @@ def _check_loss_arguments(
 ) -> None:
     if most is None:
         if text:
-            raise UsageError("texts do nothing without a loss budget", hint="Give --max-loss-increase 0.01, or so.")
+            raise UsageError(
+                "texts have no effect without a loss limit", hint="Pass --max-loss-increase, for example 0.01."
+            )
         return
     for wrong, what in (
-        (against is None, "needs the source to compare with (--against)"),
-        (not text, "needs texts to measure on (--text)"),
-        (files_only, "runs the model, which --files-only does not"),
-        (layers is not None, "is about the whole model, not its first layers (--layers)"),
+        (against is None, "needs the source: pass --against"),
+        (not text, "needs texts to measure on: pass --text"),
+        (files_only, "cannot be combined with --files-only, which runs no model"),
+        (layers is not None, "cannot be combined with --layers: it measures the whole model"),
         (not math.isfinite(most), "must be a number"),
     ):
         if wrong:
@@ -167,7 +169,7 @@ def _truncated(
         raise UsageError(f"--layers {layers}: the model has {len(anatomy.layers)} layers")
     operated = {layer for options in plan["operations"] for layer in options["layers"]}
     if not any(layer < layers for layer in operated):
-        raise UsageError(f"--layers {layers}: no operation was performed on these; the first is on {min(operated)}")
+        raise UsageError(f"--layers {layers}: no operation is on these layers; the first is on layer {min(operated)}")
     truncate(checkpoint, anatomy, layers, scratch / "converted")
     if source is not None:
         own = read_anatomy(source, family=anatomy.family if anatomy.family.unverified else None)
@@ -190,7 +192,7 @@ def _running_checks(
 
     from surgery.loading.model import check_runs
 
-    check_runs(checkpoint.folder)  # where it does not, that is no fault of the checkpoint
+    check_runs(checkpoint.folder)  # an error here is no fault of the checkpoint
 
     run = run.model_copy(update={"dtype": "float32"})
     has_tokenizer = (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file()
@@ -208,7 +210,7 @@ def _running_checks(
         model = load_model(checkpoint.folder, run)
     except CheckpointError as error:
         if run.attn_implementation is not None:
-            raise  # it may be the backend that was asked for, which is not the checkpoint's fault
+            raise  # the requested backend may be at fault, not the checkpoint
         return [Check("loads", "failed", error.message)]
     checks = [Check("loads", "passed", type(model).__name__)]
     if has_tokenizer and source is not None:
@@ -247,13 +249,13 @@ def _running_checks(
 
 
 def _counting(say: Progress, label: str, total: int) -> Callable[[str], None]:
-    """Progress over named things, of which the caller tells only the names."""
+    """Numbers the things that a check names as it goes on."""
     numbers = itertools.count()
     return lambda name: say(f"{label}: {name}", next(numbers), total)
 
 
 def _tokens(folder: Path, has_tokenizer: bool, length: int, vocabulary: int) -> torch.Tensor:
-    """``(1, length)``: our text, repeated; where there is no tokenizer, tokens at random, the same each time."""
+    """``(1, length)``: :data:`TEXT`, repeated; without a tokenizer, random tokens from a fixed seed."""
     import torch
 
     if has_tokenizer:

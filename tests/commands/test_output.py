@@ -149,7 +149,7 @@ def test_verify_as_a_table(surgery: Any, make_source: Any, tmp_path: Path, monke
     out = convert(make_source("llama"), output=tmp_path / "out").output
     ran = surgery("verify", out, "--layers", "1", "--length", "16")
     assert ran.code == 0
-    assert "n: token by token" in ran.out and "give the source with --against" in ran.out
+    assert "n: token by token" in ran.out and "needs the source: pass --against" in ran.out
     assert "checks passed, 4 skipped" in ran.out
 
 

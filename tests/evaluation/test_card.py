@@ -72,7 +72,7 @@ def test_a_budget_for_the_loss(
         ({"max_loss_increase": 0.1, "against": "source"}, "needs texts"),
         ({"max_loss_increase": 0.1, "against": "source", "text": ["texts"], "files_only": True}, "files-only"),
         ({"max_loss_increase": 0.1, "against": "source", "text": ["texts"], "layers": 1}, "whole model"),
-        ({"text": ["texts"]}, "without a loss budget"),
+        ({"text": ["texts"]}, "without a loss limit"),
     ],
 )
 def test_what_a_budget_needs(

@@ -154,7 +154,7 @@ def test_layers_that_keep_their_softmax(make_source: Any, form: str) -> None:
 def test_ssmax_has_nothing_to_scale_in_a_unit(make_source: Any) -> None:
     ssmax = {"name": "ssmax", "layers": "1-2"}
     for order in (1, -1):
-        with pytest.raises(PlanRefusedError, match="layer 1 is to be a screening unit, which has no softmax"):
+        with pytest.raises(PlanRefusedError, match="layer 1 is a screening unit, which has no softmax"):
             make_plan(make_source("llama"), [*unit(open=True, layers="0-1"), ssmax][::order])
     rope = {"name": "rope", "factor": 2}
     plan = make_plan(make_source("llama"), [ssmax, *unit(open=True, layers="0"), rope]).plan
@@ -162,7 +162,7 @@ def test_ssmax_has_nothing_to_scale_in_a_unit(make_source: Any) -> None:
 
 
 def test_what_does_nothing_is_refused(make_source: Any) -> None:
-    with pytest.raises(PlanRefusedError, match="sinks does nothing in a screening unit"):
+    with pytest.raises(PlanRefusedError, match="sinks has no effect in a screening unit"):
         make_plan(make_source("llama"), unit(start={"threshold": 0.1}, sinks=2))
     assert make_plan(make_source("llama"), unit(open=True, sinks=2)).plan.operations[0]["sinks"] == 2
     for given in ({"renormalisation": 0.5}, {"start": {"log2_gain": 1.0}}):

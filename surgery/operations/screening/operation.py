@@ -106,12 +106,12 @@ class ScreeningOperation(Operation):
         self.check_heads(options, anatomy)
         full_window = options.full_window or anatomy.trained_length
         if options.values is None and options.calibration not in (None, PENDING):
-            raise PlanRefusedError("a calibration is named, but its values are not given")
+            raise PlanRefusedError("options name a calibration without its values")
         if not (options.open or options.start or options.values or options.calibration == PENDING):
             raise PlanRefusedError(
-                "screening has no thresholds: nothing was said of where they come from",
-                hint="Give texts to choose them on (--calibrate 'texts/*.txt'), or --open to start with everything "
-                "accepted and train from there.",
+                "screening needs thresholds",
+                hint="Pass --calibrate 'texts/*.txt' to choose them on texts, --calibration FILE to take them from an "
+                "earlier calibration, or --open to start with all keys accepted and train from there.",
             )
         if options.values is not None:
             self._check_values(options, layers, anatomy)
@@ -127,7 +127,7 @@ class ScreeningOperation(Operation):
             told = "sinks" in options.model_fields_set and options.calibration in (None, PENDING)
             if told and changed["renormalisation"] == 0:
                 raise PlanRefusedError(
-                    "sinks does nothing in a screening unit, which judges the first keys like all others",
+                    "sinks has no effect in a screening unit, which treats the first keys like all others",
                     hint="Leave it out, or start on the bridge with renormalisation above 0.",
                 )
         return options.model_copy(update=changed)
@@ -192,12 +192,12 @@ class ScreeningOperation(Operation):
         both = sorted(set(map(int, options.layers)) & set(map(int, other_options.layers)))
         if not both:
             return None
-        return f"layer {both[0]} is to be a screening unit, which has no softmax that {other.name} could scale"
+        return f"layer {both[0]} is a screening unit, which has no softmax for {other.name} to scale"
 
     def unfinished(self, options: ScreeningOptions) -> str | None:
         """A plan that was made in place of a calibration."""
         if options.calibration == PENDING:
-            return "the plan shows shapes only: its thresholds and windows wait for a calibration"
+            return "the plan shows shapes only: its thresholds and windows need a calibration"
         return None
 
     def uncalibrated(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -217,12 +217,12 @@ class ScreeningOperation(Operation):
         resolved = ScreeningOptions.model_validate(own).model_dump()
         for name, value in given.items():
             if name == "layers" and value in get_args(LayerWord):
-                continue  # resolved in the calibration
+                continue  # the calibration has resolved it
             wanted = ScreeningOptions.model_validate({"form": own["form"], "open": True, name: value})
             if name == "keep_softmax" and not set(own["layers"]) & set(wanted.model_dump()[name] or ()):
-                continue  # so are the others
+                continue  # the calibration has resolved the layers
             if name not in own or getattr(wanted, name) != resolved[name]:
-                raise UsageError(f"{name} {value!r} is not what was calibrated", hint="Calibrate again with it.")
+                raise UsageError(f"{name} {value!r} differs from the calibration", hint="Calibrate with it.")
         return own
 
     def explain(self, options: ScreeningOptions) -> str:
@@ -232,17 +232,17 @@ class ScreeningOperation(Operation):
     def describe(self, options: ScreeningOptions) -> str:
         """Form, sinks, and where the values come from."""
         if options.calibration == PENDING:
-            values = "thresholds and windows to be calibrated"
+            values = "thresholds and windows not calibrated yet"
         elif options.calibration is not None:
             values = f"thresholds and windows of calibration {options.calibration[:16]}"
         elif self.identity(options) is not None:
-            values = "open: everything is accepted"
+            values = "open: all keys are accepted"
         else:
             values = "start " + ", ".join(f"{name} = {value:.6g}" for name, value in (options.start or {}).items())
         exponent = options.renormalisation
         if exponent == 0:
             return f"form {options.form}, {values}"
-        between = "" if exponent is None else f" at renormalisation {exponent:g} of 1 to 0"
+        between = "" if exponent is None else f" with renormalisation {exponent:g}"
         return f"form {options.form}{between}, first {options.sinks} tokens kept, {values}"
 
     def known_start(self, options: Mapping[str, Any]) -> dict[str, float]:
@@ -261,22 +261,20 @@ class ScreeningOperation(Operation):
         """What a user should know of where it starts."""
         found = []
         if options.calibration == PENDING:
-            found.append(
-                "no calibration was run: this plan shows shapes; thresholds and windows come with a calibration"
-            )
+            found.append("this plan shows shapes only: a calibration will set thresholds and windows")
         elif self.identity(options) is not None:
             found.append("screening starts open: nothing is rejected until thresholds or windows are trained")
         if options.form == "unit" and options.renormalisation != 1:
             found.append(
-                "a screening unit is another layer than attention: the model is worse until it has been distilled "
+                "a screening unit is not attention: the model is worse than the source until it is distilled "
                 "(recipe screening-unit)"
             )
         sliding = [index for index in options.layers if anatomy.layers[int(index)].kind == "sliding"]
         if sliding:
-            found.append(f"{len(sliding)} of the chosen layers slide: their first tokens leave the window")
+            found.append(f"{len(sliding)} of the chosen layers have a sliding window: the first tokens leave it")
         chunked = [index for index in options.layers if anatomy.layers[int(index)].kind == "chunked"]
         if chunked and options.form == "gated":
-            found.append(f"{len(chunked)} of the chosen layers are chunked: the first tokens of each chunk are kept")
+            found.append(f"{len(chunked)} of the chosen layers are chunked: the first tokens of each are kept")
         if not anatomy.family.sdpa:
             found.append("this family has no sdpa attention: screening runs through its dense attention")
         return tuple(found)

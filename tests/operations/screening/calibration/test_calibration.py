@@ -244,7 +244,7 @@ def test_what_was_calibrated_must_be_what_is_converted(source: Path, calibration
     pending = make_plan(source, [{"name": "screening", "calibration": "pending"}])
     from surgery.conversion import execute
 
-    with pytest.raises(PlanRefusedError, match="wait for a calibration"):
+    with pytest.raises(PlanRefusedError, match="need a calibration"):
         execute(pending, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
