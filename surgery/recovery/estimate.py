@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """Measured on this device, alone or not: seconds of one step of each stage at full length, and what follows.
 
     Attributes:

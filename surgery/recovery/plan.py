@@ -9,7 +9,7 @@ from typing import Any
 from surgery.checkpoint import Checkpoint, load_json
 from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME
 from surgery.operations import OPERATIONS
-from surgery.recovery.estimate import Estimate
+from surgery.recovery.estimate import CostEstimate
 from surgery.recovery.layout import Layout
 from surgery.recovery.needs import Memory, effective_precision, memory_needed, trained_counts
 from surgery.recovery.operation_sections import OWNERS, changes_model, given_sections
@@ -85,7 +85,7 @@ class FinetunePlan:
     controls: tuple[str, ...] = ()
     stages: tuple[StagePlan, ...] = ()
     asked: Mapping[str, str] = field(default_factory=dict)
-    estimate: Estimate | None = None
+    estimate: CostEstimate | None = None
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from surgery.recovery.estimate import Estimate
+from surgery.recovery.estimate import CostEstimate
 from surgery.recovery.model_run import ModelRun, RunSetup
 from surgery.training.callbacks import StopCallback
 from surgery.training.folder import TrainingFolder
@@ -17,7 +17,7 @@ from surgery.training.progress import Progress
 from surgery.training.trial import trial
 
 
-def estimate_run(setup: RunSetup) -> Estimate:
+def estimate_run(setup: RunSetup) -> CostEstimate:
     """Load the model, take a trial step of each stage, and throw both away.
 
     Raises:
@@ -41,7 +41,7 @@ def estimate_run(setup: RunSetup) -> Estimate:
     training = sum(count * each for count, each in zip(steps, seconds, strict=True))
     every = setup.recipe.evaluation.every
     held_out = once * (3 + (plan.steps // every if every else 0))
-    return Estimate(
+    return CostEstimate(
         device=str(device),
         step_seconds=tuple(round(each, 3) for each in seconds),
         training_seconds=round(training, 1),

@@ -18,7 +18,7 @@ MEDIAN_LINES = 130
 REGISTRATION = "surgery.commands.app"
 # What is left. An entry that is done is an error.
 KNOWN_CIRCLES: set[str] = set()
-KNOWN_TWINS: set[str] = {"Estimate"}
+KNOWN_TWINS: set[str] = set()
 KNOWN_LONG: set[str] = set()
 
 

@@ -109,7 +109,7 @@ class ScreeningOperation(Operation):
             raise PlanRefusedError("options name a calibration without its values")
         if not (options.open or options.start or options.values or options.calibration == PENDING):
             raise PlanRefusedError(
-                "screening needs thresholds",
+                "screening has no thresholds",
                 hint="Pass --calibrate 'texts/*.txt' to choose them on texts, --calibration FILE to take them from an "
                 "earlier calibration, or --open to start with all keys accepted and train from there.",
             )
