@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from surgery.reporting.figures.sweep import loss_against_rejected
+from surgery.reporting.theme import DARK, LIGHT, drawn_in, to_png, to_svg
+
 
 def draw_sweep(result: Mapping[str, Any]) -> dict[str, bytes]:
     """Loss by share of rejected keys, as files by name: PNG, and SVG for light and dark pages.
@@ -12,9 +15,6 @@ def draw_sweep(result: Mapping[str, Any]) -> dict[str, bytes]:
     Args:
         result: from ``Sweep.to_dict()``.
     """
-    from surgery.reporting.figures.sweep import loss_against_rejected
-    from surgery.reporting.theme import DARK, LIGHT, drawn_in, to_png, to_svg
-
     with drawn_in(LIGHT):
         files = {
             "sweep.png": to_png(loss_against_rejected(result, LIGHT), LIGHT),

@@ -7,6 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
 
 def draw_training_log(
     rows: Sequence[Mapping[str, Any]],
@@ -24,8 +27,6 @@ def draw_training_log(
         path: of the picture.
         controls: rows of each control, by name.
     """
-    from matplotlib.figure import Figure
-
     steps = [row for row in rows if "loss" in row]
     held_out = [row for row in rows if "held_out_loss" in row]
     borders = [row["step"] - 0.5 for last, row in pairwise(steps) if row.get("stage", 1) != last.get("stage", 1)]
@@ -81,8 +82,6 @@ def _rejected(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _by_layer(axis: Any, steps: Sequence[Mapping[str, Any]], kind: str) -> None:
     """Mean over heads, one line for each layer, coloured from the first layer to the last."""
-    from matplotlib import colormaps
-
     layers = sorted({int(layer) for row in steps for layer in row.get("scale", {}).get(kind, {})})
     for position, layer in enumerate(layers):
         own = [row for row in steps if str(layer) in row.get("scale", {}).get(kind, {})]
