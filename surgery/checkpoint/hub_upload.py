@@ -88,7 +88,7 @@ def check_push(repository: str, *, force: bool = False) -> None:
     ours = bool(files & {PLAN_NAME, HISTORY_NAME})
     if files and not (ours and force):
         raise UsageError(
-            f"The repository {repository} exists and holds {quoted_list(files)}"
+            f"the repository {repository} exists and holds {quoted_list(files)}"
             + (", an earlier output of surgery" if ours else ", which surgery did not write"),
             hint="Replace it with --force; its history is kept." if ours else "Choose another name.",
         )
