@@ -227,9 +227,10 @@ def _plan_table(plan: FinetunePlan) -> Table:
     for number, stage in enumerate(plan.stages):
         rows[f"stage {number + 1}"] = (
             f"{stage.name}: {stage.what}, {stage.objective}, {stage.steps:,} steps of {stage.tokens_per_step:,.0f} "
-            f"tokens in sequences of {stage.sequence_length:,}" + "".join(f"; {said}" for said in stage.asked.values())
+            f"tokens in sequences of {stage.sequence_length:,}"
+            + "".join(f"; {said}" for said in stage.section_summaries.values())
         )
-    rows |= plan.asked
+    rows |= plan.section_summaries
     if plan.teacher:
         rows["teacher"] = plan.teacher
     if plan.controls:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     # Losses per token of each held-out document.
     Losses = list[NDArray[np.float64]]
 
-# What is subtracted from what.
+# Differences that are computed: first minus second.
 _PAIRS = (
     ("converted", "source"),
     ("recovered", "source"),
@@ -29,7 +29,7 @@ _PAIRS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """One model: its held-out loss in nats per token, the numbers that were learned for it, and what to know."""
+    """One model: its held-out loss in nats per token, how many parameters were trained for it, and a note."""
 
     name: str
     loss: Estimate | None

@@ -1,7 +1,7 @@
-"""A recipe that names a source and operations: what converting it will give, and the converted checkpoint itself.
+"""A recipe with a source and operations: the planned checkpoint, and the converted one.
 
-The plan of a run needs names, shapes and sizes alone, so a dry run writes nothing. A run converts into its own training
-folder, trains from there, and takes it away with the rest.
+The plan of a run needs only names, shapes and sizes, so a dry run writes nothing. A run converts into its own training
+folder, trains from there, and deletes it with the rest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BYTES = 4
 
 
 def plan_operations(recipe: Recipe) -> PreparedPlan | None:
-    """The plan of the conversion that a recipe asks for, None where it asks for none.
+    """The plan of the conversion in a recipe; None for a recipe without operations.
 
     Raises:
         SurgeryError: as `make_plan`.
@@ -29,7 +29,7 @@ def plan_operations(recipe: Recipe) -> PreparedPlan | None:
 
 
 def planned_checkpoint(prepared: PreparedPlan) -> Checkpoint:
-    """The checkpoint that the conversion will give, as far as plans need it. Its folder is still the source's."""
+    """The checkpoint that the conversion will write, as far as plans need it. Its folder is the source's."""
     checkpoint, plan = prepared.checkpoint, prepared.plan
     tensors = dict(checkpoint.tensors)
     end = 0
@@ -48,8 +48,8 @@ def planned_checkpoint(prepared: PreparedPlan) -> Checkpoint:
 
 
 def converted_source(prepared: PreparedPlan, folder: Path) -> tuple[Source, Checkpoint]:
-    """The converted checkpoint in a folder: written there, or found there whole from before an interruption."""
-    if not folder.is_dir():  # it appears by a rename, so what is there is whole
+    """The converted checkpoint in a folder: written now, or found complete after an interruption."""
+    if not folder.is_dir():  # it appears by a rename, so it is complete
         execute(prepared, folder)
     source = Source(folder=folder, name=default_output(prepared).name, commit=None, hub_id=None)
     return source, open_checkpoint(source)

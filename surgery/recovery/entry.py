@@ -53,7 +53,7 @@ def finetune(
     Args:
         recipe: a YAML file, or a recipe in Python.
         overrides: ``a.b=c`` each, as ``--set``.
-        resume: go on with the run that was interrupted. Exact: the same steps, losses and weights.
+        resume: continue the interrupted run exactly: the same steps, losses and weights.
         dry_run: read the text and plan, train nothing; no weights are read and torch is not imported.
         measure: with ``dry_run``, load the model all the same and take a trial step of each stage, for an estimate of
             time and memory.
@@ -65,11 +65,11 @@ def finetune(
 
     Raises:
         RecipeError: the recipe is not valid; every fault is listed.
-        UsageError: no text, an output that is in the way, nothing to resume, an unknown device, FSDP as it is not to
-            be had.
+        UsageError: no text, an output that exists, nothing to resume, an unknown device, FSDP settings that are not
+            available.
         CheckpointError: the model is missing or broken, the disk too small.
-        PlanRefusedError: the model was not converted, or has nothing to train.
-        DivergedError: loss or gradient stopped being finite; the last good checkpoint is kept.
+        PlanRefusedError: the model was not converted, or nothing of it is trained.
+        DivergedError: the loss or gradient is no longer finite; the last good checkpoint is kept.
         TrainingStoppedError: interrupted, with a checkpoint to resume from.
     """
     valid = read_recipe(recipe, overrides)
@@ -88,7 +88,7 @@ def finetune(
         check_control(control, layout)
     output = check_output(Path(valid.output), force=force, source=source.folder)
     check_writable(output.parent)
-    if resume and process_count() == 1:  # several hear of it together, in `begin`
+    if resume and process_count() == 1:  # several processes are told together, in `begin`
         TrainingFolder(output).check_begun()
     light = dry_run and not measure
     if light:

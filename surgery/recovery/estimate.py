@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """Measured on this device, alone or not: seconds of one step of each stage at full length, and what follows.
+    """Time and memory on this device, computed from one measured step of each stage at full length.
 
     Attributes:
         device: where.

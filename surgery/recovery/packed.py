@@ -1,4 +1,4 @@
-"""A model whose weights are quantized: they hold no gradients and take no sums, what is put beside them learns."""
+"""Models with quantized weights. These cannot be trained or merged into; only added parameters train."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_packed(stage: Recipe, config: Mapping[str, Any]) -> None:
     """Refuse a stage that would change quantized weights.
 
     Raises:
-        PlanRefusedError: it would, with what can be done instead.
+        PlanRefusedError: it would; the hint names an alternative.
     """
     method = quantization(config)
     if method is None:
@@ -40,10 +40,10 @@ def check_packed(stage: Recipe, config: Mapping[str, Any]) -> None:
 
 
 def check_loaded(model: Any) -> None:
-    """Refuse a model through whose packed weights no gradient goes.
+    """Refuse a model whose quantized weights pass no gradient on.
 
     Raises:
-        PlanRefusedError: they are of such a kind.
+        PlanRefusedError: transformers does not train through this kind of quantization.
     """
     quantizer = getattr(model, "hf_quantizer", None)
     if getattr(model, "is_quantized", False) and quantizer is not None and not quantizer.is_trainable:
@@ -56,9 +56,10 @@ def check_loaded(model: Any) -> None:
 
 @contextmanager
 def parameters_beside(model: Any) -> Iterator[None]:
-    """While transformers' Trainer looks at the model: it takes packed weights with nothing but PEFT's adapters.
+    """Hide the quantization while transformers' Trainer checks the model, within a ``with`` block.
 
-    The operation's own parameters are as good: float32, beside the packed weights and never added to them.
+    Trainer accepts quantized weights only with PEFT's adapters. The operation's parameters train as well: they are
+    float32, beside the quantized weights, and never added to them.
     """
     hidden = "is_quantized" in getattr(model, "__dict__", {}) and model.is_quantized
     if hidden:
@@ -81,9 +82,9 @@ class PackedTrainingRun(TrainingRun):
 
 @contextmanager
 def renames_alone(model: Any) -> Iterator[None]:
-    """While parameters get the names that they have on disk: what packs weights cannot always be turned round.
+    """Keep only the renaming of parameters to their names on disk, within a ``with`` block.
 
-    Nothing that is learned beside packed weights is packed, so the renaming is all that concerns it.
+    Conversions that quantize cannot always be reverted, and learned parameters are never quantized.
     """
     from transformers.core_model_loading import WeightConverter
 
@@ -99,7 +100,7 @@ def renames_alone(model: Any) -> Iterator[None]:
 
 
 def unpack_now(model: Any) -> None:
-    """Let compressed-tensors unpack its weights, which it does at the first forward pass: PEFT asks for them before."""
+    """Make compressed-tensors unpack its weights now; at the first forward pass, PEFT has read them."""
     import torch
 
     if quantization(model.config.to_dict()) == "compressed-tensors":
@@ -108,10 +109,10 @@ def unpack_now(model: Any) -> None:
 
 
 def stay_trainable(model: Any) -> None:
-    """Keep bitsandbytes from a layout of its weights that is for inference alone.
+    """Keep bitsandbytes from a layout of its weights that only serves inference.
 
-    On a processor with AVX512-BF16 it takes it at the first forward pass in evaluation mode, such as the held-out loss
-    before training, and does not leave it again: no gradient would go through, and nothing be learned.
+    On a processor with AVX512-BF16 it switches to that layout at the first forward pass in evaluation mode, such as the
+    held-out loss before training, and keeps it: no gradient would pass, and nothing would be learned.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -122,7 +123,7 @@ def linear_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Shape of the weight of each linear module, packed or not, by the module's full name; no weight is read.
 
     Raises:
-        CheckpointError: what says the shape of a packed weight says none.
+        CheckpointError: the record of a quantized weight does not hold its shape.
     """
     found: dict[str, tuple[int, ...]] = {}
     for name, info in checkpoint.tensors.items():

@@ -33,7 +33,7 @@ class StagePlan:
     sections: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def asked(self) -> dict[str, str]:
+    def section_summaries(self) -> dict[str, str]:
         """The sections of each operation in words, by the operation's name."""
         found: dict[str, list[str]] = {}
         for key, said in self.sections.items():
@@ -55,9 +55,9 @@ _MANY_PASSES = 8
 class FinetunePlan:
     """What ``--dry-run`` prints.
 
-    ``parameters`` has the number of trained parameters by optimizer group; ``passes`` says how often the text is
-    gone through. With ``streaming`` nobody knows how much text there is: passes is 0, and rows, tokens and documents of
-    the training text are those of the beginning that was read.
+    ``parameters`` has the number of trained parameters by optimizer group; ``passes`` is the number of passes
+    over the text. With ``streaming`` the amount of text is not known: passes is 0, and rows, tokens and documents
+    describe the beginning of the training text.
     """
 
     model: str
@@ -84,19 +84,19 @@ class FinetunePlan:
     teacher: str | None = None
     controls: tuple[str, ...] = ()
     stages: tuple[StagePlan, ...] = ()
-    asked: Mapping[str, str] = field(default_factory=dict)
+    section_summaries: Mapping[str, str] = field(default_factory=dict)
     estimate: CostEstimate | None = None
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         own = asdict(self)
-        del own["asked"]
+        del own["section_summaries"]
         return {
             **own,
             "memory": {**asdict(self.memory), "total": self.memory.total},
             "stages": [stage.to_dict() for stage in self.stages],
-            **{name: self.asked.get(name) for name in dict.fromkeys(OWNERS.values())},
+            **{name: self.section_summaries.get(name) for name in dict.fromkeys(OWNERS.values())},
         }
 
 
@@ -147,7 +147,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: Trai
         else None,
         controls=recipe.controls,
         stages=tuple(stages) if recipe.stages else (),
-        asked={} if recipe.stages else stages[0].asked,
+        section_summaries={} if recipe.stages else stages[0].section_summaries,
         notes=(
             *_notes(checkpoint, passes if data.stream is None else 0.0, recipes[0]),
             *_too_long(layout.family.value(checkpoint.config, "max_position_embeddings"), stages),
@@ -156,23 +156,23 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: Trai
 
 
 def _notes(checkpoint: Checkpoint, passes: float, first: Recipe) -> tuple[str, ...]:
-    """What makes a run useless though it is possible."""
+    """Reasons why a possible run is useless."""
     found = []
     if first.objective.needs_teacher and not changes_model(first) and _starts_as_source(checkpoint):
         found.append(
-            f"the model still is exactly its source, so {first.objective.name} has nothing to learn: the teacher says "
-            "the same. Train with objective next_token, or convert with a form that changes the model (paper)"
+            f"the model still is exactly its source, so {first.objective.name} has nothing to learn: the teacher gives "
+            "the same output. Train with objective next_token, or convert with a form that changes the model (paper)"
         )
     if passes > _MANY_PASSES:
         found.append(
-            f"the text is gone through {passes:,.1f} times; it will be learned by heart. Give more text, or a smaller "
-            "budget"
+            f"training passes over the text {passes:,.1f} times, so the model will memorise it. Give more text, or a "
+            "smaller budget"
         )
     return tuple(found)
 
 
 def _too_long(positions: Any, stages: Sequence[StagePlan]) -> list[str]:
-    """Of training on longer sequences than the model has positions for."""
+    """A note on sequences that are longer than the positions of the model."""
     longest = max(stage.sequence_length for stage in stages)
     if not isinstance(positions, int) or longest <= positions:
         return []

@@ -41,7 +41,7 @@ _TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", 
 
 @dataclass(frozen=True)
 class Record:
-    """What goes into ``OUT/surgery`` beside the weights: an entry of the history, and files by name."""
+    """The record of a training in ``OUT/surgery``: an entry of the history, and files."""
 
     entry: Mapping[str, Any]
     recipe: str | None = None
@@ -92,7 +92,7 @@ def write_result(
         source: the converted checkpoint that was trained.
         output: where it goes.
         changed: trained tensors by their name in ``source``.
-        record: what is remembered of the training.
+        record: of the training.
         force: replace an earlier output of this tool.
         verify: called with the staged folder before it appears; what it raises leaves nothing behind.
 
@@ -135,7 +135,7 @@ def write_adapter(source: Checkpoint, output: Path, adapter: Any, record: Record
         source: the base.
         output: where it goes.
         adapter: called with the folder to write PEFT's files into.
-        record: what is remembered of the training.
+        record: of the training.
         force: replace an earlier output of this tool.
     """
     with StagedFolder(output, force=force, source=source.folder) as staged:

@@ -1,4 +1,4 @@
-"""What several processes of one run do together: the first one does it, all of them know the outcome."""
+"""Actions that several processes of one run share: the first process acts, and all of them get the result."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def on_first(action: Callable[[], T]) -> T:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and tells."""
+    """Whether this is the process that writes files and gives events."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -49,7 +49,7 @@ def process_count() -> int:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether any process says so."""
+    """Whether the flag is set in any process."""
     import torch
     from torch import distributed
 
@@ -62,10 +62,10 @@ def any_process(flag: bool) -> bool:
 
 
 def leave_at_exit() -> None:
-    """Leave the group of processes before the interpreter goes down, not in the middle of that.
+    """Leave the group of processes before the interpreter shuts down.
 
-    Gloo's threads that are still there then bring the process down with SIGABRT, and so a finished run would count as
-    failed. Not for a run that stopped with an error: others may wait in a collective, and leaving can wait for them.
+    Otherwise Gloo's remaining threads end the process with SIGABRT, and a finished run counts as failed. Not for a
+    run that stopped with an error: others may wait in a collective, and leaving can wait for them.
     """
     atexit.unregister(_leave)  # as often as there are runs in this process, once
     atexit.register(_leave)

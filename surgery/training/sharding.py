@@ -1,11 +1,10 @@
 """FSDP2: each process holds a share of every weight, and gathers a layer's weights while that layer runs.
 
-accelerate's environment asks for it (``accelerate launch --use_fsdp --fsdp_version 2``, or the same variables under
-``torchrun``), and we do it ourselves with torch's ``fully_shard``: accelerate shards on accelerators alone, and under
-mixed precision casts float32 parameters along with the rest. Checkpoints and results are whole, the
-same files as without sharding.
+accelerate's environment turns it on (``accelerate launch --use_fsdp --fsdp_version 2``, or the same variables under
+``torchrun``). This module calls torch's ``fully_shard`` itself: accelerate shards only on accelerators, and under mixed
+precision it also casts float32 parameters. Checkpoints and results are whole, the same files as without sharding.
 
-Imports no torch at the top: whether sharding was asked for is known before a model is needed.
+Imports no torch at the top: the environment is read before a model is needed.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 _ASKED = "ACCELERATE_USE_FSDP"
 _TRUE = frozenset({"true", "1"})
 _FALSE = frozenset({"false", "0", ""})
-# What accelerate's launcher may ask for besides, that would change what a process holds, and what to do instead.
+# Other settings of accelerate's launcher that would change what a process holds, and what to do instead.
 _REFUSED = {
     "FSDP_OFFLOAD_PARAMS": (_TRUE, "weights stay on the device; leave --fsdp_offload_params out."),
     "FSDP_ACTIVATION_CHECKPOINTING": (_TRUE, "set gradient_checkpointing: true in the recipe."),
@@ -38,13 +37,13 @@ _REFUSED = {
 
 @contextmanager
 def own_sharding(device: str) -> Iterator[bool]:
-    """Whether FSDP2 was asked for, within a ``with`` block in which accelerate and transformers do not hear of it.
+    """Whether the environment turns FSDP2 on, within a ``with`` block in which accelerate and transformers see it off.
 
     Args:
         device: kind of device that the run is on.
 
     Raises:
-        UsageError: it was asked for in a way, or in a place, in which it is not to be had.
+        UsageError: FSDP is not available with these settings on this device.
     """
     asked = os.environ.get(_ASKED, "false")
     if asked.lower() in _FALSE:
@@ -122,7 +121,7 @@ def shard(
             hint="Set precision: bfloat16-mixed, or float32.",
         )
     for unit in [*units, model]:
-        # Said for the outermost too, whose parameters would else stay whole, as other objects, after an evaluation.
+        # For the outermost unit too: its parameters would otherwise stay whole, as other objects, after an evaluation.
         fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=ignored)
     # The first forward pass fixes the units and their gradients' dtypes: through the whole model, with everything that
     # is ever trained switched on.

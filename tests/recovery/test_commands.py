@@ -108,7 +108,7 @@ def test_dry_run(surgery_command: Any, recipe_file: Path, tmp_path: Path) -> Non
 def test_a_run_that_cannot_be_worth_it_is_noted(
     surgery_command: Any, recipe_file: Path, make_source: Any, tmp_path: Path
 ) -> None:
-    """A teacher that says the same, and text that is learned by heart."""
+    """A teacher that says the same, and text that is memorised."""
     from surgery.conversion import convert
 
     fresh = convert(make_source("llama"), output=tmp_path / "fresh").output
@@ -116,7 +116,7 @@ def test_a_run_that_cannot_be_worth_it_is_noted(
     many = ("--set", "budget={tokens: 200000}", "--set", "objective.name=distill")
     noted = surgery_command("finetune", str(recipe_file), "--dry-run", *many, "--set", f"model={fresh}")
     assert noted.code == 0, noted.err
-    assert "has nothing to learn" in noted.err and "learned by heart" in noted.err
+    assert "has nothing to learn" in noted.err and "will memorise it" in noted.err
     trained = surgery_command("finetune", str(recipe_file), "--dry-run", "--set", "objective.name=distill")
     assert trained.code == 0 and "note:" not in trained.err
 

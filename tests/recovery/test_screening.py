@@ -148,7 +148,10 @@ def test_what_cannot_be_asked_is_refused(screened: Path, converted: Any, make_re
 def test_a_plan_says_what_is_asked_of_screening(screened: Path, make_recipe: Any) -> None:
     softness = {"start": 0.1, "end": 0.02}
     plan = finetune(make_recipe(screened, sparsity={"target": 0.8}, softness=softness), dry_run=True).plan
-    assert plan.asked["screening"] == "80% of the keys rejected, at a price of 1 nats, softness from 0.1 to 0.02"
+    assert (
+        plan.section_summaries["screening"]
+        == "80% of the keys rejected, at a price of 1 nats, softness from 0.1 to 0.02"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- units
@@ -214,7 +217,7 @@ def test_a_bridge_needs_a_form_that_it_leads_to(screened: Path, bridge: Path, ma
     ):
         finetune(make_recipe(screened, bridge={}))
     plan = finetune(make_recipe(bridge, bridge={}), dry_run=True).plan
-    assert plan.asked["screening"] == "renormalisation from 1 to 0"
+    assert plan.section_summaries["screening"] == "renormalisation from 1 to 0"
 
 
 def test_softness_does_nothing_in_a_unit(converted: Any, make_recipe: Any, tmp_path: Path) -> None:
