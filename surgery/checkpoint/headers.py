@@ -150,8 +150,8 @@ def _check_length(first: bytes, size: int, shard: str, opening: bytes) -> None:
     length = struct.unpack("<Q", first)[0]
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(
-            f"{shard} announces a header of {length:,} bytes; the format allows {MAX_HEADER_BYTES:,} "
-            "It is not a safetensors file, or it is damaged."
+            f"{shard} announces a header of {length:,} bytes; the format allows {MAX_HEADER_BYTES:,}: "
+            "it is not a safetensors file, or it is damaged"
         )
     if 8 + length > size:
         raise CheckpointError(f"{shard} announces a header of {length:,} bytes but has only {size:,} bytes in all")

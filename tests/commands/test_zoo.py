@@ -75,7 +75,7 @@ def test_push(surgery: Any, hub: Hub, tmp_path: Path) -> None:
     assert [json.loads(line)["event"] for line in events.read_text().splitlines()][-2:] == ["pushing", "pushed"]
     hub.repositories["team/llama-ssmax"] = hub.repositories["me/llama-ssmax"]
     ran = surgery("zoo", "run", manifest, "--push", "team")
-    assert ran.code == 5 and "not uploaded" in ran.out and "team/llama-ssmax: The repository" in ran.out
+    assert ran.code == 5 and "not uploaded" in ran.out and "team/llama-ssmax: the repository" in ran.out
 
 
 def test_exit_codes(surgery: Any, manifest: Path, tmp_path: Path) -> None:
