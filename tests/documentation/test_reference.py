@@ -1,12 +1,13 @@
-"""The generator of docs/reference/ shows every kind of key and option."""
+"""docs/reference/ is what the generator gives; the generator shows every kind of key and option."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import pytest
 from pydantic import BaseModel, Field
 
-from docs.generate import commands, pages
+from docs.generate import FOLDER, commands, pages
 from surgery.errors import ExitCode
 from surgery.schemas.reference import reference
 
@@ -84,3 +85,17 @@ def test_every_command_option_and_exit_code_is_shown() -> None:
                 assert name in section or (parameter.metavar or "") in section, (path, name)
     for code in ExitCode:
         assert f"| {code.value} | {code.meaning} |" in made["exit-codes.md"]
+
+
+@pytest.mark.parametrize("name", sorted({path.name for path in FOLDER.glob("*.md")}))
+def test_the_reference_is_current(name: str, generated: dict[str, str]) -> None:
+    assert (FOLDER / name).read_text(encoding="utf-8") == generated[name], "run: make reference"
+
+
+@pytest.fixture(scope="module")
+def generated() -> dict[str, Any]:
+    return pages()
+
+
+def test_no_page_is_missing(generated: dict[str, str]) -> None:
+    assert {path.name for path in FOLDER.glob("*.md")} == set(generated)
