@@ -6,8 +6,12 @@ To add an operation, write its folder beside this file and add one line to ``OPE
 - ``operation.py``: a subclass of :class:`Operation`. It must give the class attributes without a default and the
   abstract methods; every other hook has a default that says "nothing of that kind".
 - the code that travels in a converted checkpoint, unless ``in_config_alone``.
-- ``calibration/``, if ``calibrates``. It may import ``surgery.evaluation`` and ``surgery.loading``; the rest of the
-  folder may not, and imports torch inside functions only.
+- ``calibration/``, if ``calibrates``. It may import ``surgery.evaluation`` and ``surgery.loading``, and has a line in
+  the second contract of import-linter in pyproject.toml. The rest of the folder imports neither, and torch inside
+  functions only.
+
+The hooks are grouped by who asks: plans, `surgery inspect` and `surgery verify` in this file, evaluation in
+``measured.py``, a training in ``training.py``. Each has a default, so a new operation writes only what it has.
 
 No other room names an operation: it loops over ``OPERATIONS`` or looks up the name that a plan or config.json holds.
 """
