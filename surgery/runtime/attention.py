@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 
 from surgery.runtime.operation import CHUNK, OPERATIONS, VISIBLE_KEYS, AttentionCall, OperationModule
-from surgery.runtime.visible_keys import visible_keys_in_chunk
+from surgery.runtime.visible_keys import visible_keys_in_layer
 
 PREFIX = "Surgery"
 
@@ -33,27 +33,24 @@ def operated_attention(
 
     Arguments as :class:`AttentionCall`.
     """
-    found = (getattr(module, operation, None) for operation in OPERATIONS)
-    operations: list[OperationModule] = [operation for operation in found if operation is not None]
-    visible_keys = options.pop(VISIBLE_KEYS, None)
-    if visible_keys is None:
-        visible_keys = getattr(module, VISIBLE_KEYS, None)  # see relay_class
-    if visible_keys is None:
+    operations: list[OperationModule] = [getattr(module, name) for name in OPERATIONS if hasattr(module, name)]
+    relayed = getattr(module, VISIBLE_KEYS, None)  # see relay_class
+    if (visible_keys := options.pop(VISIBLE_KEYS, relayed)) is None:
         if any(operation.enabled for operation in operations):
             raise RuntimeError(
                 f"{type(module).__name__} was called without the number of visible keys: call it through its model, "
                 f"or pass {VISIBLE_KEYS}=count_visible_keys(...)."
             )
         return backend(module, query, key, value, attention_mask, **options)
-    if (chunk := getattr(module, CHUNK, None)) is not None:
-        visible_keys = visible_keys_in_chunk(visible_keys, chunk, attention_mask)
     if operations:
-        visible_keys, scaled = visible_keys.to(query.device), query
         # Some families build the window into the mask alone, and keep it on the module.
         window = options.get("sliding_window", getattr(module, "sliding_window", None))
+        chunk = getattr(module, CHUNK, None)
+        in_layer = _in_layer(visible_keys, attention_mask, (name, key.shape[2], window, chunk)).to(query.device)
+        visible_keys = visible_keys.to(query.device) if chunk is None else in_layer
+        scaled = query
         for operation in operations:
-            if operation.enabled:
-                scaled = operation.scale_query(scaled, visible_keys, window)
+            scaled = operation.scale_query(scaled, in_layer) if operation.enabled else scaled
         tensors = (scaled, query, key, value, attention_mask, visible_keys)
         call = AttentionCall(name, backend, eager, module, *tensors, options)
         for operation in operations:
@@ -61,6 +58,19 @@ def operated_attention(
                 return output
         query = scaled
     return backend(module, query, key, value, attention_mask, **options)
+
+
+def _in_layer(visible_keys: torch.Tensor, mask: Any, case: tuple[Any, ...]) -> torch.Tensor:
+    """:func:`visible_keys_in_layer`, once for the layers of a forward pass that share a mask and a case.
+
+    A count is kept on ``visible_keys``, which every pass makes anew; a compiler merges equal computations itself.
+    """
+    if torch.compiler.is_compiling():
+        return visible_keys_in_layer(visible_keys, mask, *case)
+    kept: dict[Any, Any] = visible_keys.__dict__.setdefault("surgery_counts", {})
+    if (id(mask), case) not in kept:  # with the mask, whose id no other object gets while it lives
+        kept[id(mask), case] = mask, visible_keys_in_layer(visible_keys, mask, *case)
+    return kept[id(mask), case][1]  # type: ignore[no-any-return]
 
 
 class OperatedBackends:

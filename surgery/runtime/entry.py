@@ -1,18 +1,17 @@
 # Copyright 2026 The surgery authors. Licensed under the Apache License, Version 2.0.
 """The modelling code of a checkpoint with operated attention. It travels beside the weights.
 
-It needs torch and transformers only. Everything about the model at hand is read from the block ``surgery`` of its
-``config.json``; the files named below are the same in every checkpoint that has the same operations.
+It needs torch and transformers only, and reads everything about the model from the block ``surgery`` of config.json.
+The files named below are the same in every checkpoint that has the same operations.
 
 How it works, in three steps:
 
 1. ``Surgery<X>`` is a subclass of transformers' own class ``<X>`` (``SurgeryLlamaForCausalLM`` of
    ``LlamaForCausalLM``). No family's code is copied.
 2. The base model's ``forward`` works out n, the number of keys that each query may attend to, and passes it down.
-3. Each attention module with an operation becomes a subclass of itself. Its ``forward`` is the family's own bytecode
-   with one name rebound: where it looks up the attention backend, it finds a wrapper. The wrapper lets operations
-   scale the query, and calls the configured backend (sdpa, eager, flash, flex, or one that a serving engine
-   registered) unless an operation computes the attention itself.
+3. Each attention module with an operation becomes a subclass of itself. Its ``forward`` is the family's own bytecode,
+   which finds a wrapper where it looks up the attention backend. The wrapper lets operations scale the query, and
+   calls the backend (sdpa, eager, flash, flex, or a serving engine's) unless an operation attends itself.
 """
 
 from __future__ import annotations

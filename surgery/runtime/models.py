@@ -225,19 +225,31 @@ def _new_cache(model: Any) -> Any:
     )
 
 
+def _past_length(cache: Any, backend: str) -> int | torch.Tensor | None:
+    """Number of keys in the cache; None if an engine keeps the keys: in pages, or behind a backend of its own."""
+    if cache is not None:
+        return cache.get_seq_length() if hasattr(cache, "get_seq_length") else None
+    # transformers' own backends; a name with a slash is a kernel from the hub.
+    return 0 if backend.startswith(("eager", "sdpa", "flash_", "flex_")) or "/" in backend else None
+
+
 class _Counting:
     """The module whose forward runs the layers: counts the visible keys once per call and passes them on."""
 
     surgery_counts = False  # True on one module of a model
     surgery_relays = False  # whether it keeps n for layers that pass no keywords on
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    # Serving engines look for these three names among the parameters of forward.
+    def forward(
+        self, *args: Any, input_ids: Any = None, inputs_embeds: Any = None, position_ids: Any = None, **kwargs: Any
+    ) -> Any:
         """As the family's own forward."""
-        if not self.surgery_counts:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        kwargs |= {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "position_ids": position_ids}
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
         kwargs.update(zip(self._positional_names, args))  # type: ignore[attr-defined]  # noqa: B905
-        tokens, embeddings = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
-        inputs = tokens if tokens is not None else embeddings
+        if not self.surgery_counts:
+            return super().forward(**kwargs)  # type: ignore[misc]
+        inputs = kwargs["input_ids"] if "input_ids" in kwargs else kwargs.get("inputs_embeds")
         cache = _cache_in(kwargs)
         if cache is None and getattr(self.config, "windowed_cache", False) and self._fills_a_cache(kwargs):  # type: ignore[attr-defined]
             name = next(name for name in CACHE_NAMES if name in self._positional_names)  # type: ignore[attr-defined]
@@ -248,7 +260,7 @@ class _Counting:
                 device=inputs.device,
                 attention_mask=kwargs.get("attention_mask"),
                 position_ids=kwargs.get("position_ids"),
-                past_length=cache.get_seq_length() if cache is not None else 0,
+                past_length=_past_length(cache, self.config._attn_implementation or "eager"),  # type: ignore[attr-defined]
             )
             if self.surgery_relays:
                 setattr(self, VISIBLE_KEYS, kwargs[VISIBLE_KEYS])
@@ -318,13 +330,8 @@ class _StrictLoading:
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         # A base model rightly leaves the head's tensors of the same file unread.
-        is_base = isinstance(model, SurgeryModelMixin)
-        unexpected = [] if is_base else sorted(info["unexpected_keys"])
-        problems = {
-            "missing": sorted(info["missing_keys"]),
-            "unexpected": unexpected,
-            "mismatched": sorted(str(key) for key in info["mismatched_keys"]),
-        }
+        unread = ["unexpected"] if not isinstance(model, SurgeryModelMixin) else []
+        problems = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", *unread, "mismatched")}
         found = "; ".join(f"{kind}: {', '.join(keys[:8])}" for kind, keys in problems.items() if keys)
         if found:
             raise ValueError(f"{name}: the tensors do not fit the model. {found}")

@@ -34,7 +34,7 @@ class AttentionCall(NamedTuple):
         unscaled_query: the query as the module gave it.
         key, value: ``(batch, key-value heads, keys, head_dim)``.
         attention_mask: as the backend takes it, or None.
-        visible_keys: n of each query, ``(batch or 1, queries)``.
+        visible_keys: n of each query, within its chunk but not its sliding window, ``(batch or 1, queries)``.
         options: the other keywords of the call.
     """
 
@@ -71,10 +71,10 @@ class OperationModule(nn.Module):
         self.heads: list[int] | None = options.get("heads")
         self.enabled = True
 
-    def scale_query(self, query: torch.Tensor, visible_keys: torch.Tensor, window: int | None) -> torch.Tensor:
+    def scale_query(self, query: torch.Tensor, visible_keys: torch.Tensor) -> torch.Tensor:
         """Hook: the query ``(batch, heads, queries, head_dim)`` as the backend is given it.
 
-        ``visible_keys``: n, ``(batch or 1, queries)``; ``window``: sliding window of the layer, or None.
+        ``visible_keys``: n in this layer, within its window or chunk, ``(batch or 1, queries)``.
         """
         return query
 

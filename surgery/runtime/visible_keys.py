@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 
 def count_visible_keys(
@@ -13,45 +14,42 @@ def count_visible_keys(
     device: torch.device,
     attention_mask: Any = None,
     position_ids: torch.Tensor | None = None,
-    past_length: int | torch.Tensor = 0,
+    past_length: int | torch.Tensor | None = 0,
 ) -> torch.Tensor:
-    """Number of keys that each query may attend to, itself included, however the sequence is presented.
+    """Number of keys that each query may attend to in a layer without a window, its own key included.
 
-    It is the smaller of two numbers: the position in the query's own document plus one, and the number of real keys
-    that the mask shows up to the query. Positions of more than two dimensions (M-RoPE) are not counts and are ignored,
-    except that of four rows the first holds the positions of the text. Keys after the query that a 4-D mask shows, as
-    between the tokens of one image, are counted too.
+    A 4-D mask says it. Else it is the smallest of three numbers: the position in the query's own document plus one,
+    the keys in the cache and in this call up to the query, and the real keys of a 2-D mask up to the query. Positions
+    of more than two dimensions (M-RoPE) are not counts, except that of four rows the first holds those of the text.
 
     Args:
         length: number of queries in this call.
         device: device of the result.
-        attention_mask: ``(batch, past + length)`` with 0 for padding, or ``(batch, 1, length, keys)`` (boolean, or
-            added to the scores), or a mapping of those by layer type, or None. Masks of other kinds are ignored.
+        attention_mask: ``(batch, past + length)`` with 0 for padding and any other number for a real token, or
+            ``(batch, 1, length, keys)`` (boolean, or added to the scores), or a mapping of those by layer type, or
+            None. Masks of other kinds are ignored.
         position_ids: ``(batch or 1, length)``, or None for positions that continue after the cache.
-        past_length: number of keys already in the cache.
+        past_length: number of keys in the cache; None if an engine keeps the keys, so that only positions tell n.
 
     Returns:
         ``(batch or 1, length)``, float32, at least 1.
     """
-    positions = torch.arange(length, device=device) + past_length
+    columns = torch.arange(length, device=device) + (0 if past_length is None else past_length)
+    visible = columns[None] + 1
     if position_ids is not None and position_ids.dim() == 3 and position_ids.shape[0] == 4:
         position_ids = position_ids[0]
     if position_ids is not None and position_ids.dim() <= 2:
-        visible = position_ids.reshape(-1, length).to(device) + 1
-    else:
-        visible = positions[None] + 1
+        by_position = position_ids.reshape(-1, length).to(device) + 1
+        visible = by_position if past_length is None else torch.minimum(by_position, visible)
 
     if isinstance(attention_mask, dict):
         attention_mask = attention_mask.get("full_attention", next(iter(attention_mask.values()), None))
     if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
-        running = attention_mask.to(device).long().cumsum(-1)
+        running = (attention_mask.to(device) != 0).cumsum(-1)
         # The mask covers the cache too, and may cover the rest of a static one: pick the columns of these queries.
-        columns = positions.clamp(max=running.shape[-1] - 1)
-        visible = torch.minimum(visible, running.index_select(-1, columns))
+        visible = torch.minimum(visible, running.index_select(-1, columns.clamp(max=running.shape[-1] - 1)))
     elif isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4:
-        allowed = allowed_keys(attention_mask.to(device))[:, 0, -length:]
-        beyond = allowed & (torch.arange(allowed.shape[-1], device=device) > positions[:, None])
-        visible = torch.minimum(visible, (allowed & ~beyond).sum(-1)) + beyond.sum(-1)
+        visible = allowed_keys(attention_mask.to(device))[:, 0, -length:].sum(-1)
     return visible.clamp(min=1).to(torch.float32)
 
 
@@ -60,17 +58,37 @@ def allowed_keys(mask: torch.Tensor) -> torch.Tensor:
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
-def visible_keys_in_chunk(visible_keys: torch.Tensor, chunk: int, attention_mask: Any) -> torch.Tensor:
-    """n in a layer with chunked attention, from the n of a layer with full attention.
-
-    transformers starts chunks at the row or at the document, and cuts no mask that the user made. So the layer's own
-    mask is counted where there is one.
+def visible_keys_in_layer(
+    visible_keys: torch.Tensor, mask: Any, name: str, keys: int, window: int | None, chunk: int | None
+) -> torch.Tensor:
+    """n in one layer: counted from what the layer hands to its backend, else from n, window and chunk.
 
     Args:
-        visible_keys: ``(batch or 1, queries)``.
-        chunk: keys in a chunk.
-        attention_mask: of the layer: ``(batch or 1, 1, queries, keys)``, or of another kind, or None.
+        visible_keys: of :func:`count_visible_keys`, ``(batch or 1, queries)``.
+        mask: of the layer: ``(batch or 1, 1, queries, keys)``, ``(batch, keys)``, a block mask, or None.
+        name: of the backend.
+        keys: number of keys that the backend is given.
+        window, chunk: keys in the layer's sliding window, and in its chunks; None if it has none.
     """
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4:
-        return allowed_keys(attention_mask)[:, 0].sum(-1).clamp(min=1).to(torch.float32)
-    return (visible_keys - 1) % chunk + 1
+    queries, device = visible_keys.shape[-1], visible_keys.device
+    counted = None
+    if isinstance(mask, torch.Tensor) and mask.dim() == 4:
+        counted = allowed_keys(mask)[:, 0, -queries:].sum(-1)
+    elif isinstance(mask, torch.Tensor) and mask.shape[-1] == keys and chunk is None:
+        running = (mask != 0).cumsum(-1)
+        before = 0 if window is None else nn.functional.pad(running, (window, 0))[:, :keys]
+        counted = (running - before)[:, -queries:]
+    elif hasattr(mask, "mask_mod"):
+        head, columns = torch.zeros(1, dtype=torch.long, device=device), torch.arange(keys, device=device)
+        rows = torch.arange(mask.shape[0], device=device)[:, None, None]
+        parts = torch.arange(queries, device=device).split(max(1, 2**20 // keys))
+        counted = torch.cat([mask.mask_mod(rows, head, part[:, None], columns).sum(-1) for part in parts], -1)
+    elif mask is None and name == "sdpa" and queries > 1:  # causal, from the first key on
+        counted = torch.arange(1, queries + 1, device=device)[None]
+    elif mask is None and name in ("sdpa", "eager"):
+        counted = torch.full((1, queries), keys, device=device)
+    if counted is not None:
+        return counted.clamp(min=1).to(torch.float32)
+    if chunk is not None:
+        visible_keys = (visible_keys - 1) % chunk + 1
+    return visible_keys if window is None else visible_keys.clamp(max=window)

@@ -15,6 +15,7 @@ from surgery.loading import load_model, operation_modules
 from surgery.loading.caches import cache_of, with_cache
 from surgery.operations.ssmax.modeling import SSMax
 from surgery.runtime import count_visible_keys
+from surgery.runtime.visible_keys import visible_keys_in_layer
 from tests.families import WINDOW
 
 CPU = torch.device("cpu")
@@ -52,7 +53,7 @@ def test_packed_documents_restart() -> None:
 def test_the_least_of_positions_and_mask() -> None:
     mask = torch.tensor([[0, 0, 1, 1, 1]])
     found = count_visible_keys(5, CPU, attention_mask=mask, position_ids=torch.arange(5)[None])
-    assert found.tolist() == [[1, 1, 1, 2, 3]]
+    assert found.tolist() == [[2, 1, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("additive", [False, True])
@@ -78,15 +79,25 @@ def test_positions_of_three_dimensions_are_not_counts() -> None:
     assert count_visible_keys(4, CPU, position_ids=positions).tolist() == [[1, 2, 3, 4]]
 
 
-@pytest.mark.parametrize("form", ["paper", "anchored", "bias", "logn"])
-def test_n_saturates_at_the_window(form: str) -> None:
-    start = {"paper": {"scale": 0.3}, "anchored": {"scale": 0.3}, "bias": {"scale": 0.3, "bias": 0.7}, "logn": {}}
-    module = SSMax({"form": form, "reference_length": 4, "start": start[form]}, num_heads=2)
+def test_n_saturates_at_the_window_of_an_engine_that_gives_no_mask() -> None:
     n = torch.tensor([[1.0, 3.0, 8.0, 20.0, 500.0]])
-    windowed, free = module(n, 8), module(n)
-    assert torch.equal(windowed[..., :3, :], free[..., :3, :])
-    assert torch.equal(windowed[..., 3:, :], free[..., 2:3, :].expand(-1, -1, 2, -1))
-    assert not torch.equal(windowed, free)
+    assert visible_keys_in_layer(n, None, "engine", 600, 8, None).tolist() == [[1, 3, 8, 8, 8]]
+    assert visible_keys_in_layer(n, None, "engine", 600, None, None) is n
+    assert visible_keys_in_layer(n, None, "engine", 600, None, 8).tolist() == [[1, 3, 8, 4, 4]]
+
+
+def test_a_window_counts_the_real_keys_of_a_mask_of_two_dimensions() -> None:
+    """As FlashAttention is given it: a hole of three keys in a row of eight, of which the last five are queries."""
+    mask = torch.tensor([[1, 1, 0, 0, 0, 1, 1, 1]])
+    n = torch.ones(1, 5)
+    assert visible_keys_in_layer(n, mask, "flash_attention_2", 8, 4, None).tolist() == [[2, 1, 1, 2, 3]]
+    assert visible_keys_in_layer(n, mask, "flash_attention_2", 8, None, None).tolist() == [[2, 2, 3, 4, 5]]
+
+
+def test_an_engine_that_keeps_the_keys_counts_by_positions() -> None:
+    positions = torch.tensor([[30, 31, 5]])
+    assert count_visible_keys(3, CPU, position_ids=positions, past_length=None).tolist() == [[31, 32, 6]]
+    assert count_visible_keys(3, CPU, position_ids=positions, past_length=10).tolist() == [[11, 12, 6]]
 
 
 @given(st.integers(1, 10**6), st.integers(2, 10**6), st.floats(0.01, 1.0))

@@ -23,6 +23,13 @@ class Screening(Acceptance, name="screening"):
             return attend_to_cached_keys(screening, call)
         if not screening.enabled:
             return None
+        window = call.options.get("sliding_window", getattr(call.module, "sliding_window", None))
+        if "read_index" in call.options and window is not None:
+            # A page is used again once its keys have left the window, so keys do not lie in the order of the text.
+            raise ValueError(
+                "screening in layers with a sliding window does not run in continuous batching: use generate, or "
+                "convert the full-attention layers alone."
+            )
         if screening.observer is not None:
             observe(call)
         if screening.learns() or not screening.is_open():

@@ -72,22 +72,19 @@ class SSMax(OperationModule, name="ssmax"):
             raise ValueError(f"ssmax: unknown form {self.form!r}")
         self._add_parameters(*PARAMETERS[self.form])
 
-    def scale_query(self, query: torch.Tensor, visible_keys: torch.Tensor, window: int | None) -> torch.Tensor:
+    def scale_query(self, query: torch.Tensor, visible_keys: torch.Tensor) -> torch.Tensor:
         """The query times m(n)."""
-        return (query * self(visible_keys, window)).to(query.dtype)
+        return (query * self(visible_keys)).to(query.dtype)
 
-    def forward(self, visible_keys: torch.Tensor, window: int | None = None) -> torch.Tensor:
+    def forward(self, visible_keys: torch.Tensor) -> torch.Tensor:
         """Multiplier of the query.
 
         Args:
-            visible_keys: n, ``(batch or 1, queries)``; in a layer with chunks, n within the chunk.
-            window: sliding window of this layer, at which n saturates.
+            visible_keys: n in this layer, ``(batch or 1, queries)``.
 
         Returns:
             ``(batch or 1, heads, queries, 1)``, float32.
         """
-        if window is not None:
-            visible_keys = visible_keys.clamp(max=window)
         # Views rather than indexing: in decoding, the cost of these few numbers is that of the calls.
         log_n = visible_keys.log().unsqueeze(1).unsqueeze(-1)
         values = (getattr(self, name).float().view(-1, 1, 1) for name in PARAMETERS[self.form])
