@@ -67,10 +67,10 @@ def _in_layer(visible_keys: torch.Tensor, mask: Any, case: tuple[Any, ...]) -> t
     """
     if torch.compiler.is_compiling():
         return visible_keys_in_layer(visible_keys, mask, *case)
-    kept: dict[Any, Any] = visible_keys.__dict__.setdefault("surgery_counts", {})
+    kept: dict[Any, tuple[Any, torch.Tensor]] = visible_keys.__dict__.setdefault("surgery_counts", {})
     if (id(mask), case) not in kept:  # with the mask, whose id no other object gets while it lives
         kept[id(mask), case] = mask, visible_keys_in_layer(visible_keys, mask, *case)
-    return kept[id(mask), case][1]  # type: ignore[no-any-return]
+    return kept[id(mask), case][1]
 
 
 class OperatedBackends:
