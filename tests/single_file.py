@@ -7,7 +7,7 @@ from pathlib import Path
 
 from surgery.checkpoint import dump_json, load_json, sha256_json
 from surgery.checkpoint.record import PLAN_NAME
-from surgery.conversion.recording import refresh_card
+from surgery.conversion.records import refresh_card
 
 CODE = gzip.decompress((Path(__file__).parent / "conversion" / "single_file.py.gz").read_bytes())
 

@@ -1,6 +1,6 @@
 """Locks: entries of a converted config.json that make a stock class refuse it, since it would drop the new tensors.
 
-The modelling file holds the same two functions for use inside transformers; both work from ``surgery.locks`` alone.
+The travelling code holds the same two functions for use inside transformers; both work from ``surgery.locks`` alone.
 """
 
 from __future__ import annotations

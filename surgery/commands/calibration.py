@@ -119,7 +119,7 @@ def calibration_settings(
     """
     from pydantic import ValidationError
 
-    from surgery.conversion.plan import problems
+    from surgery.conversion.options import option_errors
     from surgery.loading import RunOptions
 
     schema = OPERATIONS[operation].calibration_settings
@@ -127,7 +127,7 @@ def calibration_settings(
     try:
         return schema.model_validate(dict(settings)), RunOptions.model_validate(dict(run))
     except ValidationError as error:
-        raise UsageError(f"calibration: {problems(error)}") from error
+        raise UsageError(f"calibration: {option_errors(error)}") from error
 
 
 def _calibrated(operation: Operation, prepared: PreparedPlan) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def _check_cards(models: list[str]) -> None:
 
 def _write_cards(models: list[str], result: dict[str, Any], provenance: dict[str, str]) -> None:
     from surgery import reporting
-    from surgery.conversion.recording import record_evaluation
+    from surgery.conversion.records import record_evaluation
 
     for number, name in enumerate(models):
         own = reporting.for_one_model(result, number)

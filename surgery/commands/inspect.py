@@ -128,7 +128,7 @@ def _operated(options: Mapping[str, Any]) -> str:
 
 
 def _trained(inspection: Inspection) -> str:
-    from surgery.conversion.reverting import read_history
+    from surgery.conversion.records import read_history
 
     entries = read_history(inspection.folder)
     return (

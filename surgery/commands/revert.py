@@ -11,7 +11,7 @@ from surgery.commands import console
 from surgery.commands.help import CommandHelp, command_app
 
 if TYPE_CHECKING:
-    from surgery.conversion.reverting import RevertResult
+    from surgery.conversion.reversion import RevertResult
 
 
 app = command_app()

@@ -59,6 +59,7 @@ def write_card(
     title = f"{name} with {' and '.join(str(entry['name']) for entry in operations)}"
     text = template.render(
         plan=plan,
+        has_code=has_code(plan),
         code=code_files(path.parent, plan) if has_code(plan) else [],
         has_source_card=source_card is not None and source_card.is_file(),
         title=escape_markdown(title),
@@ -72,7 +73,7 @@ def write_card(
 
 
 def has_code(plan: Mapping[str, Any]) -> bool:
-    """Whether modelling code travels in the checkpoint, rather than that the family's own class performs it all."""
+    """Whether modelling code travels in the checkpoint; if not, the family's own class runs it."""
     return not all(OPERATIONS[str(options["name"])].in_config_alone for options in plan["operations"])
 
 

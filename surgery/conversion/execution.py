@@ -1,4 +1,4 @@
-"""Carry out a plan: stage everything beside the output, then rename. A kill leaves no output, or a whole one."""
+"""Execute a plan: write a staged folder beside the output, then rename it. A kill leaves no output or a whole one."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from surgery.checkpoint import (
 from surgery.checkpoint.hub_cache import content_hash
 from surgery.checkpoint.record import CALIBRATION_NAME, PLAN_NAME, SHARDS_NAME
 from surgery.conversion.card import write_card
+from surgery.conversion.config import converted_config
 from surgery.conversion.plan import (
     CARD_NAME,
     NEW_SHARD,
     RECORD_FOLDER,
     Plan,
     PreparedPlan,
-    converted_config,
     make_plan,
     needed_bytes,
 )
@@ -48,7 +48,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """What was done: the plan, where the output is, and how the shards were placed (reflink, copied or linked)."""
+    """The plan, the output folder, and how each shard was placed there (reflink, copied or linked)."""
 
     plan: Plan
     output: Path
@@ -60,7 +60,7 @@ class ConversionResult:
 
 
 def adding_up(on_bytes: Progress | None, total: int) -> Callable[[int], None]:
-    """From pieces to progress: a function that is told of each piece's bytes, and tells of all so far."""
+    """A function that takes the bytes of each piece and reports the bytes of all pieces so far."""
     done = 0
 
     def report(count: int) -> None:
@@ -73,7 +73,7 @@ def adding_up(on_bytes: Progress | None, total: int) -> Callable[[int], None]:
 
 
 def default_output(prepared: PreparedPlan) -> Path:
-    """Beside the source as it was named, links and all; in the working directory for a hub model."""
+    """The default output: beside the source as it was named, or in the working directory for a hub model."""
     source = prepared.source
     if source.hub_id is not None:
         parent, stem = Path(), source.name.rsplit("/", 1)[-1]
@@ -132,7 +132,7 @@ def execute(
     on_step: Callable[[str], None] | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> ConversionResult:
-    """Carry out exactly the plan.
+    """Execute the plan, exactly.
 
     Args:
         prepared: the plan.
@@ -208,13 +208,13 @@ def _place_shards(
     report: Callable[[int], None],
     on_step: Callable[[str], None] | None,
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """How each shard was placed, and the SHA-256 of those of which it is known."""
+    """How each shard was placed, and the SHA-256 of the shards whose hash is known."""
     source = prepared.checkpoint.folder
     shards = prepared.plan.shards
     placed: dict[str, str] = {}
     with BackgroundHasher() as following:
         for shard, name in shards.items():
-            # Where every byte is read in any case, or the hub has said it, what they were costs little to remember.
+            # A hash costs little if every byte is read in any case, or if the hub gave it.
             on_piece = following.follow(source / shard, report) if mode == "copy" else report
             placed[name] = place_file(source / shard, staged / name, mode, on_piece)
             _step(on_step, f"placed {name}")
@@ -224,7 +224,7 @@ def _place_shards(
 
 
 def _keep_source_record(prepared: PreparedPlan, staged: Path) -> None:
-    """Keep the source's own config, index and card, from which ``revert`` gives the source back."""
+    """Keep the source's own config, index and card, from which ``revert`` restores the source."""
     record = staged / RECORD_FOLDER / "source"
     for name in (CONFIG_NAME, INDEX_NAME, CARD_NAME):
         if (prepared.checkpoint.folder / name).is_file():

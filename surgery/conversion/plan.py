@@ -8,22 +8,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from surgery.anatomy import Anatomy, read_anatomy
 from surgery.anatomy.anatomy import MODEL_TYPE_PREFIX
 from surgery.checkpoint import Checkpoint, Source, open_checkpoint, quote, resolve, sha256_json
 from surgery.checkpoint.record import FORMAT_VERSION, RECORD_FOLDER
+from surgery.conversion.config import kept_auto_map
+from surgery.conversion.options import fill_from_calibration, named_by_number, parse_operation
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.operations import OPERATIONS, OperationOptions, PlannedTensor
-from surgery.operations.base import CalibrationRecord, LayerWord
-from surgery.operations.code import ENTRY_NAME, code_hashes, is_code_name, travelling_code
+from surgery.operations.base import CalibrationRecord
+from surgery.operations.code import code_hashes, is_code_name, travelling_code
 from surgery.operations.family_table import caveats
 from surgery.operations.inspection import converted_already, unverified_family
 from surgery.version import __version__
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
+    pass
 
 NEW_SHARD = "surgery-operations.safetensors"
 CARD_NAME = "README.md"
@@ -75,7 +77,7 @@ class Plan:
 
     @property
     def has_code(self) -> bool:
-        """Whether modelling code travels in the output; otherwise the family's own class performs all of it."""
+        """Whether modelling code travels in the output; if not, the family's own class runs it."""
         return self.model_type.startswith(MODEL_TYPE_PREFIX)
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,7 +93,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class PreparedPlan:
-    """A plan with what it was made from, ready to be executed."""
+    """A plan and what it was made from, ready to be executed."""
 
     plan: Plan
     source: Source
@@ -135,7 +137,7 @@ def make_plan(
     skipped: dict[str, str] = {}
     changes: dict[str, Any] = {}
     has_code = False
-    filled = operations if calibration is None else _calibrated(operations, calibration)
+    filled = operations if calibration is None else fill_from_calibration(operations, calibration)
     for asked, given in zip(operations, filled, strict=True):
         options = parse_operation(given)
         operation = OPERATIONS[options.name]
@@ -144,8 +146,8 @@ def make_plan(
         operation.check_family(anatomy.family)
         if any(other.get("name") == options.name for other in before):
             raise PlanRefusedError(
-                f"{options.name} was performed on this checkpoint already",
-                hint="`surgery revert` gives the source back; convert that.",
+                f"this checkpoint already has {options.name}",
+                hint="`surgery revert` restores the source; convert that.",
             )
         options = operation.resolve(options, anatomy)
         has_code = has_code or not operation.in_config_alone
@@ -166,7 +168,7 @@ def make_plan(
         for layer in anatomy.layers:
             if layer.index not in options.layers:
                 # Among numbers another layer of the same kind may stand: then its kind is not the reason.
-                possible = _by_number(asked) and operation.option_to_include(layer, anatomy) is not None
+                possible = named_by_number(asked) and operation.option_to_include(layer, anatomy) is not None
                 reason = None if possible else operation.reason_to_skip(layer, anatomy)
                 skipped[f"{options.name}:{layer.index}"] = reason or "not chosen"
     if not resolved:
@@ -203,82 +205,6 @@ def make_plan(
     return PreparedPlan(plan, source, checkpoint, anatomy, calibration)
 
 
-def _by_number(given: Mapping[str, Any] | OperationOptions) -> bool:
-    """Whether the layers were named one by one, and not by a word."""
-    layers = given.get("layers", "full") if isinstance(given, Mapping) else given.layers
-    return layers not in get_args(LayerWord)
-
-
-def _calibrated(
-    operations: Sequence[Mapping[str, Any] | OperationOptions], calibration: CalibrationRecord
-) -> list[Mapping[str, Any] | OperationOptions]:
-    """The operations with the values of a calibration.
-
-    Raises:
-        UsageError: the calibrated operation is not among them, or its options contradict the calibration.
-    """
-    from pydantic import ValidationError
-
-    name = calibration.operation
-    found: list[Mapping[str, Any] | OperationOptions] = []
-    for given in operations:
-        options = dict(given) if isinstance(given, Mapping) else given.model_dump(exclude_unset=True)
-        if options.get("name") != name:
-            found.append(given)
-            continue
-        try:
-            found.append(OPERATIONS[name].calibrated(options, calibration))
-        except ValidationError as error:
-            raise UsageError(f"{name}: {problems(error)}") from error
-    if found == list(operations):
-        raise UsageError(f"a calibration was given, but {name} is not among the operations")
-    return found
-
-
-def parse_operation(given: Mapping[str, Any] | OperationOptions) -> OperationOptions:
-    """Validate one operation's options against its schema.
-
-    Raises:
-        UsageError: unknown operation, unknown key, or a wrong value; all of them at once.
-    """
-    from pydantic import ValidationError
-
-    if isinstance(given, OperationOptions):
-        return given
-    name = str(given.get("name"))
-    if name not in OPERATIONS:
-        raise UsageError(f"unknown operation {name!r}", hint=f"Known: {', '.join(OPERATIONS)}.")
-    try:
-        return OPERATIONS[name].options.model_validate(dict(given))
-    except ValidationError as error:
-        raise UsageError(f"{name}: {problems(error)}") from error
-
-
-def problems(error: ValidationError) -> str:
-    """All faults that pydantic found, in our words."""
-    return "; ".join(_problem(dict(problem)) for problem in error.errors())
-
-
-def _problem(problem: dict[str, Any]) -> str:
-    """One fault of pydantic's in our words: the option, what was given, what is wrong, and the nearest right value."""
-    from rapidfuzz import process
-
-    option = ".".join(str(part) for part in problem["loc"])
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    if not option:
-        return message
-    given = problem["input"]
-    if message.startswith(repr(given)):
-        return f"{option}: {message}"
-    nearest = None
-    if problem["type"] == "literal_error" and isinstance(given, str):
-        choices = str(problem["ctx"]["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
-        nearest = process.extractOne(given, choices, score_cutoff=60)
-    elif problem["type"] == "extra_forbidden":
-        return f"{option}: unknown option"
-    return f"{option} {given!r}: {message}" + (f"; did you mean {nearest[0]!r}?" if nearest else "")
-
-
 def _in_record(name: str) -> bool:
     return name.startswith(f"{RECORD_FOLDER}/")
 
@@ -286,7 +212,7 @@ def _in_record(name: str) -> bool:
 def _check_source(checkpoint: Checkpoint, anatomy: Anatomy) -> None:
     if reason := converted_already(anatomy):
         raise PlanRefusedError(
-            f"this checkpoint was {reason}", hint="`surgery revert` gives the source back; convert that."
+            f"this checkpoint was {reason}", hint="`surgery revert` restores the source; convert that."
         )
     done = bool(anatomy.operations)
     taken = [
@@ -306,70 +232,20 @@ def _check_source(checkpoint: Checkpoint, anatomy: Anatomy) -> None:
             f"config.json: architectures is {architectures!r}; only {expected} (a causal language model) is converted"
         )
     if any(f".{operation}." in name for operation in OPERATIONS for name in checkpoint.tensors):
-        raise CheckpointError("the tensors hold names of an operation, but config.json says nothing of one")
+        raise CheckpointError("the tensors hold names of an operation, but config.json names no operation")
 
 
 def _source_warnings(checkpoint: Checkpoint) -> list[str]:
     found = []
-    if len(_kept_auto_map(checkpoint)) < len(checkpoint.config.get("auto_map") or {}):
-        found.append(
-            "the source brings modelling code of its own, which is not used: the output is built on transformers' class"
-        )
+    if len(kept_auto_map(checkpoint)) < len(checkpoint.config.get("auto_map") or {}):
+        found.append("the source's own modelling code is not used: the output is built on transformers' class")
     if checkpoint.skipped:
         found.append(f"hidden folders are left out: {', '.join(map(quote, checkpoint.skipped))}")
     return found
 
 
-def _kept_auto_map(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the source's config.json says of code for other things than the model (a tokenizer of its own)."""
-    auto_map = checkpoint.config.get("auto_map")
-    if auto_map is None:
-        return {}
-    if not isinstance(auto_map, dict):
-        raise CheckpointError(f"config.json: auto_map must be an object, not {auto_map!r}")
-    return {name: value for name, value in auto_map.items() if not name.startswith(("AutoModel", "AutoConfig"))}
-
-
-def converted_config(prepared: PreparedPlan) -> dict[str, Any]:
-    """config.json of the output, from the source's and the plan.
-
-    Where no code travels the source's type, architectures and code of its own stay, and nothing is locked: a stock
-    class is the right one.
-    """
-    from surgery.anatomy.locks import lock
-
-    plan = prepared.plan
-    block = {
-        "format_version": plan.format_version,
-        "tool_version": plan.tool_version,
-        "base": dict(plan.source),
-        "plan_hash": plan.hash,
-        **prepared.anatomy.family.for_runtime,
-        "operations": [dict(options) for options in plan.operations],
-    }
-    config = {**prepared.checkpoint.config, **plan.config, "surgery": block}
-    config = {name: value for name, value in config.items() if not (value is None and name in plan.config)}
-    if not plan.has_code:
-        return config
-    family = prepared.anatomy.family
-    module = ENTRY_NAME.removesuffix(".py")
-    config |= {
-        "model_type": plan.model_type,
-        "architectures": [plan.architecture],
-        "auto_map": {
-            **_kept_auto_map(prepared.checkpoint),
-            "AutoConfig": f"{module}.Surgery{family.config_class}",
-            "AutoModel": f"{module}.Surgery{family.base_model}",
-            "AutoModelForCausalLM": f"{module}.{plan.architecture}",
-        },
-    }
-    if family.text is not None:
-        config["auto_map"]["AutoModelForImageTextToText"] = f"{module}.{plan.architecture}"
-    return lock(config, family)
-
-
 def needed_bytes(prepared: PreparedPlan, mode: str) -> int:
-    """Disk space that the execution needs, an estimate from above: links need none for the shards."""
+    """Upper bound on the disk space that the execution needs; linked shards need none."""
     sizes = prepared.checkpoint.file_sizes
     placed = 0 if mode == "link" else sum(sizes[shard] for shard in prepared.checkpoint.shards)
     small = sum(size for name, size in sizes.items() if name not in prepared.checkpoint.shards)

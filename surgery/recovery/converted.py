@@ -12,8 +12,9 @@ from types import MappingProxyType
 
 from surgery.checkpoint import Checkpoint, Source, open_checkpoint
 from surgery.checkpoint.headers import TensorInfo
+from surgery.conversion.config import converted_config
 from surgery.conversion.execution import default_output, execute
-from surgery.conversion.plan import NEW_SHARD, PreparedPlan, converted_config, make_plan
+from surgery.conversion.plan import NEW_SHARD, PreparedPlan, make_plan
 from surgery.recovery.recipe import Recipe
 
 _BYTES = 4

@@ -12,7 +12,7 @@ from surgery.checkpoint import Checkpoint, load_json, same_tensor_bytes, sha256_
 from surgery.checkpoint.record import CALIBRATION_NAME
 from surgery.conversion.card import has_code
 from surgery.conversion.code import SINGLE_FILE, recorded_code
-from surgery.conversion.reverting import trained_weights
+from surgery.conversion.records import trained_weights
 from surgery.operations.code import ENTRY_NAME, code_hashes, is_code_name, travelling_code
 from surgery.verification.checks import Check
 
@@ -23,7 +23,7 @@ def file_checks(
     source: Checkpoint | None,
     on_bytes: Callable[[int, int], None] | None = None,
 ) -> list[Check]:
-    """Check what lies in a converted folder against its plan, and against the source where it is given.
+    """Check the files of a converted folder against its plan, and against the source if it is given.
 
     Args:
         checkpoint: the converted folder.

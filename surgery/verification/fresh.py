@@ -24,9 +24,9 @@ TIMEOUT_SECONDS = 3600
 
 @dataclass(frozen=True)
 class FreshRequest:
-    """What to load and to compute: all of it plain data, since it crosses a process.
+    """What a fresh process loads and computes, as plain data.
 
-    ``own_code``: the checkpoint brings the modelling file, and stock classes must refuse it.
+    ``own_code``: the checkpoint carries modelling code, and stock classes must refuse it.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ def ask(requests: Sequence[FreshRequest]) -> list[tuple[dict[str, Any], Any]]:
             }
             (scratch / f"request-{number}.json").write_text(json.dumps(content), encoding="utf-8")
         paths = [str(scratch / f"request-{number}.json") for number in range(len(requests))]
-        # The process keeps no cache of ours and leaves none behind.
+        # The process uses no cache of this user and leaves none behind.
         environment = {
             **os.environ,
             "HF_HOME": str(scratch / "hf"),
@@ -114,7 +114,7 @@ def fresh_checks(request: FreshRequest, here: torch.Tensor, reference_tokens: li
 def judge(
     request: FreshRequest, answer: dict[str, Any], logits: Any, here: torch.Tensor, reference_tokens: list[int] | None
 ) -> list[Check]:
-    """As :func:`fresh_checks`, of an answer that was got before."""
+    """As :func:`fresh_checks`, for an answer that is already there."""
     import torch
 
     name = "loads without surgery, offline"
@@ -155,7 +155,7 @@ def _tokenizer_check(answers: dict[str, Any], reference: list[int] | None) -> Ch
     if broken:
         return Check(name, "failed", "; ".join(f"{way}: {said}" for way, said in broken.items()))
     if reference is not None and any(said != reference for said in answers.values()):
-        return Check(name, "failed", "it makes other tokens of a text than the source's tokenizer")
+        return Check(name, "failed", "its tokens of a text differ from those of the source's tokenizer")
     if answers.get("trusted", answers["plain"]) != answers["plain"]:
-        return Check(name, "failed", "with and without trust_remote_code it makes different tokens of a text")
+        return Check(name, "failed", "its tokens of a text differ with and without trust_remote_code")
     return Check(name, "passed", f"{len(answers['plain'])} tokens, as the source's" if reference else "loads")

@@ -1,4 +1,4 @@
-"""Run as a script in a process of its own: load a converted checkpoint as a stranger would, and say what happened.
+"""Script for a fresh process: load a converted checkpoint as another program would, and report the result.
 
 It stands alone on purpose. Importing ``surgery`` and opening a connection both raise here, so what loads, loads from
 the folder. The command line names files with one request each, a JSON object; each answer is a JSON object in the
@@ -33,7 +33,7 @@ def _load(request: dict[str, Any]) -> dict[str, Any]:
     info: Any
     model, info = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
         request["folder"],
-        # Without the modelling file any code in there is a stranger's.
+        # Without modelling code of surgery, any code in the folder is foreign and is not run.
         trust_remote_code=request["own_code"],
         local_files_only=True,
         dtype=torch.float32,
@@ -61,7 +61,7 @@ def _load(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refusals(request: dict[str, Any]) -> dict[str, str | None]:
-    """What the stock class says to each way of loading; None where it loads, which is the worst outcome."""
+    """Error of the stock class for each way of loading; None if it loads, which is the worst outcome."""
     import transformers
 
     stock = getattr(transformers, request["stock_class"])

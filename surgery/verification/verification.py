@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from surgery.anatomy import Family, read_anatomy
 from surgery.checkpoint import Checkpoint, open_checkpoint, resolve
 from surgery.conversion.card import has_code
-from surgery.conversion.recording import record_verification
-from surgery.conversion.reverting import read_plan, trained_weights
+from surgery.conversion.records import read_plan, record_verification, trained_weights
 from surgery.data import read_documents
 from surgery.errors import CheckpointError, UsageError
 from surgery.loading import RunOptions, environment, load_model, load_tokenizer, operation_modules

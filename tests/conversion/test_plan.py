@@ -14,7 +14,8 @@ import pytest
 from surgery.anatomy import REFUSED
 from surgery.checkpoint import load_json, open_checkpoint, write_json
 from surgery.conversion import PLAN_NAME, convert, make_plan
-from surgery.conversion.plan import NEW_SHARD, SHARD_PREFIX, parse_operation
+from surgery.conversion.options import parse_operation
+from surgery.conversion.plan import NEW_SHARD, SHARD_PREFIX
 from surgery.errors import CheckpointError, PlanRefusedError, SurgeryError, UsageError
 from tests.anatomy.builders import bare_config, bare_source
 from tests.checkpoint.builders import listing, reindex, sharded
@@ -308,7 +309,7 @@ def test_a_source_with_code_of_its_own_is_converted_with_a_warning(auto_map: Any
     source = bare_source(tmp_path / "model", auto_map=auto_map)
     (source / "modeling_x.py").write_text("raise SystemExit\n")
     result = convert(source, output=tmp_path / "out")
-    assert any("modelling code of its own" in warning for warning in result.plan.warnings)
+    assert any("own modelling code is not used" in warning for warning in result.plan.warnings)
     written = load_json(tmp_path / "out" / "config.json")["auto_map"]
     assert written["AutoTokenizer"] == ["tok.T", None]
     assert written["AutoModelForCausalLM"] == "modeling_surgery.SurgeryLlamaForCausalLM"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from surgery.anatomy import Anatomy, read_anatomy
 from surgery.checkpoint import open_checkpoint
-from surgery.conversion.plan import parse_operation
+from surgery.conversion.options import parse_operation
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.operations import OPERATIONS, parse_layers
 from surgery.zoo.manifest import ManifestError, read_manifest

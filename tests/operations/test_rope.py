@@ -241,6 +241,6 @@ def test_ssmax_after_rope_counts_from_the_sources_length_and_reverts_to_it(tmp_p
 
     assert tree(revert(both, output=tmp_path / "back").output) == tree(longer)
     assert tree(revert(longer, output=tmp_path / "again").output) == tree(source)
-    for folder, name, said in ((longer, "rope", "performed on this checkpoint already"), (both, "rope", "converted")):
+    for folder, name, said in ((longer, "rope", "already has rope"), (both, "rope", "converted")):
         with pytest.raises(PlanRefusedError, match=said):
             make_plan(folder, [{"name": name}])

@@ -35,7 +35,7 @@ class Observation(NamedTuple):
         allowed: which keys the query may attend to at all, of the same shape as ``distance``.
         sinks: the first keys of the document, which are always kept; of the same shape.
         acceptance: alpha and window as the module has them now, ``(batch, heads, queries, keys)``.
-        kept: what the values are added up with, of the same shape; its rows need not add up to one.
+        kept: weights by which the values are summed, of the same shape; a row need not sum to one.
         value: of each key, ``(batch, key-value heads, keys, head_dim)``.
     """
 
@@ -51,9 +51,12 @@ class Observation(NamedTuple):
 
 
 class Band(NamedTuple):
-    """Key-value heads whose query heads all look at most ``window`` keys back (None: at all); see Acceptance.bands.
+    """Key-value heads with windows of one size; see :meth:`Acceptance.bands`.
 
-    ``accepting``: no threshold of theirs rejects anything.
+    Attributes:
+        window: how many keys back their query heads look; None for all keys.
+        accepting: whether no threshold of theirs rejects a key.
+        groups: numbers of the key-value heads.
     """
 
     window: int | None
@@ -62,7 +65,12 @@ class Band(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """Of each key-value head: the widest window of its query heads (None: none), and whether no threshold rejects."""
+    """What each key-value head may see.
+
+    Attributes:
+        windows: the widest window of its query heads; None for no window.
+        accepting: whether no threshold of its query heads rejects a key.
+    """
 
     windows: list[int | None]
     accepting: list[bool]
@@ -71,14 +79,14 @@ class Reach(NamedTuple):
 class Acceptance(OperationModule):
     """Rejects keys: per query head an absolute threshold on the relevance, and a window on the distance.
 
-    The relevance of key j to query i is rho = cos(q_i, k_j), after norms and RoPE, before SSMax's multiplier. What is
-    accepted of a key is ::
+    The relevance of key j to query i is rho = cos(q_i, k_j), after norms and RoPE, before any multiplier of the query.
+    The share of a key that is accepted is ::
 
         alpha = clamp((rho - t) / tau, 0, 1)^2   for the keys at a distance below w, else 0
 
     (the trim-and-square of arXiv 2604.01178), and 1 for the first ``sinks`` keys of the document, or of the chunk in a
-    layer that has chunks. The weights are softmax(z) times alpha, renormalised over what survives; if nothing does, the
-    head gives zero.
+    layer that has chunks. The weights are softmax(z) times alpha, renormalised over what survives; if no key does, the
+    head outputs zero.
 
     Learned per head, float32: ``threshold`` t, ``softness`` tau (0 or less is hard: all or nothing), and
     ``log2_window``, whose power of two, rounded, is w. From ``full_window`` on, a window bounds nothing.
@@ -86,8 +94,8 @@ class Acceptance(OperationModule):
 
     Where alpha saturates its gradient is zero, and an edge in integers has none. A surrogate takes its place: t and
     tau get the gradient of sigmoid((rho - t - tau/2) / (max(tau, 0.1)/4)) where alpha is 0 or 1, and the window that
-    of sigmoid(4 (log2 w - log2(distance + 1))), within an octave of its edge alone: a text teaches nothing to a
-    window that reaches far beyond it. What is rejected is counted with a gradient too: :meth:`count_rejected`.
+    of sigmoid(4 (log2 w - log2(distance + 1))), only within an octave of its edge: a text teaches nothing to a
+    window that is much longer. Rejected keys are counted with a gradient too: :meth:`count_rejected`.
 
     All of this is the form ``gated``. The form ``unit`` has three numbers more: ``log2_gain``, ``log2_bound`` and the
     exponent ``renormalisation`` p, from 1 to 0, which is set and never learned. At p = 0 it is the screening unit of
@@ -98,8 +106,8 @@ class Acceptance(OperationModule):
         out   = bound tanh(|y| / bound) y / |y|
 
     From ``full_window`` on the distance does not count; its gradient stays that of the cosine. At p = 1 it is
-    ``gated``. Between the two, with m the cosine term, S the sum of e^z alpha over the keys, and a first key accepted
-    by p + (1 - p) of what it would be were it not a first one::
+    ``gated``. Between the two, with m the cosine term, S the sum of e^z alpha over the keys, and the alpha of a
+    first key raised to p + (1 - p) alpha::
 
         tau = p softness + (1 - p)(1 - t),   alpha = ramp^2 m^(1 - p)
         y   = gain^(1 - p) sum_j alpha_j (e^z_j / S)^p v_j
@@ -159,7 +167,7 @@ class Acceptance(OperationModule):
         return all(each.accepting) and all(window is None for window in each.windows)
 
     def bands(self, groups: int) -> list[Band]:
-        """The key-value heads, ``groups`` in all, by what of the keys their query heads look at."""
+        """The key-value heads, ``groups`` in all, grouped by the keys that their query heads look at."""
         reach = self.reach(groups)
         found: dict[tuple[int | None, bool], list[int]] = {}
         for group, (window, accepting) in enumerate(zip(reach.windows, reach.accepting, strict=True)):
@@ -169,7 +177,7 @@ class Acceptance(OperationModule):
         return [Band(width, accepting, members) for (width, accepting), members in found.items()]
 
     def reach(self, groups: int) -> Reach:
-        """What the key-value heads, ``groups`` in all, are asked for. Looked up again after a parameter has changed."""
+        """What the key-value heads, ``groups`` in all, may see. Computed again only after a parameter has changed."""
         parameters = (self.threshold, self.softness, self.log2_window)
         # Tensors made under torch.inference_mode count no versions; they are looked at each time.
         counted = not any(parameter.is_inference() for parameter in parameters)
@@ -184,7 +192,7 @@ class Acceptance(OperationModule):
         return known[1]
 
     def learns(self) -> bool:
-        """Whether threshold, softness or window are to get gradients now."""
+        """Whether threshold, softness or window get gradients now."""
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
 
     def windows(self) -> torch.Tensor:
@@ -254,12 +262,12 @@ class Acceptance(OperationModule):
     def weigh(
         self, accepted: torch.Tensor, weights: torch.Tensor | None, has_sink: bool, members: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What the values are added up with: the weights renormalised over the accepted keys, and in the form ``unit``
+        """Weights by which the values are summed: renormalised over the accepted keys, and in the form ``unit``
         alpha (e^z / S)^p; see the class.
 
         Args:
             accepted: alpha, ``(batch, heads, queries, keys)``.
-            weights: softmax weights of the same shape; not looked at where no head has any (``kind() == "unit"``).
+            weights: softmax weights of the same shape; not used if no head has softmax (``kind() == "unit"``).
             has_sink: whether the family has a learned sink, whose share is in S.
             members: numbers of the query heads; all of them where absent.
         """
@@ -297,11 +305,11 @@ class Acceptance(OperationModule):
     def count_rejected(self, relevance: torch.Tensor, accepted: torch.Tensor, block: Block) -> torch.Tensor:
         """Rejected keys per head ``(heads,)``: the exact number, with a gradient that reaches t and w.
 
-        A number has no gradient. In its place is that of a soft count, in which what is accepted of a key is
+        A number has no gradient. It gets that of a soft count, in which the share of a key that is accepted is
         1/2 + x / (2 (1 + |x|)), x = (rho - t) / (max(tau, 0.1)/4), and sigmoid(4 (log2 w - log2(distance + 1)))
-        within an octave of the window's edge. So a key pulls at t whether it is just accepted or just rejected, and,
-        by the long tails, also where t is far below all keys, as in an open head. Every eighth query stands for all.
-        Relevance gets no gradient: keys are not to become irrelevant so that they can be rejected.
+        within an octave of the window's edge. So a key moves t whether it is just accepted or just rejected, and, by
+        the long tails, also if t is far below all keys, as in an open head. Only every eighth query is counted so.
+        Relevance gets no gradient: otherwise keys would learn to be irrelevant.
 
         Args:
             relevance: rho, ``(batch, heads, queries, keys)``.

@@ -15,7 +15,7 @@ BLOCK_ELEMENTS = 2**19
 
 
 def rows_per_block(elements: int) -> int:
-    """Queries in a block, if each takes so many elements; at least one."""
+    """Queries in a block if each query takes ``elements`` elements; at least one."""
     return max(1, BLOCK_ELEMENTS // elements)
 
 
@@ -52,8 +52,8 @@ def locate_keys(
 class Block(NamedTuple):
     """A block of queries and where their keys are: see :class:`Observation`.
 
-    ``keys`` is how many of the keys it needs: those after its last query are left out where nothing hides them.
-    ``bias`` is what a mask adds to the scores; None: nothing but what ``allowed`` says.
+    ``keys`` is the number of keys that it needs: without a mask, keys after its last query are left out.
+    ``bias`` is what a mask adds to the scores; None if there is only ``allowed``.
     """
 
     rows: torch.Tensor
@@ -85,7 +85,7 @@ def blocks(
     rows: torch.Tensor | None = None,
     whole: bool = False,
 ) -> Iterator[Block]:
-    """Blocks of queries, in order, such that memory is bounded by :data:`BLOCK_ELEMENTS`; ``whole``: with all keys."""
+    """Blocks of queries, in order, so small that :data:`BLOCK_ELEMENTS` bounds memory; ``whole``: with all keys."""
     batch, heads, queries, _ = query.shape
     everything = torch.arange(queries) if rows is None else rows.cpu()
     for numbers in everything.split(rows_per_block(batch * heads * keys)):
@@ -104,6 +104,6 @@ def slices(first: int, last: int, sinks: int) -> list[slice]:
 
 
 def take_slices(tensor: torch.Tensor, chosen: list[slice], dimension: int) -> torch.Tensor:
-    """Slices of a tensor, one after the other; a view where there is one."""
+    """Slices of a tensor, one after the other; a view if there is one slice."""
     parts = [tensor.narrow(dimension, part.start, part.stop - part.start) for part in chosen]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dimension)

@@ -203,7 +203,7 @@ def test_bytes_are_compared_where_they_were_recorded(make_kind: MakeKind, mode: 
     shard.write_bytes(content)
     shutil.rmtree(tmp_path / "back")
     error = refused(out, tmp_path)
-    assert shard.name in error.message and "is not what was converted" in error.message
+    assert shard.name in error.message and "is not as converted" in error.message
 
 
 def _in_the_hub_cache(source: Path, repository: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Bring the code that travels in a converted checkpoint to the current version; the tensors are not touched."""
+"""Update the code that travels in a converted checkpoint; its tensors stay as they are."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME
 from surgery.checkpoint.source import check_folder
 from surgery.conversion.code import code_records
 from surgery.conversion.plan import CARD_NAME, FORMAT_VERSION
-from surgery.conversion.recording import refresh_card
-from surgery.conversion.reverting import read_plan
+from surgery.conversion.records import read_plan, refresh_card
 from surgery.errors import CheckpointError, PlanRefusedError
 from surgery.operations.code import ENTRY_NAME, code_hashes, travelling_code
 from surgery.version import __version__

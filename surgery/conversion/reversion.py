@@ -1,4 +1,4 @@
-"""Give the source of a converted checkpoint back, byte for byte."""
+"""Restore the source of a converted checkpoint, byte for byte."""
 
 from __future__ import annotations
 
@@ -7,26 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from surgery.checkpoint import (
     CONFIG_NAME,
     INDEX_NAME,
     BackgroundHasher,
     StagedFolder,
-    load_config,
     load_json,
     open_checkpoint,
     place_file,
     require_space,
     safe_relative,
-    sha256_json,
 )
-from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME, RECORD_FOLDER, SHARDS_NAME, check_format_version
-from surgery.checkpoint.source import check_folder
-from surgery.checkpoint.unsupported_weights import adapter_error
+from surgery.checkpoint.record import RECORD_FOLDER, SHARDS_NAME
 from surgery.conversion.execution import PlaceMode, Progress, adding_up
-from surgery.conversion.plan import CARD_NAME, Plan
+from surgery.conversion.plan import CARD_NAME
+from surgery.conversion.records import read_plan, trained_weights
 from surgery.errors import CheckpointError, PlanRefusedError
 
 
@@ -54,42 +49,6 @@ class RevertResult:
             "placed": dict(self.placed),
             "compared": list(self.compared),
         }
-
-
-def read_plan(folder: Path, *, check_hash: bool = True) -> dict[str, Any]:
-    """The plan of a converted checkpoint.
-
-    Args:
-        folder: the converted checkpoint.
-        check_hash: whether a plan that was changed afterwards is an error.
-
-    Raises:
-        PlanRefusedError: the folder was not converted by this tool.
-        CheckpointError: the plan was changed afterwards, or is of a newer format; or the folder is an adapter.
-    """
-    check_folder(folder)
-    if not (folder / PLAN_NAME).is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise adapter_error(folder)
-        raise PlanRefusedError(
-            f"{folder.name}: not a converted checkpoint (it has no {PLAN_NAME})",
-            hint="Give the folder that `surgery convert`, `finetune` or `merge` wrote.",
-        )
-    plan = load_json(folder / PLAN_NAME, limit=64_000_000)
-    check_format_version(plan.get("format_version"), folder.name)
-    if (folder / CONFIG_NAME).is_file():
-        block = load_config(folder / CONFIG_NAME).get("surgery")
-        check_format_version(block.get("format_version") if isinstance(block, dict) else None, folder.name)
-    content = {name: value for name, value in plan.items() if name != "hash"}
-    if check_hash and plan.get("hash") != sha256_json(content):
-        raise CheckpointError(f"{folder.name}: {PLAN_NAME} does not have the hash that it names; it was changed")
-    try:
-        TypeAdapter(Plan).validate_python(content)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise CheckpointError(f"{folder.name}: {PLAN_NAME} is not a plan: {where}: {problem['msg']}") from error
-    return plan
 
 
 def revert(
@@ -138,7 +97,7 @@ def revert(
 
 
 def _recorded_hashes(folder: Path) -> dict[str, str]:
-    """What the conversion has recorded of its shards; empty where it read none of them."""
+    """SHA-256 of the shards as the conversion recorded them; empty if it read no shard."""
     if not (folder / SHARDS_NAME).is_file():
         return {}
     hashes = load_json(folder / SHARDS_NAME).get("sha256")
@@ -150,9 +109,9 @@ def _recorded_hashes(folder: Path) -> dict[str, str]:
 def _check_same(name: str, found: str, recorded: str) -> None:
     if found != recorded:
         raise CheckpointError(
-            f"{name} is not what was converted (sha256 {found[:16]}, then {recorded[:16]}), so the source cannot be "
-            "given back.",
-            hint="The file was changed or damaged since. Take the source from where it came from.",
+            f"{name} is not as converted (sha256 {found[:16]}, then {recorded[:16]}), so the source cannot be "
+            "restored.",
+            hint="The file was changed or damaged since. Fetch the source again.",
         )
 
 
@@ -175,30 +134,5 @@ def _restored_files(folder: Path, plan: dict[str, Any]) -> dict[str, str]:
             hint="Revert the converted checkpoint from before the training, or fetch the source again.",
         )
     if required:
-        raise CheckpointError(f"{folder.name}: {required[0]} is missing, so the source cannot be given back whole")
+        raise CheckpointError(f"{folder.name}: {required[0]} is missing, so the source cannot be restored")
     return {name: target for name, target in files.items() if name not in missing}
-
-
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The trainings that a converted checkpoint went through, oldest first; empty if there were none.
-
-    Raises:
-        CheckpointError: there is a history, and it cannot be read.
-    """
-    history = folder / HISTORY_NAME
-    if not history.is_file():
-        return []
-    entries = load_json(history).get("entries")
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise CheckpointError(f"{HISTORY_NAME} has no list of entries, so what was trained is not known")
-    return [entry for entry in entries if entry.get("step") != "refresh"]
-
-
-def trained_weights(folder: Path) -> str | None:
-    """What was trained besides the operations' own parameters, from the checkpoint's history; None if nothing.
-
-    Raises:
-        CheckpointError: there is a history, and it cannot be read.
-    """
-    trained = [str(entry.get("trained")) for entry in read_history(folder) if entry.get("trained") != "scale"]
-    return ", ".join(trained) or None

@@ -10,7 +10,7 @@ import pytest
 
 from surgery.checkpoint.record import HISTORY_NAME
 from surgery.commands import main
-from surgery.conversion import convert, refresh, refreshing, revert
+from surgery.conversion import code_refresh, convert, refresh, revert
 from surgery.errors import CheckpointError, PlanRefusedError
 from surgery.operations.code import ENTRY_NAME, travelling_code
 from surgery.verification import verify
@@ -63,14 +63,14 @@ def test_the_history_keeps_what_was_there_and_the_source_still_comes_back(
 
 
 def test_a_kill_between_the_two_files_is_made_good(outdated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = refreshing._replace
+    real = code_refresh._replace
 
     def killed(path: Path, content: bytes) -> None:
         if path.name == ENTRY_NAME:
             raise KeyboardInterrupt
         real(path, content)
 
-    monkeypatch.setattr(refreshing, "_replace", killed)
+    monkeypatch.setattr(code_refresh, "_replace", killed)
     with pytest.raises(KeyboardInterrupt):
         refresh(outdated)
     assert (outdated / ENTRY_NAME).read_bytes() == OLD

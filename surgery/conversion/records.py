@@ -1,0 +1,143 @@
+"""The record in a converted checkpoint: its plan, its trainings, verifications and evaluations, and the card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from surgery.checkpoint import CONFIG_NAME, dump_json, load_config, load_json, replace_file, sha256_json
+from surgery.checkpoint.record import (
+    EVALUATION_NAME,
+    HISTORY_NAME,
+    PLAN_NAME,
+    RECORD_FOLDER,
+    VERIFICATION_NAME,
+    check_format_version,
+)
+from surgery.checkpoint.source import check_folder
+from surgery.checkpoint.unsupported_weights import adapter_error
+from surgery.conversion.card import write_card
+from surgery.conversion.plan import CARD_NAME, Plan
+from surgery.errors import CheckpointError, PlanRefusedError
+
+
+def read_plan(folder: Path, *, check_hash: bool = True) -> dict[str, Any]:
+    """The plan of a converted checkpoint.
+
+    Args:
+        folder: the converted checkpoint.
+        check_hash: whether a plan that was changed afterwards is an error.
+
+    Raises:
+        PlanRefusedError: the folder was not converted by this tool.
+        CheckpointError: the plan was changed afterwards, or is of a newer format; or the folder is an adapter.
+    """
+    check_folder(folder)
+    if not (folder / PLAN_NAME).is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise adapter_error(folder)
+        raise PlanRefusedError(
+            f"{folder.name}: not a converted checkpoint (it has no {PLAN_NAME})",
+            hint="Give the folder that `surgery convert`, `finetune` or `merge` wrote.",
+        )
+    plan = load_json(folder / PLAN_NAME, limit=64_000_000)
+    check_format_version(plan.get("format_version"), folder.name)
+    if (folder / CONFIG_NAME).is_file():
+        block = load_config(folder / CONFIG_NAME).get("surgery")
+        check_format_version(block.get("format_version") if isinstance(block, dict) else None, folder.name)
+    content = {name: value for name, value in plan.items() if name != "hash"}
+    if check_hash and plan.get("hash") != sha256_json(content):
+        raise CheckpointError(f"{folder.name}: {PLAN_NAME} does not have the hash that it names; it was changed")
+    try:
+        TypeAdapter(Plan).validate_python(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise CheckpointError(f"{folder.name}: {PLAN_NAME} is not a plan: {where}: {problem['msg']}") from error
+    return plan
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The trainings that a converted checkpoint went through, oldest first; empty if there were none.
+
+    Raises:
+        CheckpointError: there is a history, and it cannot be read.
+    """
+    history = folder / HISTORY_NAME
+    if not history.is_file():
+        return []
+    entries = load_json(history).get("entries")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise CheckpointError(f"{HISTORY_NAME} has no list of entries, so what was trained is not known")
+    return [entry for entry in entries if entry.get("step") != "refresh"]
+
+
+def trained_weights(folder: Path) -> str | None:
+    """What was trained besides the operations' own parameters, from the checkpoint's history; None if nothing.
+
+    Raises:
+        CheckpointError: there is a history, and it cannot be read.
+    """
+    trained = [str(entry.get("trained")) for entry in read_history(folder) if entry.get("trained") != "scale"]
+    return ", ".join(trained) or None
+
+
+def record_verification(folder: Path, run: Mapping[str, Any]) -> None:
+    """Append a verification to ``verify.json``, and show it in the card."""
+    _append(folder / VERIFICATION_NAME, run)
+    refresh_card(folder)
+
+
+def record_evaluation(folder: Path, run: Mapping[str, Any]) -> None:
+    """Append an evaluation to ``evaluate.json``, and show it in the card.
+
+    Args:
+        folder: a converted checkpoint.
+        run: ``markdown``, what the card says, beside whatever else is to be kept.
+
+    Raises:
+        PlanRefusedError: the folder was not converted by this tool.
+    """
+    read_plan(folder, check_hash=False)
+    _append(folder / EVALUATION_NAME, run)
+    refresh_card(folder)
+
+
+def refresh_card(folder: Path) -> None:
+    """The card, from the plan, the trainings, and the last verification and evaluation."""
+    verification = _last(folder / VERIFICATION_NAME)
+    if verification is not None:
+        ran_with = ", ".join(f"{name} {value}" for name, value in verification["environment"].items())
+        verification = {**verification, "environment": ran_with}
+    evaluation = _last(folder / EVALUATION_NAME)
+    write_card(
+        folder / CARD_NAME,
+        read_plan(folder, check_hash=False),
+        source_card=folder / RECORD_FOLDER / "source" / CARD_NAME,
+        verification=verification,
+        evaluation=None if evaluation is None else str(evaluation["markdown"]),
+        trained=[_trained_line(entry) for entry in read_history(folder)],
+    )
+
+
+def _append(path: Path, run: Mapping[str, Any]) -> None:
+    """The newest run is the last one, and none is lost."""
+    replace_file(path, dump_json({"schema": 1, "runs": [*_runs(path), run]}).encode())
+
+
+def _runs(path: Path) -> list[Any]:
+    return load_json(path).get("runs", []) if path.is_file() else []
+
+
+def _last(path: Path) -> dict[str, Any] | None:
+    runs = _runs(path)
+    return runs[-1] if runs else None
+
+
+def _trained_line(entry: dict[str, Any]) -> str:
+    """One training for the card; a merge of an adapter has no count of tokens."""
+    what, tokens = str(entry.get("trained")), entry.get("tokens")
+    return f"{what}, by {entry.get('step')}" if tokens is None else f"{what}: {tokens} tokens"
