@@ -150,7 +150,7 @@ def test_refusals(
 
 
 def test_what_a_family_cannot_run_or_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from surgery.anatomy import reading
+    from surgery.anatomy import anatomy as reader
 
     phi = bare_source(tmp_path / "phi", "phi3", head_dim=64)
     with pytest.raises(PlanRefusedError, match="'phi3' does not run RoPE of type 'yarn'") as caught:
@@ -161,7 +161,7 @@ def test_what_a_family_cannot_run_or_does_not_have(tmp_path: Path, monkeypatch: 
     with pytest.raises(PlanRefusedError, match="every layer slides and sees no farther than 16 keys"):
         changed(mistral)
     assert changed(mistral, layers="all")["max_position_embeddings"] == 2 * LENGTH
-    monkeypatch.setattr(reading, "read_ropes", lambda *_: ())
+    monkeypatch.setattr(reader, "read_ropes", lambda *_: ())
     with pytest.raises(PlanRefusedError, match="no rotary positions to change"):
         changed(bare_source(tmp_path / "none"))
     assert set(inspect(tmp_path / "none").reasons["rope"]) == {"the family has no rotary positions"}

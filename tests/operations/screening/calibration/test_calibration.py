@@ -237,7 +237,7 @@ def test_too_little_text(source: Path, tmp_path: Path) -> None:
 
 
 def test_what_was_calibrated_must_be_what_is_converted(source: Path, calibration: Calibration, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="not what was calibrated"):
+    with pytest.raises(UsageError, match="differs from the calibration"):
         convert(source, "screening", sinks=3, calibration=calibration, output=tmp_path / "out")
     with pytest.raises(UsageError, match="not among the operations"):
         convert(source, "ssmax", calibration=calibration, output=tmp_path / "out")
