@@ -12,6 +12,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,7 @@ def _families() -> str:
 
 
 def _exit_codes() -> str:
+    _load_all_errors()
     lines = ["| code | of every command | exceptions in Python |", "|---|---|---|"]
     for code in ExitCode:
         raised = ", ".join(f"`{error.__name__}`" for error in _errors(SurgeryError) if error.exit_code == code)
@@ -217,6 +219,14 @@ def _exit_codes() -> str:
         "With `--json` an error is a document on stdout with the code, unless the command has printed its own.",
     ]
     return "\n".join(lines)
+
+
+def _load_all_errors() -> None:
+    """Import every module that defines an error: which of them are loaded already depends on what ran before."""
+    root = Path(__file__).parents[1]
+    for path in sorted((root / "surgery").rglob("*.py")):
+        if re.search(r"^class \w+Error\(", path.read_text(encoding="utf-8"), re.MULTILINE):
+            import_module(".".join(path.relative_to(root).with_suffix("").parts))
 
 
 def _errors(root: type[SurgeryError]) -> list[type[SurgeryError]]:

@@ -46,7 +46,7 @@ class Family:
         sliding: which layers slide: none, every layer once there is a window, or those that ``layer_types`` lists.
         local: what the layers that are not full do with the window: it slides, or the keys are cut into chunks of it.
         local_list: where ``layer_types`` is absent, config key of a list that has 1 for each local layer, else 0.
-        full_every: where ``layer_types`` is absent, every so-manieth layer is full (the family's default), none at 0.
+        full_every: where ``layer_types`` is absent, every how many layers one is full (the family's default); 0: none.
         full_first: the full layer comes first in each such group, not last.
         full_every_key: config key that overrides ``full_every``.
         sliding_from_key: where ``layer_types`` is absent, config key of the first layer that slides.

@@ -2,9 +2,7 @@
 """The modelling code of a checkpoint with operated attention. It travels beside the weights.
 
 It needs torch and transformers only, and reads everything about the model from the block ``surgery`` of config.json.
-The files named below are the same in every checkpoint that has the same operations.
-
-How it works, in three steps:
+The files named below are the same in every checkpoint with the same operations. How it works:
 
 1. ``Surgery<X>`` is a subclass of transformers' own class ``<X>`` (``SurgeryLlamaForCausalLM`` of
    ``LlamaForCausalLM``). No family's code is copied.

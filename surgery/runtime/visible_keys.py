@@ -42,8 +42,10 @@ def count_visible_keys(
         by_position = position_ids.reshape(-1, length).to(device) + 1
         visible = by_position if past_length is None else torch.minimum(by_position, visible)
 
-    if isinstance(attention_mask, dict):
-        attention_mask = attention_mask.get("full_attention", next(iter(attention_mask.values()), None))
+    if isinstance(attention_mask, dict) and attention_mask:  # a layer of any type sees no more than the widest mask
+        masks = attention_mask.values()
+        each = [count_visible_keys(length, device, mask, position_ids, past_length) for mask in masks]
+        return torch.stack(torch.broadcast_tensors(*each)).amax(0)
     if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
         running = (attention_mask.to(device) != 0).cumsum(-1)
         # The mask covers the cache too, and may cover the rest of a static one: pick the columns of these queries.
@@ -61,7 +63,7 @@ def allowed_keys(mask: torch.Tensor) -> torch.Tensor:
 def visible_keys_in_layer(
     visible_keys: torch.Tensor, mask: Any, name: str, keys: int, window: int | None, chunk: int | None
 ) -> torch.Tensor:
-    """n in one layer: counted from what the layer hands to its backend, else from n, window and chunk.
+    """n in one layer: the keys that the mask for its backend shows, at most n; without a mask, by window and chunk.
 
     Args:
         visible_keys: of :func:`count_visible_keys`, ``(batch or 1, queries)``.
@@ -88,7 +90,7 @@ def visible_keys_in_layer(
     elif mask is None and name in ("sdpa", "eager"):
         counted = torch.full((1, queries), keys, device=device)
     if counted is not None:
-        return counted.clamp(min=1).to(torch.float32)
+        return torch.minimum(counted.clamp(min=1).to(torch.float32), visible_keys.to(counted.device))
     if chunk is not None:
         visible_keys = (visible_keys - 1) % chunk + 1
     return visible_keys if window is None else visible_keys.clamp(max=window)

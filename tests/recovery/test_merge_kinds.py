@@ -63,12 +63,12 @@ MERGED: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "convolutions": ({"target_modules": ["c_attn"], "fan_in_fan_out": True}, "gpt2", UNTIED),
 }
 REFUSED: dict[str, tuple[dict[str, Any], str, dict[str, Any], str]] = {
-    "the head beside, tied": ({"target_modules": ATTENTION, "modules_to_save": ["lm_head"]}, "llama", TIED, "ties"),
+    "the head beside, tied": ({"target_modules": ATTENTION, "modules_to_save": ["lm_head"]}, "llama", TIED, "shares"),
     "the embedding beside, tied": (
         {"target_modules": ATTENTION, "modules_to_save": ["embed_tokens"]},
         "llama",
         TIED,
-        "ties",
+        "shares",
     ),
     "layers twice": (
         {"target_modules": ATTENTION, "layer_replication": [[0, 2], [1, 3]]},

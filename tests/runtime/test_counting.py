@@ -53,7 +53,7 @@ def test_packed_documents_restart() -> None:
 def test_the_least_of_positions_and_mask() -> None:
     mask = torch.tensor([[0, 0, 1, 1, 1]])
     found = count_visible_keys(5, CPU, attention_mask=mask, position_ids=torch.arange(5)[None])
-    assert found.tolist() == [[2, 1, 1, 2, 3]]
+    assert found.tolist() == [[1, 1, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("additive", [False, True])
@@ -89,7 +89,7 @@ def test_n_saturates_at_the_window_of_an_engine_that_gives_no_mask() -> None:
 def test_a_window_counts_the_real_keys_of_a_mask_of_two_dimensions() -> None:
     """As FlashAttention is given it: a hole of three keys in a row of eight, of which the last five are queries."""
     mask = torch.tensor([[1, 1, 0, 0, 0, 1, 1, 1]])
-    n = torch.ones(1, 5)
+    n = torch.full((1, 5), 8.0)
     assert visible_keys_in_layer(n, mask, "flash_attention_2", 8, 4, None).tolist() == [[2, 1, 1, 2, 3]]
     assert visible_keys_in_layer(n, mask, "flash_attention_2", 8, None, None).tolist() == [[2, 2, 3, 4, 5]]
 

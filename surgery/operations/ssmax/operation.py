@@ -107,12 +107,10 @@ class SSMaxOperation(Operation):
 
     def identity(self, options: SSMaxOptions) -> str | None:
         """The identity where the multiplier starts at exactly 1."""
-        start = options.start or {}
         if options.form == "logn":
             return f"n <= {options.reference_length}"
-        if start.get("scale") == 0.0 and start.get("bias", 1.0) == 1.0 and options.form != "paper":
-            return "everywhere"
-        return None
+        identity = FORMS[options.form].identity
+        return "everywhere" if identity is not None and options.start == identity else None
 
     def describe(self, options: SSMaxOptions) -> str:
         """Form, equation, N and start values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -18,20 +19,29 @@ StartValue = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class Form:
-    """One form of the multiplier m(n): its equation, its parameters, and where it starts as the identity."""
+    """One form of the multiplier m(n): its equation, its parameters, and the start values with m = 1 for every n."""
 
     equation: str
     parameters: tuple[str, ...]
     remark: str
+    identity: Mapping[str, float] | None = None
 
 
 FORMS: MappingProxyType[FormName, Form] = MappingProxyType(
     {
         "anchored": Form(
-            "1 + s (ln n - ln N)", ("scale",), "starts as exactly the old model; s = 1/ln N is the paper's form"
+            "1 + s (ln n - ln N)",
+            ("scale",),
+            "starts as exactly the old model; s = 1/ln N is the paper's form",
+            MappingProxyType({"scale": 0.0}),
         ),
         "paper": Form("s ln n", ("scale",), "the paper's; not the identity at the start, needs recovery"),
-        "bias": Form("s ln n + b", ("scale", "bias"), "the paper's (d); starts as exactly the old model"),
+        "bias": Form(
+            "s ln n + b",
+            ("scale", "bias"),
+            "the paper's (d); starts as exactly the old model",
+            MappingProxyType({"scale": 0.0, "bias": 1.0}),
+        ),
         "logn": Form("max(1, ln n / ln N)", (), "nothing to learn; the old model up to N"),
     }
 )

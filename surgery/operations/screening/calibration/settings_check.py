@@ -18,7 +18,7 @@ def check_settings(settings: CalibrationSettings, options: Mapping[str, Any]) ->
         UsageError: windows are shared by groups of which some heads are left out; or a setting of the guard, or of
             windows, is given for a unit, which no guard could hold.
     """
-    if settings.windows == "group" and options.get("heads") is not None:
+    if settings.windows != "head" and options.get("heads") is not None:
         raise UsageError(
             "windows by group need all heads of a group, but heads chooses some",
             hint="Leave heads out, or let each head have its own window.",

@@ -24,8 +24,8 @@ def multiplier(
     form: str,
     log_n: torch.Tensor,
     log_reference: float,
-    scale: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
+    scale: Any = None,
+    bias: Any = None,
 ) -> torch.Tensor:
     """m(n), by which SSMax multiplies the query.
 
@@ -42,17 +42,17 @@ def multiplier(
         form: one of the four.
         log_n: ln n, of a shape that broadcasts with those of the parameters.
         log_reference: ln N, of the reference length N.
-        scale, bias: the parameters of the form.
+        scale, bias: the parameters of the form, tensors.
     """
     if form == "logn":
         return (log_n / log_reference).clamp(min=1.0)
-    assert scale is not None
     if form == "paper":
         return scale * log_n
     if form == "bias":
-        assert bias is not None
         return scale * log_n + bias
-    return scale * (log_n - log_reference) + 1.0
+    if form == "anchored":
+        return scale * (log_n - log_reference) + 1.0
+    raise ValueError(f"SSMax has no form {form!r}")
 
 
 class SSMax(OperationModule, name="ssmax"):
