@@ -24,11 +24,14 @@ class Screening(Acceptance, name="screening"):
         if not screening.enabled:
             return None
         window = call.options.get("sliding_window", getattr(call.module, "sliding_window", None))
-        if "read_index" in call.options and window is not None:
+        mask = call.attention_mask
+        read_later = isinstance(mask, torch.Tensor) and mask.shape[-1] != call.key.shape[2]
+        if "read_index" in call.options and (window is not None or read_later):
             # A page is used again once its keys have left the window, so keys do not lie in the order of the text.
+            # Before 5.24, transformers reads the pages in the backend, after this point.
             raise ValueError(
-                "screening in layers with a sliding window does not run in continuous batching: use generate, or "
-                "convert the full-attention layers alone."
+                "screening does not run in continuous batching in layers with a sliding window, or with transformers "
+                "before 5.24: use generate."
             )
         if screening.observer is not None:
             observe(call)
