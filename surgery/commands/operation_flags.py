@@ -95,7 +95,7 @@ def operations_from_flags(names: Sequence[str], given: Mapping[str, Any]) -> lis
 
     Args:
         names: of the operations, in order.
-        given: options by name, None for those that were not given. A list holds texts of which each may be meant for
+        given: options by name, None for those that were not given. A list holds texts; each may be meant for
             one operation: ``ssmax=0-3``.
 
     Raises:

@@ -34,7 +34,7 @@ def verify(
         bool, typer.Option("--files-only", help="Check every byte on the disk, run no model; needs no torch.")
     ] = False,
     layers: Annotated[
-        int | None, typer.Option(min=1, help="Run the first so many layers only (a big model on a small machine).")
+        int | None, typer.Option(min=1, help="Run only the first N layers (a big model on a small machine).")
     ] = None,
     length: Annotated[int, typer.Option(min=16, help="Tokens for the comparison with the source.")] = 512,
     max_loss_increase: Annotated[

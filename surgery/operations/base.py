@@ -341,7 +341,7 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
         return []
 
     def effective_values(self, module: Any) -> tuple[Any, tuple[Any, ...]]:
-        """A learned parameter of one of its modules, and values of which at least one must change the logits.
+        """A learned parameter of one of its modules, and test values; at least one must change the logits.
 
         `surgery verify` sets the values one after the other to prove that the layer's operation has an effect. Only
         for an operation with learned parameters.

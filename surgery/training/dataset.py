@@ -31,7 +31,7 @@ Encode = Callable[[list[str]], list[list[int]]]
 EncodeChat = Callable[[Sequence[Mapping[str, str]], str], tuple[list[int], list[bool]]]
 OpenStream = Callable[[int, int, StreamSnapshot | None], RowStream]
 _AT_ONCE = 64
-# While looking for held-out documents in a stream, at most so many are read for each that is wanted.
+# While looking for held-out documents in a stream, the most documents read for each one wanted.
 _PATIENCE = 50
 
 

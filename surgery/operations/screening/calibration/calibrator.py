@@ -27,7 +27,7 @@ TRIALS_AFTER_HOLDING = 3
 FIRST_STEP = 4.0
 # The last price that is tried: it buys only what costs nothing by the estimate, and a lower one buys the same.
 LEAST_KNOB = 1e-30
-# A pass forward and back costs about so many passes forward.
+# Cost of a forward and backward pass, in forward passes.
 BACKWARD_COST = 3
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# Thresholds to choose from: none, then so many steps of rho from -1 to 1.
+# Thresholds to choose from: none, then this number of steps of rho from -1 to 1.
 STEPS = 80
 
 

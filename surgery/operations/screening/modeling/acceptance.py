@@ -20,7 +20,7 @@ from surgery.operations.screening.modeling.gradients import (
 )
 from surgery.runtime.operation import OperationModule
 
-# One query in so many counts in the gradient of a number of rejected keys.
+# The gradient of the number of rejected keys samples one query in this number.
 COUNTED_EVERY = 8
 
 
