@@ -17,9 +17,9 @@ from surgery.recovery.controls import check_control
 from surgery.recovery.converted import plan_operations, planned_checkpoint
 from surgery.recovery.layout import Layout
 from surgery.recovery.model_run import RunSetup
-from surgery.recovery.packed import check_packed
 from surgery.recovery.parameters import trained_names
 from surgery.recovery.plan import make_plan
+from surgery.recovery.quantized import check_quantized
 from surgery.recovery.recipe import Recipe
 from surgery.recovery.recipe_file import read_recipe
 from surgery.recovery.recovery_run import RecoveryRun
@@ -83,7 +83,7 @@ def finetune(
         trained_names(stage, layout, checkpoint.tensors)
         check_objective(stage, layout)
         check_sections(stage, layout)
-        check_packed(stage, checkpoint.config)
+        check_quantized(stage, checkpoint.config)
     for control in valid.controls:
         check_control(control, layout)
     output = check_output(Path(valid.output), force=force, source=source.folder)

@@ -134,7 +134,7 @@ class ModelRun:
         return [number for number, names in enumerate(trained) if names]
 
     def _training(self, teacher: Teacher | None) -> TrainingRun:
-        from surgery.recovery.packed import PackedTrainingRun
+        from surgery.recovery.quantized import QuantizedTrainingRun
 
         setup = self.setup
         settings = RunSettings(
@@ -147,7 +147,7 @@ class ModelRun:
             prepare=self._prepare_stage,
             groups=optimizer_groups,
         )
-        return PackedTrainingRun(self.model, settings, self.folder, self.stop, self.trained, teacher)
+        return QuantizedTrainingRun(self.model, settings, self.folder, self.stop, self.trained, teacher)
 
     def _prepare_stage(self, number: int) -> Sequence[Any]:
         """Choose what a stage trains."""
@@ -159,7 +159,7 @@ class ModelRun:
     def _build(self) -> nn.Module:
         from surgery.recovery.controls import apply_control
         from surgery.recovery.lora import prepare_model
-        from surgery.recovery.packed import check_loaded, stay_trainable, unpack_now
+        from surgery.recovery.quantized import check_loaded, stay_trainable, unpack_now
 
         model = self._load()
         check_loaded(model)

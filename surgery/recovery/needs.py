@@ -8,8 +8,8 @@ from surgery.checkpoint import Checkpoint
 from surgery.operations.parameters import is_operation
 from surgery.recovery.layout import Layout
 from surgery.recovery.lora import lora_targets
-from surgery.recovery.packed import linear_shapes
 from surgery.recovery.parameters import trained_names
+from surgery.recovery.quantized import linear_shapes
 from surgery.recovery.recipe import Precision, Recipe
 from surgery.recovery.train_choice import TrainLora
 from surgery.training.memory import TRAINED_AT_ONCE

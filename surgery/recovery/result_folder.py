@@ -28,7 +28,7 @@ from surgery.checkpoint import (
 from surgery.checkpoint.record import HISTORY_NAME
 from surgery.errors import CheckpointError
 from surgery.operations.parameters import is_operation
-from surgery.recovery.packed import renames_alone
+from surgery.recovery.quantized import renames_alone
 
 if TYPE_CHECKING:
     import torch

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _HINT = "Set train.what to scale+lora with merge: false (the output is an adapter), or use the unquantized checkpoint."
 
 
-def check_packed(stage: Recipe, config: Mapping[str, Any]) -> None:
+def check_quantized(stage: Recipe, config: Mapping[str, Any]) -> None:
     """Refuse a stage that would change quantized weights.
 
     Raises:
@@ -71,7 +71,7 @@ def parameters_beside(model: Any) -> Iterator[None]:
             model.is_quantized = True
 
 
-class PackedTrainingRun(TrainingRun):
+class QuantizedTrainingRun(TrainingRun):
     """A run of a model whose weights may be quantized."""
 
     def trainer(self, number: int, before: Progress, snapshot: dict[str, Any] | None = None) -> StageTrainer:
