@@ -4,7 +4,7 @@ Nothing here imports torch until a run begins.
 """
 
 from surgery.recovery.adapter_merge import MergeResult, merge
-from surgery.recovery.entry import finetune
+from surgery.recovery.api import finetune
 from surgery.recovery.errors import RecipeError
 from surgery.recovery.plan import FinetunePlan
 from surgery.recovery.recipe import Recipe, json_schema

@@ -5,11 +5,11 @@ It knows no operation. `train` takes a model, rows from `read_data` and `Trainin
 training begins.
 """
 
+from surgery.training.api import train
 from surgery.training.dataset import TrainingData, read_data
 from surgery.training.errors import DivergedError, TrainingStoppedError
 from surgery.training.folder import TrainingFolder
 from surgery.training.options import TrainingOptions
-from surgery.training.plain import train
 from surgery.training.progress import Progress
 from surgery.training.text_options import Data
 

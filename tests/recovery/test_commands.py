@@ -139,7 +139,7 @@ def test_training_beyond_the_positions_is_noted(surgery_command: Any, recipe_fil
 def test_what_it_shall_run_on_is_looked_at_before_the_text(
     surgery_command: Any, recipe_file: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
 ) -> None:
-    monkeypatch.setattr("surgery.recovery.entry.read_rows", None)
+    monkeypatch.setattr("surgery.recovery.api.read_rows", None)
     ran = surgery_command("finetune", str(recipe_file), *words)
     assert ran.code == 2 and said in ran.err
 
@@ -148,7 +148,7 @@ def test_what_it_shall_run_on_is_looked_at_before_the_text(
 def test_an_output_where_nothing_can_be_written_is_refused_before_the_text(
     surgery_command: Any, recipe_file: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
-    monkeypatch.setattr("surgery.recovery.entry.read_rows", None)
+    monkeypatch.setattr("surgery.recovery.api.read_rows", None)
     ran = surgery_command("finetune", str(recipe_file), "--set", "output=/proc/nowhere/out", *words)
     assert ran.code == 2 and "nothing can be written in '/proc/nowhere'" in ran.err
 

@@ -15,7 +15,7 @@ from surgery.errors import PlanRefusedError, SurgeryError, UsageError
 from surgery.loading import RunOptions, load_model
 from surgery.loading.model import recompute
 from surgery.recovery import DivergedError, finetune, read_recipe
-from surgery.recovery.entry import read_rows
+from surgery.recovery.api import read_rows
 from surgery.recovery.layout import Layout
 from surgery.recovery.lora import prepare_model
 from surgery.recovery.needs import effective_precision

@@ -12,7 +12,7 @@ import pytest
 
 from surgery.errors import UsageError
 from surgery.recovery import finetune, read_recipe
-from surgery.recovery.entry import read_rows
+from surgery.recovery.api import read_rows
 from tests.data.test_chat import CHATML
 from tests.recovery.conftest import WORDS, Converted, MakeRecipe, crash
 

@@ -114,7 +114,7 @@ def test_no_room_above_is_imported(tmp_path: Path) -> None:
     import sys
 
     program = (
-        "import sys, surgery.training, surgery.training.trainer, surgery.training.plain, surgery.training.trial\n"
+        "import sys, surgery.training, surgery.training.trainer, surgery.training.api, surgery.training.trial\n"
         "above = [name for name in sys.modules if name.startswith(('surgery.recovery', 'surgery.conversion'))]\n"
         "assert not above, above\n"
     )
