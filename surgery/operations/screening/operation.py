@@ -12,9 +12,9 @@ from surgery.anatomy import Anatomy, AttentionLayer, Family
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.operations.base import LayerWord, Operation, OperationOptions, PlannedTensor
 from surgery.operations.measured import ObservedRows
+from surgery.operations.screening.calibration_settings import CalibrationSettings
 from surgery.operations.screening.options import SOFTNESS, ScreeningOptions
 from surgery.operations.screening.sections import Bridge, Softness, Sparsity
-from surgery.operations.screening.settings import CalibrationSettings
 from surgery.operations.training import RecipeSection, StageHooks
 
 if TYPE_CHECKING:

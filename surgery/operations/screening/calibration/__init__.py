@@ -8,6 +8,6 @@ measures several choices from one observation: the loss against the share of rej
 from surgery.operations.screening.calibration.calibration import calibrate
 from surgery.operations.screening.calibration.loss_sweep import Sweep, sweep
 from surgery.operations.screening.calibration.results import Calibration, read_calibration
-from surgery.operations.screening.settings import CalibrationSettings
+from surgery.operations.screening.calibration_settings import CalibrationSettings
 
 __all__ = ["Calibration", "CalibrationSettings", "Sweep", "calibrate", "read_calibration", "sweep"]

@@ -16,7 +16,7 @@ from surgery.operations.screening.calibration.calibrator import Calibrator, OnPr
 from surgery.operations.screening.calibration.passages import divide, short_names
 from surgery.operations.screening.calibration.results import Calibration, Trial
 from surgery.operations.screening.calibration.settings_check import check_settings, known_lengths, recorded
-from surgery.operations.screening.settings import CalibrationSettings
+from surgery.operations.screening.calibration_settings import CalibrationSettings
 
 
 def calibrate(

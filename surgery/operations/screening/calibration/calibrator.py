@@ -11,7 +11,7 @@ from surgery.errors import SurgeryError
 from surgery.evaluation.passages import Passage
 from surgery.operations.screening import PARAMETERS, ScreeningOptions
 from surgery.operations.screening.calibration.results import CalibratedLayer, GuardedPassage, Trial
-from surgery.operations.screening.settings import CalibrationSettings
+from surgery.operations.screening.calibration_settings import CalibrationSettings
 
 if TYPE_CHECKING:
     from surgery.operations.screening.calibration.choice import Choice, Effects

@@ -24,7 +24,7 @@ from surgery.operations.screening.calibration.calibrator import Calibrator, OnPr
 from surgery.operations.screening.calibration.passages import divide, short_names, take
 from surgery.operations.screening.calibration.results import Calibration, GuardedPassage, Trial
 from surgery.operations.screening.calibration.settings_check import check_settings, known_lengths, recorded
-from surgery.operations.screening.settings import CalibrationSettings
+from surgery.operations.screening.calibration_settings import CalibrationSettings
 
 # Nats per token, estimated; what these cost in truth is what a sweep measures.
 ALLOWED = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)

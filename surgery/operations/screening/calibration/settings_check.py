@@ -8,7 +8,7 @@ from typing import Any
 from surgery.anatomy import Anatomy
 from surgery.errors import UsageError
 from surgery.operations.screening import ScreeningOptions
-from surgery.operations.screening.settings import CalibrationSettings
+from surgery.operations.screening.calibration_settings import CalibrationSettings
 
 
 def check_settings(settings: CalibrationSettings, options: Mapping[str, Any]) -> None:
