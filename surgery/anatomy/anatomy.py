@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from surgery.anatomy.config import ConfigValues, Kind
+from surgery.anatomy.config_locks import unlock
 from surgery.anatomy.families import REFUSED, Family, find_family, probed_family
-from surgery.anatomy.locks import unlock
 from surgery.anatomy.rope import Rope, read_ropes, trained_length
 from surgery.checkpoint import Checkpoint
 from surgery.checkpoint.record import check_format_version

@@ -18,7 +18,7 @@ def converted_config(prepared: PreparedPlan) -> dict[str, Any]:
     Where no code travels the source's type, architectures and code of its own stay, and nothing is locked: a stock
     class is the right one.
     """
-    from surgery.anatomy.locks import lock
+    from surgery.anatomy.config_locks import lock
 
     plan = prepared.plan
     block = {

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from surgery.anatomy import FAMILIES, REFUSED, Family, find_family, read_anatomy
-from surgery.anatomy.locks import LOCKS, lock, unlock
+from surgery.anatomy.config_locks import LOCKS, lock, unlock
 from surgery.checkpoint import open_checkpoint, write_json
 from surgery.errors import CheckpointError, PlanRefusedError
 from surgery.runtime import base_model_of

@@ -14,7 +14,7 @@ import transformers
 from transformers import AutoModelForImageTextToText
 
 from surgery.anatomy import FAMILIES, read_anatomy
-from surgery.anatomy.locks import lock, unlock
+from surgery.anatomy.config_locks import lock, unlock
 from surgery.checkpoint import load_json, open_checkpoint, write_json
 from surgery.conversion import convert, revert
 from surgery.errors import CheckpointError, PlanRefusedError

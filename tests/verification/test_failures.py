@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from surgery.anatomy.locks import unlock
+from surgery.anatomy.config_locks import unlock
 from surgery.checkpoint import Checkpoint, load_json, open_checkpoint, sha256_json
 from surgery.checkpoint.record import HISTORY_NAME
 from surgery.conversion import PLAN_NAME, refresh
