@@ -33,8 +33,8 @@ class Drawing:
         return _data_uri(self.dark_svg)
 
 
-class Pen:
-    """Draws pictures, and numbers those of the same name."""
+class FigureRenderer:
+    """Renders figures for light and dark pages; pictures of one name get numbers."""
 
     def __init__(self) -> None:
         self._names: dict[str, int] = {}

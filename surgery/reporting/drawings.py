@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgery.reporting import learned_numbers, training_runs
-from surgery.reporting.drawing import Drawing, Pen
+from surgery.reporting.drawing import Drawing, FigureRenderer
 from surgery.reporting.sections import view_of
 
 Plain = Mapping[str, Any]
@@ -38,9 +38,9 @@ def draw_all(result: Plain, histories: Sequence[Sequence[Plain]]) -> Drawings:
         result: what ``EvaluationResult.to_dict()`` gives.
         histories: training runs of each model, each ``{"label": str, "rows": [dict, ...]}``.
     """
-    pen = Pen()
+    renderer = FigureRenderer()
     return Drawings(
-        tuple(tuple(view_of(section["kind"]).drawings(pen, result, section)) for section in result["sections"]),
-        tuple(tuple(tuple(learned_numbers.drawings(pen, own)) for own in use["learned"]) for use in result["models"]),
-        tuple(tuple(training_runs.drawing_of(pen, run) for run in runs) for runs in histories),
+        tuple(tuple(view_of(section["kind"]).drawings(renderer, result, section)) for section in result["sections"]),
+        tuple(tuple(tuple(learned_numbers.drawings(renderer, own)) for own in use["learned"]) for use in result["models"]),
+        tuple(tuple(training_runs.drawing_of(renderer, run) for run in runs) for runs in histories),
     )

@@ -7,19 +7,19 @@ from functools import partial
 from typing import Any
 
 from surgery.reporting.cells import cells, extremes
-from surgery.reporting.drawing import Drawing, Pen
+from surgery.reporting.drawing import Drawing, FigureRenderer
 from surgery.reporting.figures import multiplier_curves, parameter_map
 from surgery.reporting.formats import TIMES, count, number, signed
 
 Plain = Mapping[str, Any]
 
 
-def drawings(pen: Pen, learned: Plain) -> Iterator[Drawing]:
+def drawings(renderer: FigureRenderer, learned: Plain) -> Iterator[Drawing]:
     """Parameters by layer and head, and the multiplier by n, where the operation has them."""
     if learned["values"]:
         dotted = " Cells with a dot: the multiplier is negative for some n within the measured length."
         origin = "start" if learned["start"] else "median"
-        yield pen(
+        yield renderer(
             f"{learned['name']}-{next(iter(learned['values']))}",
             f"One cell for each layer and head. Blue: below the {origin} value. Orange: above it."
             + (dotted if learned["negative_heads"] else ""),
@@ -27,7 +27,7 @@ def drawings(pen: Pen, learned: Plain) -> Iterator[Drawing]:
             partial(parameter_map, learned),
         )
     if learned["multipliers"]:
-        yield pen(
+        yield renderer(
             f"{learned['name']}-multiplier",
             "The factor on the queries of each head. Above 1 attention is sharper than softmax alone, below 1 flatter.",
             _describe_multipliers(learned),

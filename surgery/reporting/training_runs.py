@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from surgery.reporting.drawing import Drawing, Pen
+from surgery.reporting.drawing import Drawing, FigureRenderer
 from surgery.reporting.figures import has_training_losses, training_curves
 from surgery.reporting.formats import counted, number
 
 Plain = Mapping[str, Any]
 
 
-def drawing_of(pen: Pen, run: Plain) -> Drawing | None:
+def drawing_of(renderer: FigureRenderer, run: Plain) -> Drawing | None:
     """The curves of a run; None where it logged no loss."""
     if not has_training_losses(run["rows"]):
         return None
     steps = sum("loss" in row for row in run["rows"])
-    return pen(
+    return renderer(
         "training",
         f"{run.get('label', 'training')}: {counted(steps, 'logged step')}.",
         _describe_training(run["rows"]),

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from surgery.colours import LABEL
 from surgery.reporting.cells import cells, extremes
-from surgery.reporting.drawing import Drawing, Pen
+from surgery.reporting.drawing import Drawing, FigureRenderer
 from surgery.reporting.figures import attention_by_n, attention_maps, rejected_maps
 from surgery.reporting.formats import (
     clipped,
@@ -23,15 +23,15 @@ from surgery.reporting.sections.tables import new_table
 Plain = Mapping[str, Any]
 
 
-def drawings(pen: Pen, result: Plain, section: Plain) -> Iterator[Drawing]:
+def drawings(renderer: FigureRenderer, result: Plain, section: Plain) -> Iterator[Drawing]:
     """By n, by layer and head, and the rejected keys where an operation rejects keys."""
-    yield pen(
+    yield renderer(
         "attention-by-n",
         "Means over all layers and heads. The shaded band holds the middle 80% of the heads.",
         _describe_attention(result, section),
         partial(attention_by_n, result, section),
     )
-    yield pen(
+    yield renderer(
         "attention-maps",
         "One cell for each layer and head.",
         _describe_attention_maps(result, section),
@@ -39,7 +39,7 @@ def drawings(pen: Pen, result: Plain, section: Plain) -> Iterator[Drawing]:
     )
     for own in section["results"]:
         if own["rejected_keys"] is not None:
-            yield pen(
+            yield renderer(
                 "rejected",
                 "One cell for each layer and head. A layer without this operation rejects no keys.",
                 _describe_rejected(own),

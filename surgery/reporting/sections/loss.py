@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from surgery.colours import VERDICTS
-from surgery.reporting.drawing import Drawing, Pen
+from surgery.reporting.drawing import Drawing, FigureRenderer
 from surgery.reporting.figures import loss_by_position, paired_difference
 from surgery.reporting.formats import (
     bounds,
@@ -28,9 +28,9 @@ from surgery.reporting.sections.view import KeyFigure
 Plain = Mapping[str, Any]
 
 
-def drawings(pen: Pen, result: Plain, section: Plain) -> Iterator[Drawing]:
+def drawings(renderer: FigureRenderer, result: Plain, section: Plain) -> Iterator[Drawing]:
     """Loss by position, and the difference to the base of each model."""
-    yield pen(
+    yield renderer(
         "loss-by-position",
         "Lines with markers: means of the buckets below. Faint lines: means of narrow ranges.",
         _describe_losses(result, section),
@@ -38,7 +38,7 @@ def drawings(pen: Pen, result: Plain, section: Plain) -> Iterator[Drawing]:
     )
     for own in section["results"] if result["against"] is not None else ():
         name = result["models"][own["model"]]["name"]
-        yield pen(
+        yield renderer(
             "paired-difference",
             f"{name}, difference to the base. Bars: mean difference. Whiskers: interval. Hatched bars: undecided, "
             "or kept (within the grey band).",

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from surgery.colours import VERDICTS
-from surgery.reporting.drawing import Drawing, Pen
+from surgery.reporting.drawing import Drawing, FigureRenderer
 from surgery.reporting.figures import retrieval_maps
 from surgery.reporting.formats import (
     bounds,
@@ -26,9 +26,9 @@ from surgery.reporting.sections.view import KeyFigure
 Plain = Mapping[str, Any]
 
 
-def drawings(pen: Pen, result: Plain, section: Plain) -> Iterator[Drawing]:
+def drawings(renderer: FigureRenderer, result: Plain, section: Plain) -> Iterator[Drawing]:
     """One map for each model."""
-    yield pen(
+    yield renderer(
         f"retrieval-{section['options']['task']}",
         "Share of right answer tokens, by length and depth. A star: every answer of the cell is right.",
         _describe_retrieval(result, section),

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from surgery.reporting.drawing import Drawing, Pen
+from surgery.reporting.drawing import Drawing, FigureRenderer
 
 Plain = Mapping[str, Any]
 
@@ -22,7 +22,7 @@ class KeyFigure:
     base: str | None
 
 
-def no_drawings(pen: Pen, result: Plain, section: Plain) -> Iterator[Drawing]:
+def no_drawings(renderer: FigureRenderer, result: Plain, section: Plain) -> Iterator[Drawing]:
     """A section without pictures."""
     return iter(())
 
@@ -49,6 +49,6 @@ class SectionView:
     """
 
     table: Callable[[Plain, Plain], RenderableType]
-    drawings: Callable[[Pen, Plain, Plain], Iterator[Drawing]] = no_drawings
+    drawings: Callable[[FigureRenderer, Plain, Plain], Iterator[Drawing]] = no_drawings
     key_figure: Callable[[Plain, Plain], KeyFigure | None] = no_key_figure
     note: Callable[[Plain], str | None] = no_note
