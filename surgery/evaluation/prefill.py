@@ -12,7 +12,7 @@ from surgery.anatomy import FAMILIES
 from surgery.anatomy.anatomy import MODEL_TYPE_PREFIX
 from surgery.errors import SurgeryError
 from surgery.loading.caches import new_cache, with_cache
-from surgery.loading.head import last_only
+from surgery.loading.head import last_logits_only
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def prefill(
     chunk = chunk_size(model, chunk, length)
     for start in range(0, length, chunk):
         part = input_ids[:, start : start + chunk]
-        output = model(input_ids=part, **with_cache(cache), **last_only(model))
+        output = model(input_ids=part, **with_cache(cache), **last_logits_only(model))
         if on_tokens is not None:
             on_tokens(batch * part.shape[1])
     return cache, output.logits[:, -1].float()

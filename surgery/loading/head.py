@@ -26,7 +26,7 @@ def base_output(model: Any, **inputs: Any) -> Any:
     hook = backbone(model).register_forward_hook(lambda module, arguments, output: seen.append(output))
     try:
         # Without the last the whole matrix of logits would be made once, to be thrown away.
-        model(**inputs, **last_only(model))
+        model(**inputs, **last_logits_only(model))
     finally:
         hook.remove()
     return seen[-1]
@@ -45,7 +45,7 @@ def head_logits(model: Any, output: Any, input_ids: torch.Tensor, begin: int, en
         begin: the first position.
         end: behind the last one.
     """
-    with base_model_gives(model, with_hidden(output, output["last_hidden_state"][:, begin:end])):
+    with with_base_output(model, with_hidden(output, output["last_hidden_state"][:, begin:end])):
         logits: torch.Tensor = model(input_ids=input_ids[:, begin:end], use_cache=False).logits
     return logits
 
@@ -70,7 +70,7 @@ def with_hidden(output: Any, hidden: torch.Tensor) -> Any:
 
 
 @contextmanager
-def base_model_gives(model: Any, output: Any) -> Iterator[None]:
+def with_base_output(model: Any, output: Any) -> Iterator[None]:
     """The model's own head on an output of its base model that is at hand, which does not run."""
     base = backbone(model)
     before = base.__dict__.get("forward")  # accelerate puts its own there
@@ -84,7 +84,7 @@ def base_model_gives(model: Any, output: Any) -> Iterator[None]:
             base.forward = before
 
 
-def last_only(model: Any) -> dict[str, int]:
+def last_logits_only(model: Any) -> dict[str, int]:
     """The keyword that spares the logits of all positions but the last, for models that know it."""
     own = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter takes any keyword
     return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(own.forward).parameters else {}

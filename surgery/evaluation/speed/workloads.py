@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from surgery.loading.caches import new_cache, with_cache
-from surgery.loading.head import last_only
+from surgery.loading.head import last_logits_only
 
 Call = Callable[[], Any]
 
@@ -22,7 +22,7 @@ def prefill_call(model: Any, length: int) -> Call:
 
     @torch.no_grad()
     def call() -> None:
-        model(input_ids=tokens, use_cache=False, **last_only(model))
+        model(input_ids=tokens, use_cache=False, **last_logits_only(model))
         _wait(model)
 
     return call
@@ -33,7 +33,7 @@ def decoding_call(model: Any, prompt: int, steps: int) -> Call:
     tokens = _tokens(model, prompt)
     cache = new_cache(model)
     with torch.no_grad():
-        model(input_ids=tokens, **with_cache(cache), **last_only(model))
+        model(input_ids=tokens, **with_cache(cache), **last_logits_only(model))
 
     @torch.no_grad()
     def call() -> None:
@@ -55,7 +55,7 @@ def memory(model: Any, length: int) -> dict[str, int | None]:
     tokens = _tokens(model, length)
     before = _reset_peak(model)
     with torch.no_grad():
-        model(input_ids=tokens, **with_cache(cache), **last_only(model))
+        model(input_ids=tokens, **with_cache(cache), **last_logits_only(model))
     peak = _peak(model)
     held = sum(
         tensor.numel() * tensor.element_size()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from surgery.evaluation.passages import Passage
-from surgery.loading.head import last_only
+from surgery.loading.head import last_logits_only
 from surgery.operations.screening import UNIT_PARAMETERS, open_start
 from surgery.operations.screening.calibration.observation import sample_rows, screening_modules
 
@@ -234,7 +234,7 @@ def _run(
         with _observed(model, chosen, look):
             # Logits are not asked for: the layers alone are looked at. Llama 4's base model with images has a head.
             tokens = torch.tensor([passage.tokens], device=model.device)
-            base(input_ids=tokens, use_cache=False, **last_only(base))
+            base(input_ids=tokens, use_cache=False, **last_logits_only(base))
         on_tokens(len(passage.tokens), f"{what}: {passage.document}")
 
 
