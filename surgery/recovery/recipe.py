@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from surgery.operations import AnyOperation
 from surgery.recovery.operation_sections import RecipeSections, StageSections
-from surgery.recovery.train_choice import TrainFull, TrainLora, TrainScale
+from surgery.recovery.train_choice import TrainFull, TrainLora, TrainOperation
 from surgery.schemas.section import Section
 from surgery.training.objectives import AnyObjective, NextToken
 from surgery.training.options import (
@@ -31,7 +31,7 @@ from surgery.training.text_options import Data
 
 ControlName = Literal["untouched", "temperature"]
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "bfloat16-mixed"]
-AnyTrain = Annotated[TrainScale | TrainLora | TrainFull, Field(discriminator="what")]
+AnyTrain = Annotated[TrainOperation | TrainLora | TrainFull, Field(discriminator="what")]
 
 
 class _ScaleRate(Section):
@@ -78,7 +78,7 @@ class _RecipeHead(Section):
     )
     output: str = Field(min_length=1, description="Folder for the trained checkpoint.")
     data: Data
-    train: AnyTrain = TrainScale()
+    train: AnyTrain = TrainOperation()
     objective: AnyObjective = NextToken()
 
 

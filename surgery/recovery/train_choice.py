@@ -55,7 +55,7 @@ class Train(Section):
         return sorted(chosen)
 
 
-class TrainScale(Train):
+class TrainOperation(Train):
     """Only the learned parameters of the operation: a few hundred numbers."""
 
     what: Literal["scale"] = "scale"

@@ -21,7 +21,7 @@ from surgery.operations.inspection import converted_already, unverified_family
 from surgery.operations.screening import ScreeningOptions
 from surgery.operations.screening.calibration.calibration import resolved_options
 from surgery.operations.screening.calibration.calibrator import Calibrator, OnProgress
-from surgery.operations.screening.calibration.passages import divide, short_names, take
+from surgery.operations.screening.calibration.passages import cut_from_start, divide, short_names
 from surgery.operations.screening.calibration.results import Calibration, GuardedPassage, Trial
 from surgery.operations.screening.calibration.settings_check import check_settings, known_lengths, recorded
 from surgery.operations.screening.calibration_settings import CalibrationSettings
@@ -162,7 +162,7 @@ def sweep(
     passages = divide(documents, tokenizer, lengths, observe=settings.observe, hold_out=settings.hold_out)
     measured = passages.held_out
     if measure_on:
-        measured = take(short_names(read_documents(measure_on)), tokenizer, lengths, settings.hold_out)
+        measured = cut_from_start(short_names(read_documents(measure_on)), tokenizer, lengths, settings.hold_out)
 
     from surgery.operations.screening.calibration.choice import choose_by_damage, first_price
     from surgery.operations.screening.calibration.guard import HeldOutLoss, head_values, set_values

@@ -104,7 +104,7 @@ def divide(
     return PassageSplit(tuple(observed), tuple(held_out), texts)
 
 
-def take(
+def cut_from_start(
     documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int], count: int
 ) -> tuple[Passage, ...]:
     """PassageSplit to measure on alone: of each length ``count``, from the beginning of the texts on, which take turns.

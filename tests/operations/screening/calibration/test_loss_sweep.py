@@ -19,7 +19,7 @@ from surgery.loading import load_model, load_tokenizer, operations_off
 from surgery.operations.screening import ScreeningOptions
 from surgery.operations.screening.calibration import CalibrationSettings, Sweep, sweep
 from surgery.operations.screening.calibration.loss_sweep import BLOCK, _group_windows, blocks_outside
-from surgery.operations.screening.calibration.passages import take
+from surgery.operations.screening.calibration.passages import cut_from_start
 from surgery.operations.screening.calibration.results import CalibratedLayer
 from tests.anatomy.test_probe import tiny
 from tests.families import _MOE
@@ -50,7 +50,7 @@ def test_a_point_is_a_calibration_that_gives_what_was_measured(
 ) -> None:
     point = swept.points[1]
     model = load_model(convert(source, "screening", calibration=point.calibration, output=tmp_path / "out").output)
-    passages = take(read_documents([texts]), load_tokenizer(source), (32, 64), 2)
+    passages = cut_from_start(read_documents([texts]), load_tokenizer(source), (32, 64), 2)
     changes = []
     for passage in passages:
         tokens = torch.tensor([passage.tokens])
@@ -109,7 +109,7 @@ def test_an_unverified_family_is_swept_where_that_is_allowed(texts: Path, tmp_pa
 
 def test_what_is_taken_to_measure_on_comes_from_all_texts_and_twice_from_none(source: Path, texts: Path) -> None:
     documents = read_documents([texts])
-    passages = take(documents, load_tokenizer(source), (32, 64), 5)
+    passages = cut_from_start(documents, load_tokenizer(source), (32, 64), 5)
     assert [len(passage.tokens) for passage in passages] == [32] * 5 + [64] * 5
     assert (
         len({passage.document for passage in passages[:4]}) == len({passage.document for passage in passages[5:9]}) == 4
@@ -119,7 +119,7 @@ def test_what_is_taken_to_measure_on_comes_from_all_texts_and_twice_from_none(so
     beginnings = {passage.tokens[:32] for passage in passages}
     assert len(beginnings) == 10  # a longer passage does not begin where a shorter one did
     with pytest.raises(UsageError, match="to measure on has"):
-        take(documents, load_tokenizer(source), (4096,), 1)
+        cut_from_start(documents, load_tokenizer(source), (4096,), 1)
 
 
 def test_what_was_converted_is_refused_before_the_text(source: Path, tmp_path: Path) -> None:
