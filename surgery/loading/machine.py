@@ -55,7 +55,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Place:
+class FolderStatus:
     """A folder that is written to: free bytes, whether it can be written, and how unchanged shards would be placed."""
 
     purpose: str
@@ -90,7 +90,7 @@ class Machine:
     optional: tuple[Package, ...]
     devices: tuple[Device, ...]
     attention: tuple[str, ...]
-    places: tuple[Place, ...]
+    places: tuple[FolderStatus, ...]
     settings: dict[str, str]
     can_run: dict[str, dict[str, int]]
     problems: tuple[str, ...]
@@ -182,7 +182,7 @@ def _devices() -> Iterator[Device]:
     yield Device("cpu", f"{torch.get_num_threads()} threads", memory.total, memory.available)
 
 
-def _places(folder: Path) -> Iterator[Place]:
+def _places(folder: Path) -> Iterator[FolderStatus]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     for purpose, path in (
@@ -197,7 +197,7 @@ def _places(folder: Path) -> Iterator[Place]:
         while not existing.exists() and existing != existing.parent:
             existing = existing.parent
         sharing = _sharing(existing)
-        yield Place(purpose, str(path), free, sharing is not None, sharing or ())
+        yield FolderStatus(purpose, str(path), free, sharing is not None, sharing or ())
 
 
 def _sharing(folder: Path) -> tuple[str, ...] | None:
