@@ -44,11 +44,11 @@ class StageHooks:
     def begin_pass(self) -> None:
         """Forget the last forward pass."""
 
-    def price(self) -> torch.Tensor | None:
+    def extra_loss(self) -> torch.Tensor | None:
         """Extra loss term of the last pass, per predicted token, with gradient."""
         return None
 
-    def counted(self) -> Mapping[str, torch.Tensor]:
+    def pass_numbers(self) -> Mapping[str, torch.Tensor]:
         """Numbers about the last pass, for the log."""
         return {}
 

@@ -41,6 +41,8 @@ def draw_all(result: Plain, histories: Sequence[Sequence[Plain]]) -> Drawings:
     renderer = FigureRenderer()
     return Drawings(
         tuple(tuple(view_of(section["kind"]).drawings(renderer, result, section)) for section in result["sections"]),
-        tuple(tuple(tuple(learned_numbers.drawings(renderer, own)) for own in use["learned"]) for use in result["models"]),
+        tuple(
+            tuple(tuple(learned_numbers.drawings(renderer, own)) for own in use["learned"]) for use in result["models"]
+        ),
         tuple(tuple(training_runs.drawing_of(renderer, run) for run in runs) for runs in histories),
     )

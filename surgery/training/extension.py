@@ -27,10 +27,10 @@ class Extension(Protocol):
     def begin_pass(self) -> None:
         """Forget the last forward pass; called before each one that trains."""
 
-    def price(self) -> torch.Tensor | None:
+    def extra_loss(self) -> torch.Tensor | None:
         """The extra loss term of the last pass, per predicted token, with gradient; None for none."""
 
-    def counted(self) -> Mapping[str, torch.Tensor]:
+    def pass_numbers(self) -> Mapping[str, torch.Tensor]:
         """Numbers about the last pass; the log has their mean over the step's predicted tokens."""
 
     def set_parameters(self, step: int, steps: int) -> Mapping[str, float]:
@@ -68,30 +68,30 @@ class ExtraTerms:
         for extension in self._extensions:
             extension.begin_pass()
 
-    def price(self, tokens: torch.Tensor) -> torch.Tensor | float:
+    def extra_loss(self, tokens: torch.Tensor) -> torch.Tensor | float:
         """All terms of the last pass, summed over its predicted tokens.
 
         Args:
             tokens: how many are predicted, a scalar.
         """
         total: torch.Tensor | float = 0.0
-        counted = False
+        has_numbers = False
         for extension in self._extensions:
-            for name, number in extension.counted().items():
+            for name, number in extension.pass_numbers().items():
                 self._add(name, tokens * number.detach())
-                counted = True
-            price = extension.price()
-            if price is not None:
+                has_numbers = True
+            extra = extension.extra_loss()
+            if extra is not None:
                 assert extension.term is not None
-                own = tokens * price
+                own = tokens * extra
                 self._add(extension.term, own.detach())
                 total = total + own
-                counted = True
-        if counted:
+                has_numbers = True
+        if has_numbers:
             self._tokens = tokens if self._tokens is None else self._tokens + tokens
         return total
 
-    def take(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
+    def step_means(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
         """Means over the step's predicted tokens, by key, and begin anew.
 
         Args:

@@ -132,7 +132,7 @@ class StageTrainer(CheckpointedTrainer):
             total = within_forward(
                 model, inputs, lambda inner: self.options.objective.total(inner, inputs, self._teacher)
             )
-        total = total + self._terms.price(tokens)
+        total = total + self._terms.extra_loss(tokens)
         loss = total / (tokens if num_items_in_batch is None else num_items_in_batch)
         loss = loss * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
@@ -244,7 +244,7 @@ class StageTrainer(CheckpointedTrainer):
             row |= extension.numbers()
         row |= self._scheduled
         logs.update({f"learning_rate_{name}": rate for name, rate in rates.items()})
-        found = self._terms.take(self.accelerator.reduce)
+        found = self._terms.step_means(self.accelerator.reduce)
         row |= found
         logs.update(found)
         for name in self._terms.names:

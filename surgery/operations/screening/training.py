@@ -44,12 +44,12 @@ class ScreeningHooks(StageHooks):
         """Count anew."""
         self._share.clear()
 
-    def price(self) -> torch.Tensor | None:
+    def extra_loss(self) -> torch.Tensor | None:
         """The price of keys that should have been rejected, in nats per token."""
         share = self._share.mean()
         return None if share is None or self._sparsity is None else penalty(self._sparsity, share)
 
-    def counted(self) -> Mapping[str, torch.Tensor]:
+    def pass_numbers(self) -> Mapping[str, torch.Tensor]:
         """The share of rejected keys."""
         share = self._share.mean()
         return {} if share is None else {"rejected": share}
