@@ -1,4 +1,4 @@
-"""The model that is calibrated, and each step of a calibration on it, with its progress."""
+"""The steps of a calibration on a loaded model, with progress."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ if TYPE_CHECKING:
 
 OnProgress = Callable[[int, int, str], None]
 
-# How many choices are tried on the held-out passages; at least so many after the first that holds; and by how much
-# the first step changes the price. While nothing holds, each step down is the square of the one before.
+# Least number of trials on the held-out passages; trials after the first choice within the allowed loss; factor of the
+# first change of the strength (a price on loss, or a budget of softmax mass). As long as no choice is within the
+# allowed loss, each step down is the square of the step before.
 TRIALS = 6
 TRIALS_AFTER_HOLDING = 3
 FIRST_STEP = 4.0
-# The last price that is tried: it buys only what costs nothing by the estimate, and a lower one buys the same.
-LEAST_KNOB = 1e-30
+# The last strength: by the estimate its choice costs no loss, and a lower strength gives the same choice.
+LEAST_STRENGTH = 1e-30
 # Cost of a forward and backward pass, in forward passes.
 BACKWARD_COST = 3
 
 
 class Calibrator:
-    """The model at hand, and progress over all that is done with it."""
+    """Observes texts with a model, chooses thresholds and windows, and reports progress."""
 
     def __init__(
         self,
@@ -44,14 +45,14 @@ class Calibrator:
     ) -> None:
         self.model, self.screening, self.anatomy, self.settings = model, screening, anatomy, settings
         self.on_progress, self.done, self.total = on_progress, 0, 0
-        # Of each screened layer how many query heads have one window; None for each its own.
+        # For each screened layer the number of query heads that share a window; None if each head has its own.
         self.shared: tuple[int, ...] | None = None
         if settings.windows == "group":
             assert isinstance(screening.layers, tuple)
             self.shared = tuple(anatomy.heads // anatomy.layers[int(layer)].kv_heads for layer in screening.layers)
 
     def observe(self, passages: Sequence[Passage]) -> tuple[Effects, Grid]:
-        """What every threshold and window would do to each head in these passages."""
+        """The effects of every threshold and window on each head in these passages."""
         import torch
 
         from surgery.operations.screening.calibration.choice import mean_effects
@@ -61,7 +62,7 @@ class Calibrator:
         assert self.screening.full_window is not None
         grid = Grid.up_to(max(len(passage.tokens) for passage in passages), self.screening.full_window)
         generator = torch.Generator().manual_seed(self.settings.seed)
-        # The trials are not counted yet: how many there will be is known only then.
+        # Without the trials, whose number is not known yet.
         self.total = BACKWARD_COST * sum(len(passage.tokens) for passage in passages)
         found: list[tuple[int, PassageSums]] = []
         for passage in passages:
@@ -75,19 +76,19 @@ class Calibrator:
     def choose(
         self, effects: Effects, grid: Grid, passages: Sequence[Passage]
     ) -> tuple[Choice, list[GuardedPassage], list[Trial]]:
-        """The choice that rejects most among those tried whose loss holds on every held-out passage.
+        """Of the tried choices within the allowed loss on every held-out passage, the one that rejects most keys.
 
         Raises:
-            SurgeryError: none does.
+            SurgeryError: no choice is within the allowed loss.
         """
-        from surgery.operations.screening.calibration.choice import choose_by_damage, choose_by_mass, first_price
+        from surgery.operations.screening.calibration.choice import choose_by_loss, choose_by_mass, price_for
         from surgery.operations.screening.calibration.guard import HeldOutLoss, head_values, set_values
 
         allowed = self.settings.max_loss_increase
         guard = HeldOutLoss(self.model, passages, self.report)
         self.total += (TRIALS + 1) * guard.tokens
-        by_budget = self.settings.budget is not None
-        knob = self.settings.budget if self.settings.budget is not None else first_price(effects, allowed, self.shared)
+        budget = self.settings.budget
+        strength = budget if budget is not None else price_for(effects, allowed, self.shared)
         holds: float | None = None
         fails: float | None = None
         best: tuple[Choice, list[GuardedPassage]] | None = None
@@ -95,25 +96,25 @@ class Calibrator:
         last = TRIALS
         fall = FIRST_STEP
         while best is None or len(trials) < last:
-            choice = (choose_by_mass if by_budget else choose_by_damage)(effects, knob, self.shared)
+            choice = (choose_by_loss if budget is None else choose_by_mass)(effects, strength, self.shared)
             set_values(self.model, head_values(choice, grid, self.settings.softness), self.screening.heads)
             measured = guard.measure(until=allowed)
             worst = max(text.change for text in measured)
-            trials.append(Trial(knob, choice.rejected, choice.damage, worst))
+            trials.append(Trial(strength, choice.rejected, choice.loss_increase, worst))
             if worst <= allowed and len(measured) == len(passages):
                 if holds is None:
                     last = max(TRIALS, len(trials) + TRIALS_AFTER_HOLDING)
-                holds = knob
+                holds = strength
                 if best is None or choice.rejected > best[0].rejected:
                     best = choice, measured
-                if by_budget and fails is None:
-                    break  # what was asked for holds: more was not asked for
-            elif knob == LEAST_KNOB:
+                if budget is not None and fails is None:
+                    break  # the budget holds, and a larger one was not asked for
+            elif strength == LEAST_STRENGTH:
                 break
             else:
-                fails = knob
-            knob = max(_next_knob(holds, fails, fall), LEAST_KNOB)
-            fall = min(fall * fall, 1 / LEAST_KNOB)
+                fails = strength
+            strength = max(_next_strength(holds, fails, fall), LEAST_STRENGTH)
+            fall = min(fall * fall, 1 / LEAST_STRENGTH)
         if best is None:
             raise SurgeryError(
                 f"no choice keeps the loss on held-out text within +{allowed:g}: after {len(trials)} trials "
@@ -146,7 +147,7 @@ class Calibrator:
     def fit_units(
         self, observed: Sequence[Passage], held_out: Sequence[Passage]
     ) -> tuple[tuple[CalibratedLayer, ...], list[GuardedPassage]]:
-        """Start values of units, and what the held-out passages lose by them."""
+        """Start values of units, and the losses of the held-out passages with them."""
         from surgery.operations.screening.calibration.guard import HeldOutLoss, set_values
         from surgery.operations.screening.calibration.observation import screening_modules
         from surgery.operations.screening.calibration.unit_fit import choose_bounds, fit_gains, nearby_candidates
@@ -163,7 +164,7 @@ class Calibrator:
         return self._fitted(fit), guard.measure()
 
     def with_gains(self, layers: Sequence[CalibratedLayer], observed: Sequence[Passage]) -> tuple[CalibratedLayer, ...]:
-        """What was chosen for ``gated``, with the gains that the other end of the bridge needs."""
+        """A choice for ``gated`` with gains for the form ``unit``, where a bridge ends."""
         from dataclasses import replace
 
         from surgery.operations.screening import open_start
@@ -181,7 +182,7 @@ class Calibrator:
             ]
             for name in PARAMETERS
         }
-        # The observer shows weights as they are before anything is rejected, whatever the values.
+        # The observer shows the weights before any rejection, whatever the values.
         set_values(self.model, {name: [[opened[name]] * len(heads)] * len(layers) for name in PARAMETERS}, chosen)
         shared = (self.screening.full_window, self.settings.rows, self.settings.seed, self.report)
         self.total = self.done + sum(len(passage.tokens) for passage in observed)
@@ -206,14 +207,14 @@ class Calibrator:
         return tuple(found)
 
     def report(self, tokens: int, what: str) -> None:
-        """Note work that was done, in tokens of a forward pass."""
+        """Add finished work, in tokens of a forward pass, and report the progress."""
         self.done += tokens
         if self.on_progress is not None:
             self.on_progress(self.done, max(self.total, self.done), what)
 
 
-def _next_knob(holds: float | None, fails: float | None, fall: float) -> float:
-    """Between the two where both are known, on a logarithmic scale; else a step up, or down by ``fall``."""
+def _next_strength(holds: float | None, fails: float | None, fall: float) -> float:
+    """The next strength to try: the geometric mean where both are known, else one step up, or down by ``fall``."""
     if holds is not None and fails is not None:
         return math.sqrt(holds * fails)
     if holds is not None:

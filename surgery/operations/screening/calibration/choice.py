@@ -1,4 +1,4 @@
-"""Choose a threshold and a window for every head, from what each would reject and what it would cost."""
+"""The choice of a threshold and a window for every head, from the keys that each rejects and the loss that it costs."""
 
 from __future__ import annotations
 
@@ -14,34 +14,36 @@ from surgery.operations.screening.calibration.grid import Array, Grid, PassageSu
 
 @dataclass(frozen=True)
 class Effects:
-    """What the observed passages say, by layer, head, threshold and window.
+    """Effects of each threshold and window in the observed passages, ``(layers, heads, thresholds, windows)``.
 
     Attributes:
-        rejected: share of the keys, the mean over the lengths of the mean over a length's passages.
-        mass: softmax mass per query that would be rejected, in the passage where it is most.
-        damage: estimated rise of the loss per token: half of g-times-change squared, per query.
+        rejected: share of rejected keys: the mean over the passages of a length, then over the lengths.
+        mass: rejected softmax mass per query, in the passage where it is greatest.
+        loss_increase: estimated increase of the loss, in nats per token: half of (gradient . change)^2, per query.
     """
 
     rejected: Array
     mass: Array
-    damage: Array
+    loss_increase: Array
 
 
 def mean_effects(passages: Sequence[tuple[int, PassageSums]]) -> Effects:
-    """Put passages of several texts and lengths together; each length counts alike.
+    """Effects over passages of several texts and lengths; each length has the same weight.
 
     Args:
-        passages: tokens and sums of each.
+        passages: number of tokens and sums of each passage.
     """
     by_length: dict[int, list[PassageSums]] = {}
-    for length, tally in passages:
-        by_length.setdefault(length, []).append(tally)
-    rejected = [np.mean([tally.rejected / tally.keys for tally in found], axis=0) for found in by_length.values()]
-    damage = [np.mean([tally.damage / tally.queries / 2 for tally in found], axis=0) for found in by_length.values()]
+    for length, sums in passages:
+        by_length.setdefault(length, []).append(sums)
+    rejected = [np.mean([sums.rejected / sums.keys for sums in found], axis=0) for found in by_length.values()]
+    increase = [
+        np.mean([sums.squared_change / sums.queries / 2 for sums in found], axis=0) for found in by_length.values()
+    ]
     return Effects(
         rejected=np.mean(rejected, axis=0),
-        mass=np.max([tally.mass / tally.queries for _, tally in passages], axis=0),
-        damage=np.mean(damage, axis=0),
+        mass=np.max([sums.mass / sums.queries for _, sums in passages], axis=0),
+        loss_increase=np.mean(increase, axis=0),
     )
 
 
@@ -52,37 +54,43 @@ class Choice:
     Attributes:
         threshold, window: ``(layers, heads)``.
         rejected: share of all keys.
-        damage: estimated rise of the loss per token.
+        loss_increase: estimated increase of the loss, in nats per token.
     """
 
     threshold: NDArray[np.int64]
     window: NDArray[np.int64]
     rejected: float
-    damage: float
+    loss_increase: float
 
     def is_open(self, grid: Grid) -> NDArray[np.bool_]:
         """Heads that reject nothing, ``(layers, heads)``."""
         return (self.threshold == 0) & (self.window == len(grid.windows) - 1)
 
 
-def choose_by_damage(effects: Effects, price: float, shared: Sequence[int] | None = None) -> Choice:
-    """For each head what gives the most rejected keys less damage.
+def choose_by_loss(effects: Effects, price: float, shared: Sequence[int] | None = None) -> Choice:
+    """The pair of each head with the greatest share of rejected keys less loss_increase / price.
 
     Args:
         effects: of every threshold and window.
-        price: so much damage, summed over all heads, is worth rejecting all keys of all heads.
-        shared: of each layer how many heads, one after the other, have one window; by default each its own.
+        price: loss in nats per token that the rejection of all keys of all heads may cost.
+        shared: for each layer, the number of neighbouring heads that share a window; by default each head has its own.
     """
     heads = math.prod(effects.rejected.shape[:2])
-    return _best(effects, effects.rejected / heads - effects.damage / price, shared)
+    return _best(effects, effects.rejected / heads - effects.loss_increase / price, shared)
 
 
-def first_price(effects: Effects, allowed: float, shared: Sequence[int] | None = None) -> float:
-    """The price at which the estimated damage equals ``allowed``, by bisection; ``shared`` as in choose_by_damage."""
+def price_for(effects: Effects, allowed: float, shared: Sequence[int] | None = None) -> float:
+    """The price at which the estimated increase of the loss equals ``allowed``, by bisection.
+
+    Args:
+        effects: of every threshold and window.
+        allowed: increase of the loss, in nats per token.
+        shared: as in `choose_by_loss`.
+    """
     low, high = 1e-9, 1e6
     while high / low > 1.05:
         middle = math.sqrt(low * high)
-        if choose_by_damage(effects, middle, shared).damage <= allowed:
+        if choose_by_loss(effects, middle, shared).loss_increase <= allowed:
             low = middle
         else:
             high = middle
@@ -90,7 +98,7 @@ def first_price(effects: Effects, allowed: float, shared: Sequence[int] | None =
 
 
 def choose_by_mass(effects: Effects, budget: float, shared: Sequence[int] | None = None) -> Choice:
-    """For each head what rejects the most keys while no more than this share of mass is lost in any passage."""
+    """The pair of each head that rejects most keys, and at most the share ``budget`` of softmax mass in any passage."""
     return _best(effects, np.where(effects.mass <= budget, effects.rejected, -np.inf), shared)
 
 
@@ -100,9 +108,9 @@ def _best(effects: Effects, worth: Array, shared: Sequence[int] | None) -> Choic
     window = np.empty((layers, heads), dtype=np.int64)
     for layer, (size, each) in enumerate(zip(sizes, worth.max(2), strict=True)):
         together = each.reshape(heads // size, size, windows).sum(1)
-        # Of equals the widest window, then the lowest threshold: nothing is gained by more that rejects no more.
+        # Of equal pairs the widest window, then the lowest threshold: a tighter bound would reject nothing more.
         window[layer] = (windows - 1 - together[:, ::-1].argmax(-1)).repeat(size)
     layer_index, head_index = np.ogrid[:layers, :heads]
     threshold = worth[layer_index, head_index, :, window].argmax(-1)
-    rejected, damage = (part[layer_index, head_index, threshold, window] for part in (effects.rejected, effects.damage))
-    return Choice(threshold, window, float(rejected.mean()), float(damage.sum()))
+    chosen = (layer_index, head_index, threshold, window)
+    return Choice(threshold, window, float(effects.rejected[chosen].mean()), float(effects.loss_increase[chosen].sum()))

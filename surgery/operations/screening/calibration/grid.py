@@ -1,7 +1,7 @@
-"""What every threshold and window would do to a head, for all pairs of them at once.
+"""The effect of every pair of threshold and window on a head, computed for all pairs at once.
 
-For a query, the keys are sorted into cells by relevance and distance. Sums over cells then give what any threshold
-and window keeps, without going over the keys again.
+The keys of a query are sorted into cells by relevance and distance. Sums over cells then give the keys that any pair
+keeps, without another pass over the keys.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# Thresholds to choose from: none, then this number of steps of rho from -1 to 1.
+# Number of thresholds to choose from: steps of rho from -1 (which rejects nothing) to 1.
 STEPS = 80
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The thresholds and windows that are tried.
+    """The thresholds and windows to choose from.
 
     Attributes:
-        thresholds: lower edges of rho; a key below its head's is rejected. The first is -1: nothing is rejected.
-        windows: rising; a key at a distance of its head's or more is rejected. The last one bounds nothing.
+        thresholds: ascending values of rho; a head rejects keys below its threshold. The first, -1, rejects nothing.
+        windows: ascending, in tokens; a head rejects keys at this distance or farther. The last rejects nothing.
     """
 
     thresholds: tuple[float, ...]
@@ -34,7 +34,7 @@ class Grid:
     def up_to(cls, length: int, full_window: int) -> Grid:
         """A grid for sequences of at most ``length`` tokens: steps of rho, and windows by half octaves.
 
-        A window is only offered where the texts reach twice as far, since nothing is known of what lies beyond them.
+        It holds only windows up to half of ``length``: the texts show too little beyond a longer window.
         """
         halves = sorted({round(2 ** (half / 2)) for half in range(4, 2 * length.bit_length())})
         windows = [window for window in halves if 2 * window <= length and window < full_window]
@@ -42,31 +42,32 @@ class Grid:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Thresholds and windows."""
+        """The numbers of thresholds and of windows."""
         return len(self.thresholds), len(self.windows)
 
 
 @dataclass
 class PassageSums:
-    """Sums over queries for one text: what is rejected, and what that costs, by layer, head, threshold and window.
+    """Sums over the sampled queries of one passage, ``(layers, heads, thresholds, windows)``.
 
     Attributes:
-        rejected: keys that would be rejected, over all keys.
-        keys: keys in all, one number.
-        mass: softmax mass that would be rejected, summed over queries.
-        damage: sum over queries of (g . change of the head's output)^2, g the gradient of the text's summed loss.
-        queries: how many were looked at.
+        rejected: number of rejected keys.
+        keys: number of all keys, a scalar.
+        mass: rejected softmax mass.
+        squared_change: (g . change of the head's output)^2, where g is the gradient of the passage's summed loss by the
+            output.
+        queries: number of sampled queries.
     """
 
     shape: tuple[int, ...]
     rejected: Array = field(init=False)
     mass: Array = field(init=False)
-    damage: Array = field(init=False)
+    squared_change: Array = field(init=False)
     keys: float = 0.0
     queries: int = 0
 
     def __post_init__(self) -> None:
-        self.rejected, self.mass, self.damage = (np.zeros(self.shape) for _ in range(3))
+        self.rejected, self.mass, self.squared_change = (np.zeros(self.shape) for _ in range(3))
 
 
 def sum_over_keys(
@@ -77,17 +78,18 @@ def sum_over_keys(
     free: torch.Tensor,
     pull: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One head, for every threshold and window.
+    """Sums of one head for every threshold and window.
 
     Args:
         grid: thresholds and windows.
-        weights: softmax weights, ``(queries, keys)``, zero where a key is not allowed.
-        relevance, distance: of each key, of the same shape.
-        free: keys that are allowed and no sinks, which can be rejected.
-        pull: gradient of the loss by the head's output, times each key's value.
+        weights: softmax weights, ``(queries, keys)``; 0 where a key is not allowed.
+        relevance: rho of each key, ``(queries, keys)``.
+        distance: distance of each key in tokens, ``(queries, keys)``.
+        free: the keys that can be rejected, ``(queries, keys)``: allowed, and no sinks.
+        pull: product of the gradient of the loss by the head's output with each key's value, ``(queries, keys)``.
 
     Returns:
-        rejected keys, rejected mass and damage, each ``(thresholds, windows)`` in float64, summed over queries.
+        The sums `PassageSums.rejected`, ``mass`` and ``squared_change``, each ``(thresholds, windows)`` in float64.
     """
     queries = weights.shape[0]
     thresholds, windows = grid.shape
@@ -97,18 +99,18 @@ def sum_over_keys(
     cell = row * windows + column + torch.arange(queries, device=row.device)[:, None] * thresholds * windows
 
     def kept(values: torch.Tensor) -> torch.Tensor:
-        """Sum over the keys that a threshold and window keep, ``(queries, thresholds, windows)``; sinks left out."""
+        """Sum over the keys that each pair keeps, without sinks, ``(queries, thresholds, windows)``."""
         cells = torch.zeros(queries * thresholds * windows, device=values.device)
         cells.scatter_add_(0, cell.flatten(), (values * free).flatten())
         return cells.view(queries, thresholds, windows).flip(1).cumsum(1).flip(1).cumsum(2)
 
     mass, pulled, number = kept(weights), kept(weights * pull), kept(torch.ones_like(weights))
     missing = mass[:, :1, -1:] - mass
-    left = (1 - missing).clamp(min=0)  # so a learned sink keeps its share
+    left = (1 - missing).clamp(min=0)  # a learned sink keeps its share
     whole = (weights * pull).sum(-1)[:, None, None]
-    outside = whole - pulled[:, :1, -1:]  # what the sinks give
+    outside = whole - pulled[:, :1, -1:]  # the contribution of the sinks
     changed = torch.where(left > 1e-6, (outside + pulled) / left.clamp(min=1e-6), torch.zeros_like(left)) - whole
-    # All rejected and all kept are exact; rounding of the sums must not count as damage.
+    # All rejected and all kept are exact; rounding of the sums must not count as a change.
     changed = torch.where(missing <= 1e-6, torch.zeros_like(changed), changed)
     rejected = number[:, :1, -1:] - number
     return rejected.double().sum(0), missing.double().sum(0), changed.double().square().sum(0)

@@ -54,7 +54,7 @@ class SweepPoint:
 
     Attributes:
         allowed: rise of the loss that was allowed, as the observed passages estimate it; nats per token.
-        price: of damage, that comes to it.
+        price: price on loss that gives this estimate, as in `choose_by_loss`.
         estimated: rise of the loss of what was chosen.
         observed: share of keys rejected in the observed passages.
         lengths: what was measured.
@@ -164,7 +164,7 @@ def sweep(
     if measure_on:
         measured = cut_from_start(short_names(read_documents(measure_on)), tokenizer, lengths, settings.hold_out)
 
-    from surgery.operations.screening.calibration.choice import choose_by_damage, first_price
+    from surgery.operations.screening.calibration.choice import choose_by_loss, price_for
     from surgery.operations.screening.calibration.guard import HeldOutLoss, head_values, set_values
     from surgery.operations.screening.calibration.source_model import open_model
 
@@ -177,8 +177,8 @@ def sweep(
     kept = {**recorded(settings, lengths, screening), "max_loss_increase": None}
     points = []
     for limit in sorted(set(allowed)):
-        price = first_price(effects, limit, calibrator.shared)
-        choice = choose_by_damage(effects, price, calibrator.shared)
+        price = price_for(effects, limit, calibrator.shared)
+        choice = choose_by_loss(effects, price, calibrator.shared)
         set_values(calibrator.model, head_values(choice, grid, settings.softness), screening.heads)
         found = guard.measure()
         worst = max(text.change for text in found)
@@ -189,11 +189,11 @@ def sweep(
             texts=passages.texts,
             layers=calibrator.layers(choice, effects, grid),
             guard=tuple(found),
-            trials=(Trial(price, choice.rejected, choice.damage, worst),),
+            trials=(Trial(price, choice.rejected, choice.loss_increase, worst),),
             warnings=("a point of a sweep: no guard chose it",),
         )
         measures = by_length(found, _group_windows(calibration, anatomy, screening), screening.sinks)
-        points.append(SweepPoint(limit, price, choice.damage, choice.rejected, measures, calibration))
+        points.append(SweepPoint(limit, price, choice.loss_increase, choice.rejected, measures, calibration))
     return Sweep(source.name, source.commit, kept, passages.texts, bool(measure_on), tuple(points))
 
 

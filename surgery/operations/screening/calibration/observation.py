@@ -1,4 +1,4 @@
-"""One passage through the model and back: what each head's keys are worth to the loss, on a sample of queries."""
+"""One forward and backward pass over a passage: the effect of each head's keys on the loss, for a sample of queries."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from surgery.loading.head import LOGITS_AT_ONCE, base_output, head_logits, vocab
 from surgery.loading.model import recompute
 from surgery.operations.screening.calibration.grid import Grid, PassageSums, sum_over_keys
 
-# Above this the activations of a passage are not kept but computed again, layer by layer, on the way back.
+# Longer passages, in tokens, do not keep activations: the backward pass computes them again, layer by layer.
 LONGEST_KEPT = 1536
 
 
 def screening_modules(model: Any) -> dict[int, tuple[Any, Any]]:
-    """For each screened layer its attention module and its screening module."""
+    """The attention module and the screening module of each screened layer, by layer number."""
     found = {}
     for module in model.modules():
         if hasattr(module, "screening") and hasattr(module, "layer_idx"):
@@ -26,7 +26,7 @@ def screening_modules(model: Any) -> dict[int, tuple[Any, Any]]:
 
 
 def sample_rows(length: int, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Numbers of ``count`` queries, one drawn from each of as many equal parts of the sequence."""
+    """Positions of ``count`` queries: one drawn from each of ``count`` equal parts of the sequence."""
     count = min(count, length)
     edges = torch.linspace(0, length, count + 1)
     drawn = edges[:-1] + torch.rand(count, generator=generator) * (edges[1:] - edges[:-1])
@@ -34,51 +34,51 @@ def sample_rows(length: int, count: int, generator: torch.Generator) -> torch.Te
 
 
 def observe_passage(model: Any, tokens: torch.Tensor, grid: Grid, rows: torch.Tensor) -> PassageSums:
-    """What every threshold and window would reject in one passage, and what damage that would do to its loss.
+    """The keys that every threshold and window rejects in one passage, and the estimated effect on its loss.
 
-    The model's screening is open. One pass forward shows the weights, one back the gradient g of the summed loss by
-    each head's output. A change of the output that is small moves the loss by its product with g; squared and summed
-    over queries, this is the empirical Fisher information's estimate of what the change costs.
+    The model's screening is open. A forward pass gives the attention weights, a backward pass the gradient g of the
+    summed loss by each head's output. A small change of the output changes the loss by its product with g. Its square,
+    summed over queries, is the estimate of the empirical Fisher information for the increase of the loss.
 
     Args:
         model: a causal language model with screening on its layers; its parameters need no gradient.
         tokens: ``(1, length)``.
         grid: thresholds and windows.
-        rows: numbers of the queries to look at.
+        rows: positions of the sampled queries.
     """
     layers = screening_modules(model)
-    tally = PassageSums((len(layers), next(iter(layers.values()))[1].num_heads, *grid.shape))
+    sums = PassageSums((len(layers), next(iter(layers.values()))[1].num_heads, *grid.shape))
     again = tokens.shape[1] > LONGEST_KEPT
     with ExitStack() as stack:
         for number, (attention, screening) in enumerate(layers.values()):
-            _Watcher(tally, number, grid, screening, rows).attach(attention, stack)
+            _Watcher(sums, number, grid, screening, rows).attach(attention, stack)
         if again:
             recompute(model, True)
             model.train()
             stack.callback(model.eval)
             stack.callback(recompute, model, False)
         _backward(model, tokens)
-    tally.queries = len(rows)
-    return tally
+    sums.queries = len(rows)
+    return sums
 
 
 class _Watcher:
-    """One layer: keeps what the forward pass shows until the gradient arrives, then tallies and forgets it."""
+    """Keeps the attention weights of one layer until the gradient arrives, then adds them to the sums."""
 
-    def __init__(self, tally: PassageSums, number: int, grid: Grid, screening: Any, rows: torch.Tensor) -> None:
-        self.tally, self.number, self.grid, self.screening, self.rows = tally, number, grid, screening, rows
+    def __init__(self, sums: PassageSums, number: int, grid: Grid, screening: Any, rows: torch.Tensor) -> None:
+        self.sums, self.number, self.grid, self.screening, self.rows = sums, number, grid, screening, rows
         self.seen: list[Any] = []
         self.output: torch.Tensor | None = None
 
     def attach(self, attention: Any, stack: ExitStack) -> None:
-        """Observe the layer until the stack is left."""
+        """Observe the layer until the stack is closed."""
         self.screening.observer, self.screening.observed_rows = self._show, self.rows
 
         def detach() -> None:
             self.screening.observer = self.screening.observed_rows = None
 
         stack.callback(detach)
-        # The projection of the heads' outputs is the layer's last one, whatever a family calls it.
+        # The projection of the heads' outputs runs last, and families give it several names.
         for child in attention.children():
             if getattr(child, "weight", None) is not None and child.weight.dim() == 2:
                 stack.callback(child.register_forward_pre_hook(self._input).remove)
@@ -104,11 +104,12 @@ class _Watcher:
     def _arrived(self, gradient: torch.Tensor, seen: list[Any]) -> None:
         heads = self.screening.num_heads
         gradient = gradient.reshape(gradient.shape[0], gradient.shape[1], heads, -1)
+        sums = self.sums
         for block in seen:
             free = block.allowed & ~block.sinks
             groups = heads // block.value.shape[1]
             if self.number == 0:
-                self.tally.keys += float(block.allowed.sum())
+                sums.keys += float(block.allowed.sum())
             for head in range(heads):
                 pull = gradient[0, block.rows, head].float() @ block.value[0, head // groups].float().T
                 found = sum_over_keys(
@@ -119,16 +120,16 @@ class _Watcher:
                     free[0, 0],
                     pull,
                 )
-                for sums, values in zip((self.tally.rejected, self.tally.mass, self.tally.damage), found, strict=True):
-                    sums[self.number, head] += values.cpu().numpy()
+                for total, values in zip((sums.rejected, sums.mass, sums.squared_change), found, strict=True):
+                    total[self.number, head] += values.cpu().numpy()
 
 
 def _backward(model: Any, tokens: torch.Tensor) -> None:
-    """Gradients of the summed next-token loss, with logits a few rows at a time."""
+    """Backward pass of the summed next-token loss, with the logits of some rows at a time."""
     length = tokens.shape[1]
     with ExitStack() as stack:
-        # No parameter needs a gradient: it begins at the embeddings. A family may scale them in place, which torch
-        # allows on a copy only.
+        # No parameter needs a gradient, so the graph begins at the embeddings. A family may scale them in place, and
+        # torch allows this only on a copy.
         stack.callback(
             model.get_input_embeddings()
             .register_forward_hook(lambda module, arguments, output: output.detach().requires_grad_().clone())

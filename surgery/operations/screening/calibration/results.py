@@ -57,7 +57,7 @@ class Trial:
     """One choice that was tried on the held-out passages.
 
     Attributes:
-        knob: price of damage, or budget of mass.
+        knob: price on loss, or budget of softmax mass; the name of a key in calibration.json.
         rejected: share of keys, as the observed passages say.
         predicted: estimated rise of the loss.
         worst: rise of the loss in the held-out passage where it is greatest. Where a trial was given up early, of

@@ -19,7 +19,7 @@ from surgery.errors import PlanRefusedError, SurgeryError, UsageError
 from surgery.loading import load_model, operation_modules
 from surgery.operations import OPERATIONS
 from surgery.operations.screening.calibration import Calibration, CalibrationSettings, calibrate, read_calibration
-from surgery.operations.screening.calibration.choice import Effects, choose_by_damage, choose_by_mass
+from surgery.operations.screening.calibration.choice import Effects, choose_by_loss, choose_by_mass
 from surgery.operations.screening.calibration.guard import HeldOutLoss
 from surgery.operations.screening.calibration.passages import divide, short_names
 from surgery.operations.screening.calibration.results import GuardedPassage
@@ -107,8 +107,8 @@ def test_a_shared_window_is_the_best_for_all_its_heads_together() -> None:
     rejected[0, 1] = [[0.1, 0.6, 0.0], [0.1, 0.6, 0.2]]
     rejected[0, 2] = [[0.5, 0.0, 0.0], [0.5, 0.0, 0.7]]
     rejected[0, 3] = [[0.4, 0.0, 0.0], [0.4, 0.0, 0.0]]
-    effects = Effects(rejected=rejected, mass=np.zeros_like(rejected), damage=np.zeros_like(rejected))
-    alone, together = choose_by_damage(effects, 1.0), choose_by_damage(effects, 1.0, [2])
+    effects = Effects(rejected=rejected, mass=np.zeros_like(rejected), loss_increase=np.zeros_like(rejected))
+    alone, together = choose_by_loss(effects, 1.0), choose_by_loss(effects, 1.0, [2])
     assert alone.window.tolist() == [[0, 1, 2, 0]] and alone.threshold.tolist() == [[0, 0, 1, 0]]
     assert together.window.tolist() == [[1, 1, 0, 0]] and together.threshold.tolist() == [[1, 0, 0, 0]]
     assert together.rejected == pytest.approx((0.6 + 0.6 + 0.5 + 0.4) / 4)
