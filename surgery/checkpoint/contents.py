@@ -49,8 +49,9 @@ def _walk(here: Path, prefix: str, root: Path, snapshot: Snapshot | None, conten
             name = prefix + entry.name
             if not _is_utf8(name):
                 raise CheckpointError(f"the file name {quote(name)} is not valid UTF-8", hint="Rename the file.")
-            if entry.is_dir(follow_symlinks=False):
-                if entry.name.startswith("."):
+            is_hidden = entry.name.startswith(".")
+            if entry.is_dir(follow_symlinks=is_hidden):  # a hidden link to a folder is skipped like the folder
+                if is_hidden:
                     contents.skipped.append(name)
                 else:
                     _walk(here / entry.name, name + "/", root, snapshot, contents)
@@ -69,7 +70,8 @@ def _size_inside(path: Path, name: str, root: Path, snapshot: Snapshot | None) -
         if not inside:
             raise CheckpointError(
                 f"{quote(name)} is a link that leaves the model folder",
-                hint="Replace the link by its file. Only the hub cache may hold links, into its own blobs.",
+                hint="If the file belongs to the model, copy it here; if not, move the link out of the model folder. "
+                "Only the hub cache may hold links that leave, into its own blobs.",
             )
         if not target.exists():
             raise CheckpointError(
@@ -78,7 +80,10 @@ def _size_inside(path: Path, name: str, root: Path, snapshot: Snapshot | None) -
             )
         status = target.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise CheckpointError(f"{quote(name)} is a link to a folder", hint="Replace the link by the folder.")
+            raise CheckpointError(
+                f"{quote(name)} is a link to a folder, and such a link is not followed",
+                hint="If the folder belongs to the model, copy it here; if not, move the link out of the model folder.",
+            )
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{quote(name)} is a special file (a pipe, a socket or a device)", hint="Remove it.")
     return status.st_size

@@ -1,5 +1,6 @@
 """A model folder as one value: its config, tensors, shards and other files."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 from surgery.checkpoint.contents import FolderContents, list_contents
 from surgery.checkpoint.headers import TensorInfo, read_header
 from surgery.checkpoint.hub_cache import snapshot_of
-from surgery.checkpoint.names import quote, safe_relative
-from surgery.checkpoint.source import Source, check_folder
+from surgery.checkpoint.names import quote, quoted_list, safe_relative
+from surgery.checkpoint.near_folders import holds_model
+from surgery.checkpoint.source import Source, absolute_path, check_folder
 from surgery.checkpoint.strict_json import INDEX_LIMIT, load_config, load_json
 from surgery.checkpoint.unsupported_weights import adapter_error, no_weights_error
 from surgery.errors import CheckpointError
@@ -68,9 +70,8 @@ def open_checkpoint(folder: Path | Source) -> Checkpoint:
     commit = folder.commit if isinstance(folder, Source) else None
     folder = folder.folder if isinstance(folder, Source) else Path(folder)
     check_folder(folder)
+    _check_names(folder)  # before the walk: a folder that is no model may hold anything
     contents = list_contents(folder)
-    if CONFIG_NAME not in contents.sizes:
-        raise _no_config(folder, contents)
     config = load_config(folder / CONFIG_NAME)
     index = load_json(folder / INDEX_NAME, INDEX_LIMIT) if INDEX_NAME in contents.sizes else None
     weight_map = None if index is None else _weight_map(index)
@@ -96,14 +97,30 @@ def open_checkpoint(folder: Path | Source) -> Checkpoint:
     )
 
 
-def _no_config(folder: Path, contents: FolderContents) -> CheckpointError:
-    if "adapter_config.json" in contents.sizes:
+def _check_names(folder: Path) -> None:
+    """Check that the names in a folder are those of a model folder, without a look into its subfolders."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries]
+    except OSError as error:
+        raise CheckpointError(f"the model folder cannot be read: {error}") from error
+    if CONFIG_NAME not in names or (folder / CONFIG_NAME).is_dir():
+        raise _no_config(folder, names)
+    if SINGLE_NAME not in names and INDEX_NAME not in names:
+        raise no_weights_error(folder, names)
+
+
+def _no_config(folder: Path, names: list[str]) -> CheckpointError:
+    if "adapter_config.json" in names:
         return adapter_error(folder)
-    if any(name.lower().endswith(".gguf") and "/" not in name for name in contents.sizes):
-        return no_weights_error(folder, contents.sizes)
+    if any(name.lower().endswith(".gguf") for name in names):
+        return no_weights_error(folder, names)
+    inside = [name for name in names if holds_model(folder / name)]
+    hint = "Give the folder with config.json and the safetensors files, or a hub id."
     return CheckpointError(
-        f"the folder {folder.name or folder} has no config.json, so it is not a Hugging Face model folder",
-        hint="Give the folder with config.json and the safetensors files, or a hub id.",
+        f"the folder {absolute_path(folder).name or folder} has no {CONFIG_NAME}, so it is not a Hugging Face model "
+        "folder",
+        hint=f"Give one of the models in it: {quoted_list(inside)}." if inside else hint,
     )
 
 

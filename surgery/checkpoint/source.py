@@ -8,6 +8,7 @@ from surgery.checkpoint.hub_cache import snapshot_of
 from surgery.checkpoint.hub_client import limit_silence
 from surgery.checkpoint.hub_errors import download_error
 from surgery.checkpoint.names import quote
+from surgery.checkpoint.near_folders import did_you_mean, nearest_folder
 from surgery.errors import CheckpointError, UsageError
 
 # The files of a model folder. Code (.py) is not downloaded, because code of a source is never run.
@@ -45,8 +46,13 @@ class Source:
     hub_id: str | None
 
 
-def resolve(model: str | Path, revision: str | None = None, *, local_only: bool = False) -> Source:
+def resolve(
+    model: str | Path, revision: str | None = None, *, local_only: bool = False, is_hub_id: bool = False
+) -> Source:
     """Find a model: an existing folder is used as it is, a hub id is downloaded.
+
+    A name without a slash that is nearly the name of a model folder beside it is taken for a mistyped folder, and the
+    hub is not asked; with `is_hub_id` no folder is looked at.
 
     HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are respected; with `local_only` only the cache is used, without requests. A
     folder that is a snapshot in the hub cache gets the id and commit of its repository.
@@ -57,7 +63,7 @@ def resolve(model: str | Path, revision: str | None = None, *, local_only: bool 
     """
     text = str(model)
     folder = _expand(text)
-    if text and _exists(folder):  # an empty argument is an error, not the current folder
+    if not is_hub_id and text and _exists(folder):  # an empty argument is an error, not the current folder
         if revision is not None:
             raise UsageError(
                 f"{quote(text)} is a folder, and a folder has no revision {quote(revision)}",
@@ -69,11 +75,23 @@ def resolve(model: str | Path, revision: str | None = None, *, local_only: bool 
     if not _HUB_ID.fullmatch(text) or ".." in text or "--" in text or text.endswith((".git", ".", "-")):
         raise UsageError(
             f"{quote(text)} is neither an existing folder nor a hub id",
-            hint="A hub id has the form org/name. For a folder, check the spelling, or start with ./.",
+            hint=did_you_mean(text)
+            + "A hub id has the form org/name. For a folder, check the spelling, or start with ./.",
         )
     if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise UsageError(f"{quote(revision)} is not a valid revision", hint="Give a branch, a tag or a commit.")
+    if "/" not in text and revision is None and not is_hub_id:
+        _check_not_mistyped(text)
     return _fetch(text, revision, local_only=local_only)
+
+
+def _check_not_mistyped(name: str) -> None:
+    near = nearest_folder(name, models_only=True)
+    if near is not None:
+        raise CheckpointError(
+            f"there is no folder {quote(name)}",
+            hint=f"Did you mean {quote(near)}? For a model of the hub give the full id, org/name.",
+        )
 
 
 def check_folder(folder: Path, *, or_hub_id: bool = False) -> None:
@@ -91,6 +109,7 @@ def check_folder(folder: Path, *, or_hub_id: bool = False) -> None:
         hint = "Check the spelling. A folder is required here; nothing is downloaded from the hub."
         if or_hub_id:
             hint = "Check the spelling. A hub id has the form org/name."
+        hint = did_you_mean(str(folder)) + hint
         if aside is not None:
             hint = (
                 f"A replacement of this folder was interrupted; the old folder is now {aside.name}. Run the same "
@@ -153,7 +172,9 @@ def _fetch(hub_id: str, revision: str | None, *, local_only: bool) -> Source:
             ignore_patterns=list(IGNORE_PATTERNS),
         )
     except Exception as error:  # the hub client raises its own, its HTTP library's and the system's errors
-        raise download_error(error, hub_id, revision) from error
+        failed = download_error(error, hub_id, revision)
+        failed.hint = did_you_mean(hub_id) + (failed.hint or "")
+        raise failed from error
     folder = Path(fetched)
     snapshot = snapshot_of(folder)
     return Source(folder, hub_id, snapshot.commit if snapshot else None, hub_id)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from surgery.checkpoint.near_folders import did_you_mean
 from surgery.errors import UsageError
 from surgery.evaluation.assembly import assemble
 from surgery.evaluation.folders import EVALUATION
@@ -41,7 +42,8 @@ def collect(folders: Sequence[str | Path], *, against: str | None = None) -> Col
         folder = path.parent if path.name == EVALUATION else path
         if not folder.is_dir():
             raise UsageError(
-                f"{path} is not a folder of results", hint="Pass the folder that `surgery evaluate` wrote."
+                f"{path} is not a folder of results",
+                hint=did_you_mean(str(folder)) + "Pass the folder that `surgery evaluate` wrote.",
             )
         for file in sorted(folder.rglob("*.json")):
             if file.name == EVALUATION:

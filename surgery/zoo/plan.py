@@ -218,7 +218,7 @@ def local_source(item: Item) -> Source | None:
     if not item.is_hub:
         return resolve(Path(item.source))
     try:
-        return resolve(item.source, item.revision, local_only=True)
+        return resolve(item.source, item.revision, local_only=True, is_hub_id=True)
     except SurgeryError as error:
         from huggingface_hub.errors import LocalEntryNotFoundError
 

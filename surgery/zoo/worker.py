@@ -79,7 +79,7 @@ def convert_item(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     """
     if request["is_hub"]:
         tell("stage", stage="fetching")
-    source = resolve(request["source"], request["revision"])
+    source = resolve(request["source"], request["revision"], is_hub_id=request["is_hub"])
     prepared = make_plan(source.folder, request["operations"], allow_unverified=request["allow_unverified"])
     found = source_fingerprint(prepared.checkpoint)
     if request["source_fingerprint"] not in (None, found):

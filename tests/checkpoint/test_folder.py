@@ -77,6 +77,32 @@ def test_no_config(tmp_path: Path) -> None:
     refused(folder, "m has no config.json")
 
 
+def test_a_folder_that_is_no_model_is_not_walked(tmp_path: Path) -> None:
+    """Whatever lies there, what is said first is that it is no model."""
+    folder = tmp_path / "work"
+    single(folder / "smol")
+    (folder / "elsewhere").symlink_to(tmp_path)
+    (folder / "inside").symlink_to("smol")
+    (folder / "nothing").symlink_to("gone")
+    (folder / "loop").symlink_to("loop")
+    os.mkfifo(folder / "pipe")
+    (folder / "deep").joinpath(*["d"] * 40).mkdir(parents=True)
+    message = refused(folder, "work has no config.json")
+    assert "'inside', 'smol'" in message and "link" not in message
+    # A folder of another program, with a config.json of its own.
+    (folder / "config.json").write_text("{}")
+    assert "link" not in refused(folder, "no weights")
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+    refused(folder, "work has no config.json")
+
+
+def test_a_hidden_link_to_a_folder_is_skipped(tmp_path: Path) -> None:
+    folder = single(tmp_path / "m")
+    (folder / ".venv").symlink_to(tmp_path)
+    assert open_checkpoint(folder).skipped == (".venv",)
+
+
 def test_adapter(tmp_path: Path) -> None:
     folder = single(tmp_path / "m")
     (folder / "config.json").rename(folder / "adapter_config.json")

@@ -8,7 +8,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
 
 from surgery.checkpoint import open_checkpoint, resolve
 from surgery.errors import CheckpointError, SurgeryError, UsageError
@@ -21,8 +21,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty hub cache, and the client cut off from the network."""
     cache = tmp_path / "hub"
     cache.mkdir()
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return cache
 
 
@@ -75,6 +75,49 @@ def test_a_file(tmp_path: Path) -> None:
 def test_revision_of_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a folder has no revision 'main'"):
         resolve(single(tmp_path / "m"), "main")
+
+
+@pytest.fixture
+def no_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: object, **__: object) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        *(("smoll", "smol"), ("Smol", "smol"), ("smol-ssmx", "smol-ssmax"), ("adaptr", "adapter"), ("./smoll", "smol")),
+        *(("smoll/", "smol"), ("sub/../smoll/", "sub/../smol"), ("{here}/smoll", "{here}/smol")),
+    ],
+)
+def test_a_mistyped_folder_is_not_asked_of_the_hub(
+    given: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_requests: None
+) -> None:
+    for name in ("smol", "smol-ssmax", "sub"):
+        single(tmp_path / name)
+    (single(tmp_path / "adapter") / "config.json").rename(tmp_path / "adapter" / "adapter_config.json")
+    (tmp_path / "smoll.txt").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SurgeryError) as error:
+        resolve(given.format(here=tmp_path))
+    assert f"Did you mean '{meant.format(here=tmp_path)}'?" in str(error.value)
+
+
+def test_names_that_are_asked_of_the_hub(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that no model folder resembles, one with a slash, and one with a revision."""
+    single(tmp_path / "smol-ssmax")
+    (tmp_path / "smoll").mkdir()  # no model
+    single(tmp_path / "org" / "model-4B")
+    monkeypatch.chdir(tmp_path)
+    for given, revision in (("smol", None), ("gpt2", None), ("org/model-8B", None), ("smol-ssmx", "main")):
+        with pytest.raises(CheckpointError, match="the hub cannot be reached"):
+            resolve(given, revision)
+    with pytest.raises(CheckpointError, match="Did you mean 'org/model-4B'"):
+        resolve("org/model-8B")
+    with pytest.raises(CheckpointError, match="the hub cannot be reached"):
+        resolve("smol-ssmax", is_hub_id=True)
 
 
 @pytest.mark.parametrize("revision", ["", "../../../../etc/passwd", "/x", "a b", "-x", "a\0", "x" * 300])

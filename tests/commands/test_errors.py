@@ -295,3 +295,42 @@ def test_a_termination_cleans_up_and_is_exit_code_143(
         signal.signal(signal.SIGTERM, before)
     assert ran.code == 143 and "terminated" in ran.err and ran.document()["error"]["code"] == 143
     assert not [path.name for path in tmp_path.iterdir() if "out" in path.name]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "inspect smoll",
+        "convert smoll --to ssmax",
+        "verify smoll",
+        "verify smol --against smoll",
+        "evaluate smoll --text words.txt",
+        "evaluate smol --against smoll --text words.txt",
+        "finetune ssmax-scale --set model=smoll --set data.text=words.txt --set output=out --dry-run",
+        "merge smoll -o out",
+        "merge adapter -o out --base smoll",
+        "push smoll me/model",
+        "revert smoll -o out",
+        "refresh smoll",
+        "report smoll",
+        "screen-sweep smoll --text words.txt -o out",
+        "zoo plan zoo.yaml",
+    ],
+)
+def test_a_mistyped_folder_gets_the_nearest_name(
+    command: str, surgery: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub is not asked: a request would end with another message."""
+    from surgery.conversion import convert
+
+    convert(bare_source(tmp_path / "source"), "ssmax", output=tmp_path / "smol")
+    (tmp_path / "words.txt").write_text("words " * 400)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_text("")
+    (tmp_path / "zoo.yaml").write_text("output: out\nmodels: [{path: smoll}]\noperations: [{name: ssmax}]\n")
+    monkeypatch.chdir(tmp_path)
+    ran = surgery(*command.split())
+    assert ran.code == (3 if "zoo" in command else 2), ran.err
+    said = " ".join((ran.err + ran.out).split())
+    assert "Did you mean" in said and "smol'?" in said, said
