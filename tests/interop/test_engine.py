@@ -244,6 +244,16 @@ def test_an_engine_with_its_own_attention_and_linear_layers(operated: Operated, 
         assert parameter.ne(0).all(), "otherwise this would say nothing of the operation"
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3"])
+def test_the_base_model_names_its_inputs(operated: Operated, family: str) -> None:
+    """vLLM looks these names up in the signature of forward. Its compiler reads the code, so both must have them."""
+    base_model = type(load(operated(family)).model)
+    code, parameters = base_model.forward.__code__, inspect.signature(base_model.forward).parameters
+    for name in ("input_ids", "inputs_embeds", "position_ids"):
+        assert name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount], name
+        assert parameters[name].kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY), name
+
+
 @pytest.mark.usefixtures("registered")
 def test_an_engine_in_bfloat16_rounds_the_scales(operated: Operated) -> None:
     """vLLM makes every parameter that it does not replace in its own dtype, these too."""
