@@ -53,8 +53,7 @@ def install(base_model: nn.Module, config: PreTrainedConfig) -> None:
     for options in block["operations"]:
         if options["name"] in IN_CONFIG_ALONE:
             continue
-        operation = OPERATIONS.get(options["name"])
-        if operation is None:
+        if (operation := OPERATIONS.get(options["name"])) is None:
             raise ValueError(
                 f"this code has no operation {options['name']!r} (it has {', '.join(sorted(OPERATIONS))}). "
                 "`surgery refresh` rewrites the code."
@@ -64,6 +63,7 @@ def install(base_model: nn.Module, config: PreTrainedConfig) -> None:
             if hasattr(attention, options["name"]):
                 continue
             setattr(attention, options["name"], operation(options, text_config.num_attention_heads))
+            getattr(attention, options["name"]).check_backend(text_config._attn_implementation or "eager")
             if (chunk := _chunk_of(text_config, layer)) is not None:
                 setattr(attention, CHUNK, chunk)
             if hasattr(type(attention), "_operated_attention"):
@@ -216,8 +216,7 @@ def _cache_in(kwargs: dict[str, Any]) -> Any:
 def _new_cache(model: Any) -> Any:
     """The cache that the operations of a model bring."""
     for name in dict.fromkeys(options["name"] for options in model.config.surgery["operations"]):
-        cache = OPERATIONS[name].make_cache(model) if name in OPERATIONS else None
-        if cache is not None:
+        if name in OPERATIONS and (cache := OPERATIONS[name].make_cache(model)) is not None:
             return cache
     raise ValueError(
         "windowed_cache needs an operation that brings such a cache, and no operation of this model does; set "
@@ -358,9 +357,8 @@ def class_for(name: str) -> type:
         "config_class": config_class,
         "_auto_class": "AutoModelForCausalLM" if is_head else "AutoModel",
         "_keep_in_fp32_modules_strict": {*(stock._keep_in_fp32_modules_strict or ()), *OPERATIONS},
+        "_positional_names": _positional_names(stock),
     }
-    if not is_head:
-        namespace["_positional_names"] = _positional_names(stock)
     mixin = SurgeryHeadMixin if is_head else SurgeryModelMixin
     _register_conversions(stock_config.model_type, stock.__name__)
     return type(name, (_StrictLoading, mixin, stock), namespace)
@@ -371,6 +369,5 @@ def _register_conversions(model_type: str, class_name: str) -> None:
     from transformers import conversion_mapping
 
     for stock, own in ((model_type, MODEL_TYPE_PREFIX + model_type), (class_name, PREFIX + class_name)):
-        conversions = conversion_mapping.get_checkpoint_conversion_mapping(stock)
-        if conversions is not None:
+        if (conversions := conversion_mapping.get_checkpoint_conversion_mapping(stock)) is not None:
             conversion_mapping.register_checkpoint_conversion_mapping(own, conversions, overwrite=True)

@@ -86,6 +86,9 @@ class OperationModule(nn.Module):
         """
         return None
 
+    def check_backend(self, name: str) -> None:
+        """Hook, when a model is built: raise ValueError if the operation cannot run with its attention backend."""
+
     @classmethod
     def make_cache(cls, model: PreTrainedModel) -> Cache | None:
         """Hook: the cache of a model whose config asks for a windowed cache; None if the operation brings none."""

@@ -22,6 +22,7 @@ from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModel
 
 from surgery.checkpoint import open_checkpoint
+from surgery.conversion import convert
 from tests.interop.conftest import Operated, load, scales, tokens
 
 NAME = "engine"
@@ -270,6 +271,18 @@ def test_an_engine_in_bfloat16_rounds_the_scales(operated: Operated) -> None:
     for name, ids in REQUESTS.items():
         expected = hidden_states(model, ids).float()
         assert (found[name].float() - expected).abs().max() <= 0.05 * expected.abs().max(), name
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize(("form", "message"), [("gated", "a mask per head"), ("unit", "has no softmax")])
+def test_screening_refuses_an_engine_when_the_model_is_built(
+    make_source: Any, tmp_path: Path, form: str, message: str
+) -> None:
+    """Even if every head is open: in a compiled model nobody can look at the weights later."""
+    folder = convert(make_source("llama"), "screening", form=form, open=True, output=tmp_path / "out").output
+    with pytest.raises(ValueError, match=f"{message}.*{NAME!r}"):
+        Engine(folder, fused=False)
+    load(folder, attn_implementation="sdpa").set_attn_implementation(NAME)
 
 
 @pytest.mark.usefixtures("registered")

@@ -34,10 +34,7 @@ def screened_attention(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor 
     module, name, screening = call.module, call.name, screening_of(call)
     kind = screening.kind()
     if kind != "gated" and name not in ("sdpa", "eager"):
-        raise ValueError(
-            f"screening's form unit has no softmax that the attention implementation {name!r} could compute. It runs "
-            'through its own dense code: load the model with attn_implementation="sdpa" or "eager".'
-        )
+        raise ValueError(no_softmax_message(name))
     reference = call.backend is call.eager or screening.learns() or kind != "gated"
     screening.path = PATHS[kind] if reference else name
     if not reference and name == "flex_attention":
@@ -188,6 +185,14 @@ def no_mask_message(name: str) -> str:
     return (
         f"screening needs a mask per head that is added to the scores, and the attention implementation {name!r} is "
         'not known to take one. Load the model with attn_implementation="sdpa", "flex_attention" or "eager".'
+    )
+
+
+def no_softmax_message(name: str) -> str:
+    """Why screening's form unit does not run with the attention implementation ``name``."""
+    return (
+        f"screening's form unit has no softmax that the attention implementation {name!r} could compute. It runs "
+        'through its own dense code: load the model with attn_implementation="sdpa" or "eager".'
     )
 
 

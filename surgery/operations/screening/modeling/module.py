@@ -8,13 +8,30 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from surgery.operations.screening.modeling.acceptance import Acceptance
-from surgery.operations.screening.modeling.attention import observe, screened_attention, screening_of
+from surgery.operations.screening.modeling.attention import (
+    no_mask_message,
+    no_softmax_message,
+    observe,
+    screened_attention,
+    screening_of,
+)
 from surgery.operations.screening.modeling.cache import WindowedCache, WindowedKeys, attend_to_cached_keys
 from surgery.runtime.operation import AttentionCall
+
+# Beginnings of the names of transformers' own backends; a name with a slash is a kernel from the hub.
+TRANSFORMERS_BACKENDS = ("eager", "sdpa", "flash_", "flex_", "paged|")
 
 
 class Screening(Acceptance, name="screening"):
     """Rejects keys, per query head, in attention and in the cache; see :class:`Acceptance`."""
+
+    def check_backend(self, name: str) -> None:
+        """Refuse a serving engine, whose attention is a backend of its own.
+
+        Whether a head is open is not known before the weights are read, and an engine's compiler cannot ask then.
+        """
+        if not name.startswith(TRANSFORMERS_BACKENDS) and "/" not in name:
+            raise ValueError(no_mask_message(name) if self.form == "gated" else no_softmax_message(name))
 
     def attend(self, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None] | None:
         """Attention over the accepted keys; None if every key is accepted."""
