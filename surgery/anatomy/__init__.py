@@ -1,4 +1,4 @@
-"""What a model's attention looks like: families as data, and reading it off config.json and tensor names."""
+"""The attention of a model, layer by layer, from config.json and tensor names; the families as data."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ _TABLE = ("FAMILIES", "REFUSED", "Family", "find_family")
 
 
 def __getattr__(name: str) -> Any:
-    # `import surgery` needs neither the table nor the reading of it, which brings in the whole checkpoint room.
+    # `import surgery` needs neither: they import the whole checkpoint room.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{'families' if name in _TABLE else 'anatomy'}"), name)

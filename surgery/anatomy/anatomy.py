@@ -18,7 +18,7 @@ from surgery.errors import CheckpointError, PlanRefusedError
 
 MODEL_TYPE_PREFIX = "surgery_"
 
-# Names of projections that make queries, where nothing else is known of a model.
+# Names of query projections, for a model of an unknown family.
 _QUERY_TENSOR = re.compile(r"\.\d+\..*\b(q_proj|qkv_proj|query_key_value|c_attn|Wqkv|wq|q_b_proj)\.weight$")
 
 
@@ -28,13 +28,13 @@ class AttentionLayer:
 
     Attributes:
         index: number of the layer, from 0.
-        kind: which keys a query sees; ``none`` for a layer of a hybrid that has no attention.
+        kind: kind of attention; ``none`` for a layer of a hybrid without attention.
         window: number of keys in the sliding window, the query's own included, or in a chunk; or None.
         heads, kv_heads, head_dim: sizes.
         query_norm: ``head`` if each head's queries are normalised, ``all`` if all heads' together, or None.
         softcap: soft cap on the scores, or None.
-        module: path of the attention module, as the names of its tensors on disk have it.
-        query_tensor: name of the weight that makes the queries, or None where it could not be found.
+        module: path of the attention module, in the names of its tensors on disk.
+        query_tensor: name of the query projection's weight, or None if it was not found.
         scaled: whether the family itself multiplies this layer's queries by a function of the position.
     """
 
@@ -55,10 +55,10 @@ class AttentionLayer:
 class Anatomy:
     """A model's attention and what surrounds it, from headers and config.json alone.
 
-    ``config`` is the family's own config: for a checkpoint that was operated on, without what the tool added.
-    ``operations`` are those that made it of its source, ``source_operations`` those that its source had before.
-    ``positions`` is how many the config allows, ``trained_length`` how many the source was trained with: less after a
-    ``rope`` operation.
+    ``config`` is the family's own config: for a converted checkpoint, without the entries that conversion added.
+    ``operations`` are the operations of the conversion, ``source_operations`` those that its source already had.
+    ``positions`` is the number of positions that the config allows, ``trained_length`` the length in tokens that the
+    source was trained at, which is less after a ``rope`` operation.
     """
 
     family: Family
@@ -86,11 +86,11 @@ def read_anatomy(checkpoint: Checkpoint, *, family: Family | None = None) -> Ana
 
     Args:
         checkpoint: the folder's headers.
-        family: in place of the table's row: the one of a probe.
+        family: the row of a probe, in place of a row of the table.
 
     Raises:
         PlanRefusedError: the family is not supported, or its attention is not causal.
-        CheckpointError: config.json lacks what it must say, or disagrees with the tensors.
+        CheckpointError: config.json lacks a value, or disagrees with the tensors.
     """
     config = unlock(checkpoint.config)
     block = config.pop("surgery", None)
@@ -102,7 +102,7 @@ def read_anatomy(checkpoint: Checkpoint, *, family: Family | None = None) -> Ana
     own = family.text_config(config)
     values = ConfigValues(family, own)
     if own.get("use_bidirectional_attention"):
-        raise PlanRefusedError("config.json: use_bidirectional_attention is on, so the attention is not causal")
+        raise PlanRefusedError("config.json: use_bidirectional_attention is true, so the attention is not causal")
     count = values.layers()
     path = _module_path(checkpoint, family, count)
     modules = [path.format(layer=index) for index in range(count)]
@@ -156,7 +156,7 @@ def family_of(config: Mapping[str, Any], finding: str = "") -> Family:
 
     Args:
         config: as config.json has it.
-        finding: what is known of the model at hand, for the error.
+        finding: facts about the model, for the error.
 
     Raises:
         PlanRefusedError: the family is not supported.
@@ -174,25 +174,25 @@ def family_of(config: Mapping[str, Any], finding: str = "") -> Family:
 
 
 def count_layers(config: Mapping[str, Any], family: Family) -> int:
-    """How many layers a model of the family has.
+    """The number of layers of a model of the family.
 
     Raises:
-        CheckpointError: config.json does not say, or says nonsense.
+        CheckpointError: config.json does not have it, or the value is not valid.
     """
     return ConfigValues(family, config).layers()
 
 
 def _finding(checkpoint: Checkpoint) -> str:
-    """What the names of the tensors say of attention in a model that the table does not know."""
+    """The query projections of a model of an unknown family, from the names of its tensors."""
     modules = Counter(match[1] for name in checkpoint.tensors if (match := _QUERY_TENSOR.search(name)))
     if not modules:
-        return "its tensors hold no projection by a name that is known to make queries"
+        return "its tensors have no query projection of a known name"
     query, count = modules.most_common(1)[0]
-    return f"its tensors hold {query} in {count} layers"
+    return f"its tensors have {query} in {count} layers"
 
 
 def _check_text_type(family: Family, config: Mapping[str, Any]) -> None:
-    """Some models of several parts take any language model: only a known one may be operated on."""
+    """Refuse an unknown language model in a model of several parts."""
     if family.text is None:
         return
     part = config.get(family.text)
@@ -208,14 +208,14 @@ def _check_text_type(family: Family, config: Mapping[str, Any]) -> None:
 
 
 def _tied(family: Family, config: Mapping[str, Any]) -> bool:
-    """Whether the head is the embedding; a model of several parts says so in either of its configs."""
+    """Whether the head shares its weights with the embedding; a model of several parts may say so in either config."""
     key = "tie_word_embeddings"
     said = [part[key] for part in (config, family.text_config(config)) if key in part]
     return any(map(bool, said)) if said else bool(family.defaults.get(key))
 
 
 def _module_path(checkpoint: Checkpoint, family: Family, count: int) -> str:
-    """Path of a layer's attention module in the names of the tensors on disk; the model's own where none is there."""
+    """Path of a layer's attention module in the names of tensors on disk; if none fits, the path in the model."""
     for path in family.module_paths:
         modules = (path.format(layer=index) for index in range(count))
         if any(_query_tensor(checkpoint, family, module) is not None for module in modules):
@@ -224,7 +224,7 @@ def _module_path(checkpoint: Checkpoint, family: Family, count: int) -> str:
 
 
 def _operations(block: Any, what: str = "surgery") -> tuple[Mapping[str, Any], ...]:
-    """What the block ``surgery`` of a config, or ``base`` in it, says was done; nothing where there is none."""
+    """The operations in the block ``surgery`` of a config, or in its ``base``; empty without the block."""
     if block is None:
         return ()
     operations = block.get("operations", []) if isinstance(block, Mapping) else None
@@ -246,13 +246,13 @@ def _query_tensor(checkpoint: Checkpoint, family: Family, module: str) -> str | 
 
 
 def _check_shapes(checkpoint: Checkpoint, family: Family, layer: AttentionLayer) -> None:
-    """config.json and the tensors must tell the same story, or the plan would be for another model."""
+    """Check that config.json and the shapes of the tensors agree."""
     if "quantization_config" in checkpoint.config:
         return  # packed weights have shapes of their own
     if layer.query_tensor is None:
         raise CheckpointError(
-            f"the tensors hold no {layer.module}.{family.query}.weight, which config.json's "
-            f"{family.model_type!r} with its number of layers needs",
+            f"the tensors have no {layer.module}.{family.query}.weight, which config.json needs with its "
+            f"{family.model_type!r} and its number of layers",
             hint="config.json and the safetensors files do not belong together.",
         )
     rows = layer.heads * layer.head_dim

@@ -1,4 +1,4 @@
-"""What config.json says about a model's layers, with the defaults of its family."""
+"""The values of config.json about a model's layers, with the defaults of its family."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from surgery.anatomy.families import Family
 from surgery.errors import CheckpointError
 
 Kind = Literal["full", "sliding", "linear", "latent", "chunked", "none"]
-# What ``layer_types`` calls a layer. In a hybrid the tensors tell which layers have attention.
+# Names of the kinds in ``layer_types``. In a hybrid the tensors tell which layers have attention.
 _LABELS: dict[Kind, str] = {
     "full": "full_attention",
     "sliding": "sliding_attention",
@@ -44,7 +44,7 @@ class ConfigValues:
         return value
 
     def layers(self) -> int:
-        """How many layers there are."""
+        """The number of layers."""
         listed = self.value("layer_types")
         counted = len(listed) if isinstance(listed, list) and self.family.hybrid else None
         count = self.integer("num_hidden_layers", counted)
@@ -68,11 +68,11 @@ class ConfigValues:
         return None if self.value(family.window) is None else self.integer(family.window)
 
     def kinds(self, count: int, has_attention: list[bool] | None = None) -> list[Kind]:
-        """What each of ``count`` layers is; in a hybrid, ``has_attention`` tells which have attention at all."""
+        """The kind of each of ``count`` layers; in a hybrid, ``has_attention`` marks the layers with attention."""
         if has_attention is not None:
             if not any(has_attention):
                 raise CheckpointError(
-                    f"none of the {count} layers has the tensors of attention, which {self.family.model_type!r} has",
+                    f"none of the {count} layers of this {self.family.model_type!r} has tensors of attention",
                     hint="config.json and the safetensors files do not belong together.",
                 )
             kinds = self.labels(count)
@@ -88,7 +88,7 @@ class ConfigValues:
         return self.labels(count)
 
     def labels(self, count: int) -> list[Kind]:
-        """The kind of each layer as the config names it, whether or not there is a window that makes a difference."""
+        """The kind of each layer that the config names, whether or not the window is in use."""
         if self.family.sliding != "layer_types":
             return ["full"] * count
         known: Mapping[str, Kind] = {label: kind for kind, label in _LABELS.items()}
@@ -99,18 +99,18 @@ class ConfigValues:
         return [known.get(name, "full") for name in listed]
 
     def scaled(self, count: int) -> list[bool]:
-        """Which layers' queries the family itself multiplies by a function of the position."""
+        """The layers whose queries the family itself multiplies by a function of the position."""
         key = self.family.scales
         if key is None:
             return [False] * count
         said = self.value(key)
         if not isinstance(said, int):
             raise CheckpointError(f"config.json: {key} must be true or false, not {said!r}")
-        # Its code goes by the family's own rule, whatever ``layer_types`` says of the masks.
+        # The family's code follows its own rule here, and not ``layer_types``.
         return [bool(said) and kind == "full" for kind in self._default_kinds(count)]
 
     def rope_labels(self, count: int) -> list[str]:
-        """Under which name ``rope_parameters`` holds each layer's RoPE, where each kind of layer has its own."""
+        """The key of each layer's RoPE in ``rope_parameters``, for families with one RoPE for each kind of layer."""
         kinds: list[Kind] = self.labels(count) if self.family.rope == "by_layer_type" else ["full"] * count
         return [_LABELS[kind] for kind in kinds]
 
@@ -130,7 +130,7 @@ class ConfigValues:
         return names
 
     def _default_kinds(self, count: int) -> list[Kind]:
-        """What the family makes of its layers by its own rule, which holds where ``layer_types`` is absent."""
+        """The kinds by the family's own rule, which holds without ``layer_types``."""
         key = self.family.local_list
         listed = self.value(key) if key is not None else None
         if listed is None or listed == []:
@@ -141,7 +141,7 @@ class ConfigValues:
         return [self.family.local if one else "full" for one in given]
 
     def _default_kind(self, index: int) -> Kind:
-        """By the layer's number alone."""
+        """The kind of a layer by its number."""
         family = self.family
         if family.sliding_from_key is not None:
             return family.local if index >= self.integer(family.sliding_from_key, least=0) else "full"
@@ -157,7 +157,7 @@ class ConfigValues:
         if every is None:
             raise CheckpointError(
                 f"config.json: layer_types is missing, and {family.model_type!r} has no rule for it",
-                hint="Load the model with transformers and save it once: that writes the list.",
+                hint="Load the model with transformers and save it once, which writes the list.",
             )
         if every == 0:
             return family.local

@@ -1,6 +1,6 @@
-"""Locks: entries of a converted config.json that make a stock class refuse it, since it would drop the new tensors.
+"""Locks: entries of a converted config.json that make a stock class refuse it, because it would drop the new tensors.
 
-The travelling code holds the same two functions for use inside transformers; both work from ``surgery.locks`` alone.
+The travelling code has the same two functions for use inside transformers. Both read ``surgery.locks`` only.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from surgery.anatomy.families import Family
 
-# An attention implementation that does not exist; and, because a keyword of from_pretrained overrides that one, a text
-# where every family's config class requires a number: its error quotes the text. The plain base config, which the
-# tokenizer's loader reads, minds neither.
+# An attention implementation that does not exist. A keyword of from_pretrained overrides it, so there is also a text in
+# place of a number: every family's config class refuses it, and its error quotes the text. The base config class, which
+# loads the tokenizer, accepts both.
 LOCKS: dict[str, Any] = {
     "attn_implementation": "surgery",
     "initializer_range": (
@@ -24,12 +24,12 @@ LOCKS: dict[str, Any] = {
 
 
 def lock(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """The config with :data:`LOCKS` on; ``surgery.locks`` keeps what they displace.
+    """The config with :data:`LOCKS`; ``surgery.locks`` keeps the values that they replace.
 
     Args:
         config: with its block ``surgery``.
-        family: its own spelling counts; a lock on a key that its config class lacks holds nothing. Neither does one on
-            a number outside the language model's own config, where there is one, so ``inside`` names that.
+        family: gives the spelling of the keys, because only a key of its config class can lock. In a model of several
+            parts, the number must be in the language model's own config, which ``inside`` names.
     """
     locks: dict[str, dict[str, Any]] = {family.spelling(name): {"lock": value} for name, value in LOCKS.items()}
     if family.text is not None:
@@ -44,7 +44,7 @@ def lock(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
 
 
 def unlock(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as the family's own class reads it; anything else is returned as it is."""
+    """The config without locks, as the family's own class reads it; a config without locks is unchanged."""
     opened = dict(config)
     block = config.get("surgery")
     locks = block.get("locks") if isinstance(block, Mapping) else None
@@ -58,7 +58,7 @@ def unlock(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _holder(config: dict[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a lock's key stands: a copy, put into the config, of the part that it is inside, if there is that part."""
+    """The part of the config that has a lock's key: the config, or its part ``inside``, replaced by a copy."""
     inside = entry.get("inside")
     part = config.get(inside) if isinstance(inside, str) else None
     if not isinstance(inside, str) or not isinstance(part, Mapping):

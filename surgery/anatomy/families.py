@@ -1,4 +1,4 @@
-"""The families, as data: ``families.toml`` beside this file. Adding a family is adding a row there."""
+"""The supported families, read from ``families.toml`` beside this file. A new family is a new row there."""
 
 from __future__ import annotations
 
@@ -20,55 +20,57 @@ EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family keeps its attention, in the names of transformers' classes and of tensors.
+    """The attention of a family, in the names of transformers' classes and of tensors.
 
     Attributes:
         model_type: as in config.json.
-        name: stem of the class names.
-        architecture: name of transformers' causal language model class; ``<name>ForCausalLM`` unless the row says.
-        config_class: name of transformers' config class; ``<name>Config`` unless the row says.
-        base_model: name of transformers' base model class; ``<name>Model`` unless the row says.
+        name: prefix of the class names.
+        architecture: name of transformers' causal language model class; by default ``<name>ForCausalLM``.
+        config_class: name of transformers' config class; by default ``<name>Config``.
+        base_model: name of transformers' base model class; by default ``<name>Model``.
         base_prefix: prefix of the base model's tensors.
-        disk_prefixes: what stands for ``base_prefix`` in the names of tensors on disk, where transformers renames them;
-            in a model of several parts, for ``base_prefix`` and ``counted_at``.
-        text: in a model of several parts, vision and language: config key of the language model's own config. Its
-            layers are operated on, the rest is left alone.
+        disk_prefixes: prefixes on disk in place of ``base_prefix``, where transformers renames tensors on loading; in a
+            model of several parts, in place of ``base_prefix`` and ``counted_at``.
+        text: in a model of several parts (vision and language), the config key of the language model's own config. Only
+            the layers of the language model are converted.
         text_types: model types that the language model's own config may have.
         counted_at: module below the base model whose ``forward`` runs the layers; empty for the base model itself.
         attention: path of a layer's attention module below the base model.
-        relay: whether its layers keep keywords to themselves, so that n must be handed over their heads.
-        query: projection in that module that makes the queries.
-        query_rows: what its outputs are: the queries alone, queries, keys and values together, or queries and a gate.
-        query_axis: axis of the projection's weight that its outputs lie on; 1 for GPT-2's transposed linear layer.
+        relay: whether its layers do not pass keywords on, so that n must reach the attention modules by another way.
+        query: name of the query projection in that module.
+        query_rows: output of the projection: ``queries`` alone, ``all`` (queries, keys and values), or ``gated``
+            (queries and a gate).
+        query_axis: axis of the outputs in the projection's weight; 1 for GPT-2's transposed linear layer.
         softcap: config key of the soft cap on attention scores.
         window: config key of the sliding window.
-        window_gate: config key that must be true for the window to count.
-        sliding: which layers slide: none, every layer once there is a window, or those that ``layer_types`` lists.
-        local: what the layers that are not full do with the window: it slides, or the keys are cut into chunks of it.
-        local_list: where ``layer_types`` is absent, config key of a list that has 1 for each local layer, else 0.
-        full_every: where ``layer_types`` is absent, every how many layers one is full (the family's default); 0: none.
-        full_first: the full layer comes first in each such group, not last.
+        window_gate: config key that must be true for the window to be used.
+        sliding: which layers use the window: ``none``, ``every`` layer if config.json has a window, or the layers that
+            ``layer_types`` lists.
+        local: how a layer without full attention uses the window: ``sliding``, or ``chunked`` into chunks of this size.
+        local_list: without ``layer_types``: config key of a list with 1 for each sliding or chunked layer, else 0.
+        full_every: without ``layer_types``: every N-th layer uses full attention (the family's default); 0 for none.
+        full_first: whether the first layer of each such group uses full attention, instead of the last.
         full_every_key: config key that overrides ``full_every``.
-        sliding_from_key: where ``layer_types`` is absent, config key of the first layer that slides.
-        sliding_until_key: where ``layer_types`` is absent, config key of the layer from which on all are full.
-        scales: config key that makes the family itself multiply the queries of some layers by a function of the
-            position: of those that its own rule calls full.
-        since: the first transformers in which the row holds, where an older one is supported; the notes say why.
-        fails: versions of transformers whose own class of the family cannot be run, with the reason.
-        sinks: learned sinks take part in the softmax of every layer.
-        hybrid: only some layers have attention: those that have the query projection's tensor.
+        sliding_from_key: without ``layer_types``: config key of the first sliding layer.
+        sliding_until_key: without ``layer_types``: config key of the first layer after the last sliding layer.
+        scales: config key with which the family itself multiplies the queries of full layers by a function of the
+            position.
+        since: the first version of transformers in which the row is right; the notes give the reason.
+        fails: versions of transformers that cannot run their own class of the family, with the reason.
+        sinks: whether learned sinks take part in the softmax of every layer.
+        hybrid: whether only some layers have attention: the layers with a tensor of the query projection.
         sdpa: whether transformers allows the sdpa backend.
-        continues: whether a prompt may be given in several pieces with a cache; some state-space layers forget.
-        rope: one set of rotary parameters for all layers, or one for each kind of layer, or no rotary positions.
-        rope_types: kinds of RoPE that transformers' class of the family runs.
+        continues: whether a prompt can be given in pieces with a cache; some state-space layers lose their state.
+        rope: rotary positions: one set of parameters for all layers (``shared``), one ``by_layer_type``, or ``none``.
+        rope_types: types of RoPE that transformers' class of the family supports.
         keys: the family's own spelling of a config key: ``{"hidden_size": "n_embd"}``; a dot leads into an object.
-        defaults: config values that the family assumes where config.json is silent.
-        breaks: presentations (``verification.presentations``) in which the family's own model in transformers says
-            something else than plainly, so that a converted one does too; with the reason.
-        without: operations that are refused on this family for a reason of its own, with the reason; an operation may
-            refuse more by what the other keys say (``Operation.family_refusal``).
-        notes: what else a user should know.
-        unverified: a probe made the row, for one checkpoint; the table has none.
+        defaults: config values of the family that hold if config.json does not have the key.
+        breaks: presentations of the input (``verification.presentations``) for which the family's own model in
+            transformers computes different logits than for a plain input, and a converted model too; with the reason.
+        without: operations that are refused on this family, with the reason; an operation can refuse a family by
+            its other keys too (``Operation.family_refusal``).
+        notes: notes for users.
+        unverified: whether a probe made the row, for one checkpoint; never in the table.
     """
 
     model_type: str
@@ -120,12 +122,12 @@ class Family:
 
     @property
     def positions(self) -> str:
-        """The kind of positions, in words."""
+        """The kind of positions, for tables."""
         return {"shared": "rotary", "by_layer_type": "rotary, by kind of layer", "none": "not rotary"}[self.rope]
 
     @property
     def for_runtime(self) -> dict[str, Any]:
-        """What the travelling code must know, for the block ``surgery`` of config.json; a probed row travels whole."""
+        """The values that the travelling code reads from the block ``surgery`` of config.json; of a probed row, all."""
         extras = {
             "counted_at": self.counted_at,
             "relay": self.relay,
@@ -134,7 +136,7 @@ class Family:
         return {"attention": self.attention} | {name: value for name, value in extras.items() if value}
 
     def _row(self) -> dict[str, Any]:
-        """What differs from the defaults, as JSON has it."""
+        """The values that differ from the defaults, as JSON values."""
         row = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
@@ -145,7 +147,7 @@ class Family:
 
     @property
     def module_paths(self) -> tuple[str, ...]:
-        """Full paths of a layer's attention module: the model's own first, then those that names on disk may have."""
+        """Possible paths of a layer's attention module: first the path in the model, then the paths on disk."""
         own = self.base_prefix + self.attention
         renamed = self.base_prefix + (f"{self.counted_at}." if self.text is not None else "")
         return (own, *(prefix + own.removeprefix(renamed) for prefix in self.disk_prefixes))
@@ -155,16 +157,18 @@ class Family:
         return self.keys.get(key, key)
 
     def text_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The language model's own config: the whole but in a model of several parts, and in older files of those."""
+        """The language model's own config; without ``text``, or in an older file without that key, the whole config."""
         part = config.get(self.text) if self.text is not None else None
         return part if isinstance(part, Mapping) else config
 
     def value(self, config: Mapping[str, Any], key: str) -> Any:
-        """What a config says of a key in either spelling, else the family's default; null where it says null.
+        """The value of a key, in the family's or in Llama's spelling, else the family's default.
+
+        A value null in the config stays None.
 
         Args:
-            config: as config.json has it.
-            key: in Llama's spelling; of the language model.
+            config: the content of config.json.
+            key: a key of the language model's config, in Llama's spelling.
         """
         for spelling in (self.spelling(key), key):
             *path, last = spelling.split(".")
@@ -182,7 +186,7 @@ def _document() -> dict[str, Any]:
 
 
 def _row(model_type: str, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A row with what it takes over from the row that it is ``like``; a key of its own replaces the other's."""
+    """A row with the keys of the row that it names in ``like``; its own keys replace them."""
     row = dict(rows[model_type])
     parent = row.pop("like", None)
     return {**_row(parent, rows), **row} if parent is not None else row
@@ -226,31 +230,31 @@ def _verified() -> Mapping[str, tuple[str, ...]]:
 
 
 FAMILIES: Mapping[str, Family] = _families()
-# Versions of transformers that each family passed the tests with, oldest first; what wrote it is tests/recording.py.
+# Versions of transformers with which each family passed the tests, oldest first; tests/recording.py writes them.
 VERIFIED: Mapping[str, tuple[str, ...]] = _verified()
 VERIFIED_WITH: tuple[str, ...] = tuple(_record())
-# Families that are refused with the reason, so that nobody has to guess.
+# Refused families, with the reason.
 REFUSED: Mapping[str, str] = _refused()
 
 
 def probed_family(model_type: str, row: Any) -> Family:
-    """The row that a probe once made, as a converted checkpoint's config.json holds it.
+    """The row of a probe, from the config.json of a converted checkpoint.
 
     Raises:
-        CheckpointError: it is none: a key is unknown, a value has another type, or a name is no name.
+        CheckpointError: a key is unknown, a value has the wrong type, or a name is not an identifier.
     """
     from pydantic import TypeAdapter, ValidationError
 
     known = {entry.name for entry in fields(Family)} - {"model_type"}
     try:
         if not isinstance(row, Mapping) or not row.keys() <= known or row.get("unverified") is not True:
-            raise ValueError("not a row of the table")
+            raise ValueError("not the row of a probe")
         text = json.dumps({**row, "model_type": model_type})
         family: Family = TypeAdapter(Family).validate_json(text, strict=True)
         names = (family.architecture, family.config_class, family.base_model, family.query, *family.keys.values())
         paths = (family.base_prefix, *family.disk_prefixes, family.counted_at, family.attention)
         if not all(map(str.isidentifier, names)) or not all(map(_PATH.fullmatch, paths)):
-            raise ValueError("a name in it is none")
+            raise ValueError("a name or path in it is not valid")
     except (ValidationError, ValueError, TypeError) as error:
         raise CheckpointError(f"config.json: surgery.family: {error}") from error
     return family
@@ -261,10 +265,10 @@ def find_family(model_type: str, finding: str = "") -> Family:
 
     Args:
         model_type: as in config.json.
-        finding: what is known of the model at hand, for the error.
+        finding: facts about the model, for the error.
 
     Raises:
-        PlanRefusedError: there is none, with the reason where one is known, else the nearest family.
+        PlanRefusedError: the family is refused, with the reason, or unknown, with the nearest family.
     """
     if model_type in FAMILIES:
         return FAMILIES[model_type]
@@ -276,6 +280,6 @@ def find_family(model_type: str, finding: str = "") -> Family:
     nearby = f"The nearest supported family is {nearest[0]!r}. " if nearest else ""
     raise PlanRefusedError(
         f"the family {model_type!r} is not supported" + (f"; {finding}" if finding else ""),
-        hint=f"{nearby}`surgery families` lists those that are. `surgery convert --allow-unverified` has a look at its "
-        "model in transformers, without the weights, and goes on where it can.",
+        hint=f"{nearby}`surgery families` lists the supported ones. `surgery convert --allow-unverified` probes its "
+        "model in transformers, without the weights, and converts it if possible.",
     )

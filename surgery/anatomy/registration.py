@@ -4,9 +4,9 @@ from surgery.runtime.registration import register_when_imported
 
 
 def register() -> None:
-    """Make the auto classes know converted checkpoints, now or when transformers is imported.
+    """Make the auto classes load converted checkpoints, now or when transformers is imported.
 
-    ``import surgery`` does it by itself; with it ``AutoModelForCausalLM.from_pretrained(OUT)`` needs no
+    ``import surgery`` calls it. After it ``AutoModelForCausalLM.from_pretrained(OUT)`` needs no
     ``trust_remote_code``.
     """
     register_when_imported(_config_classes)
@@ -18,7 +18,7 @@ def _config_classes() -> dict[str, str]:
 
     from surgery.anatomy.families import FAMILIES
 
-    # Those that the table does not have may have been converted unverified.
+    # Families that are not in the table can have been converted with --allow-unverified.
     others = {
         name: CONFIG_MAPPING_NAMES[name] for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name in CONFIG_MAPPING_NAMES
     }

@@ -1,7 +1,7 @@
-"""RoPE as config.json gives it: one or several sets of parameters, whichever of transformers' spellings the file uses.
+"""RoPE in config.json: one or several sets of parameters, in any spelling that transformers reads.
 
-transformers 5 keeps all of it under ``rope_parameters``; older files have ``rope_theta`` and ``rope_scaling``, some
-families keys of their own. Where two say the same thing, what wins here is what wins there.
+transformers 5 writes ``rope_parameters``; older files have ``rope_theta`` and ``rope_scaling``, and some families have
+their own keys. If a file has several of them, the precedence is the one of transformers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from surgery.anatomy.families import Family
 from surgery.errors import CheckpointError
 
-# Where the same value stands in older files, top level.
+# Older keys of the same values, at the top level.
 THETA_KEYS = ("rope_theta", "rotary_emb_base")
 PARTIAL_KEYS = ("partial_rotary_factor", "rotary_pct")
 LOCAL_THETA_KEY = "rope_local_base_freq"
@@ -25,10 +25,10 @@ class Rope:
     """The RoPE of a group of layers.
 
     Attributes:
-        label: the layer type under which ``rope_parameters`` holds it, None where all layers share it.
+        label: the key in ``rope_parameters``, a layer type; None if all layers share it.
         layers: numbers of the layers that use it.
-        parameters: as transformers 5 spells them: ``rope_type``, ``rope_theta`` and what the type needs.
-        dim: how many of each head's dimensions are rotated.
+        parameters: in the spelling of transformers 5: ``rope_type``, ``rope_theta`` and the parameters of the type.
+        dim: number of rotated dimensions of each head.
     """
 
     label: str | None
@@ -51,13 +51,13 @@ def read_ropes(family: Family, config: Mapping[str, Any], labels: Sequence[str],
     """Every RoPE of a model; none for a family without one.
 
     Args:
-        family: the model's.
+        family: of the model.
         config: of the model, unlocked.
         labels: the layer type of each layer.
         head_dim: size of a head.
 
     Raises:
-        CheckpointError: an entry is not what it must be.
+        CheckpointError: an entry has the wrong type.
     """
     if family.rope == "none":
         return ()

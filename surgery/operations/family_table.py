@@ -81,12 +81,12 @@ def _plain(name: str) -> str:
 
 
 def caveats(family: Family) -> list[str]:
-    """What holds for the family's own model too, so that an operation cannot mend it; and its notes."""
+    """Limits of the family's own model, which a converted model has too, and the family's notes."""
     broken: dict[str, list[str]] = {}
     for presentation, reason in family.breaks.items():
         broken.setdefault(reason, []).append(presentation)
     found = [
-        f"its own model, converted or not, says something else when its input is presented as: "
+        f"the model, converted or not, computes different logits for these presentations of the input: "
         f"{', '.join(map(repr, names))} ({reason})"  # quoted, since a name may hold a comma
         for reason, names in broken.items()
     ]

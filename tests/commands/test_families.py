@@ -95,7 +95,7 @@ def test_a_page_of_one_family_has_no_empty_parts(capsys: pytest.CaptureFixture[s
 
 def test_presentations_are_quoted_since_a_name_may_hold_a_comma(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, "llama4_text")
-    assert "presented as: 'left-padded', 'left-padded, no position_ids', " in out
+    assert "of the input: 'left-padded', 'left-padded, no position_ids', " in out
 
 
 def test_no_other_page_counts_the_families_otherwise() -> None:

@@ -105,7 +105,7 @@ def test_if_asked_and_never_are_told_apart(surgery: Any, tmp_path: Path, monkeyp
     assert layers[3]["operations"]["screening"] is None
     lines = shown(surgery, monkeypatch, folder)
     assert f"Next: surgery convert --to ssmax {folder} --layers chunked" in lines
-    assert "(1) n begins anew with every chunk of 512 keys; --layers chunked asks for it" in lines
+    assert "(1) n starts again at every chunk of 512 keys; --layers chunked asks for it" in lines
     assert any(line.startswith("rope never: ") for line in lines)
 
 
@@ -119,7 +119,7 @@ def test_what_keeps_an_operation_from_every_layer_is_one_line(
     assert f"Next: surgery convert --to rope {folder} --layers all" in lines
     scaled = source(tmp_path / "scaled", "gemma3_text scaled")
     said = "\n".join(shown(surgery, monkeypatch, scaled, width=160))
-    assert "scaled already (linear); --replace asks for it" in said and "--to rope" not in said, "which is meant?"
+    assert "already scaled (linear); --replace asks for it" in said and "--to rope" not in said, "which is meant?"
 
 
 def test_what_layers_have_by_number_where_they_differ(tmp_path: Path, surgery: Any) -> None:

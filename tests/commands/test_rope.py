@@ -34,7 +34,7 @@ def test_flags_of_two_operations_give_the_bytes_of_the_library(surgery: Any, tmp
         ("--theta 5", 2, "belongs to type 'theta'"),
         ("--form paper", 2, "--form is no option of rope"),
         ("--layers 0-1", 3, "all layers share one RoPE"),
-        ("--replace", 2, "no scaling that could be replaced"),
+        ("--replace", 2, "has no RoPE scaling"),
     ],
 )
 def test_refusals(surgery: Any, tmp_path: Path, words: str, code: int, said: str) -> None:
@@ -46,11 +46,11 @@ def test_refusals(surgery: Any, tmp_path: Path, words: str, code: int, said: str
 def test_inspect_says_what_applies_and_why_not(surgery: Any, tmp_path: Path) -> None:
     scaled = bare_source(tmp_path / "scaled", rope_scaling={"rope_type": "linear", "factor": 4.0})
     shown = surgery("inspect", scaled).out
-    assert "scaled already" in shown and "linear x 4, theta 10000" in shown and "--to rope" not in shown
+    assert "already scaled" in shown and "linear x 4, theta 10000" in shown and "--to rope" not in shown
     source = bare_source(tmp_path / "model")
     assert f"surgery convert --to rope {source}" in surgery("inspect", source).out
     surgery("convert", source, "-o", tmp_path / "out", "--to", "rope")
     found = json.loads(surgery("inspect", tmp_path / "out", "--json").out)
     assert (found["trained_length"], found["positions"]) == (8192, 16384)
     assert {layer["operations"]["ssmax"] for layer in found["layers"]} == {None}
-    assert {layer["operations"]["rope"] for layer in found["layers"]} == {"it was changed already"}
+    assert {layer["operations"]["rope"] for layer in found["layers"]} == {"already changed"}

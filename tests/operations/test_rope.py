@@ -120,22 +120,22 @@ def test_a_rope_for_each_kind_of_layer(
 
 REFUSALS: list[tuple[dict[str, Any], dict[str, Any], type[SurgeryError], str]] = [
     ({}, {"factor": 1}, UsageError, "factor 1"),
-    ({}, {"factor": 1.00001}, PlanRefusedError, "no whole number"),
+    ({}, {"factor": 1.00001}, PlanRefusedError, "not a whole number"),
     ({}, {"type": "theta"}, UsageError, "exactly one of theta and theta_factor"),
     ({}, {"type": "theta", "theta": 1e5, "theta_factor": 2}, UsageError, "exactly one"),
-    ({}, {"theta": 1e5}, UsageError, "theta does nothing with type 'yarn'"),
-    ({}, {"type": "ntk", "beta_fast": 3}, UsageError, "beta_fast does nothing with type 'ntk'"),
+    ({}, {"theta": 1e5}, UsageError, "theta has no effect with type 'yarn'"),
+    ({}, {"type": "ntk", "beta_fast": 3}, UsageError, "beta_fast has no effect with type 'ntk'"),
     ({}, {"beta_fast": 1, "beta_slow": 2}, UsageError, "beta_fast must be greater"),
     ({}, {"type": "dynamic"}, UsageError, "type 'dynamic'"),
     ({}, {"heads": [0]}, UsageError, "heads: unknown option"),
     ({}, {"layers": "0-1"}, PlanRefusedError, "all layers share one RoPE"),
     ({}, {"layers": "sliding"}, PlanRefusedError, "since all layers share one RoPE"),
-    ({}, {"replace": True}, UsageError, "no scaling that could be replaced"),
-    ({}, {"original_length": 4}, UsageError, "does nothing without replace"),
-    ({}, {"before": {}}, UsageError, "filled in by the plan"),
+    ({}, {"replace": True}, UsageError, "has no RoPE scaling"),
+    ({}, {"original_length": 4}, UsageError, "has no effect without replace"),
+    ({}, {"before": {}}, UsageError, "the plan sets before"),
     ({"head_dim": 2}, {"type": "ntk"}, PlanRefusedError, "more than one pair"),
-    ({"rope_scaling": LLAMA3}, {}, PlanRefusedError, r"scaled already \(llama3\)"),
-    ({"rope_scaling": {"type": "linear", "factor": 4.0}}, {"replace": True}, PlanRefusedError, "does not say how long"),
+    ({"rope_scaling": LLAMA3}, {}, PlanRefusedError, r"already scales its positions \(llama3\)"),
+    ({"rope_scaling": {"type": "linear", "factor": 4.0}}, {"replace": True}, PlanRefusedError, "have the text length"),
     ({"rope_parameters": {"rope_theta": "x"}}, {}, SurgeryError, "rope_theta must be a positive number"),
     ({"rope_scaling": [1]}, {}, SurgeryError, "rope_scaling must be an object"),
 ]
@@ -153,12 +153,12 @@ def test_what_a_family_cannot_run_or_does_not_have(tmp_path: Path, monkeypatch: 
     from surgery.anatomy import anatomy as reader
 
     phi = bare_source(tmp_path / "phi", "phi3", head_dim=64)
-    with pytest.raises(PlanRefusedError, match="'phi3' does not run RoPE of type 'yarn'") as caught:
+    with pytest.raises(PlanRefusedError, match="'phi3' does not support RoPE of type 'yarn'") as caught:
         changed(phi)
     assert caught.value.hint == "Use --type ntk or --type theta."
     assert changed(phi, type="ntk")["rope_parameters"]["rope_type"] == "default"
     mistral = bare_source(tmp_path / "mistral", "mistral", sliding_window=16)
-    with pytest.raises(PlanRefusedError, match="every layer slides and sees no farther than 16 keys"):
+    with pytest.raises(PlanRefusedError, match="every layer slides, with a window of 16 keys"):
         changed(mistral)
     assert changed(mistral, layers="all")["max_position_embeddings"] == 2 * LENGTH
     monkeypatch.setattr(reader, "read_ropes", lambda *_: ())
@@ -170,7 +170,7 @@ def test_what_a_family_cannot_run_or_does_not_have(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(("options", "length"), [({}, 1024), ({"original_length": 4096}, 4096)])
 def test_a_scaling_is_replaced_when_asked(tmp_path: Path, options: dict[str, Any], length: int) -> None:
     source = bare_source(tmp_path / "model", rope_theta=5e5, rope_scaling=LLAMA3)
-    assert set(inspect(source).reasons["rope"]) == {"scaled already (llama3)"}
+    assert set(inspect(source).reasons["rope"]) == {"already scaled (llama3)"}
     plan = make_plan(source, [{"name": "rope", "factor": 4, "replace": True, **options}]).plan
     parameters = plan.config["rope_parameters"]
     assert parameters == {
@@ -181,7 +181,7 @@ def test_a_scaling_is_replaced_when_asked(tmp_path: Path, options: dict[str, Any
         "attention_factor": 0.1 * math.log(4) + 1,
     }
     assert plan.config["max_position_embeddings"] == 4 * length and plan.config["rope_scaling"] is None
-    assert any("(llama3) is replaced" in warning for warning in plan.warnings)
+    assert any("(llama3), which is replaced" in warning for warning in plan.warnings)
     assert any("the source has 8192 positions" in warning for warning in plan.warnings) == (4 * length < LENGTH)
 
 

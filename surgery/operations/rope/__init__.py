@@ -1,4 +1,4 @@
-"""RoPE: rotary positions changed so that the model reads texts longer than it was trained at. In config.json alone."""
+"""RoPE: rotary positions for texts longer than the trained length. A change of config.json only."""
 
 from surgery.operations.rope.frequencies import frequencies
 from surgery.operations.rope.operation import RopeOperation

@@ -1,4 +1,4 @@
-"""The frequencies of RoPE, from their definitions, in double precision; independent of the code that runs them."""
+"""The frequencies of RoPE from their definitions, in double precision, independent of transformers' code."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def plain(theta: float, dim: int) -> list[float]:
 
 
 def frequencies(parameters: Mapping[str, Any], dim: int) -> tuple[list[float], float]:
-    """Frequencies and attention factor that rope parameters stand for.
+    """Frequencies and attention factor of RoPE parameters.
 
-    YaRN (Peng et al., arXiv 2309.00071, section 3): a pair that turns r times over the trained length L keeps its
-    frequency for r above beta_fast, has it divided by the factor for r below beta_slow, and in between a mixture that
-    is linear in the number of the pair. The number at which a pair turns r times is d ln(L / 2 pi r) / 2 ln theta;
-    as in the authors' code it is rounded outwards at both ends.
+    YaRN (Peng et al., arXiv 2309.00071, section 3): a pair with r rotations over the trained length L keeps its
+    frequency if r > beta_fast, has it divided by the factor if r < beta_slow, and in between has a mixture that is
+    linear in the index of the pair. The index of a pair with r rotations is d ln(L / 2 pi r) / 2 ln theta; as in the
+    authors' code, it is rounded outwards at both ends.
 
     Args:
         parameters: as in transformers' ``rope_parameters``, complete.
         dim: rotated dimensions d of a head.
 
     Returns:
-        A frequency for each pair of dimensions; what cosine and sine are multiplied by.
+        The frequency of each pair of dimensions in radians per position, and the factor of cosine and sine.
 
     Raises:
-        ValueError: a type that is not written by the operation.
+        ValueError: the operation does not write this type.
     """
     theta = float(parameters["rope_theta"])
     kind = parameters["rope_type"]
@@ -61,12 +61,12 @@ def frequencies(parameters: Mapping[str, Any], dim: int) -> tuple[list[float], f
 
 
 def yarn_attention_factor(factor: float) -> float:
-    """sqrt(1/t) = 0.1 ln(factor) + 1 (arXiv 2309.00071, equation 22): queries and keys are each multiplied by it."""
+    """sqrt(1/t) = 0.1 ln(factor) + 1 (arXiv 2309.00071, equation 22): the factor of queries and of keys."""
     return 0.1 * math.log(factor) + 1.0
 
 
 def ntk_theta(theta: float, factor: float, dim: int) -> float:
-    """theta * factor^(d / (d - 2)): the slowest frequency, i = d/2 - 1, comes out divided by exactly the factor."""
+    """theta * factor^(d / (d - 2)): the slowest frequency, i = d/2 - 1, is divided by exactly the factor."""
     return theta * factor ** (dim / (dim - 2))
 
 

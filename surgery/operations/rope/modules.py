@@ -1,4 +1,4 @@
-"""The modules of a model that compute cosine and sine, and the same modules as the source had them."""
+"""The modules of a model that compute cosine and sine, and the same modules with the source's parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def rotary_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
 
 def source_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """For each path where RoPE was changed, a module with the RoPE of the source."""
+    """A module with the RoPE of the source for each changed module, by path."""
     found: dict[str, torch.nn.Module] = {}
     for path, module in rotary_modules(model).items():
         config: Any = getattr(module, "config", None)

@@ -15,49 +15,49 @@ from surgery.operations.rope.options import TYPES, RopeOptions
 if TYPE_CHECKING:
     from surgery.operations.check import Check, CheckedModel
 
-# transformers takes them over into rope_parameters, or lets them win over it; a change must not leave them behind.
+# Keys that transformers copies into rope_parameters or prefers to it, so a change must remove them.
 _OLD_KEYS = ("rope_scaling", LOCAL_THETA_KEY, *THETA_KEYS, "rotary_pct")
 
 
 class RopeOperation(Operation):
-    """Other frequencies, and more positions."""
+    """Changes the frequencies of the rotary positions and max_position_embeddings."""
 
     name = "rope"
     title = "RoPE"
-    summary = "rotary positions for longer texts (YaRN, NTK, linear, another theta); config.json alone"
+    summary = "rotary positions for longer texts (YaRN, NTK, linear, another theta), in config.json only"
     options = RopeOptions
     explanation = (
-        "Frequencies of the rotary positions are changed and max_position_embeddings grows by the factor. The model "
-        "was not trained at these positions: measure it there, and expect a short training to help."
+        "The frequencies of the rotary positions change, and max_position_embeddings is multiplied by the factor. The "
+        "model was not trained at these positions: measure it there. A short training usually helps."
     )
     in_config_alone = True
     extends_positions = True
 
     def family_refusal(self, family: Family) -> str | None:
-        """Also a family without rotary positions, and one that the table does not have."""
+        """Also refuse a family without rotary positions, and a family that is not in the table."""
         if family.unverified:
-            return "the positions of an unverified family are left as they are"
+            return "the positions of an unverified family cannot be changed"
         return super().family_refusal(family) or ("it has no rotary positions" if family.rope == "none" else None)
 
     def reason_to_skip(self, layer: AttentionLayer, anatomy: Anatomy) -> str | None:
-        """A model without RoPE, one that is scaled already, and layers with a RoPE for what is near alone."""
+        """Skip a model without RoPE, a RoPE that is already scaled, and sliding layers with their own RoPE."""
         rope = _rope_of(layer, anatomy)
         if rope is None:
             return "the family has no rotary positions"
         if any(done.get("name") == self.name for done in anatomy.operations):
-            return "it was changed already"
+            return "already changed"
         if reason := self.refusal(layer):
             return reason
         if rope.label == "sliding_attention":
-            return f"its own RoPE, theta {rope.theta:g}, for what is near"
+            return f"sliding layers have their own RoPE, theta {rope.theta:g}"
         if rope.type != "default":
-            return f"scaled already ({rope.type})"
+            return f"already scaled ({rope.type})"
         if _slides_throughout(anatomy):
-            return f"every layer slides and sees no farther than {layer.window} keys"
+            return f"every layer slides, with a window of {layer.window} keys"
         return None
 
     def option_to_include(self, layer: AttentionLayer, anatomy: Anatomy) -> str | None:
-        """The RoPE of the sliding layers by name, one that all of them share by ``all``, a scaled one by replacing."""
+        """The options for sliding layers, for a RoPE that all layers share, and for a RoPE that is already scaled."""
         rope = _rope_of(layer, anatomy)
         if rope is None or self.refusal(layer) or any(done.get("name") == self.name for done in anatomy.operations):
             return None
@@ -71,24 +71,24 @@ class RopeOperation(Operation):
         return " ".join(found) or None
 
     def resolve(self, options: RopeOptions, anatomy: Anatomy) -> RopeOptions:
-        """Check that this model can be changed so; fill in layers, numbers and what was there before."""
+        """Check that the change is possible; fill in layers, default values, and the values before the change."""
         if options.before is not None:
-            raise UsageError("rope: before is filled in by the plan; leave it out")
+            raise UsageError("rope: the plan sets before; leave it out")
         if not anatomy.ropes:
             raise PlanRefusedError(f"the family {anatomy.family.model_type!r} has no rotary positions to change")
         target = TYPES[options.type][0]
         if target not in anatomy.family.rope_types:
             usable = [name for name, (kind, _) in TYPES.items() if kind in anatomy.family.rope_types]
             raise PlanRefusedError(
-                f"transformers' class of {anatomy.family.model_type!r} does not run RoPE of type {target!r}",
+                f"transformers' class of {anatomy.family.model_type!r} does not support RoPE of type {target!r}",
                 hint=f"Use --type {' or --type '.join(usable)}.",
             )
         chosen = self._chosen(options, anatomy)
         length = self._original_length(options, chosen, anatomy)
         if (length * options.factor) % 1:
             raise PlanRefusedError(
-                f"{length} positions times {options.factor:g} is no whole number of positions",
-                hint=f"For example: --factor {round(length * options.factor) / length!r}.",
+                f"{length} positions times {options.factor:g} is not a whole number",
+                hint=f"Pass for example --factor {round(length * options.factor) / length!r}.",
             )
         if options.type == "ntk" and any(rope.dim <= 2 for rope in chosen):
             raise PlanRefusedError("NTK needs more than one pair of rotated dimensions", hint="Use --type linear.")
@@ -111,15 +111,15 @@ class RopeOperation(Operation):
         )
 
     def tensors(self, options: RopeOptions, anatomy: Anatomy) -> tuple[PlannedTensor, ...]:
-        """None."""
+        """No tensors."""
         return ()
 
     def identity(self, options: RopeOptions) -> str | None:
-        """Nowhere beyond the first position."""
+        """None: only the first position stays as it was."""
         return None
 
     def describe(self, options: RopeOptions) -> str:
-        """Type, factor, and what the type was given."""
+        """Type, factor, and the parameters of the type."""
         before = (options.before or {}).get("max_position_embeddings")
         after = round((options.original_length or 0) * options.factor)
         numbers = {
@@ -133,7 +133,7 @@ class RopeOperation(Operation):
         return f"{options.type}, positions {before} to {after} (x {options.factor:g}){given}"
 
     def config_changes(self, options: RopeOptions, anatomy: Anatomy) -> Mapping[str, Any]:
-        """transformers 5's ``rope_parameters``, whichever keys the source used; those it used go."""
+        """``rope_parameters`` as transformers 5 writes them; the source's older keys are removed."""
         assert options.original_length is not None
         parameters = {
             rope.label: changed_parameters(options, rope)
@@ -142,7 +142,7 @@ class RopeOperation(Operation):
             for rope in anatomy.ropes
         }
         removed = [key for key in _OLD_KEYS if key in anatomy.config]
-        # A family's own field of this name would win over the number in rope_parameters; only Phi-3 has one.
+        # transformers prefers a key of this name at the top level, which only Phi-3 has, to the one in rope_parameters.
         if options.type == "yarn" and ORIGINAL_LENGTH_KEY in anatomy.config:
             removed.append(ORIGINAL_LENGTH_KEY)
         return {
@@ -160,7 +160,7 @@ class RopeOperation(Operation):
         return {self.name: "; ".join(map(_in_words, anatomy.ropes)) or "no rotary positions"}
 
     def source_modules(self, model: Any) -> Mapping[str, Any]:
-        """The modules that compute cosine and sine, made from what config.json said before the change."""
+        """The modules that compute cosine and sine, with the parameters before the change."""
         from surgery.operations.rope.modules import source_modules
 
         return source_modules(model)
@@ -172,8 +172,8 @@ class RopeOperation(Operation):
         return [check_frequencies(checked, options), check_effect(checked)]
 
     def warnings(self, options: RopeOptions, anatomy: Anatomy) -> tuple[str, ...]:
-        """Where the change reaches further than a user may expect, or less far than before."""
-        found = ["the converted model differs from the source at every length, also within the trained one"]
+        """Cases in which the change has more or less effect than a user may expect."""
+        found = ["the converted model differs from the source at every length, also below the trained length"]
         sliding = [layer for layer in anatomy.layers if layer.kind == "sliding" and layer.index in options.layers]
         if sliding and len(anatomy.ropes) == 1:
             found.append(f"{len(sliding)} sliding layers share this RoPE, so it changes for them too")
@@ -182,19 +182,19 @@ class RopeOperation(Operation):
             found.append(f"the source has {anatomy.positions} positions, the converted model {positions}")
         replaced = sorted({rope.type for rope in anatomy.ropes if rope.type != "default"})
         if options.replace and replaced:
-            found.append(f"the source's own scaling ({', '.join(replaced)}) is replaced, which it was trained with")
+            found.append(f"the source was trained with its own scaling ({', '.join(replaced)}), which is replaced")
         return tuple(found)
 
     def _chosen(self, options: RopeOptions, anatomy: Anatomy) -> list[Rope]:
-        """The RoPEs of the chosen layers. Layers that share one change together or not at all."""
+        """The RoPEs of the chosen layers; all layers that share a RoPE must be chosen, or none."""
         shared = anatomy.ropes[0].label is None
         if options.layers == "all" or (options.layers == "full" and shared):
             chosen = list(anatomy.ropes)
             if options.layers == "full" and _slides_throughout(anatomy):
                 window = anatomy.layers[0].window
                 raise PlanRefusedError(
-                    f"nothing to convert: every layer slides and sees no farther than {window} keys",
-                    hint="To change RoPE all the same: --layers all.",
+                    f"nothing to convert: every layer slides, with a window of {window} keys",
+                    hint="Pass --layers all to change RoPE all the same.",
                 )
         elif isinstance(options.layers, tuple):
             wanted = set(options.layers)
@@ -202,7 +202,7 @@ class RopeOperation(Operation):
             if wanted != {layer for rope in chosen for layer in rope.layers}:
                 who = "all layers share one RoPE" if shared else "layers of one kind share their RoPE"
                 raise PlanRefusedError(
-                    f"{who}; it cannot change on some of them",
+                    f"{who}; it cannot change on only some of them",
                     hint="Use --layers all." if shared else "Use --layers full, --layers sliding or --layers all.",
                 )
         else:
@@ -216,24 +216,24 @@ class RopeOperation(Operation):
         return chosen
 
     def _original_length(self, options: RopeOptions, chosen: list[Rope], anatomy: Anatomy) -> int:
-        """The length from which the factor counts: the trained one, or that before a scaling that is replaced."""
+        """The length that the factor multiplies: the trained length, or the length before a replaced scaling."""
         scaled = next((rope for rope in chosen if rope.type != "default"), None)
         if scaled is None:
             if options.replace:
-                raise UsageError("--replace: the source has no scaling that could be replaced", hint="Leave it out.")
+                raise UsageError("--replace: the source has no RoPE scaling", hint="Leave it out.")
             return anatomy.positions
         if not options.replace:
             raise PlanRefusedError(
-                f"the source's positions are scaled already ({scaled.type}), and two scalings do not add up",
-                hint="--replace puts the new one in its place; the factor then counts from the length before it.",
+                f"the source already scales its positions ({scaled.type}), and two scalings cannot be combined",
+                hint="Pass --replace to replace it; the factor then multiplies the length before that scaling.",
             )
         if options.original_length is not None:
             return options.original_length
         stated = scaled.parameters.get(ORIGINAL_LENGTH_KEY) or anatomy.config.get(ORIGINAL_LENGTH_KEY)
         if not isinstance(stated, int) or isinstance(stated, bool) or stated < 2:
             raise PlanRefusedError(
-                f"config.json does not say how long the texts were before its scaling ({scaled.type})",
-                hint="Say it: --original-length 8192, or whatever it was.",
+                f"config.json does not have the text length before its scaling ({scaled.type})",
+                hint="Pass it, for example --original-length 8192.",
             )
         return stated
 
@@ -262,7 +262,7 @@ def _slides_throughout(anatomy: Anatomy) -> bool:
 
 
 def _as_written(parameters: Mapping[str | None, Mapping[str, Any]]) -> dict[str, Any]:
-    """By layer type, or alone where all layers share it."""
+    """The parameters by layer type, or without a layer type if all layers share them."""
     if None in parameters:
         return dict(parameters[None])
     return {str(label): dict(value) for label, value in parameters.items()}

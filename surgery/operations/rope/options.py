@@ -13,12 +13,12 @@ from surgery.operations.base import OperationOptions
 TypeName = Literal["yarn", "ntk", "linear", "theta"]
 Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
 
-# What each type does to the frequency of a pair of dimensions, and how transformers calls the result. Its `dynamic` is
-# left out: it changes the frequencies as a text grows, and keys in the cache keep the old ones, so that a text read
-# token by token is not what it is read at once.
+# For each type, the name of the result in transformers, and its effect on the frequency of a pair of dimensions. The
+# type `dynamic` is left out: it changes the frequencies as a text grows, but cached keys keep the old ones, so a text
+# read token by token gives other logits than the same text read at once.
 TYPES: MappingProxyType[TypeName, tuple[str, str]] = MappingProxyType(
     {
-        "yarn": ("yarn", "slow frequencies divided by the factor, fast ones kept, attention sharpened a little"),
+        "yarn": ("yarn", "slow frequencies divided by the factor, fast ones kept, attention slightly sharper"),
         "ntk": ("default", "theta times factor^(d / (d - 2)), which divides the slowest frequency by the factor"),
         "linear": ("linear", "all frequencies divided by the factor: positions are interpolated"),
         "theta": ("default", "another theta"),
@@ -76,11 +76,11 @@ class RopeOptions(OperationOptions):
     def _nothing_without_effect(self) -> RopeOptions:
         for name, kind in _OF_TYPE.items():
             if getattr(self, name) is not None and self.type != kind:
-                raise ValueError(f"{name} does nothing with type {self.type!r}; it belongs to type {kind!r}")
+                raise ValueError(f"{name} has no effect with type {self.type!r}; it belongs to type {kind!r}")
         if self.type == "theta" and (self.theta is None) == (self.theta_factor is None) and self.before is None:
             raise ValueError("type 'theta' needs exactly one of theta and theta_factor")
         if self.original_length is not None and not self.replace and self.before is None:
-            raise ValueError("original_length does nothing without replace")
+            raise ValueError("original_length has no effect without replace")
         if (self.beta_fast or 32.0) <= (self.beta_slow or 1.0):
             raise ValueError("beta_fast must be greater than beta_slow (32 and 1 unless given)")
         return self

@@ -10,7 +10,7 @@ from surgery.operations.rope.frequencies import changed_parameters, frequencies
 from surgery.operations.rope.modules import rotary_modules
 from surgery.operations.rope.options import RopeOptions
 
-# float32 has 24 bits; theta to a power loses a few of them.
+# float32 has 24 bits, of which a power of theta loses a few.
 FREQUENCY_BOUND = 1e-5
 FIRST_POSITION_BOUND = 1e-4
 
@@ -48,10 +48,10 @@ def check_frequencies(checked: CheckedModel, options: RopeOptions) -> Check:
 
 
 def check_effect(checked: CheckedModel) -> Check:
-    """The change moves the logits, but not at the first position, which attends to itself alone."""
+    """Check that the logits change, except at the first position, which attends only to itself."""
     moved = (checked.logits(on=("rope",)) - checked.logits(on=())).abs()
     first, most = moved[:, 0].max().item(), moved.max().item()
-    detail = f"by up to {most:.3g}; at the first position, which attends to itself alone, by {first:.3g}"
+    detail = f"by up to {most:.3g}; at the first position, which attends only to itself, by {first:.3g}"
     return Check(
         "RoPE changes the logits", "passed" if most > FIRST_POSITION_BOUND >= first else "failed", detail, most
     )

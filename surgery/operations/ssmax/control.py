@@ -1,4 +1,4 @@
-"""SSMax with constants in place of its learned scale: one temperature per head, whatever the length."""
+"""SSMax with constants in place of its learned scale: one temperature per head, the same at every length."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def constant_multiplier(module: Any, options: Mapping[str, Any]) -> Any:
-    """The module with m(n) = b, b = 1 at first: the form ``bias`` with s = 0.
+    """The module with m(n) = b, where b starts at 1: the form ``bias`` with s = 0.
 
     Args:
         module: the SSMax module of a loaded model.
@@ -17,7 +17,7 @@ def constant_multiplier(module: Any, options: Mapping[str, Any]) -> Any:
     """
     device = next(module.parameters()).device
     own = type(module)({**options, "form": "bias", "start": {"scale": 0.0, "bias": 1.0}}, module.num_heads).to(device)
-    # A buffer rather than a parameter: nothing can train it, whoever switches gradients on.
+    # A buffer, so that nothing can train it.
     zeros = torch.zeros_like(own.scale.data)
     del own.scale
     own.register_buffer("scale", zeros, persistent=False)

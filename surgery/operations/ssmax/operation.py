@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 def mean_log(length: int) -> float:
-    """Mean of ln n over n = 1..length: ln(length!) / length. The paper's start is its inverse (section 4)."""
+    """Mean of ln n over n = 1..length, which is ln(length!) / length. The paper starts at its inverse (section 4)."""
     return math.lgamma(length + 1) / length
 
 
 def _most_keys(layers: Sequence[int], anatomy: Anatomy) -> int:
-    """The greatest n that the layers were trained with: of a sliding or chunked layer it is the window."""
+    """The largest n that the layers were trained with; in a sliding or chunked layer it is the window."""
     longest = anatomy.trained_length
     return max(min(anatomy.layers[layer].window or longest, longest) for layer in layers)
 
 
 class SSMaxOperation(Operation):
-    """softmax(m(n) z) instead of softmax(z), as a multiplier of the query."""
+    """softmax(m(n) z) in place of softmax(z), computed as a multiplier of the query."""
 
     name = "ssmax"
     title = "SSMax"
@@ -40,31 +40,31 @@ class SSMaxOperation(Operation):
     learns = "SSMax's scale"
     controls = ("temperature",)
     explanation = (
-        "n is the number of keys that a query may attend to. softmax(m(n) z) is SSMax "
-        "([arXiv 2501.19399](https://arxiv.org/abs/2501.19399)); it is applied as `query * m(n)` before whatever "
-        "attention backend is configured."
+        "n is the number of keys that a query may attend to. SSMax computes softmax(m(n) z) "
+        "([arXiv 2501.19399](https://arxiv.org/abs/2501.19399)) as `query * m(n)`, before the configured attention "
+        "backend."
     )
 
     def family_caveats(self, family: Family) -> tuple[str, ...]:
-        """A family that scales the queries of some layers itself."""
+        """The family itself scales the queries of some layers."""
         if family.scales is None:
             return ()
-        return (f"{self.name} is refused on layers whose queries the family scales by the position itself",)
+        return (f"{self.name} is refused on the layers whose queries the family already scales by the position",)
 
     def refusal(self, layer: AttentionLayer) -> str | None:
-        """Also a layer whose family scales its queries by itself: one such multiplier is enough."""
+        """Also refuse a layer whose queries the family already scales: a second multiplier would act on top."""
         if layer.scaled:
-            return "the family scales the queries of this layer by the position already"
+            return "the family already scales the queries of this layer by the position"
         return super().refusal(layer)
 
     def reason_to_skip(self, layer: AttentionLayer, anatomy: Anatomy) -> str | None:
-        """Layers of a bounded n, where a multiplier that grows with n has nothing to do."""
+        """Skip layers whose n is bounded, where a multiplier that grows with n has little effect."""
         if reason := self.refusal(layer):
             return reason
         if layer.kind == "sliding":
             return f"n saturates at the sliding window of {layer.window} keys"
         if layer.kind == "chunked":
-            return f"n begins anew with every chunk of {layer.window} keys"
+            return f"n starts again at every chunk of {layer.window} keys"
         return None
 
     def resolve(self, options: SSMaxOptions, anatomy: Anatomy) -> SSMaxOptions:
@@ -77,8 +77,8 @@ class SSMaxOperation(Operation):
             raise PlanRefusedError(f"the reference length must be at least 2, not {reference}")
         if options.form == "logn" and most < anatomy.trained_length and reference >= most:
             raise PlanRefusedError(
-                f"logn with N = {reference} does nothing: a query of the chosen layers sees {most} keys at most",
-                hint=f"Give an N below {most} (--reference-length), or another form.",
+                f"logn with N = {reference} has no effect: a query of the chosen layers sees at most {most} keys",
+                hint=f"Pass --reference-length with a value below {most}, or choose another form.",
             )
         default = {
             "anchored": {"scale": 0.0},
@@ -95,7 +95,7 @@ class SSMaxOperation(Operation):
         )
 
     def tensors(self, options: SSMaxOptions, anatomy: Anatomy) -> tuple[PlannedTensor, ...]:
-        """One vector over the chosen heads per layer and parameter."""
+        """One vector over the chosen heads for each layer and parameter, ``(heads,)``."""
         assert options.start is not None
         size = anatomy.heads if options.heads is None else len(options.heads)
         return tuple(
@@ -106,7 +106,7 @@ class SSMaxOperation(Operation):
         )
 
     def identity(self, options: SSMaxOptions) -> str | None:
-        """The identity where the multiplier starts at exactly 1."""
+        """Where the converted model equals the source: if the multiplier starts at exactly 1."""
         if options.form == "logn":
             return f"n <= {options.reference_length}"
         identity = FORMS[options.form].identity
@@ -126,13 +126,13 @@ class SSMaxOperation(Operation):
         heads: tuple[int, ...],
         length: int,
     ) -> LearnedNumbers:
-        """Also the multipliers at some n, and the heads where they are negative."""
+        """Add the multipliers at some n, and the heads with a negative multiplier."""
         from surgery.operations.ssmax.learned_numbers import read_multipliers
 
         return read_multipliers(modules, options, layers, heads, self.known_start(options), length)
 
     def warnings(self, options: SSMaxOptions, anatomy: Anatomy) -> tuple[str, ...]:
-        """Where the operation has less effect, or more, than a user may expect."""
+        """Cases in which the operation has less effect, or more, than a user may expect."""
         found = []
         sliding = [index for index in options.layers if anatomy.layers[int(index)].kind == "sliding"]
         if sliding:
@@ -142,27 +142,27 @@ class SSMaxOperation(Operation):
         if chunked:
             size = anatomy.layers[int(chunked[0])].window
             found.append(
-                f"{len(chunked)} of the chosen layers are chunked: n begins anew with every chunk of {size} keys"
+                f"{len(chunked)} of the chosen layers are chunked: n starts again at every chunk of {size} keys"
             )
         capped = anatomy.layers[0].softcap
         if capped is not None:
-            found.append(f"scores are soft-capped at {capped:g} after the multiplier, which bounds its effect")
+            found.append(f"scores are soft-capped at {capped:g} after the multiplier, which limits its effect")
         if self.identity(options) is None:
             found.append("the converted model differs from the source until it is trained (surgery finetune)")
         return tuple(found)
 
     def checks(self, checked: CheckedModel, options: SSMaxOptions) -> list[Check]:
-        """``logn`` has no parameter to change, so its effect is checked with another N."""
+        """For ``logn``, which has no parameter to change, check the effect with another N."""
         from surgery.operations.ssmax.verification import check_beyond_reference
 
         return [check_beyond_reference(checked)] if options.form == "logn" else []
 
     def effective_values(self, module: Any) -> tuple[Any, tuple[Any, ...]]:
-        """Another scale."""
+        """The scale, and another value of it."""
         return module.scale, (module.scale.detach() + 0.1,)
 
     def has_control(self, control: str, options: Mapping[str, Any]) -> bool:
-        """A constant in place of the scale; ``logn`` has no scale."""
+        """Whether the form has a control: every form with parameters has one."""
         return control in self.controls and bool(FORMS[options["form"]].parameters)
 
     def control_module(self, control: str, module: Any, options: Mapping[str, Any]) -> nn.Module:

@@ -13,7 +13,7 @@ from surgery.flag import Flag
 from surgery.operations.base import HeadOptions
 
 FormName = Literal["anchored", "paper", "bias", "logn"]
-# What float32 holds, since that is how it is stored.
+# The range of float32, in which it is stored.
 StartValue = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
 
 
@@ -32,17 +32,17 @@ FORMS: MappingProxyType[FormName, Form] = MappingProxyType(
         "anchored": Form(
             "1 + s (ln n - ln N)",
             ("scale",),
-            "starts as exactly the old model; s = 1/ln N is the paper's form",
+            "starts as exactly the source model; s = 1/ln N is the paper's form",
             MappingProxyType({"scale": 0.0}),
         ),
-        "paper": Form("s ln n", ("scale",), "the paper's; not the identity at the start, needs recovery"),
+        "paper": Form("s ln n", ("scale",), "the paper's form; differs from the source model until it is trained"),
         "bias": Form(
             "s ln n + b",
             ("scale", "bias"),
-            "the paper's (d); starts as exactly the old model",
+            "the paper's form (d); starts as exactly the source model",
             MappingProxyType({"scale": 0.0, "bias": 1.0}),
         ),
-        "logn": Form("max(1, ln n / ln N)", (), "nothing to learn; the old model up to N"),
+        "logn": Form("max(1, ln n / ln N)", (), "no learned parameters; equals the source model up to N keys"),
     }
 )
 

@@ -1,4 +1,4 @@
-"""The check of SSMax's own: the form ``logn`` has an effect on queries that see more than N keys."""
+"""A check of SSMax: the form ``logn`` has an effect on queries that see more than N keys."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 
 from surgery.operations.check import Check, CheckedModel
 
-# N for the check, since its text is short.
+# N for the check, whose text is short.
 LOWERED_REFERENCE = 2
 
 
 def check_beyond_reference(checked: CheckedModel) -> Check:
-    """Logits with ``logn`` differ from logits without it, once N is lower than the text is long."""
+    """Check that ``logn`` changes the logits if N is less than the length of the text."""
     modules = [module for module in checked.modules.values() if getattr(module, "form", None) == "logn"]
     before = [module.log_reference for module in modules]
     try:
