@@ -54,7 +54,7 @@ _Calibration = Annotated[
 @with_flags(
     options=operation_flags(),
     settings=calibration_flags(),
-    run=run_flags("device", "dtype", "attn_implementation"),
+    run=run_flags("device", "dtype", "attn_implementation", "trust_remote_code"),
 )
 def convert(
     model: Annotated[str, typer.Argument(help="Model folder or hub id.")],

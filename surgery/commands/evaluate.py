@@ -42,7 +42,7 @@ _Card = Annotated[bool, typer.Option("--card", help="Write the numbers into the 
 
 
 @app.command(cls=CommandHelp)
-@with_flags(run=run_flags("device", "dtype", "batch_size", "attn_implementation"))
+@with_flags(run=run_flags("device", "dtype", "batch_size", "attn_implementation", "trust_remote_code"))
 def evaluate(
     run: Mapping[str, Any],
     model: Annotated[list[str] | None, typer.Argument(help="Model folders or hub ids.")] = None,

@@ -45,7 +45,7 @@ _BatchSize = Annotated[
 
 
 @app.command(cls=CommandHelp)
-@with_flags(run=run_flags("device", "attn_implementation"))
+@with_flags(run=run_flags("device", "attn_implementation", "trust_remote_code"))
 def finetune(
     recipe: _RecipeFile,
     run: Mapping[str, Any],

@@ -34,7 +34,7 @@ _SETTINGS = ("lengths", "observe", "softness", "windows")
 @with_flags(
     options=flags_of(_OPERATION.options, "layers", "heads", "sinks", panel=f"Options of {_OPERATION.name}"),
     settings={name: flag for name, flag in calibration_flags([_OPERATION.name]).items() if name in _SETTINGS},
-    run=run_flags("device", "dtype", "attn_implementation"),
+    run=run_flags("device", "dtype", "attn_implementation", "trust_remote_code"),
 )
 def screen_sweep(
     model: Annotated[str, typer.Argument(help="Model folder or hub id, not converted.")],

@@ -24,7 +24,7 @@ app = command_app()
 
 
 @app.command(cls=CommandHelp)
-@with_flags(run=run_flags("device", "attn_implementation"))
+@with_flags(run=run_flags("device", "attn_implementation", "trust_remote_code"))
 def verify(
     model: Annotated[Path, typer.Argument(help="Converted checkpoint.")],
     run: Mapping[str, Any],

@@ -14,6 +14,7 @@ from surgery.anatomy import Anatomy, read_anatomy
 from surgery.anatomy.anatomy import MODEL_TYPE_PREFIX
 from surgery.checkpoint import Checkpoint, Source, open_checkpoint, quote, resolve, sha256_json
 from surgery.checkpoint.record import FORMAT_VERSION, RECORD_FOLDER
+from surgery.checkpoint.tokenizer_code import tokenizer_code
 from surgery.conversion.config import kept_auto_map
 from surgery.conversion.options import fill_from_calibration, named_by_number, parse_operation
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
@@ -239,6 +240,9 @@ def _source_warnings(checkpoint: Checkpoint) -> list[str]:
     found = []
     if len(kept_auto_map(checkpoint)) < len(checkpoint.config.get("auto_map") or {}):
         found.append("the source's own modelling code is not used: the output is built on transformers' class")
+    code = tokenizer_code(checkpoint.folder)
+    if code is not None and code not in checkpoint.other_files:
+        found.append(f"the tokenizer may need code of its own, {quote(code)}, which the folder does not have")
     if checkpoint.skipped:
         found.append(f"hidden folders are left out: {', '.join(map(quote, checkpoint.skipped))}")
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
@@ -12,8 +12,8 @@ from surgery.anatomy import FAMILIES, Family
 from surgery.anatomy.anatomy import MODEL_TYPE_PREFIX
 from surgery.anatomy.registration import register
 from surgery.checkpoint import CONFIG_NAME, load_config
+from surgery.checkpoint.tokenizer_code import tokenizer_code
 from surgery.errors import CheckpointError, UsageError
-from surgery.flag import NO_FLAG
 
 if TYPE_CHECKING:
     import torch
@@ -36,8 +36,8 @@ class RunOptions(BaseModel):
     attn_implementation: str | None = Field(
         default=None, description="Attention of transformers: sdpa, eager, flash_attention_2 ..."
     )
-    trust_remote_code: Annotated[bool, NO_FLAG] = Field(
-        default=False, description="Run modelling code that the checkpoint brings."
+    trust_remote_code: bool = Field(
+        default=False, description="Run code that the model's folder brings for itself or its tokenizer."
     )
 
 
@@ -149,10 +149,26 @@ def load_model(folder: Path, options: RunOptions | None = None) -> PreTrainedMod
     return model.to(device).eval()
 
 
+class TokenizerCodeError(CheckpointError):
+    """A tokenizer needs code of its own, and nobody allowed to run it."""
+
+    def __init__(self, folder: Path, code: str) -> None:
+        is_there = (folder / code).is_file()
+        where = "in its folder" if is_there else "which is missing from its folder"
+        super().__init__(
+            f"{folder.name}: the tokenizer needs code of its own ({code}, {where}), and surgery does not run the code "
+            "of a model unless told to",
+            hint=f"Read {code}, then pass --trust-remote-code (in Python: RunOptions(trust_remote_code=True))."
+            if is_there
+            else f"Put {code} of the model's repository into the folder, read it, and pass --trust-remote-code.",
+        )
+
+
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model folder.
 
     Raises:
+        TokenizerCodeError: it needs code of its own, which must not be run or is missing.
         CheckpointError: there is none, or transformers cannot load it.
     """
     from transformers import AutoTokenizer
@@ -162,6 +178,9 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, ImportError, KeyError) as error:
+        code = tokenizer_code(folder)
+        if code is not None and not (trust_remote_code and (folder / code).is_file()):
+            raise TokenizerCodeError(folder, code) from error
         raise CheckpointError(f"{folder.name}: no tokenizer could be loaded: {error}", hint=hint) from error
     # Without any file transformers makes one from the model's type alone, with no vocabulary.
     if not tokenizer("words", add_special_tokens=False)["input_ids"]:

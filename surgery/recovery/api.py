@@ -43,6 +43,7 @@ def finetune(
     force: bool = False,
     device: str = "auto",
     attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
     on_progress: OnProgress | None = None,
 ) -> FinetuneResult:
     """Train what a recipe says and write the result as a full checkpoint.
@@ -60,6 +61,7 @@ def finetune(
         force: start over where an interrupted run is, and replace an earlier output of this tool.
         device: auto, cpu, cuda or mps.
         attn_implementation: attention backend; by default transformers' choice.
+        trust_remote_code: run code that the model's folder brings for its tokenizer.
         on_progress: called with an event, a plain dictionary with ``event``: plan, sharding, teacher, trial,
             evaluation, step, checkpoint, control, writing or done.
 
@@ -98,7 +100,7 @@ def finetune(
         if attn_implementation is not None:
             check_attention(attn_implementation)
     tokenizer = _light_tokenizer(source.folder) if light and not _has_chat(valid) else None
-    data = read_rows(valid, *((tokenizer,) if tokenizer is not None else _encoders(source.folder)))
+    data = read_rows(valid, *((tokenizer,) if tokenizer is not None else _encoders(source.folder, trust_remote_code)))
     plan = make_plan(valid, checkpoint, layout, data)
     if on_progress is not None and is_first():
         on_progress({"event": "plan", **plan.to_dict()})
@@ -112,7 +114,7 @@ def finetune(
             layout=layout,
             data=data,
             plan=plan,
-            pad=_pad(source.folder),
+            pad=_pad(source.folder, trust_remote_code),
             device=device,
             attn_implementation=attn_implementation,
             again=_command(recipe, overrides),
@@ -164,20 +166,20 @@ def _light_tokenizer(folder: Path) -> Encode | None:
     return lambda texts: [encoding.ids for encoding in tokenizer.encode_batch(texts)]
 
 
-def _encoders(folder: Path) -> tuple[Encode, EncodeChat]:
+def _encoders(folder: Path, trust_remote_code: bool) -> tuple[Encode, EncodeChat]:
     from surgery.loading import load_tokenizer
 
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     return (
         lambda texts: tokenizer(texts, verbose=False)["input_ids"],
         lambda messages, name: encode_chat(tokenizer, messages, name),
     )
 
 
-def _pad(folder: Path) -> int:
+def _pad(folder: Path, trust_remote_code: bool) -> int:
     from surgery.loading import load_tokenizer
 
-    return load_tokenizer(folder).pad_token_id or 0
+    return load_tokenizer(folder, trust_remote_code=trust_remote_code).pad_token_id or 0
 
 
 def _check_placeholders(recipe: Recipe) -> None:

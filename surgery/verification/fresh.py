@@ -20,13 +20,15 @@ if TYPE_CHECKING:
     import torch
 
 TIMEOUT_SECONDS = 3600
+TOKENIZER_CHECK = "tokenizer loads, nothing waits"
 
 
 @dataclass(frozen=True)
 class FreshRequest:
     """What a fresh process loads and computes, as plain data.
 
-    ``own_code``: the checkpoint carries modelling code, and stock classes must refuse it.
+    ``own_code``: the checkpoint carries modelling code, and stock classes must refuse it. ``tokenizer_code``: the
+    tokenizer brings code too, which runs only with ``trust_tokenizer_code``.
     """
 
     folder: Path
@@ -37,6 +39,8 @@ class FreshRequest:
     new_tensors: list[str]
     has_tokenizer: bool
     own_code: bool = True
+    tokenizer_code: bool = False
+    trust_tokenizer_code: bool = False
 
 
 def ask(requests: Sequence[FreshRequest]) -> list[tuple[dict[str, Any], Any]]:
@@ -150,12 +154,13 @@ def _refusal_check(request: FreshRequest, answer: dict[str, Any]) -> Check:
 
 
 def _tokenizer_check(answers: dict[str, Any], reference: list[int] | None) -> Check:
-    name = "tokenizer loads, nothing waits"
+    name = TOKENIZER_CHECK
     broken = {way: said for way, said in answers.items() if not isinstance(said, list)}
     if broken:
         return Check(name, "failed", "; ".join(f"{way}: {said}" for way, said in broken.items()))
     if reference is not None and any(said != reference for said in answers.values()):
         return Check(name, "failed", "its tokens of a text differ from those of the source's tokenizer")
-    if answers.get("trusted", answers["plain"]) != answers["plain"]:
+    ways = list(answers.values())
+    if any(way != ways[0] for way in ways):
         return Check(name, "failed", "its tokens of a text differ with and without trust_remote_code")
-    return Check(name, "passed", f"{len(answers['plain'])} tokens, as the source's" if reference else "loads")
+    return Check(name, "passed", f"{len(ways[0])} tokens, as the source's" if reference else "loads")

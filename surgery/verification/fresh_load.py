@@ -80,7 +80,10 @@ def _tokenizer(request: dict[str, Any]) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     answers: dict[str, Any] = {}
-    for trust in (True, None) if request["own_code"] else (None,):
+    ways: tuple[bool | None, ...] = (True, None) if request["own_code"] else (None,)
+    if request["tokenizer_code"]:
+        ways = (True,) if request["trust_tokenizer_code"] else (None,)
+    for trust in ways:
         arguments = {} if trust is None else {"trust_remote_code": True}
         try:
             tokenizer = AutoTokenizer.from_pretrained(request["folder"], local_files_only=True, **arguments)

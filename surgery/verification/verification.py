@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from surgery.anatomy import Family, read_anatomy
 from surgery.checkpoint import Checkpoint, open_checkpoint, resolve
+from surgery.checkpoint.tokenizer_code import tokenizer_code
 from surgery.conversion.card import has_code
 from surgery.conversion.records import read_plan, record_verification, trained_weights
 from surgery.data import read_documents
 from surgery.errors import CheckpointError, UsageError
 from surgery.loading import RunOptions, environment, load_model, load_tokenizer, operation_modules
+from surgery.loading.model import TokenizerCodeError
 from surgery.verification.behaviour import (
     ablation_checks,
     identity_checks,
@@ -26,13 +28,14 @@ from surgery.verification.behaviour import (
 )
 from surgery.verification.checks import Check, Verification
 from surgery.verification.files import file_checks
-from surgery.verification.fresh import FreshRequest, fresh_checks
+from surgery.verification.fresh import TOKENIZER_CHECK, FreshRequest, fresh_checks
 from surgery.verification.presentations import DECODED_TOKENS, PADDING, PRESENTATIONS
 from surgery.verification.truncated import truncate
 from surgery.version import __version__
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
 Progress = Callable[[str, int, int], None]
 
@@ -93,8 +96,9 @@ def verify(
     if files_only and layers is not None:
         raise UsageError(f"layers={layers} has no effect with files_only, which runs no model")
     _check_loss_arguments(max_loss_increase, text, against, files_only=files_only, layers=layers)
-    if max_loss_increase is not None:
-        read_documents(text)  # so that a mistake there shows before minutes of other checks
+    if max_loss_increase is not None:  # so that a mistake shows before minutes of other checks
+        read_documents(text)
+        load_tokenizer(folder, trust_remote_code=run is not None and run.trust_remote_code)
     checkpoint = open_checkpoint(folder)
     source = open_checkpoint(resolve(against, revision)) if against is not None else None
     if source is not None:
@@ -194,10 +198,10 @@ def _running_checks(
     check_runs(checkpoint.folder)  # an error here is no fault of the checkpoint
 
     run = run.model_copy(update={"dtype": "float32"})
-    has_tokenizer = (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file()
+    tokenizer, without = _tokenizer(folder, run)
     anatomy = read_anatomy(checkpoint)
     vocabulary = int(anatomy.family.value(checkpoint.config, "vocab_size"))
-    tokens = _tokens(folder, has_tokenizer, min(length, anatomy.positions), vocabulary)
+    tokens = _tokens(tokenizer, min(length, anatomy.positions), vocabulary)
     source_logits = None
     if source is not None:
         say("running the source", 0, 1)
@@ -212,10 +216,10 @@ def _running_checks(
             raise  # the requested backend may be at fault, not the checkpoint
         return [Check("loads", "failed", error.message)]
     checks = [Check("loads", "passed", type(model).__name__)]
-    if has_tokenizer and source is not None:
-        reference_tokens = load_tokenizer(source.folder)(TEXT)["input_ids"]
-    else:
-        reference_tokens = None
+    reference_tokens = None
+    if tokenizer is not None and source is not None:
+        reference = load_tokenizer(source.folder, trust_remote_code=run.trust_remote_code)
+        reference_tokens = reference(TEXT)["input_ids"]
     # By the model's own names: some families' tensors have others on disk.
     new_tensors = [
         f"{path}.{name}" for path, module in operation_modules(model).items() for name, _ in module.named_parameters()
@@ -227,11 +231,15 @@ def _running_checks(
         tokens=tokens[0, :FRESH_TOKENS].tolist(),
         text=TEXT,
         new_tensors=new_tensors,
-        has_tokenizer=has_tokenizer,
+        has_tokenizer=tokenizer is not None,
         own_code=has_code(plan),
+        tokenizer_code=tokenizer_code(folder) is not None,
+        trust_tokenizer_code=run.trust_remote_code,
     )
     say("loading in a fresh process", 0, 1)
     checks += fresh_checks(request, plain_logits(model, tokens[:, :FRESH_TOKENS]), reference_tokens)
+    if without is not None:
+        checks.append(Check(TOKENIZER_CHECK, "skipped", without))
     say("comparing with the source", 0, 1)
     checks += identity_checks(model, tokens, source_logits, plan, trained_weights(folder), length)
     checks += own_checks(model, tokens[:, :FRESH_TOKENS], plan, anatomy)
@@ -253,12 +261,22 @@ def _counting(say: Progress, label: str, total: int) -> Callable[[str], None]:
     return lambda name: say(f"{label}: {name}", next(numbers), total)
 
 
-def _tokens(folder: Path, has_tokenizer: bool, length: int, vocabulary: int) -> torch.Tensor:
+def _tokenizer(folder: Path, run: RunOptions) -> tuple[PreTrainedTokenizerBase | None, str | None]:
+    """The tokenizer, or None; and why a tokenizer that is there is not used."""
+    if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
+        return None, None
+    try:
+        return load_tokenizer(folder, trust_remote_code=run.trust_remote_code), None
+    except TokenizerCodeError as error:
+        return None, f"{error.message.partition(': ')[2]}. {error.hint} The other checks used random tokens"
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase | None, length: int, vocabulary: int) -> torch.Tensor:
     """``(1, length)``: :data:`TEXT`, repeated; without a tokenizer, random tokens from a fixed seed."""
     import torch
 
-    if has_tokenizer:
-        found = load_tokenizer(folder)(TEXT, add_special_tokens=False)["input_ids"]
+    if tokenizer is not None:
+        found = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
         if found and max(found) < vocabulary:
             return torch.tensor([(found * (length // len(found) + 1))[:length]])
     return torch.randint(0, vocabulary, (1, length), generator=torch.Generator().manual_seed(0))

@@ -25,7 +25,7 @@ GENERAL = {
     *("--to", "--output", "--revision", "--allow-unverified", "--json", "--verbose", "--quiet", "--help"),
     *("--link", "--copy", "--push", "--dry-run", "--force"),
 }
-CALIBRATED = {"--calibrate", "--calibration", "--device", "--dtype", "--attn-implementation"}
+CALIBRATED = {"--calibrate", "--calibration", "--device", "--dtype", "--attn-implementation", "--trust-remote-code"}
 
 
 def flags_in(text: str) -> set[str]:
