@@ -80,6 +80,8 @@ def _texts(suite: Suite, given: Sequence[str | Path]) -> list[Document]:
         if given:
             raise UsageError(f"--text does nothing: no part of the suite {suite.name} reads texts")
         return []
+    if not patterns and not suite.needs_text:
+        return []
     if not patterns:
         raise UsageError(
             "no text is given to measure on",

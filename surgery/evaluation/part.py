@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+TextUse: TypeAlias = Literal["none", "optional", "needed"]
 Length = Annotated[int, Field(ge=2, le=2**24)]
 CHUNK = Field(default=2048, ge=16, description="Tokens per forward pass; a longer sequence is run in chunks.")
 
@@ -23,6 +24,11 @@ class PartOptions(StrictModel):
     kind: str
 
     @property
+    def texts(self) -> TextUse:
+        """Whether the part reads the texts that are given."""
+        return "none"
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest sequence that the part may run."""
         return 2
@@ -36,6 +42,11 @@ class TextPartOptions(PartOptions):
         default=8, description="Largest number of sequences, taken from as many texts as possible; null takes all."
     )
     chunk: int = CHUNK
+
+    @property
+    def texts(self) -> TextUse:
+        """It measures on texts."""
+        return "needed"
 
     @property
     def longest(self) -> int:

@@ -40,8 +40,13 @@ class Suite(StrictModel):
 
     @property
     def reads_text(self) -> bool:
-        """Whether any part needs texts."""
-        return any(isinstance(part, TextPartOptions) for part in self.parts)
+        """Whether any part reads texts."""
+        return any(part.texts != "none" for part in self.parts)
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether any part cannot be measured without texts."""
+        return any(part.texts == "needed" for part in self.parts)
 
     def changed(self, *, length: int | None = None, documents: int | None = None) -> Suite:
         """The suite with another length and number of sequences in every part that reads texts.
@@ -52,8 +57,10 @@ class Suite(StrictModel):
         given = {name: value for name, value in (("length", length), ("documents", documents)) if value is not None}
         if not given:
             return self
-        if not self.reads_text:
-            raise UsageError(f"--{next(iter(given))} does nothing: no part of the suite {self.name} reads texts")
+        if not self.needs_text:
+            raise UsageError(
+                f"--{next(iter(given))} does nothing: no part of the suite {self.name} measures the loss of texts"
+            )
         parts = [_with(part, given) if isinstance(part, TextPartOptions) else part for part in self.parts]
         return self.model_copy(update={"parts": parts})
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache as once
 from typing import Any
 
@@ -33,3 +36,23 @@ def _name() -> str:
     from transformers.modeling_outputs import BaseModelOutputWithPast
 
     return "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
+@contextmanager
+def borrowed(cache: Any) -> Iterator[Any]:
+    """A cache to continue within a ``with`` block; afterwards ``cache`` holds what it held before.
+
+    Layers that keep every token are cut back. Others forget tokens as new ones come, so a copy is lent.
+    """
+    from transformers.cache_utils import DynamicLayer
+
+    if not all(type(layer) is DynamicLayer for layer in cache.layers):
+        yield copy.deepcopy(cache)
+        return
+    before = cache.get_seq_length()
+    try:
+        yield cache
+    finally:
+        added = cache.get_seq_length() - before
+        if added:
+            cache.crop(-added)

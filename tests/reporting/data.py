@@ -143,10 +143,13 @@ def _score(length: int | None, right: float, paired: bool, word: str) -> dict[st
         "exact": _estimate(right / 2, 0.1),
         "right": _estimate(right, 0.1),
         "loss": _estimate(1 - right, 0.1),
+        "log_probability": _estimate(-5 * (1 - right), 0.5),
         "base_exact": _estimate(0.3, 0.1) if paired else None,
         "base_right": _estimate(0.6, 0.1) if paired else None,
         "base_loss": _estimate(0.4, 0.1) if paired else None,
+        "base_log_probability": _estimate(-2.0, 0.5) if paired else None,
         "difference": _estimate(right - 0.6, 0.05) if paired else None,
+        "log_probability_difference": _estimate(5 * right - 3, 0.4) if paired else None,
         "verdict": word if paired else None,
     }
 

@@ -15,6 +15,7 @@ from surgery.data import Document
 from surgery.errors import SurgeryError
 from surgery.evaluation.measure import Measure, OnTokens, PartPlan, Subject, Unit
 from surgery.evaluation.prefill import prefill, readable_errors
+from surgery.evaluation.retrieval.haystacks import haystack_logits, plan_haystacks
 from surgery.evaluation.retrieval.options import RetrievalPart
 from surgery.evaluation.retrieval.probes import Probe, make_probe
 from surgery.loading.caches import with_cache
@@ -25,13 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RetrievalMeasure(Measure):
-    """Exact match of the greedy continuation, and the loss of the right answer."""
+    """Exact match of the greedy continuation, and the loss and log-probability of the right answer."""
 
     part: RetrievalPart
+    version = 2
 
     def plan(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, documents: Sequence[Document]) -> PartPlan:
-        """One unit for each prompt."""
+        """One unit for each prompt, or for each haystack."""
         part = self.part
+        if part.task == "recall":
+            return plan_haystacks(part, tokenizer, documents)
         units = []
         digest = hashlib.sha256()
         for length in part.lengths:
@@ -59,32 +63,57 @@ class RetrievalMeasure(Measure):
         return PartPlan(tuple(units), {"prompts": len(units), "fingerprint": digest.hexdigest()})
 
     def run(self, subject: Subject, units: Sequence[Unit], on_tokens: OnTokens) -> list[dict[str, Any]]:
-        """``length``, ``depth``, ``exact`` (0 or 1), ``right`` (share of the answer's tokens) and ``loss``."""
+        """Values of each prompt, or of each haystack a list of them under ``answers``.
+
+        ``length``, ``depth``, ``tokens``; ``exact``: 0 or 1; ``right``: share of the answer's tokens; ``loss``: nats
+        per token of the answer; ``log_probability``: of the whole answer.
+        """
+        if self.part.task == "recall":
+            return [self._haystack(subject, unit, on_tokens) for unit in units]
         probes: list[Probe] = [unit.payload[2] for unit in units]
         prompts = torch.tensor([probe.prompt for probe in probes], device=subject.model.device)
         answers = torch.tensor([probe.answer for probe in probes], device=subject.model.device)
         with readable_errors(subject.name, *prompts.shape):
             logits = _answer_logits(subject.model, prompts, answers, self.part.chunk, on_tokens)
-        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), answers, reduction="none").mean(1)
         found = []
-        for unit, probe, guess, loss in zip(units, probes, logits.argmax(-1).tolist(), losses.tolist(), strict=True):
-            if math.isnan(loss):
-                raise SurgeryError(f"{subject.name}: the loss of the answer is not a number (task {self.part.task})")
-            hits = [token == right for token, right in zip(guess, probe.answer, strict=True)]
-            exact = all(hits) or self._other_tokens(subject, probe, guess, hits.index(False))
+        for unit, probe, own in zip(units, probes, logits, strict=True):
             length, depth, _ = unit.payload
-            found.append(
-                {
-                    "length": length,
-                    "depth": depth,
-                    "tokens": len(probe.prompt) + len(probe.answer),
-                    "exact": int(exact),
-                    "right": 1.0 if exact else sum(hits) / len(hits),
-                    "loss": loss,
-                }
-            )
+            found.append({"length": length, "depth": depth, **self._score(subject, probe, own)})
             on_tokens(len(probe.answer))
         return found
+
+    def _haystack(self, subject: Subject, unit: Unit, on_tokens: OnTokens) -> dict[str, Any]:
+        length, haystack = unit.payload
+        with readable_errors(subject.name, 1, length):
+            logits = haystack_logits(subject.model, haystack, self.part.chunk, on_tokens)
+        answers = [
+            {"length": length, "depth": depth, **self._score(subject, probe, own)}
+            for depth, probe, own in zip(haystack.depths, haystack.probes, logits, strict=True)
+        ]
+        return {"answers": answers}
+
+    def _score(self, subject: Subject, probe: Probe, logits: torch.Tensor) -> dict[str, Any]:
+        """How well the model gives an answer.
+
+        Args:
+            subject: the model.
+            probe: the prompt and its answer.
+            logits: for each token of the answer, ``(answer, vocabulary)``.
+        """
+        answer = torch.tensor(probe.answer, device=logits.device)
+        total = torch.nn.functional.cross_entropy(logits, answer, reduction="sum").item()
+        if math.isnan(total):
+            raise SurgeryError(f"{subject.name}: the loss of the answer is not a number (task {self.part.task})")
+        guess = logits.argmax(-1).tolist()
+        hits = [token == right for token, right in zip(guess, probe.answer, strict=True)]
+        exact = all(hits) or self._other_tokens(subject, probe, guess, hits.index(False))
+        return {
+            "tokens": len(probe.prompt) + len(probe.answer),
+            "exact": int(exact),
+            "right": 1.0 if exact else sum(hits) / len(hits),
+            "loss": total / len(hits),
+            "log_probability": -total,
+        }
 
     def _other_tokens(self, subject: Subject, probe: Probe, guess: list[int], miss: int) -> bool:
         """Whether the greedy continuation is the same text in other tokens, as when two digits are one token."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from surgery.evaluation.part import CHUNK, Length, PartOptions
+from surgery.evaluation.part import CHUNK, Length, PartOptions, TextUse
 
 Depth = Annotated[float, Field(ge=0, le=1)]
 
@@ -15,17 +15,29 @@ class RetrievalPart(PartOptions):
     """Retrieval by length and depth: does the model find a fact in the text?"""
 
     kind: Literal["retrieval"]
-    task: Literal["abcdigits", "needle", "passkey", "induction"] = Field(description="Kind of prompt.")
+    task: Literal["abcdigits", "needle", "passkey", "induction", "recall"] = Field(
+        description="Kind of prompt. recall: many facts in one text of yours, or in made-up sentences without --text; "
+        "every fact is asked for."
+    )
     lengths: list[Length] = Field(min_length=1, description="Tokens of prompt and answer.")
     depths: list[Depth] = Field(
         default=[0.0, 0.25, 0.5, 0.75, 1.0], min_length=1, description="Depth of the fact: 0 is the start of the text."
     )
-    samples: PositiveInt = Field(default=4, description="Prompts for each length and depth.")
+    samples: PositiveInt = Field(
+        default=4, description="Prompts for each length and depth; for task recall: haystacks for each length."
+    )
     needles: PositiveInt | None = Field(
-        default=None, description="For task needle: number of hidden needles; the model is asked for one. Default: 3."
+        default=None,
+        description="For task needle: number of hidden needles; the model is asked for one. Default: 3. For task "
+        "recall: number of facts in a haystack, spread evenly over the depths. Default: 15.",
     )
     seed: int = Field(default=0, ge=0, description="Seed of the random prompts.")
     chunk: int = CHUNK
+
+    @property
+    def texts(self) -> TextUse:
+        """Only task recall reads texts."""
+        return "optional" if self.task == "recall" else "none"
 
     @property
     def longest(self) -> int:
@@ -34,6 +46,6 @@ class RetrievalPart(PartOptions):
 
     @model_validator(mode="after")
     def _needles_of_needle(self) -> Self:
-        if self.needles is not None and self.task != "needle":
-            raise ValueError(f"needles does nothing with task {self.task}; it belongs to task needle")
+        if self.needles is not None and self.task not in ("needle", "recall"):
+            raise ValueError(f"needles does nothing with task {self.task}; it belongs to the tasks needle and recall")
         return self

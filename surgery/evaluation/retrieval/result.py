@@ -18,8 +18,10 @@ class Score:
         exact: share of prompts with the whole answer right.
         right: share of right answer tokens; the verdict is about this share.
         loss: of the right answer, nats per token.
-        base_exact, base_right, base_loss: of the base.
+        log_probability: of the whole right answer, nats; it moves where no answer is right yet.
+        base_exact, base_right, base_loss, base_log_probability: of the base.
         difference: of ``right``, model minus base, paired prompt by prompt; below zero the model is worse.
+        log_probability_difference: of ``log_probability``, paired in the same way.
         verdict: on the difference and its interval.
     """
 
@@ -28,10 +30,13 @@ class Score:
     exact: Estimate
     right: Estimate
     loss: Estimate
+    log_probability: Estimate
     base_exact: Estimate | None = None
     base_right: Estimate | None = None
     base_loss: Estimate | None = None
+    base_log_probability: Estimate | None = None
     difference: Estimate | None = None
+    log_probability_difference: Estimate | None = None
     verdict: Word | None = None
 
 

@@ -8,18 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from surgery.evaluation.estimates import Finding
+from surgery.evaluation.estimates import Estimate, Finding
 from surgery.evaluation.measure import Measurement
 from surgery.evaluation.retrieval.result import Grid, RetrievalResult, RetrievalSection, Score
 from surgery.evaluation.statistics import Resampling, change_in_words, judge
 
 Rows = Sequence[Mapping[str, Any]]
 
+LOGS = "log_probability"
+
 TITLES = {
     "abcdigits": "ABCDigits",
     "needle": "Needle in a haystack",
     "passkey": "Passkey",
     "induction": "Copying (induction)",
+    "recall": "Recall (many facts in a text)",
 }
 
 
@@ -36,7 +39,7 @@ def retrieval_section(
         options=dict(part),
         lengths=tuple(part["lengths"]),
         depths=tuple(part["depths"]),
-        prompts=len(measurements[0][1]["units"]),
+        prompts=len(_rows(measurements[0][1])),
         margin=measurements[0][1]["score_margin"],
         results=tuple(_result(number, own, base) for number, own in measurements),
     )
@@ -44,8 +47,8 @@ def retrieval_section(
 
 def _result(number: int, own: Measurement, base: Measurement | None) -> RetrievalResult:
     part, margin = own["part"], own["score_margin"]
-    rows: Rows = own["units"]
-    reference: Rows | None = base["units"] if base is not None else None
+    rows = _rows(own)
+    reference = _rows(base) if base is not None else None
     overall = _score(None, rows, reference, margin)
     by_length = tuple(
         _score(
@@ -76,6 +79,15 @@ def _result(number: int, own: Measurement, base: Measurement | None) -> Retrieva
     )
 
 
+def _rows(measurement: Measurement) -> Rows:
+    """One row for each answer, with the haystack or prompt that it belongs to."""
+    return [
+        {**row, "group": number}
+        for number, unit in enumerate(measurement["units"])
+        for row in unit.get("answers", (unit,))
+    ]
+
+
 def _grid(rows: Rows, lengths: Sequence[int], depths: Sequence[float], value: Callable[[Any], float]) -> Grid:
     cells: dict[tuple[int, float], list[float]] = {}
     for row in rows:
@@ -84,25 +96,31 @@ def _grid(rows: Rows, lengths: Sequence[int], depths: Sequence[float], value: Ca
 
 
 def _score(length: int | None, rows: Rows, reference: Rows | None, margin: float) -> Score:
-    # Prompts are independent, so each is a group.
-    resampling = Resampling(range(len(rows)))
+    # Prompts of one haystack are not independent; other prompts are groups of one.
+    resampling = Resampling([row["group"] for row in rows])
     ones = np.ones(len(rows))
 
-    def mean(some: Rows, name: str) -> Any:
+    def mean(some: Rows, name: str) -> Estimate:
         return resampling.mean(np.array([float(row[name]) for row in some]), ones)
 
-    score = Score(length, len(rows), mean(rows, "exact"), mean(rows, "right"), mean(rows, "loss"))
+    score = Score(length, len(rows), mean(rows, "exact"), mean(rows, "right"), mean(rows, "loss"), mean(rows, LOGS))
     if reference is None:
         return score
     pairs = list(zip(rows, reference, strict=True))
-    difference = resampling.mean(np.array([own["right"] - other["right"] for own, other in pairs]), ones)
+
+    def change(name: str) -> Estimate:
+        return resampling.mean(np.array([own[name] - other[name] for own, other in pairs]), ones)
+
+    difference = change("right")
     same = all(own["right"] == other["right"] and own["loss"] == other["loss"] for own, other in pairs)
     return replace(
         score,
         base_exact=mean(reference, "exact"),
         base_right=mean(reference, "right"),
         base_loss=mean(reference, "loss"),
+        base_log_probability=mean(reference, LOGS),
         difference=difference,
+        log_probability_difference=change(LOGS),
         verdict="no difference" if same else judge(difference, margin, more_is_better=True),
     )
 
@@ -110,12 +128,15 @@ def _score(length: int | None, rows: Rows, reference: Rows | None, margin: float
 def _finding(title: str, overall: Score, margin: float) -> Finding:
     assert overall.difference is not None and overall.verdict is not None
     assert overall.base_right is not None and overall.base_exact is not None
+    assert overall.base_log_probability is not None and overall.log_probability_difference is not None
     if overall.verdict == "no difference":
         return Finding(title, "no difference", "Every answer and its loss are exactly the same in both models.")
     sentence = (
         f"{overall.right.value:.1%} of the answer tokens are right, {overall.base_right.value:.1%} in the base; the "
         f"share changed by {change_in_words(overall.difference)}. Whole answers: {overall.exact.value:.1%}, base "
-        f"{overall.base_exact.value:.1%}."
+        f"{overall.base_exact.value:.1%}. Log-probability of an answer: {overall.log_probability.value:.2f}, base "
+        f"{overall.base_log_probability.value:.2f}; it changed by "
+        f"{change_in_words(overall.log_probability_difference)}."
     )
     sentence += {
         "kept": f" This is within the margin of ±{margin:g} that counts as kept.",

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from surgery.colours import VERDICTS
@@ -63,7 +64,27 @@ def table(result: Plain, section: Plain) -> RenderableType:
             cells += [Text(score["verdict"], style=VERDICTS[score["verdict"]])] if paired else []
             table.add_row(*cells, style="bold" if last else "")
         tables.append(table)
+        tables.append(_log_probabilities(result, section, own, level))
     return Group(*tables)
+
+
+def _log_probabilities(result: Plain, section: Plain, own: Plain, level: str) -> Table:
+    """Log-probability of a whole answer by length."""
+    paired = result["against"] is not None
+    heads = ["log-probability", "base", "change", level] if paired else ["prompts", "log-probability", level]
+    table = new_table(f"{title_of(result, section, own)}: log-probability of an answer", ["tokens", *heads], word=False)
+    for score in [*own["by_length"], own["overall"]]:
+        last = score["length"] is None
+        value = number(score["log_probability"]["value"], 2)
+        if paired:
+            change = score["log_probability_difference"]
+            base = number(score["base_log_probability"]["value"], 2)
+            values = [value, base, signed(change["value"]), interval(change)]
+        else:
+            values = [count(score["prompts"]), value, bounds(score["log_probability"])]
+        cells = [Text("all" if last else count(score["length"])), *map(Text, values)]
+        table.add_row(*cells, style="bold" if last else "")
+    return table
 
 
 def key_figure(section: Plain, own: Plain) -> KeyFigure:

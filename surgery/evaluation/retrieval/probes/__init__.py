@@ -4,6 +4,18 @@ from surgery.evaluation.retrieval.probes.abcdigits import abcdigits, abcdigits_l
 from surgery.evaluation.retrieval.probes.factory import make_probe
 from surgery.evaluation.retrieval.probes.hidden_facts import needle, passkey
 from surgery.evaluation.retrieval.probes.induction import induction
-from surgery.evaluation.retrieval.probes.probe import Probe
+from surgery.evaluation.retrieval.probes.probe import Probe, ProbeSet
+from surgery.evaluation.retrieval.probes.recall import DEFAULT_FACTS, HaystackMaker
 
-__all__ = ["Probe", "abcdigits", "abcdigits_lines", "induction", "make_probe", "needle", "passkey"]
+__all__ = [
+    "DEFAULT_FACTS",
+    "HaystackMaker",
+    "Probe",
+    "ProbeSet",
+    "abcdigits",
+    "abcdigits_lines",
+    "induction",
+    "make_probe",
+    "needle",
+    "passkey",
+]

@@ -43,15 +43,18 @@ def needle(sentences: int, depth: float, draw: random.Random, needles: int = 3) 
         code = _code(draw)
         if code not in codes:
             codes.append(code)
-    body = [
-        f"{draw.choice(_WHO)} {draw.choice(_DID)} {draw.choice(_WHAT)} {draw.choice(_WHEN)}." for _ in range(sentences)
-    ]
+    body = [sentence(draw) for _ in range(sentences)]
     # From the back, so that an inserted sentence does not move the positions before it.
     where = [(round(depth * sentences), 0), *((draw.randint(0, sentences), other) for other in range(1, needles))]
     for at, which in sorted(where, reverse=True):
         body.insert(at, f"The code of the {places[which]} is {codes[which]}.")
     question = f"What is the code of the {places[0]}? The code of the {places[0]} is"
     return f"Remember the codes in this text. {' '.join(body)} {question}", f" {codes[0]}"
+
+
+def sentence(draw: random.Random) -> str:
+    """A made-up sentence."""
+    return f"{draw.choice(_WHO)} {draw.choice(_DID)} {draw.choice(_WHAT)} {draw.choice(_WHEN)}."
 
 
 def most_needles() -> int:

@@ -12,3 +12,23 @@ class Probe:
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     text: str | None
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """Several probes whose prompts begin with the same tokens.
+
+    Attributes:
+        shared: how many tokens the prompts have in common.
+        probes: one for each fact.
+        depths: of each fact.
+    """
+
+    shared: int
+    probes: tuple[Probe, ...]
+    depths: tuple[float, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that go through a model: the shared ones once, then each question with its answer."""
+        return self.shared + sum(len(probe.prompt) + len(probe.answer) - self.shared for probe in self.probes)

@@ -1,0 +1,108 @@
+"""Recall: many facts in one text, each with its own question, of templates that no training uses."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+from surgery.data import Document
+from surgery.data.recall import MEASURING, cut_text, draw_facts, most_facts, place_facts
+from surgery.errors import UsageError
+from surgery.evaluation.passages import special_prefix
+from surgery.evaluation.retrieval.probes.hidden_facts import sentence
+from surgery.evaluation.retrieval.probes.probe import Probe, ProbeSet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DEFAULT_FACTS = 15
+
+
+class HaystackMaker:
+    """Makes haystacks from texts, or from made-up sentences.
+
+    Args:
+        tokenizer: of the model.
+        documents: the texts; those that are long enough are used in turn; without any, sentences are made up.
+        facts: number of facts in a haystack.
+        depths: of the facts, in turn.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document], facts: int, depths: Sequence[float]
+    ) -> None:
+        if facts > most_facts(MEASURING):
+            raise UsageError(f"needles: {facts} is more than the limit of {most_facts(MEASURING)}")
+        self._tokenizer, self._documents, self._facts, self._depths = tokenizer, documents, facts, depths
+        self._prefix = special_prefix(tokenizer)
+
+    def make(self, length: int, sample: int, seed: str) -> ProbeSet:
+        """A haystack in which no prompt with its answer has more than ``length`` tokens.
+
+        Args:
+            length: most tokens.
+            sample: its number; texts and families of facts are used in turn.
+            seed: of the facts.
+
+        Raises:
+            UsageError: the length is too short for the facts, or the texts are too short for the length.
+        """
+        draw = random.Random(seed)
+        # One family in a haystack, so that only the name tells the facts apart.
+        family = list(MEASURING)[sample % len(MEASURING)]
+        facts = draw_facts({family: MEASURING[family]}, self._facts, draw)
+        draw.shuffle(order := [self._depths[number % len(self._depths)] for number in range(len(facts))])
+        text = self._text(length, sample, draw)
+        fixed = len(self._prefix) + sum(len(self._ids(line)) + 2 for fact in facts for line in fact.lines)
+        fixed += max(len(self._ids(fact.question + fact.space + fact.answer)) for fact in facts)
+        room = length - fixed
+        while True:
+            if room < 1:
+                raise UsageError(
+                    f"task recall needs more than {length} tokens for {len(facts)} facts with this tokenizer",
+                    hint="Set greater lengths or fewer needles in the suite.",
+                )
+            part = cut_text(text, 0.0, room, self._offsets)
+            lines = [(fact, (depth,) * len(fact.lines)) for fact, depth in zip(facts, order, strict=True)]
+            body = place_facts(part, lines) + "\n\n"
+            probes = [
+                self._probe(body + fact.question + fact.space.rstrip(), fact.space, fact.answer) for fact in facts
+            ]
+            over = max(len(probe.prompt) + len(probe.answer) for probe in probes) - length
+            if over <= 0:
+                # Every prompt keeps a token of its own, whose logits give the answer's first token.
+                shared = _common([probe.prompt[:-1] for probe in probes])
+                return ProbeSet(shared, tuple(probes), tuple(order))
+            room -= over
+
+    def _text(self, length: int, sample: int, draw: random.Random) -> str:
+        if not self._documents:
+            return " ".join(sentence(draw) for _ in range(length // 4))
+        # A token rarely has more than eight characters; most have four.
+        texts = [document.text for document in self._documents if len(self._ids(document.text[: 8 * length])) >= length]
+        if not texts:
+            raise UsageError(
+                f"no text has {length} tokens for task recall", hint="Pass longer texts, or set smaller lengths."
+            )
+        return texts[sample % len(texts)]
+
+    def _probe(self, prompt: str, space: str, answer: str) -> Probe:
+        """The tokens of the answer are those that differ once it is there; the space before it may join it."""
+        before, whole = self._ids(prompt), self._ids(prompt + space + answer)
+        same = _common([tuple(before), tuple(whole)])
+        return Probe((*self._prefix, *whole[:same]), tuple(whole[same:]), space + answer)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return list(found["input_ids"]), list(found["offset_mapping"])
+
+
+def _common(sequences: Sequence[Sequence[int]]) -> int:
+    """The number of first tokens that all sequences share."""
+    same = (len(set(tokens)) == 1 for tokens in zip(*sequences, strict=False))
+    return sum(takewhile(bool, same))

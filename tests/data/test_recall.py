@@ -1,0 +1,110 @@
+"""Recall data: haystacks for training, and that nothing of measuring is in them."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from typing import Any
+
+import pytest
+
+from surgery.data.recall import MEASURING, TRAINING, FactFamily, draw_facts, draw_haystack, encode_haystack, most_facts
+from surgery.evaluation.retrieval.probes import abcdigits, needle, passkey
+
+TEXT = "\n\n".join(f"Paragraph {number} speaks of rivers.\nIts second line is about mills." for number in range(300))
+
+
+def _characters(text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """A tokenizer with one token for each character."""
+    return [ord(letter) for letter in text], [(place, place + 1) for place in range(len(text))]
+
+
+def _pairs(text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """A tokenizer with one token for two letters of a word, which joins what a cut would part."""
+    places = [match.span() for match in re.finditer(r"\w\w|[\s\S]", text)]
+    return [hash(text[first:last]) for first, last in places], places
+
+
+def _words(family: FactFamily) -> set[str]:
+    words = {word.lower() for part in (*family.parts, family.words) for word in part}
+    return words | {
+        word.lower() for line in (*family.lines, family.question) for word in re.findall(r"[A-Za-z]{4,}", line)
+    }
+
+
+def _skeletons(family: FactFamily) -> set[str]:
+    """Templates without names, values and white space."""
+    return {re.sub(r"\{\w+\}|\s", "", template) for template in (*family.lines, family.question)}
+
+
+@pytest.mark.parametrize("measured", sorted(MEASURING))
+def test_nothing_of_measuring_is_in_training(measured: str) -> None:
+    family = MEASURING[measured]
+    for name, own in TRAINING.items():
+        shared = _words(own) & _words(family)
+        assert shared <= {"name", "other", "value", "with", "this"}, f"{name} and {measured} share {shared}"
+        assert not _skeletons(own) & _skeletons(family)
+        assert not set(itertools.chain(*own.parts, own.words)) & set(itertools.chain(*family.parts, family.words))
+
+
+def test_nothing_of_the_other_probes_is_in_training() -> None:
+    """ABCDigits, passkey and needle are measured too."""
+    draw = random.Random(0)
+    probes = [abcdigits(30, 0.5, draw), passkey(20, 0.5, draw), needle(20, 0.5, draw, 3)]
+    text = "\n".join(prompt + answer for prompt, answer in probes)
+    for family in TRAINING.values():
+        for template in (*family.lines, family.question):
+            pattern = re.sub(r"\\\{\w+\\\}", r"[\\w ]+", re.escape(template.replace("{{", "{").replace("}}", "}")))
+            assert not re.search(pattern, text), template
+    # The same test finds a template that is there.
+    assert re.search(r"The code of the [\w ]+ is [\w ]+\.", text)
+
+
+@pytest.mark.parametrize("families", [TRAINING, MEASURING])
+def test_facts_have_names_and_values_of_their_own(families: dict[str, FactFamily]) -> None:
+    for name, family in families.items():
+        facts = draw_facts({name: family}, min(20, most_facts({name: family})), random.Random(3))
+        questions = [fact.question for fact in facts]
+        assert len(set(questions)) == len(questions) and len({fact.answer for fact in facts}) == len(facts)
+        for fact in facts:
+            assert fact.answer in fact.lines[-1] and "{" not in fact.lines[0].replace('{"', "")
+
+
+@pytest.mark.parametrize("offsets", [_characters, _pairs])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_haystack_asks_for_what_it_holds_and_counts_answers_alone(offsets: Any, seed: int) -> None:
+    haystack = draw_haystack(TEXT, TRAINING, (900, 4000), (2, 12), random.Random(seed))
+    assert 900 <= haystack.length <= 4000 and 2 <= len(haystack.facts) <= 12
+    ids, answers = encode_haystack(haystack, offsets)
+    assert haystack.length - 120 < len(ids) <= haystack.length and len(ids) == len(answers)
+    if offsets is _characters:
+        whole = "".join(map(chr, ids))
+        marked = "".join(letter if own else "\0" for letter, own in zip(whole, answers, strict=True))
+        wanted = [haystack.facts[number].answer for number in haystack.order]
+        assert [part for part in marked.split("\0") if part] == wanted
+        text, _, questions = whole.rpartition("\n\n")
+        for fact in haystack.facts:
+            assert all(text.count(line) == 1 for line in fact.lines)
+            assert fact.question + fact.space + fact.answer in questions
+        # The text is the user's, in its order.
+        rest = [line for line in text.split("\n") if "Paragraph" in line]
+        numbers = [int(line.split()[1]) for line in rest]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def test_depths_and_lengths_spread_over_their_ranges() -> None:
+    drawn = [draw_haystack(TEXT, TRAINING, (500, 4000), (4, 12), random.Random(seed)) for seed in range(300)]
+    depths = [depth for haystack in drawn for own in haystack.depths for depth in own]
+    assert min(depths) < 0.02 and max(depths) > 0.98
+    short = sum(haystack.length < 1414 for haystack in drawn)  # the geometric mean
+    assert 110 < short < 190
+    assert any(list(haystack.order) != sorted(haystack.order) for haystack in drawn)
+    seen = {fact.family for haystack in drawn for fact in haystack.facts}
+    assert seen == set(TRAINING)
+
+
+def test_a_short_text_gives_a_short_haystack() -> None:
+    haystack = draw_haystack("One line.\n\nAnother line.", TRAINING, (2000, 2000), (3, 3), random.Random(0))
+    ids, answers = encode_haystack(haystack, _characters)
+    assert len(ids) < 1000 and any(answers)
