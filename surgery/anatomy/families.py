@@ -41,6 +41,7 @@ class Family:
         query_rows: output of the projection: ``queries`` alone, ``all`` (queries, keys and values), or ``gated``
             (queries and a gate).
         query_axis: axis of the outputs in the projection's weight; 1 for GPT-2's transposed linear layer.
+        head: module of the output projection, in the names of tensors on disk.
         softcap: config key of the soft cap on attention scores.
         window: config key of the sliding window.
         window_gate: config key that must be true for the window to be used.
@@ -88,6 +89,7 @@ class Family:
     query: str = "q_proj"
     query_rows: Literal["queries", "all", "gated"] = "queries"
     query_axis: Literal[0, 1] = 0
+    head: str = "lm_head"
     softcap: str | None = None
     window: str | None = None
     window_gate: str | None = None

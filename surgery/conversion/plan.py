@@ -15,6 +15,7 @@ from surgery.anatomy.anatomy import MODEL_TYPE_PREFIX
 from surgery.checkpoint import Checkpoint, Source, open_checkpoint, quote, resolve, sha256_json
 from surgery.checkpoint.record import FORMAT_VERSION, RECORD_FOLDER
 from surgery.checkpoint.tokenizer_code import tokenizer_code
+from surgery.conversion.completeness import check_complete
 from surgery.conversion.config import kept_auto_map
 from surgery.conversion.options import fill_from_calibration, named_by_number, parse_operation
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
@@ -234,6 +235,7 @@ def _check_source(checkpoint: Checkpoint, anatomy: Anatomy) -> None:
         )
     if any(f".{operation}." in name for operation in OPERATIONS for name in checkpoint.tensors):
         raise CheckpointError("the tensors hold names of an operation, but config.json names no operation")
+    check_complete(checkpoint, anatomy)
 
 
 def _source_warnings(checkpoint: Checkpoint) -> list[str]:

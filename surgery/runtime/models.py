@@ -321,16 +321,16 @@ class SurgeryHeadMixin(_InitialValues):
 
 
 class _StrictLoading:
-    """Tensors that are missing or left over are an error here, never a printed line."""
+    """Missing tensors, and tensors of operations that are left over, are an error here, never a printed line."""
 
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
         """As transformers' own."""
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)  # type: ignore[misc]
-        # A base model rightly leaves the head's tensors of the same file unread.
-        unread = ["unexpected"] if not isinstance(model, SurgeryModelMixin) else []
-        problems = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", *unread, "mismatched")}
+        # Other tensors that are left over the family's own class ignores too: a base model the head's, for example.
+        problems = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
+        problems["unexpected"] = [key for key in problems["unexpected"] if set(key.split(".")) & OPERATIONS.keys()]
         found = "; ".join(f"{kind}: {', '.join(keys[:8])}" for kind, keys in problems.items() if keys)
         if found:
             raise ValueError(f"{name}: the tensors do not fit the model. {found}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery.errors import VerificationError
+from surgery.operations import OPERATIONS
 from surgery.verification.checks import Check, Status, bounded
 
 if TYPE_CHECKING:
@@ -127,10 +128,11 @@ def judge(
         checks.append(Check(name, "failed", answer["error"]))
     else:
         load = answer["load"]
-        wrong = [f"missing {key}" for key in load["missing"]] + [f"unexpected {key}" for key in load["unexpected"]]
+        own = [key for key in load["unexpected"] if set(key.split(".")) & OPERATIONS.keys()]
+        wrong = [f"missing {key}" for key in load["missing"]] + [f"unexpected {key}" for key in own]
         wrong += [f"{key} is {dtype}" for key, dtype in load["parameters"].items() if dtype != "float32"]
         wrong += [f"{key} was not loaded" for key in request.new_tensors if key not in load["parameters"]]
-        detail = f"{load['class']}, no missing or unexpected tensor, generates"
+        detail = f"{load['class']}, {_leftover(load['unexpected'])}, generates"
         checks.append(Check(name, "failed" if wrong else "passed", "; ".join(wrong[:5]) or detail))
         difference = (torch.from_numpy(logits) - here.cpu()).abs().max().item()
         checks.append(bounded("same logits without surgery", difference, 0.0))
@@ -144,6 +146,14 @@ def judge(
     if request.has_tokenizer:
         checks.append(_tokenizer_check(answer["tokenizer"], reference_tokens))
     return checks
+
+
+def _leftover(names: Sequence[str]) -> str:
+    """What is said of tensors that the model's class does not use."""
+    if not names:
+        return "no missing or unexpected tensor"
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"no missing tensor, the class ignores {names[0]}{more}"
 
 
 def _refusal_check(request: FreshRequest, answer: dict[str, Any]) -> Check:

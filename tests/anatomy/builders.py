@@ -1,4 +1,4 @@
-"""Model folders that hold what anatomy reads and nothing else: a config and the query projections."""
+"""Model folders with a config, the query projections, the output projection, and nothing else."""
 
 from __future__ import annotations
 
@@ -52,5 +52,6 @@ def bare_source(folder: Path, model_type: str = "llama", **changes: Any) -> Path
     layers = range(values["num_hidden_layers"])
     stem = family.base_prefix + family.attention
     names = [f"{stem.format(layer=layer)}.{family.query}.weight" for layer in layers]
+    names.append(f"{family.head}.weight")
     write_safetensors(folder / "model.safetensors", dict.fromkeys(names, tensor), {"format": "pt"})
     return folder
