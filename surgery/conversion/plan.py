@@ -240,7 +240,7 @@ def _check_source(checkpoint: Checkpoint, anatomy: Anatomy) -> None:
 
 def _source_warnings(checkpoint: Checkpoint) -> list[str]:
     found = []
-    if len(kept_auto_map(checkpoint)) < len(checkpoint.config.get("auto_map") or {}):
+    if len(kept_auto_map(checkpoint.config)) < len(checkpoint.config.get("auto_map") or {}):
         found.append("the source's own modelling code is not used: the output is built on transformers' class")
     code = tokenizer_code(checkpoint.folder)
     if code is not None and code not in checkpoint.other_files:

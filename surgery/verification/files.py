@@ -15,6 +15,7 @@ from surgery.conversion.code import SINGLE_FILE, recorded_code
 from surgery.conversion.records import trained_weights
 from surgery.operations.code import ENTRY_NAME, code_hashes, is_code_name, travelling_code
 from surgery.verification.checks import Check
+from surgery.verification.source_config import config_checks
 
 
 def file_checks(
@@ -33,6 +34,7 @@ def file_checks(
     """
     return [
         _plan_check(checkpoint, plan),
+        *config_checks(checkpoint, plan, source),
         _new_tensors(checkpoint, plan),
         _travelling_code(checkpoint, plan),
         _source_tensors(checkpoint, plan, source, on_bytes),

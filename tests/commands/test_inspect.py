@@ -21,7 +21,7 @@ def hybrid(folder: Path) -> Path:
     """Attention in layers 0 and 101 of 102."""
     bare_source(folder, "bamba", num_hidden_layers=102)
     tensor = NewTensor("F32", (64, 1), bytes(256))
-    names = [f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 101)]
+    names = ["lm_head.weight", *(f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 101))]
     (folder / "model.safetensors").unlink()
     write_safetensors(folder / "model.safetensors", dict.fromkeys(names, tensor), {"format": "pt"})
     return folder

@@ -182,7 +182,7 @@ def test_names_have_their_room(width: int, tmp_path: Path, surgery: Any, monkeyp
         assert re.search(r"^  python -c .*save_pretrained\('pickled-safetensors'\)\"$", shown, flags=re.MULTILINE)
         table = [line for line in shown.splitlines() if "ssmax" in line and "note" not in line]
         assert all(len(line) <= width for line in table)
-    assert ("5 checks passed" if width == 160 else "5 passed") in ran.out
+    assert ("7 checks passed" if width == 160 else "7 passed") in ran.out
 
 
 def test_notes_are_broken_at_words_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

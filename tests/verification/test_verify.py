@@ -22,6 +22,8 @@ FILES = {
     "code is this version's",
     "source tensors byte for byte",
     "other files byte for byte",
+    "the source's config.json",
+    "config.json is the conversion's",
 }
 FRESH = {
     "loads without surgery, offline",
@@ -32,6 +34,7 @@ FRESH = {
 COMPARING = {
     "source tensors byte for byte",
     "other files byte for byte",
+    "the source's config.json",
     "operation off = source",
     "starts as the source",
 }

@@ -73,10 +73,11 @@ def test_what_does_not_fit_is_refused_in_order(make_zoo: MakeZoo, tmp_path: Path
 
 def test_memory_for_a_verification_is_known_before(make_zoo: MakeZoo) -> None:
     row = make_zoo(["llama"], verify="full").plan().rows[0]
-    parameters = make_plan(row.item.source, [{"name": "ssmax"}]).checkpoint.total_parameters
+    source = make_plan(row.item.source, [{"name": "ssmax"}]).checkpoint
+    parameters, head = source.total_parameters, source.tensors["lm_head.weight"].shape[0]
     assert row.memory == TORCH_BYTES + 8 * parameters
     fewer = make_zoo(["llama"], verify={"layers": 1}).plan().rows[0]
-    assert fewer.memory == TORCH_BYTES + 8 * parameters // 4
+    assert fewer.memory == TORCH_BYTES + 8 * (head + (parameters - head) // 4)
     refused = make_zoo(["llama"], verify="full", limits={"memory": "1 GB"}).plan().rows[0]
     assert refused.state == "refused" and "1.2 GB of memory, its limit is 1.0 GB" in refused.reason
     bounded = make_zoo(["llama"], verify="full", parallel={"memory": "1 GB"}).plan().rows[0]

@@ -80,7 +80,7 @@ def test_outputs_are_those_of_single_commands(make_zoo: MakeZoo, tmp_path: Path)
     assert names(zoo.output) == ["llama-ssmax", "qwen2-ssmax"]
     assert told[0] == "run" and told[-1] == "ended" and told.count("done") == 2 and "stage" in told
     item = next(item for item in summary["items"] if item["item"] == "llama-ssmax")
-    assert item["verdict"] == "5 checks passed" and item["seconds"] > 0 and item["peak"] > 0
+    assert item["verdict"] == "7 checks passed" and item["seconds"] > 0 and item["peak"] > 0
     # Again: nothing is begun, nothing is touched.
     before = [listing(zoo.output / name) for name in names(zoo.output)]
     told.clear()
