@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from surgery.anatomy import read_anatomy
-from surgery.anatomy.locks import unlock
+from surgery.anatomy.config_locks import unlock
 from surgery.checkpoint import CONFIG_NAME, Checkpoint, load_config
 from surgery.checkpoint.record import RECORD_FOLDER
 from surgery.conversion.config import config_after
