@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from surgery.errors import CheckpointError, PlanRefusedError
 
+_FOLDER = Path(__file__).parent
+_Value = TypeVar("_Value")
 _PATH = re.compile(r"[\w.]*(\{layer\})?[\w.]*")
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -182,19 +184,25 @@ class Family:
         return self.defaults.get(key)
 
 
+_HEADER = re.compile(r"^\[families\.(.+)\]$", re.MULTILINE)
+
+
 @cache
-def _document() -> dict[str, Any]:
-    return tomllib.loads(Path(__file__).with_name("families.toml").read_text(encoding="utf-8"))
+def _texts() -> dict[str, str]:
+    """The text of each row. A command needs one family of the many, and parsing them all takes as long as the rest."""
+    _, *parts = _HEADER.split(_FOLDER.joinpath("families.toml").read_text(encoding="utf-8"))
+    return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
-def _row(model_type: str, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _row(model_type: str) -> dict[str, Any]:
     """A row with the keys of the row that it names in ``like``; its own keys replace them."""
-    row = dict(rows[model_type])
+    row = tomllib.loads(_texts()[model_type])
     parent = row.pop("like", None)
-    return {**_row(parent, rows), **row} if parent is not None else row
+    return {**_row(parent), **row} if parent is not None else row
 
 
-def _family(model_type: str, row: Mapping[str, Any]) -> Family:
+def _family(model_type: str) -> Family:
+    row = _row(model_type)
     unknown = row.keys() - {entry.name for entry in fields(Family)}
     if unknown:
         raise ValueError(f"families.toml: {model_type}: unknown key {sorted(unknown)[0]!r}")
@@ -205,38 +213,53 @@ def _family(model_type: str, row: Mapping[str, Any]) -> Family:
     return Family(model_type=model_type, **frozen)
 
 
-def _families() -> Mapping[str, Family]:
-    rows = _document()["families"]
-    return MappingProxyType({model_type: _family(model_type, _row(model_type, rows)) for model_type in rows})
-
-
-def _refused() -> Mapping[str, str]:
-    return MappingProxyType(
-        {name: entry["reason"] for entry in _document()["refused"] for name in entry["model_types"]}
-    )
+@cache
+def _reasons() -> dict[str, str]:
+    refused = tomllib.loads(_FOLDER.joinpath("refused.toml").read_text(encoding="utf-8"))["refused"]
+    return {name: entry["reason"] for entry in refused for name in entry["model_types"]}
 
 
 @cache
 def _record() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(Path(__file__).with_name("verified.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads(_FOLDER.joinpath("verified.json").read_text(encoding="utf-8"))
     return dict(sorted(found.items(), key=lambda entry: [int(number) for number in entry[0].split(".")]))
 
 
 def _verified() -> Mapping[str, tuple[str, ...]]:
     return MappingProxyType(
-        {
-            name: tuple(version for version, run in _record().items() if name in run["passed"])
-            for name in _document()["families"]
-        }
+        {name: tuple(version for version, run in _record().items() if name in run["passed"]) for name in _texts()}
     )
 
 
-FAMILIES: Mapping[str, Family] = _families()
+class Table(Mapping[str, _Value]):
+    """A mapping that is read when it is first used, and makes a value when it is first asked for.
+
+    Args:
+        keys: gives the keys, in their order.
+        value: makes the value of a key.
+    """
+
+    def __init__(self, keys: Callable[[], Iterable[str]], value: Callable[[str], _Value]) -> None:
+        self._keys, self._value = cache(lambda: dict.fromkeys(keys())), cache(value)
+
+    def __getitem__(self, key: str) -> _Value:
+        if key not in self._keys():
+            raise KeyError(key)
+        return self._value(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys())
+
+    def __len__(self) -> int:
+        return len(self._keys())
+
+
+FAMILIES: Mapping[str, Family] = Table(_texts, _family)
 # Versions of transformers with which each family passed the tests, oldest first; tests/recording.py writes them.
 VERIFIED: Mapping[str, tuple[str, ...]] = _verified()
 VERIFIED_WITH: tuple[str, ...] = tuple(_record())
 # Refused families, with the reason.
-REFUSED: Mapping[str, str] = _refused()
+REFUSED: Mapping[str, str] = Table(_reasons, lambda model_type: _reasons()[model_type])
 
 
 def probed_family(model_type: str, row: Any) -> Family:

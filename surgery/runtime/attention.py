@@ -45,14 +45,15 @@ def operated_attention(
     if operations:
         # Some families build the window into the mask alone, and keep it on the module.
         window = options.get("sliding_window", getattr(module, "sliding_window", None))
-        chunk = getattr(module, CHUNK, None)
-        in_layer = _in_layer(visible_keys, attention_mask, (name, key.shape[2], window, chunk)).to(query.device)
-        visible_keys = visible_keys.to(query.device) if chunk is None else in_layer
-        scaled = query
-        for operation in operations:
-            scaled = operation.scale_query(scaled, in_layer) if operation.enabled else scaled
+        scaling = [operation for operation in operations if operation.enabled and operation.scales_query]
+        scaled, chunk, in_layer = query, getattr(module, CHUNK, None), visible_keys
+        if scaling or chunk is not None:
+            in_layer = _in_layer(visible_keys, attention_mask, (name, key.shape[2], window, chunk))
+        for operation in scaling:
+            scaled = operation.scale_query(scaled, in_layer.to(query.device))
+        visible_keys = (visible_keys if chunk is None else in_layer).to(query.device)
         tensors = (scaled, query, key, value, attention_mask, visible_keys)
-        call = AttentionCall(name, backend, eager, module, *tensors, options)
+        call = AttentionCall(name, backend, eager, module, *tensors, window, options)
         for operation in operations:
             if (output := operation.attend(call)) is not None:
                 return output

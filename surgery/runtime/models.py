@@ -39,9 +39,6 @@ def base_model_of(model: Any) -> Any:
     return model
 
 
-# --------------------------------------------------------------------------------------------------- installing
-
-
 def install(base_model: nn.Module, config: PreTrainedConfig) -> None:
     """Put the operations of ``config.surgery`` on the attention modules of a base model."""
     block: dict[str, Any] = config.surgery
@@ -95,9 +92,6 @@ def _keep_n_from_others(base_model: nn.Module, path: str, count: int) -> None:
             continue  # a layer of a hybrid without attention
         if not hasattr(type(attention), "_operated_attention") and uses_a_backend(type(attention)):  # type: ignore[arg-type]
             attention.__class__ = attention_class(type(attention))  # type: ignore[arg-type]
-
-
-# ------------------------------------------------------------------------------------------------------- config
 
 
 def lock(config: dict[str, Any]) -> dict[str, Any]:
@@ -164,9 +158,6 @@ class SurgeryConfigMixin:
         """As transformers' own, locked again: a stock class refuses a saved model as it refused the loaded one."""
         content = json.loads(super().to_json_string(*args, **kwargs))  # type: ignore[misc]
         return json.dumps(lock(content), indent=2, sort_keys=True) + "\n"
-
-
-# ------------------------------------------------------------------------------------------------------- models
 
 
 class _InitialValues:

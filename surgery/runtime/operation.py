@@ -35,6 +35,7 @@ class AttentionCall(NamedTuple):
         key, value: ``(batch, key-value heads, keys, head_dim)``.
         attention_mask: as the backend takes it, or None.
         visible_keys: n of each query, within its chunk but not its sliding window, ``(batch or 1, queries)``.
+        window: keys in the layer's sliding window; None if it has none.
         options: the other keywords of the call.
     """
 
@@ -48,6 +49,7 @@ class AttentionCall(NamedTuple):
     value: torch.Tensor
     attention_mask: Any
     visible_keys: torch.Tensor
+    window: int | None
     options: dict[str, Any]
 
 
@@ -58,9 +60,12 @@ class OperationModule(nn.Module):
     ``enabled`` set to False the layer computes what it did before the operation.
     """
 
+    scales_query = False  # whether a subclass has its own scale_query
+
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
         """``name``: of the operation in config.json; it is also the name of its module in an attention module."""
         super().__init_subclass__(**kwargs)
+        cls.scales_query = cls.scale_query is not OperationModule.scale_query
         if name is not None:
             OPERATIONS[name] = cls
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from surgery.anatomy import FAMILIES, REFUSED, Family, find_family, read_anatomy
+from surgery.anatomy import FAMILIES, REFUSED, Family, families, find_family, read_anatomy
 from surgery.anatomy.config_locks import LOCKS, lock, unlock
 from surgery.checkpoint import open_checkpoint, write_json
 from surgery.errors import CheckpointError, PlanRefusedError
@@ -325,3 +326,9 @@ def test_every_family_has_the_number_that_the_second_lock_is_on() -> None:
         return hasattr(config, family.spelling("initializer_range"))
 
     assert [name for name, family in FAMILIES.items() if not lacking(name) and not has_it(family)] == []
+
+
+def test_rows_read_one_by_one_are_those_of_the_whole_file() -> None:
+    whole = tomllib.loads(Path(families.__file__).with_name("families.toml").read_text(encoding="utf-8"))
+    assert list(whole) == ["families"]
+    assert {name: tomllib.loads(text) for name, text in families._texts().items()} == whole["families"]

@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, GenerationConfig
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationConfig,
+)
 from transformers.masking_utils import eager_mask
 
 from surgery.conversion import convert
@@ -305,3 +311,30 @@ def test_screening_in_continuous_batching_is_right_or_refused(make_source: Any, 
         # Pages of a sliding layer are used again, so keys do not lie in the order of the text.
         with pytest.raises(RuntimeError, match="continuous batching"):
             _batched(windowed, ROWS, GREEDY)
+
+
+def test_open_heads_in_sliding_layers_run_in_continuous_batching(make_source: Any, tmp_path: Path) -> None:
+    source = make_source("mistral", **SLIDING["mistral"])
+    options = {"name": "screening", "open": True, "layers": "all"}
+    opened = load(convert(source, [options], output=tmp_path / "open").output)
+    stock = AutoModelForCausalLM.from_pretrained(source).eval()
+    if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 24):
+        pytest.skip("before 5.24 transformers reads the pages in the backend")
+    assert _batched(opened, ROWS, GREEDY) == _alone(stock, ROWS)
+
+
+def test_keys_are_counted_in_a_layer_only_for_an_operation_that_scales_the_query(
+    make_source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from surgery.runtime import attention
+
+    counted: list[str] = []
+    original = attention.visible_keys_in_layer
+    monkeypatch.setattr(
+        attention,
+        "visible_keys_in_layer",
+        lambda n, mask, name, *rest: counted.append(name) or original(n, mask, name, *rest),
+    )
+    for options, calls in (({"name": "screening", "open": True}, 0), ({"name": "ssmax"}, 1)):
+        logits(load(convert(make_source("llama"), [options], output=tmp_path / options["name"]).output), ids())
+        assert len(counted) == calls

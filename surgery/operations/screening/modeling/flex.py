@@ -25,7 +25,7 @@ def attend_in_flex(screening: Acceptance, call: AttentionCall) -> torch.Tensor:
     """
     from transformers.integrations import flex_attention
 
-    _, _, _, module, query, unscaled_query, key, value, attention_mask, visible_keys, kwargs = call
+    _, _, _, module, query, unscaled_query, key, value, attention_mask, visible_keys, _, kwargs = call
     unusual = [word for word in ("position_bias", "s_aux") if kwargs.get(word) is not None]
     if unusual or (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)):
         why = f"with {unusual[0]}" if unusual else "where gradients are to flow through it"

@@ -40,22 +40,21 @@ class Screening(Acceptance, name="screening"):
             return attend_to_cached_keys(screening, call)
         if not screening.enabled:
             return None
-        window = call.options.get("sliding_window", getattr(call.module, "sliding_window", None))
+        if screening.observer is not None:
+            observe(call)
+        if not screening.learns() and screening.is_open():
+            screening.path = "open"
+            return None
         mask = call.attention_mask
         read_later = isinstance(mask, torch.Tensor) and mask.shape[-1] != call.key.shape[2]
-        if "read_index" in call.options and (window is not None or read_later):
+        if "read_index" in call.options and (call.window is not None or read_later):
             # A page is used again once its keys have left the window, so keys do not lie in the order of the text.
             # Before 5.24, transformers reads the pages in the backend, after this point.
             raise ValueError(
                 "screening does not run in continuous batching in layers with a sliding window, or with transformers "
                 "before 5.24: use generate."
             )
-        if screening.observer is not None:
-            observe(call)
-        if screening.learns() or not screening.is_open():
-            return screened_attention(call)
-        screening.path = "open"
-        return None
+        return screened_attention(call)
 
     @classmethod
     def make_cache(cls, model: PreTrainedModel) -> Cache:
