@@ -1,9 +1,9 @@
 """An inference engine that takes the model apart, as vLLM's backend for transformers' models does.
 
-vLLM itself needs a GPU build and is not run here. What its backend does to a model is done here in small: the base
-model is built without weights and with an attention of the engine's own under the engine's own name; linear layers are
-replaced, three of them by one, for which the attention's forward is compiled again from its source; weights are read by
-name; and requests come as one row of tokens of all of them, whose keys the engine keeps, not transformers.
+test_vllm.py has vLLM itself, which needs an environment of its own. What it does to a model is done here in small: the
+base model is built without weights and with an attention of the engine's own under the engine's own name; linear layers
+are replaced, three of them by one, for which the attention's forward is compiled again from its source; weights are
+read by name; and requests come as one row of tokens of all of them, whose keys the engine keeps, not transformers.
 """
 
 from __future__ import annotations
@@ -146,9 +146,12 @@ def fuse(attention: Any) -> dict[str, nn.Parameter]:
 
 
 class Engine:
-    """Answers requests with a model in a folder; ``dtype`` is that of everything it holds."""
+    """Answers requests with a model in a folder; ``dtype`` is that of everything it holds.
 
-    def __init__(self, folder: Path, *, fused: bool, dtype: torch.dtype = torch.float32) -> None:
+    With ``strict``, as in vLLM, what the model's class keeps in float32 stays so.
+    """
+
+    def __init__(self, folder: Path, *, fused: bool, dtype: torch.dtype = torch.float32, strict: bool = True) -> None:
         from accelerate import init_empty_weights
 
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -170,12 +173,15 @@ class Engine:
                     if len(new.biases):
                         places[f"{name}.{child_name}.bias"] = new.biases[0]
         own = {id(parameter) for parameter in places.values()}
+        float32 = type(self.model)._keep_in_fp32_modules_strict if strict else ()
         for name, module in list(self.model.named_modules()):
             for child_name, parameter in list(module.named_parameters(recurse=False)):
                 if id(parameter) not in own:  # what was not replaced is made in the engine's dtype, whatever it was
-                    fresh = nn.Parameter(torch.empty_like(parameter, dtype=dtype, device="cpu"))
+                    full = f"{name}.{child_name}".removeprefix(".")
+                    kept = torch.float32 if any(part in full for part in float32) else dtype
+                    fresh = nn.Parameter(torch.empty_like(parameter, dtype=kept, device="cpu"))
                     setattr(module, child_name, fresh)
-                    places[f"{name}.{child_name}".removeprefix(".")] = fresh
+                    places[full] = fresh
         self.attentions = {
             layer: EngineAttention(text.num_attention_heads, text.num_key_value_heads)
             for layer in range(text.num_hidden_layers)
@@ -256,16 +262,17 @@ def test_the_base_model_names_its_inputs(operated: Operated, family: str) -> Non
 
 
 @pytest.mark.usefixtures("registered")
-def test_an_engine_in_bfloat16_rounds_the_scales(operated: Operated) -> None:
-    """vLLM makes every parameter that it does not replace in its own dtype, these too."""
+@pytest.mark.parametrize("strict", [True, False], ids=["as vLLM", "all in its own dtype"])
+def test_an_engine_in_bfloat16(operated: Operated, strict: bool) -> None:
+    """vLLM keeps the scales in float32, as their class asks it to; an engine that does not ask rounds them."""
     folder = operated(dtype=torch.bfloat16)
-    engine = Engine(folder, fused=True, dtype=torch.bfloat16)
+    engine = Engine(folder, fused=True, dtype=torch.bfloat16, strict=strict)
     assert {parameter.dtype for name, parameter in engine.model.named_parameters() if "ssmax" in name} == {
-        torch.bfloat16
+        torch.float32 if strict else torch.bfloat16
     }
     model = load(folder)
     with torch.no_grad():
-        for parameter in scales(model).values():
+        for parameter in scales(model).values() if not strict else ():
             parameter.copy_(parameter.bfloat16())
     found = answers(engine, REQUESTS)
     for name, ids in REQUESTS.items():
