@@ -20,6 +20,9 @@ INTEROP := .cache/interop
 VLLM := .cache/vllm
 MATRIX := tests/anatomy tests/runtime tests/interop/test_strangers.py
 
+# Many tests start programs; each compiles this package anew where Python may not keep what it compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install demo test test-all test-oldest test-interop test-vllm families reference lint types format clean
 
 install: $(INSTALLED)

@@ -45,6 +45,17 @@ def _hf_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["HF_MODULES_CACHE"] = str(home / "modules")
 
 
+@pytest.fixture(autouse=True)
+def _pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing its picture takes half of the time of a tiny training run: only tests that look at it have it drawn."""
+    if request.node.get_closest_marker("draws") is None and "finetune" in request.module.__dict__:
+        monkeypatch.setattr("surgery.reporting.training_log.draw_training_log", _no_picture)
+
+
+def _no_picture(rows: object, path: Path, controls: object = None) -> None:
+    path.write_bytes(b"\x89PNG, not drawn")
+
+
 @pytest.fixture(scope="session")
 def make_source(tmp_path_factory: pytest.TempPathFactory) -> MakeSource:
     """``make_source("qwen3", sharded=True, dtype=torch.bfloat16)``: a folder with a tiny model, saved once."""

@@ -226,7 +226,7 @@ def test_a_verification_that_fails_is_exit_code_4(surgery: Any, make_source: Any
     assert surgery("convert", make_source("llama"), "--to", "ssmax", "-o", out).code == 0
     with (out / "modeling_surgery.py").open("a") as file:
         file.write("# changed\n")
-    ran = surgery("verify", out, "--length", "16", "--json")
+    ran = surgery("verify", out, "--files-only", "--json")
     assert ran.code == 4
     failed = [check["name"] for check in ran.document()["checks"] if check["status"] == "failed"]
     assert failed == ["code is this version's"] and ran.document()["passed"] is False

@@ -133,7 +133,9 @@ print(len(folders))
 """
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    "order", [pytest.param(name, marks=() if name == "transformers first" else pytest.mark.slow) for name in ORDERS]
+)
 def test_import_surgery_registers_the_types(operated: Operated, order: str) -> None:
     folders = [str(operated(family)) for family in REPRESENTATIVES]
     process = subprocess.run(

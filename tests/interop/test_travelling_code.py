@@ -87,7 +87,15 @@ def folders(make_source: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return made
 
 
-def test_a_stranger_loads_generates_saves_and_pickles_every_set(folders: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "names",
+    [("ssmax", "all three", "single file 0"), pytest.param(None, marks=pytest.mark.slow)],
+    ids=["a few sets", "every set"],
+)
+def test_a_stranger_loads_generates_saves_and_pickles(
+    folders: dict[str, Path], tmp_path: Path, names: tuple[str, ...] | None
+) -> None:
+    folders = {name: folders[name] for name in names or folders}
     command = [sys.executable, "-I", "-c", STRANGER, json.dumps([str(folder) for folder in folders.values()])]
     done = subprocess.run(
         [*command, json.dumps(tokens().tolist()), str(tmp_path)],

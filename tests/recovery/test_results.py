@@ -45,6 +45,7 @@ def _loss(model: Any) -> float:
         return next_token_sum(token_logits(model, batch)[:, :-1], batch["labels"][:, 1:]).item()
 
 
+@pytest.mark.draws
 def test_scale_changes_the_small_shard_alone(make_recipe: MakeRecipe, converted: Converted, tmp_path: Path) -> None:
     result = finetune(make_recipe())
     before, after = _files(converted()), _files(tmp_path / "out")
@@ -70,6 +71,7 @@ def test_scale_changes_the_small_shard_alone(make_recipe: MakeRecipe, converted:
     assert read_recipe(tmp_path / "out" / "surgery" / "recipe.yaml") == read_recipe(make_recipe())
 
 
+@pytest.mark.draws
 def test_training_again_appends(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     finetune(make_recipe(budget={"steps": 1}))
     finetune(make_recipe(tmp_path / "out", output=str(tmp_path / "again"), budget={"steps": 1}))
