@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from surgery.checkpoint.folder import CONFIG_NAME
 from surgery.checkpoint.hub_client import limit_silence
 from surgery.checkpoint.hub_errors import upload_error
 from surgery.checkpoint.names import quote, quoted_list
-from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME
+from surgery.checkpoint.record import ENTRY_NAME, HISTORY_NAME, PLAN_NAME, VERIFICATION_NAME
 from surgery.checkpoint.source import check_folder
+from surgery.checkpoint.strict_json import load_config
 from surgery.errors import CheckpointError, UsageError
 
 CARD_NAME = "README.md"
@@ -85,7 +87,7 @@ def check_push(repository: str, *, force: bool = False) -> None:
     except Exception as error:
         raise upload_error(error, repository, asked_only=True) from error
     files = {str(sibling.rfilename) for sibling in found.siblings or ()} - _MADE_WITH_A_REPOSITORY
-    ours = bool(files & {PLAN_NAME, HISTORY_NAME})
+    ours = bool(files & {PLAN_NAME, HISTORY_NAME, VERIFICATION_NAME, ENTRY_NAME})
     if files and not (ours and force):
         raise UsageError(
             f"the repository {repository} exists and holds {quoted_list(files)}"
@@ -123,7 +125,8 @@ def check_pushable(folder: Path) -> None:
         CheckpointError: it is not a model folder, or has no card.
     """
     check_folder(folder)
-    if not (folder / PLAN_NAME).is_file() and not (folder / HISTORY_NAME).is_file():
+    recorded = (folder / PLAN_NAME).is_file() or (folder / HISTORY_NAME).is_file()
+    if not recorded and not _has_operations(folder):
         raise UsageError(
             f"{quote(folder.name)} was not written by surgery and is not uploaded",
             hint="Give an output of `surgery convert`, `finetune` or `merge`.",
@@ -132,6 +135,11 @@ def check_pushable(folder: Path) -> None:
         raise CheckpointError(
             f"{quote(folder.name)} has no card ({CARD_NAME})", hint="Run `surgery verify`, which writes the card."
         )
+
+
+def _has_operations(folder: Path) -> bool:
+    """Whether config.json has the block of a converted checkpoint, which stays when another program saves it."""
+    return (folder / CONFIG_NAME).is_file() and bool(load_config(folder / CONFIG_NAME).get("surgery"))
 
 
 def upload(folder: Path, repository: str, *, private: bool, force: bool) -> PushResult:

@@ -6,6 +6,7 @@ from surgery.errors import CheckpointError
 
 RECORD_FOLDER = "surgery"
 FORMAT_VERSION = 1  # of converted checkpoints; newer ones are refused
+ENTRY_NAME = "modeling_surgery.py"  # the code that config.json names
 PLAN_NAME = f"{RECORD_FOLDER}/plan.json"
 HISTORY_NAME = f"{RECORD_FOLDER}/history.json"
 SHARDS_NAME = f"{RECORD_FOLDER}/shards.json"

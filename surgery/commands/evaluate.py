@@ -145,9 +145,14 @@ def _check_cards(models: list[str]) -> None:
         UsageError: a model is no such checkpoint.
     """
     from surgery.checkpoint.record import PLAN_NAME
+    from surgery.conversion.external_save import is_saved_externally
+    from surgery.conversion.records import has_own_card
 
     for name in models:
-        if not (Path(name) / PLAN_NAME).is_file():
+        if is_saved_externally(Path(name)):
+            if not has_own_card(Path(name)):
+                raise UsageError(f"--card: another program wrote the card of {name}, so it is not changed")
+        elif not (Path(name) / PLAN_NAME).is_file():
             raise UsageError(f"--card: {name} is no converted checkpoint, so its card is not changed")
 
 

@@ -17,6 +17,8 @@ from surgery.errors import CheckpointError
 from surgery.markdown import escape_markdown
 from surgery.operations import OPERATIONS
 
+# Words of card.md.jinja.
+_OWN_WORDS = "attention was changed by model-surgery"
 _SAFE_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 
 
@@ -28,6 +30,7 @@ def write_card(
     verification: Mapping[str, Any] | None = None,
     evaluation: str | None = None,
     trained: Sequence[str] = (),
+    has_record: bool = True,
 ) -> None:
     """Write the card.
 
@@ -38,6 +41,7 @@ def write_card(
         verification: ``environment``, ``verdict`` and ``checks`` of a verification, as plain data.
         evaluation: Markdown of an evaluation.
         trained: one line for each training that followed.
+        has_record: whether the folder holds what ``revert`` needs; not after another program saved the model.
     """
     import jinja2  # a plan is shown without it
 
@@ -68,8 +72,14 @@ def write_card(
         verification=verification,
         evaluation=evaluation,
         trained=list(trained),
+        has_record=has_record,
     )
     replace_file(path, text.encode("utf-8"))
+
+
+def is_own_card(path: Path) -> bool:
+    """Whether surgery wrote a card."""
+    return _OWN_WORDS in path.read_text(encoding="utf-8", errors="replace")
 
 
 def has_code(plan: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from surgery.anatomy import Anatomy, read_anatomy
 from surgery.anatomy.anatomy import MODEL_TYPE_PREFIX
 from surgery.checkpoint import Checkpoint, Source, open_checkpoint, quote, resolve, sha256_json
-from surgery.checkpoint.record import FORMAT_VERSION, RECORD_FOLDER
+from surgery.checkpoint.record import FORMAT_VERSION, PLAN_NAME, RECORD_FOLDER
 from surgery.checkpoint.tokenizer_code import tokenizer_code
 from surgery.conversion.completeness import check_complete
 from surgery.conversion.config import kept_auto_map
@@ -214,7 +214,10 @@ def _in_record(name: str) -> bool:
 def _check_source(checkpoint: Checkpoint, anatomy: Anatomy) -> None:
     if reason := converted_already(anatomy):
         raise PlanRefusedError(
-            f"this checkpoint was {reason}", hint="`surgery revert` restores the source; convert that."
+            f"this checkpoint was {reason}",
+            hint="`surgery revert` restores the source; convert that."
+            if PLAN_NAME in checkpoint.other_files
+            else "Another program saved it. Convert its source instead.",
         )
     done = bool(anatomy.operations)
     taken = [

@@ -19,13 +19,14 @@ from surgery.checkpoint.record import (
 )
 from surgery.checkpoint.source import check_folder
 from surgery.checkpoint.unsupported_weights import adapter_error
-from surgery.conversion.card import write_card
+from surgery.conversion.card import is_own_card, write_card
+from surgery.conversion.external_save import EXTERNAL_STEP, UNKNOWN_WEIGHTS, is_saved_externally, plan_from_config
 from surgery.conversion.plan import CARD_NAME, Plan
 from surgery.errors import CheckpointError, PlanRefusedError
 
 
 def read_plan(folder: Path, *, check_hash: bool = True) -> dict[str, Any]:
-    """The plan of a converted checkpoint.
+    """The plan of a converted checkpoint; of one that another program saved, as far as config.json has it.
 
     Args:
         folder: the converted checkpoint.
@@ -39,6 +40,8 @@ def read_plan(folder: Path, *, check_hash: bool = True) -> dict[str, Any]:
     if not (folder / PLAN_NAME).is_file():
         if (folder / "adapter_config.json").is_file():
             raise adapter_error(folder)
+        if is_saved_externally(folder):
+            return plan_from_config(folder)
         raise PlanRefusedError(
             f"{folder.name}: not a converted checkpoint (it has no {PLAN_NAME})",
             hint="Give the folder that `surgery convert`, `finetune` or `merge` wrote.",
@@ -63,16 +66,19 @@ def read_plan(folder: Path, *, check_hash: bool = True) -> dict[str, Any]:
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """The trainings that a converted checkpoint went through, oldest first; empty if there were none.
 
+    That another program saved it comes first, since that program may have trained anything.
+
     Raises:
         CheckpointError: there is a history, and it cannot be read.
     """
     history = folder / HISTORY_NAME
+    unknown = [{"step": EXTERNAL_STEP, "trained": UNKNOWN_WEIGHTS}] if is_saved_externally(folder) else []
     if not history.is_file():
-        return []
+        return unknown
     entries = load_json(history).get("entries")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise CheckpointError(f"{HISTORY_NAME} has no list of entries, so what was trained is not known")
-    return [entry for entry in entries if entry.get("step") != "refresh"]
+    return [*unknown, *(entry for entry in entries if entry.get("step") != "refresh")]
 
 
 def trained_weights(folder: Path) -> str | None:
@@ -87,6 +93,7 @@ def trained_weights(folder: Path) -> str | None:
 
 def record_verification(folder: Path, run: Mapping[str, Any]) -> None:
     """Append a verification to ``verify.json``, and show it in the card."""
+    (folder / RECORD_FOLDER).mkdir(exist_ok=True)
     _append(folder / VERIFICATION_NAME, run)
     refresh_card(folder)
 
@@ -102,12 +109,24 @@ def record_evaluation(folder: Path, run: Mapping[str, Any]) -> None:
         PlanRefusedError: the folder was not converted by this tool.
     """
     read_plan(folder, check_hash=False)
+    (folder / RECORD_FOLDER).mkdir(exist_ok=True)
     _append(folder / EVALUATION_NAME, run)
     refresh_card(folder)
 
 
+def has_own_card(folder: Path) -> bool:
+    """Whether surgery may write the card of a converted checkpoint: its own, or one where there is none."""
+    card = folder / CARD_NAME
+    return not is_saved_externally(folder) or not card.is_file() or is_own_card(card)
+
+
 def refresh_card(folder: Path) -> None:
-    """The card, from the plan, the trainings, and the last verification and evaluation."""
+    """The card, from the plan, the trainings, and the last verification and evaluation.
+
+    The card that another program wrote stays.
+    """
+    if not has_own_card(folder):
+        return
     verification = _last(folder / VERIFICATION_NAME)
     if verification is not None:
         ran_with = ", ".join(f"{name} {value}" for name, value in verification["environment"].items())
@@ -120,6 +139,7 @@ def refresh_card(folder: Path) -> None:
         verification=verification,
         evaluation=None if evaluation is None else str(evaluation["markdown"]),
         trained=[_trained_line(entry) for entry in read_history(folder)],
+        has_record=not is_saved_externally(folder),
     )
 
 
@@ -140,4 +160,6 @@ def _last(path: Path) -> dict[str, Any] | None:
 def _trained_line(entry: dict[str, Any]) -> str:
     """One training for the card; a merge of an adapter has no count of tokens."""
     what, tokens = str(entry.get("trained")), entry.get("tokens")
+    if entry.get("step") == EXTERNAL_STEP:
+        return what
     return f"{what}, by {entry.get('step')}" if tokens is None else f"{what}: {tokens} tokens"

@@ -20,6 +20,7 @@ from surgery.checkpoint import (
 )
 from surgery.checkpoint.record import RECORD_FOLDER, SHARDS_NAME
 from surgery.conversion.execution import PlaceMode, Progress, adding_up
+from surgery.conversion.external_save import is_saved_externally
 from surgery.conversion.plan import CARD_NAME
 from surgery.conversion.records import read_plan, trained_weights
 from surgery.errors import CheckpointError, PlanRefusedError
@@ -71,6 +72,16 @@ def revert(
     """
     folder = Path(model).expanduser()
     plan = read_plan(folder)
+    if is_saved_externally(folder):
+        base = plan["source"]
+        named = base["hub_id"] or base["name"]
+        raise PlanRefusedError(
+            f"{folder.name}: another program saved it, and kept neither the files of the source nor their hashes, so "
+            "the source cannot be restored from it",
+            hint=f"Its source is {named}"
+            + (f" at commit {base['commit']}" if base["commit"] else "")
+            + ". Get the source again, or revert the folder that `surgery convert` wrote.",
+        )
     restored = _restored_files(folder, plan)
     open_checkpoint(folder)  # a broken checkpoint is refused before anything is written
     total = sum((folder / name).stat().st_size for name in restored)

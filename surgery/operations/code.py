@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
+from surgery.checkpoint.record import ENTRY_NAME
 from surgery.errors import CheckpointError
 from surgery.operations import OPERATIONS
 
-ENTRY_NAME = "modeling_surgery.py"
 FILE_PREFIX = "surgery_"
 _CORE = ("visible_keys", "operation", "attention", "models")
 _MARKER = "# The operations of this checkpoint follow.\n"

@@ -12,10 +12,15 @@ from surgery.checkpoint import Checkpoint, load_json, same_tensor_bytes, sha256_
 from surgery.checkpoint.record import CALIBRATION_NAME
 from surgery.conversion.card import has_code
 from surgery.conversion.code import SINGLE_FILE, recorded_code
+from surgery.conversion.external_save import is_saved_externally
 from surgery.conversion.records import trained_weights
 from surgery.operations.code import ENTRY_NAME, code_hashes, is_code_name, travelling_code
+from surgery.operations.parameters import is_operation
 from surgery.verification.checks import Check
+from surgery.verification.merge_record import merge_checks
 from surgery.verification.source_config import config_checks
+
+SOURCE_TENSORS = "source tensors byte for byte"
 
 
 def file_checks(
@@ -34,6 +39,7 @@ def file_checks(
     """
     return [
         _plan_check(checkpoint, plan),
+        *merge_checks(checkpoint.folder),
         *config_checks(checkpoint, plan, source),
         _new_tensors(checkpoint, plan),
         _travelling_code(checkpoint, plan),
@@ -45,6 +51,8 @@ def file_checks(
 
 def _plan_check(checkpoint: Checkpoint, plan: Mapping[str, Any]) -> Check:
     name = "config.json carries the plan"
+    if is_saved_externally(checkpoint.folder):
+        return Check(name, "skipped", "another program saved it: the plan is what config.json says")
     block = checkpoint.config.get("surgery", {})
     expected = sha256_json({key: value for key, value in plan.items() if key != "hash"})
     if plan.get("hash") != expected:
@@ -73,18 +81,21 @@ def _calibration(checkpoint: Checkpoint, plan: Mapping[str, Any]) -> list[Check]
 def _new_tensors(checkpoint: Checkpoint, plan: Mapping[str, Any]) -> Check:
     name = "new tensors complete and finite"
     planned = {entry["name"]: tuple(entry["shape"]) for entry in plan["tensors"]}
-    operations = [options["name"] for options in plan["operations"]]
     for tensor_name, shape in planned.items():
         info = checkpoint.tensors.get(tensor_name)
         if info is None:
             return Check(name, "failed", f"{tensor_name} is missing")
+        if info.shape == shape and info.dtype in ("BF16", "F16"):
+            return Check(
+                name, "failed", f"{tensor_name} is stored as {info.dtype}, which rounded it; the plan says F32"
+            )
         if info.dtype != "F32" or info.shape != shape:
             return Check(name, "failed", f"{tensor_name} is {info.dtype} {info.shape}; the plan says F32 {shape}")
         with tensor_bytes(checkpoint.folder / info.shard, info) as raw:
             values = numpy.frombuffer(raw, dtype="<f4").copy()
         if not numpy.isfinite(values).all():
             return Check(name, "failed", f"{tensor_name} has a value that is not finite")
-    stray = [t for t in checkpoint.tensors if t not in planned and any(f".{op}." in t for op in operations)]
+    stray = [t for t in checkpoint.tensors if t not in planned and is_operation(t)]
     if stray:
         return Check(name, "failed", f"{stray[0]} is not in the plan")
     if not planned:
@@ -111,6 +122,8 @@ def _travelling_code(checkpoint: Checkpoint, plan: Mapping[str, Any]) -> Check:
             return Check(name, "failed", f"{file} is missing; `surgery refresh` writes it")
         if found[file] != expected[file]:
             other = "is of another version" if found[file] == recorded.get(file) else "was changed"
+            if file not in recorded:
+                other = "is of another version, or was changed"
             return Check(name, "failed", f"{file} {other}; `surgery refresh` writes this version's")
     if extra := sorted(found.keys() - expected.keys()):
         return Check(name, "failed", f"{extra[0]} is not part of this checkpoint's code")
@@ -124,7 +137,7 @@ def _source_tensors(
     source: Checkpoint | None,
     on_bytes: Callable[[int, int], None] | None,
 ) -> Check:
-    name = "source tensors byte for byte"
+    name = SOURCE_TENSORS
     if source is None:
         return Check(name, "skipped", "needs the source: pass --against")
     trained = trained_weights(checkpoint.folder)
@@ -142,7 +155,7 @@ def _source_tensors(
         if on_bytes is not None:
             on_bytes(done, total)
     if changed and trained:
-        return Check(name, "skipped", f"{len(changed)} of {len(theirs)} tensors were trained ({trained})")
+        return Check(name, "skipped", f"{len(changed)} of {len(theirs)} tensors differ ({trained})")
     if changed:
         return Check(name, "failed", f"{len(changed)} of {len(theirs)} tensors differ; the first is {changed[0]}")
     return Check(name, "passed", f"{len(theirs)} tensors, {total / 1e6:,.0f} MB")
@@ -152,6 +165,8 @@ def _kept_files(checkpoint: Checkpoint, plan: Mapping[str, Any], source: Checkpo
     name = "other files byte for byte"
     if source is None:
         return Check(name, "skipped", "needs the source: pass --against")
+    if is_saved_externally(checkpoint.folder):
+        return Check(name, "skipped", "another program saved it: the files of the source are not known")
     for file in plan["kept_files"]:
         theirs, own = source.folder / file, checkpoint.folder / file
         if not own.is_file() or not theirs.is_file() or own.read_bytes() != theirs.read_bytes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,11 +14,19 @@ from surgery.anatomy.config_locks import unlock
 from surgery.checkpoint import CONFIG_NAME, Checkpoint, load_config
 from surgery.checkpoint.record import RECORD_FOLDER
 from surgery.conversion.config import config_after
+from surgery.conversion.external_save import is_saved_externally
+from surgery.conversion.options import parse_operation
 from surgery.conversion.plan import Plan
+from surgery.operations import OPERATIONS
 from surgery.verification.checks import Check
 from surgery.version import __version__
 
+SOURCE_CHECK, OWN_CHECK = "the source's config.json", "config.json is the conversion's"
 _MOST_NAMED = 5
+# Keys that saving or training a model changes, and the operations themselves.
+_SAVING = re.compile(
+    r"(torch_)?dtype|transformers_version|_name_or_path|use_cache|.*_token_id|architectures|auto_map|model_type|surgery"
+)
 
 
 def config_checks(checkpoint: Checkpoint, plan: Mapping[str, Any], source: Checkpoint | None) -> list[Check]:
@@ -28,6 +37,9 @@ def config_checks(checkpoint: Checkpoint, plan: Mapping[str, Any], source: Check
         plan: its plan, as plain data.
         source: the folder it is compared with; None if there is none.
     """
+    if is_saved_externally(checkpoint.folder):
+        skipped = Check(OWN_CHECK, "skipped", "another program saved it")
+        return [_common_check(checkpoint, source), skipped]
     recorded = _recorded_config(checkpoint)
     return [_source_check(recorded, source), _own_check(checkpoint, plan, recorded, source)]
 
@@ -38,7 +50,7 @@ def _recorded_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def _source_check(recorded: Mapping[str, Any] | None, source: Checkpoint | None) -> Check:
-    name = "the source's config.json"
+    name = SOURCE_CHECK
     if source is None:
         return Check(name, "skipped", "needs the source: pass --against")
     if recorded is None:
@@ -48,13 +60,26 @@ def _source_check(recorded: Mapping[str, Any] | None, source: Checkpoint | None)
     return Check(name, "passed", f"{len(source.config)} keys, as converted")
 
 
+def _common_check(checkpoint: Checkpoint, source: Checkpoint | None) -> Check:
+    """After another program saved config.json with all defaults: the keys that both files have."""
+    if source is None:
+        return Check(SOURCE_CHECK, "skipped", "needs the source: pass --against")
+    own, expected = unlock(checkpoint.config), dict(source.config)
+    for options in map(parse_operation, own["surgery"]["operations"]):
+        expected |= OPERATIONS[options.name].config_changes(options, read_anatomy(source))
+    common = {key: own[key] for key in own.keys() & expected.keys() if not _SAVING.fullmatch(key)}
+    if found := list(differing_keys({key: expected[key] for key in common}, common)):
+        return Check(SOURCE_CHECK, "failed", f"the source differs in {_named(found)}")
+    return Check(SOURCE_CHECK, "passed", f"{len(common)} keys that both have are equal")
+
+
 def _own_check(
     checkpoint: Checkpoint,
     plan: Mapping[str, Any],
     recorded: Mapping[str, Any] | None,
     source: Checkpoint | None,
 ) -> Check:
-    name = "config.json is the conversion's"
+    name = OWN_CHECK
     before = recorded if recorded is not None else source.config if source is not None else None
     if before is None:
         return Check(name, "skipped", "needs the source: pass --against")

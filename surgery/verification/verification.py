@@ -27,8 +27,9 @@ from surgery.verification.behaviour import (
     presentation_checks,
 )
 from surgery.verification.checks import Check, Verification
-from surgery.verification.files import file_checks
+from surgery.verification.files import SOURCE_TENSORS, file_checks
 from surgery.verification.fresh import TOKENIZER_CHECK, FreshRequest, fresh_checks
+from surgery.verification.merge_record import check_operations_kept
 from surgery.verification.presentations import DECODED_TOKENS, PADDING, PRESENTATIONS
 from surgery.verification.truncated import truncate
 from surgery.version import __version__
@@ -90,6 +91,7 @@ def verify(
         UsageError: an argument is wrong.
     """
     folder = Path(model).expanduser()
+    check_operations_kept(folder)
     plan = read_plan(folder, check_hash=False)  # a plan that was changed is a check that fails
     if length < 16:
         raise UsageError(f"the length must be at least 16 tokens, not {length}")
@@ -111,7 +113,9 @@ def verify(
         with ExitStack() as stack:
             if layers is not None:
                 checkpoint, source = _truncated(stack, checkpoint, source, plan, layers)
-            checks += _running_checks(checkpoint, source, plan, folder, length, run or RunOptions(), say)
+            same = any(check.name == SOURCE_TENSORS and check.status == "passed" for check in checks)
+            trained = None if same else trained_weights(folder)
+            checks += _running_checks(checkpoint, source, plan, folder, length, trained, run or RunOptions(), say)
         if max_loss_increase is not None and source is not None:
             # Only here: evaluation imports torch, which files alone do without.
             from surgery.verification.loss import loss_check
@@ -187,6 +191,7 @@ def _running_checks(
     plan: dict[str, Any],
     folder: Path,
     length: int,
+    trained: str | None,
     run: RunOptions,
     say: Progress,
 ) -> list[Check]:
@@ -241,7 +246,7 @@ def _running_checks(
     if without is not None:
         checks.append(Check(TOKENIZER_CHECK, "skipped", without))
     say("comparing with the source", 0, 1)
-    checks += identity_checks(model, tokens, source_logits, plan, trained_weights(folder), length)
+    checks += identity_checks(model, tokens, source_logits, plan, trained, length)
     checks += own_checks(model, tokens[:, :FRESH_TOKENS], plan, anatomy)
     device_tokens = tokens.to(model.device)
     with torch.no_grad():
