@@ -1,8 +1,8 @@
-"""What all commands share: where output goes, how errors and exit codes come out, progress, and common options.
+"""Output, errors, exit codes, progress and common options of all commands.
 
-With ``--json`` one document goes to stdout and everything else to stderr; where a command fails before it has one, the
-document is ``{"schema": 1, "kind": "error", "error": {"code", "message", "hint"}}``, and code is the exit code. Without
-it results go to stdout and progress to stderr.
+Results go to stdout, progress and notes to stderr. With ``--json`` one document goes to stdout and everything else to
+stderr. If a command fails before its document, the document is
+``{"schema": 1, "kind": "error", "error": {"code", "message", "hint"}}``, where code is the exit code.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ _ParserError: Any = typer.BadParameter.__mro__[2]
 SCHEMA_VERSION = 1
 _PACKAGE = Path(__file__).parents[1]
 
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else on stderr.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks and details.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result, no progress.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 UnverifiedOption = Annotated[
     bool,
     typer.Option(
         "--allow-unverified",
-        help="Of a family that is not in `surgery families`, go on by what its model in transformers shows.",
+        help="Accept a family that is not in `surgery families`, by a probe of its model in transformers.",
     ),
 ]
 
 EventsOption = Annotated[
-    Path | None, typer.Option("--events", help="Write each event to this file, one JSON line each.")
+    Path | None, typer.Option("--events", help="Append each event to this file, as one line of JSON.")
 ]
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """``out`` and ``err``, made when they are first used: many commands end before rich would be imported."""
+        """``out`` and ``err``, created at the first use, because many commands never need rich."""
         if name not in ("out", "err"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from rich.console import Console
@@ -71,7 +71,7 @@ _settings = {"verbose": False, "quiet": False, "json": False, "emitted": False, 
 
 
 def setup(*, verbose: bool = False, quiet: bool = False) -> None:
-    """Remember ``-v`` and ``-q``, and keep the libraries' own chatter and bars off the screen unless ``-v``."""
+    """Set ``-v`` and ``-q``; without ``-v``, silence the messages and progress bars of libraries."""
     _settings.update(verbose=verbose, quiet=quiet)
     if not verbose:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -81,7 +81,7 @@ def setup(*, verbose: bool = False, quiet: bool = False) -> None:
 
 
 def silence_transformers() -> None:
-    """Its bar for loading weights would be drawn through ours. For commands that run a model: it imports torch."""
+    """Silence transformers, whose bar for loading weights would disturb the progress bar. Imports torch."""
     if _settings["verbose"]:
         return
     from transformers.utils import logging
@@ -99,7 +99,7 @@ def emit(kind: str, payload: dict[str, Any]) -> None:
 
 @contextmanager
 def progress(*, force_off: bool = False) -> Iterator[Progress]:
-    """A progress bar on stderr with a remaining time, or a line now and then where stderr is no terminal.
+    """A progress bar on stderr with the remaining time, or regular lines if stderr is no terminal.
 
     ``-q`` and ``force_off`` keep it silent.
     """
@@ -111,20 +111,20 @@ def progress(*, force_off: bool = False) -> Iterator[Progress]:
 
 @contextmanager
 def event_writer(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function that appends each event to a file as a line of JSON; one that does nothing without a file."""
+    """A function that appends each event to a file as a line of JSON; without a path it does nothing."""
     if path is None:
         yield lambda event: None
         return
     try:
-        # At the end of an earlier run's events, and of nothing else.
+        # Append to the events of an earlier run, but to no other file.
         if path.is_file() and path.stat().st_size and not _holds_events(path):
             raise UsageError(
-                f"--events {path}: the file holds something else than events, and is left alone.",
-                hint="Give the name of a new file.",
+                f"--events {path}: the file exists and has other content than events",
+                hint="Pass the name of a new file.",
             )
         file = path.open("a", encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"--events {path}: cannot be written: {error.strerror}.") from error
+        raise UsageError(f"--events {path}: cannot be written: {error.strerror}") from error
     with file:
 
         def write(event: Mapping[str, Any]) -> None:
@@ -145,7 +145,7 @@ def _holds_events(path: Path) -> bool:
 
 
 def show_report(document: Mapping[str, Any], folder: Path) -> None:
-    """A result on the terminal, and where its report lies."""
+    """Print a result and the path of its report."""
     from surgery import reporting
 
     console = _here()
@@ -155,12 +155,12 @@ def show_report(document: Mapping[str, Any], folder: Path) -> None:
 
 
 def say(line: str = "") -> None:
-    """Print one line of a result as it is: no markup, no wrapping."""
+    """Print one line of a result, without markup and wrapping."""
     sys.stdout.write(line + "\n")
 
 
 def listing(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Print names and values in two columns, which fit the terminal."""
+    """Print names and values in two columns that fit the terminal."""
     width = shutil.get_terminal_size().columns
     first = max(len(name) for name, _ in rows) + 3
     say(title)
@@ -176,7 +176,7 @@ def note(text: str) -> None:
 
 
 def _to_stderr(label: str, style: str, text: str) -> None:
-    """A line with a coloured label; rich is imported only where there is a terminal to colour it on."""
+    """Print a line with a coloured label; rich is imported only for a terminal."""
     if not sys.stderr.isatty():
         sys.stderr.write(f"{label}{text}\n")
         return
@@ -186,26 +186,26 @@ def _to_stderr(label: str, style: str, text: str) -> None:
 
 
 def _here() -> Any:
-    """This module, whose ``out`` and ``err`` are made when they are asked for."""
+    """This module, whose ``out`` and ``err`` are created at the first use."""
     return sys.modules[__name__]
 
 
 def next_step(*what: str) -> None:
-    """``Next: ...`` for a person who does not know what comes now; not with ``-q``. Several words are one command."""
+    """Print ``Next: ...``, the next command to run, unless ``-q``; several words are quoted as one command."""
     if not _settings["quiet"]:
         line = what[0] if len(what) == 1 else " ".join(word if word.isupper() else shlex.quote(word) for word in what)
         say(f"Next: {printable(line)}")
 
 
 def printable(text: object) -> str:
-    """Text of a stranger for the terminal: control characters, which could steer it, are spelled out."""
+    """Untrusted text for the terminal: control characters are written as escapes."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def run(app: typer.Typer, arguments: list[str] | None) -> int:
     """Run the app; turn every expected error into one message and its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    # Looking for plug-ins of pydantic reads every installed package's metadata, and no schema here uses one.
+    # No schema here uses plug-ins of pydantic, and the search reads the metadata of every installed package.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     _settings.update(
         emitted=False, terminated=False, json="--json" in given[: given.index("--") if "--" in given else None]
@@ -235,9 +235,9 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
             traceback.print_exc()
             _emit_error(ExitCode.FAILED, message, None)
         else:
-            _report(ExitCode.FAILED, message, "This is not an expected error; -v shows where it comes from.")
+            _report(ExitCode.FAILED, message, "This error is not expected. Pass -v to see its origin.")
         return ExitCode.FAILED
-    if code == ExitCode.INTERRUPTED:  # caught here, or by the parser
+    if code == ExitCode.INTERRUPTED:  # from here, or from the parser
         terminated = _settings["terminated"]
         code, word = (ExitCode.TERMINATED, "terminated") if terminated else (ExitCode.INTERRUPTED, "interrupted")
         _to_stderr(word, NOTE, "")
@@ -246,7 +246,7 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
 
 
 def _clean_up_when_terminated() -> None:
-    """SIGTERM ends a command as Ctrl-C does, so that nothing half done is left; the default just kills it."""
+    """Make SIGTERM end a command as Ctrl-C does, which cleans up; the default would kill it."""
     if threading.current_thread() is not threading.main_thread():
         return
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
@@ -259,7 +259,7 @@ def _terminate(*_: object) -> None:
 
 
 def _emit_error(code: int, message: str, hint: str | None) -> None:
-    """The document of a command that failed; not after one that the command has given itself."""
+    """Print the document of a failed command, unless the command has already printed one."""
     if _settings["json"] and not _settings["emitted"]:
         emit("error", {"error": {"code": code, "message": message, "hint": hint}})
 
@@ -267,7 +267,7 @@ def _emit_error(code: int, message: str, hint: str | None) -> None:
 def _report(code: int, message: str, hint: str | None) -> None:
     error = sys.exception()
     if _settings["verbose"] and error is not None:
-        # Where in this package: the frames of the parser around it say nothing about the fault.
+        # Only frames of this package, without those of the parser.
         own = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(_PACKAGE)]
         sys.stderr.write("Traceback in surgery:\n" + "".join(traceback.format_list(own)))
     _emit_error(code, message, hint)

@@ -1,4 +1,4 @@
-"""``surgery doctor``: versions, devices, disks, and what this machine can run."""
+"""``surgery doctor``: versions, devices, disks, and the sizes of models that this machine can run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ app = command_app()
 def doctor(as_json: console.JsonOption = False, verbose: console.VerboseOption = False) -> None:
     """Check this machine: versions, devices, disks.
 
-    Shows versions, devices, disks and what the machine can run. Exit code 1 if there is a problem.
+    Shows versions, devices, disks and the sizes of models that fit. Exit code 1 if there is a problem.
     """
     from surgery.loading.machine import examine
 
@@ -56,12 +56,12 @@ def _print(machine: Machine) -> None:
     ]
     for device in machine.devices:
         fits = machine.can_run[device.name]
-        sizes = ", ".join(f"{count / 1e9:.1f} B in {dtype}" for dtype, count in fits.items())
+        sizes = ", ".join(f"{count / 1e9:.1f} B parameters in {dtype}" for dtype, count in fits.items())
         free = f"{format_size(device.free)} of {format_size(device.memory)} free"
-        rows.append((device.name, f"{device.description}; {free}; parameters that fit: about {sizes}"))
+        rows.append((device.name, f"{device.description}; {free}; fits about {sizes}"))
     for place in machine.places:
         free = "unknown" if place.free is None else format_size(place.free)
-        how = f"unchanged shards can be {' or '.join(place.sharing)}" if place.writable else "cannot be written"
+        how = f"unchanged shards can be {' or '.join(place.sharing)}" if place.writable else "not writable"
         rows.append((place.purpose, f"{place.path}: {free} free; {how}"))
     rows += [("settings", ", ".join(f"{name}={value}" for name, value in machine.settings.items()) or "none")]
     for name, value in rows:

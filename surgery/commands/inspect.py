@@ -1,4 +1,4 @@
-"""``surgery inspect``: what a model's attention is, layer by layer, and what can be done to it."""
+"""``surgery inspect``: the attention of a model, layer by layer, and the operations that apply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``surgery recipes``: the recipes that ship, their schema, and checking one's own."""
+"""``surgery recipes``: list, show, copy and check recipes; their schema and reference."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ app = typer.Typer(
 )
 
 _NameArgument = Annotated[
-    str, typer.Argument(help="As `surgery recipes list` gives it.", autocompletion=completion.recipes)
+    str, typer.Argument(help="Name from `surgery recipes list`.", autocompletion=completion.recipes)
 ]
 
 
 @app.command("list", cls=CommandHelp)
 def list_recipes(json_: console.JsonOption = False) -> None:
-    """Name the recipes that ship with surgery."""
+    """List the recipes that surgery ships."""
     from surgery.schemas.shipped import shipped_files
 
     found = shipped_files("recipes")
@@ -53,25 +53,25 @@ def show(name: _NameArgument, json_: console.JsonOption = False) -> None:
 @app.command(cls=CommandHelp)
 def copy(
     name: _NameArgument,
-    path: Annotated[Path | None, typer.Argument(help="Where to; by default NAME.yaml here.")] = None,
+    path: Annotated[Path | None, typer.Argument(help="New file, or folder; by default NAME.yaml here.")] = None,
     json_: console.JsonOption = False,
 ) -> None:
-    """Copy a recipe, to make it your own."""
+    """Copy a recipe to a new file."""
     from surgery.schemas.shipped import shipped_file
 
     recipe = shipped_file("recipes", name)
     target = path or Path(f"{recipe.name}.yaml")
     if target.is_dir():
         if (target / "config.json").is_file():
-            raise UsageError(f"{target} is a model folder.", hint="Give another folder, or a file name.")
+            raise UsageError(f"{target} is a model folder", hint="Pass another folder or a file name.")
         target = target / f"{recipe.name}.yaml"
     try:
         with target.open("x", encoding="utf-8") as file:
             file.write(recipe.text)
     except FileExistsError as error:
-        raise UsageError(f"{target} exists.", hint="Give another path.") from error
+        raise UsageError(f"{target} already exists", hint="Pass another path.") from error
     except OSError as error:
-        raise UsageError(f"{target} cannot be written: {error.strerror}.") from error
+        raise UsageError(f"{target} cannot be written: {error.strerror}") from error
     if json_:
         console.emit("recipe-copy", {"name": recipe.name, "file": target.as_posix()})
         return
@@ -88,7 +88,7 @@ def schema() -> None:
 
 @app.command(cls=CommandHelp)
 def reference() -> None:
-    """Print what every key of a recipe means, as Markdown."""
+    """Print the meaning of every key of a recipe, as Markdown."""
     from surgery.recovery import Recipe
     from surgery.schemas.reference import reference as markdown
 
@@ -97,11 +97,11 @@ def reference() -> None:
 
 @app.command(cls=CommandHelp)
 def check(
-    file: Annotated[Path, typer.Argument(help="A YAML file, or a recipe that ships.")],
+    file: Annotated[Path, typer.Argument(help="YAML file, or name of a shipped recipe.")],
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")] = None,
     json_: console.JsonOption = False,
 ) -> None:
-    """Check a recipe: every fault, with its line and the nearest key."""
+    """Check a recipe; print every fault with its line and the nearest key."""
     from surgery.recovery import RecipeError, environment_overrides, placeholders, read_recipe
 
     try:
@@ -121,7 +121,7 @@ def check(
     console.out.print(f"{file}: valid", highlight=False, markup=False)
     if unset:
         console.err.print(
-            f"note: {', '.join(unset)}: still a placeholder (path/to/...); give a value in a copy (`surgery recipes "
+            f"note: {', '.join(unset)}: still a placeholder (path/to/...). Set a value in a copy (`surgery recipes "
             "copy`) or with --set.",
             highlight=False,
             markup=False,

@@ -1,4 +1,4 @@
-"""``surgery zoo``: many checkpoints, planned, converted and verified, each in a process of its own."""
+"""``surgery zoo``: plan, convert and verify many checkpoints, each in its own process."""
 
 from __future__ import annotations
 
@@ -31,21 +31,19 @@ _Handler = Callable[[Mapping[str, Any]], None]
 _Manifest = Annotated[
     Path, typer.Argument(metavar="MANIFEST", help="A YAML file; `surgery zoo reference` prints every key.")
 ]
-_Force = Annotated[
-    bool, typer.Option("--force", help="Replace outputs that the ledger does not know or that are out of date.")
-]
+_Force = Annotated[bool, typer.Option("--force", help="Replace outputs that are not in the ledger or are out of date.")]
 _Address = Annotated[
-    str | None, typer.Option(help="Of a Ray cluster, or auto; without it one is begun on this machine.")
+    str | None, typer.Option(help="Address of a Ray cluster, or auto; by default a cluster starts on this machine.")
 ]
 
 
 _Push = Annotated[
     str | None,
     typer.Option(
-        metavar="OWNER", help="Then upload each output with its card to OWNER/OUTPUT on the hub, private if it is new."
+        metavar="OWNER", help="Then upload each output with its card to OWNER/OUTPUT on the hub; a new one is private."
     ),
 ]
-_Engine = Annotated[EngineName, typer.Option(help="local: processes of this machine; ray: a cluster.")]
+_Engine = Annotated[EngineName, typer.Option(help="local: processes on this machine; ray: a Ray cluster.")]
 
 
 @app.command(cls=CommandHelp)
@@ -55,9 +53,9 @@ def plan(
     as_json: console.JsonOption = False,
     verbose: console.VerboseOption = False,
 ) -> None:
-    """Show what everything costs, and what cannot be done. Reads headers; writes nothing; no torch.
+    """Show the cost of each item, and the refused items. Reads headers only, writes nothing, needs no torch.
 
-    Exit code 5 if some items are refused, 3 if nothing is left to do then.
+    Exit code 5 if some items are refused, 3 if also none is ready or done.
     """
     from surgery.commands.zoo_tables import plan_table
     from surgery.zoo.zoo import open_zoo
@@ -86,7 +84,7 @@ def run(
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
 ) -> None:
-    """Do everything that is not done yet; after a kill, go on.
+    """Convert and verify all items that are not done yet. After an interruption the same command continues.
 
     Exit code 5 if some items failed, were refused, or could not be uploaded.
     """
@@ -105,15 +103,15 @@ def retry(
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
 ) -> None:
-    """Try again what failed or was refused, and nothing else."""
+    """Run only the items that failed or were refused."""
     _run(manifest, force, engine, ray_address, push, events, as_json, verbose, quiet, only_failed=True)
 
 
 @app.command(cls=CommandHelp)
 def status(manifest: _Manifest, as_json: console.JsonOption = False, verbose: console.VerboseOption = False) -> None:
-    """Show what has become of everything, also while a run goes on.
+    """Show the state of each item, also during a run.
 
-    Exit code 5 if something failed, was refused or is out of date.
+    Exit code 5 if an item failed, was refused or is out of date.
     """
     from surgery.zoo.zoo import zoo_status
 
@@ -123,14 +121,14 @@ def status(manifest: _Manifest, as_json: console.JsonOption = False, verbose: co
 
 @app.command(cls=CommandHelp)
 def report(manifest: _Manifest, as_json: console.JsonOption = False, verbose: console.VerboseOption = False) -> None:
-    """Write summary.json and report.html from the ledger into the output folder; every run does so at its end."""
+    """Write summary.json and report.html from the ledger into the output folder, as every run does at its end."""
     from surgery.zoo.summaries import write_summary
     from surgery.zoo.zoo import open_zoo
 
     console.setup(verbose=verbose)
     opened = open_zoo(manifest)
     if not opened.ledger.is_file():
-        raise UsageError(f"There is no zoo in {opened.output} yet.", hint=f"surgery zoo run {manifest}")
+        raise UsageError(f"{opened.output} has no zoo yet", hint=f"Run `surgery zoo run {manifest}`.")
     files = [path.as_posix() for path in write_summary(opened.summary(), opened.output)]
     if as_json:
         console.emit("zoo-report", {"files": files})
@@ -141,7 +139,7 @@ def report(manifest: _Manifest, as_json: console.JsonOption = False, verbose: co
 
 @app.command(cls=CommandHelp)
 def reference() -> None:
-    """Print a manifest to begin with, and what every key means, as Markdown."""
+    """Print an example manifest and the meaning of every key, as Markdown."""
     from surgery.schemas.reference import reference as markdown
     from surgery.zoo.manifest import EXAMPLE, Manifest
 
@@ -169,10 +167,10 @@ def _run(
 
     console.setup(verbose=verbose, quiet=quiet)
     if ray_address is not None and engine is not EngineName.ray:
-        raise UsageError("--ray-address goes with --engine ray.")
+        raise UsageError("--ray-address needs --engine ray")
     opened = open_zoo(manifest)
     if only_failed and not opened.is_begun:
-        raise UsageError(f"Nothing was run yet in {opened.output}.", hint=f"surgery zoo run {manifest}")
+        raise UsageError(f"nothing was run yet in {opened.output}", hint=f"Run `surgery zoo run {manifest}`.")
     if push is not None:
         check_owner(push)  # before hours of work
     with _listening(events, quiet=quiet) as (on_plan, on_event):
@@ -189,9 +187,7 @@ def _run(
             summary = push_zoo(opened, push, force=force, on_event=on_event)
     files = write_summary(summary, opened.output)
     if not summary["ended"]:
-        console.err.print(
-            "interrupted; the same command goes on where it stopped", style=NOTE, markup=False, soft_wrap=True
-        )
+        console.err.print("interrupted; the same command continues the run", style=NOTE, markup=False, soft_wrap=True)
         raise typer.Exit(ExitCode.INTERRUPTED)
     _finish(summary, as_json=as_json, files=[path.as_posix() for path in files])
 
@@ -212,7 +208,7 @@ def _finish(summary: dict[str, Any], *, as_json: bool, files: list[str] | None =
 
 
 def _advise(hints: Sequence[tuple[str, str | None]]) -> None:
-    """What to do about reasons, each once. A command, on a line of its own, is not broken: somebody copies it."""
+    """Print each hint once. A command on its own line is not wrapped, so that users can copy it."""
     said: set[str] = set()
     for name, hint in hints:
         if not hint or hint in said:
@@ -224,7 +220,7 @@ def _advise(hints: Sequence[tuple[str, str | None]]) -> None:
 
 
 def _warn(found: ZooPlan) -> None:
-    """Each warning once, with how many items it concerns."""
+    """Print each warning once, with the number of its items."""
     from rich.text import Text
 
     concerned: dict[str, list[str]] = {}
@@ -233,14 +229,14 @@ def _warn(found: ZooPlan) -> None:
             concerned.setdefault(warning, []).append(row.item.name)
     for warning, names in concerned.items():
         where = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-        # A terminal breaks a line anywhere, so there it is broken here; elsewhere a line is for programs to read.
+        # On a terminal, wrap between words; elsewhere keep one line, for programs that read it.
         text = Text.assemble(("note:", NOTE), console.printable(f" {where}: {warning}"))
         console.err.print(text, soft_wrap=not console.err.is_terminal)
 
 
 @contextmanager
 def _listening(events: Path | None, *, quiet: bool) -> Iterator[tuple[Callable[[Any], None], _Handler]]:
-    """What is told of the plan and of events: to the file of events, and to a live table or, in a log, as lines."""
+    """Functions that show the plan and events: in the events file, and as a live table or as lines of a log."""
     from surgery.commands.zoo_tables import LiveTable, LogLines
 
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""A zoo on the terminal: its plan, its summary, the table that lives while it runs, and the lines of a log instead."""
+"""A zoo on the terminal: plan, summary, and, during a run, a live table or the lines of a log."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 _NUMBERS = ("size", "disk", "memory", "time", "peak")
 _MOST_LIVE = 12
 _ENDINGS = {"done": "done", "interrupted": "interrupted", "pushed": "uploaded", "not pushed": "not uploaded"}
-# Of a name's characters before the other columns make way no longer.
+# Least width of the column of names, in characters.
 _LEAST_NAME = 24
 
 
 def plan_table(plan: ZooPlan, width: int) -> Group:
-    """Every item with what it costs; below, the sums, what is done, and why items are refused."""
+    """Every item with its cost; below, the sums, the operations, and the reasons of refused items."""
     rows = []
     for row in plan.rows:
         ready = row.state == "ready"
@@ -54,8 +54,8 @@ def plan_table(plan: ZooPlan, width: int) -> Group:
         Text(
             ", ".join(f"{number} {state}" for state, number in counts.items() if number)
             + f"; at most {format_size(plan.disk)} of disk"
-            + (f" and what {unknown} not fetched yet take" if unknown else "")
-            + f", {format_size(plan.free)} are free"
+            + (f" (without {unknown} that are not downloaded yet)" if unknown else "")
+            + f", {format_size(plan.free)} free"
         )
     ]
     for words, number in Counter(row.operations for row in plan.of("ready")).items():
@@ -65,7 +65,7 @@ def plan_table(plan: ZooPlan, width: int) -> Group:
 
 
 def summary_table(summary: Mapping[str, Any], width: int) -> Group:
-    """What has become of every item; below, why those that are not done are not, and whether a run is at work."""
+    """The state of every item; below, the reasons of items that are not done, and whether a run is active."""
     from surgery.reporting.zoo import course, headline, megabytes, seconds, words
 
     title = f"{summary['zoo']}: {headline(summary)}"
@@ -98,7 +98,7 @@ def summary_table(summary: Mapping[str, Any], width: int) -> Group:
 
 
 def _table(title: Text, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], width: int) -> Table:
-    """A table whose first column, the names, gets its room first: where all is not wide enough, lines make way."""
+    """A table that fits the width: it first drops the lines between columns, and the names get their width first."""
     cells = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
     if not _fits(columns, cells, width):
         for row in cells:
@@ -145,7 +145,7 @@ class _Running:
 
 
 class LiveTable:
-    """Items as they run, and a line with counts, a rate and the remaining time."""
+    """Shows the running items, and a line with counts, rate and remaining time."""
 
     def __init__(self, console: Console) -> None:
         self._running: dict[str, _Running] = {}
@@ -154,25 +154,25 @@ class LiveTable:
         self._bytes = 0
         self._began = time.monotonic()
         self._stopping = False
-        # Last: it draws at once.
+        # Last, because it draws at once.
         self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._draw)
 
     def __enter__(self) -> Self:
-        """Begin to draw."""
+        """Start drawing."""
         self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take the table away; what remains is the summary."""
+        """Remove the table; the summary follows."""
         self._live.stop()
 
     def begin(self, plan: ZooPlan) -> None:
-        """Take over how much there is to do."""
+        """Note the items of the plan."""
         self._sizes = {row.item.name: row.source_bytes or 0 for row in plan.of("ready")}
         self._began = time.monotonic()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        """Take note of one event."""
+        """Update the table by one event."""
         kind, name = event["event"], event.get("item", "")
         if kind in ("started", "pushing"):
             self._running[name] = _Running("uploading" if kind == "pushing" else "starting")
@@ -215,7 +215,7 @@ class LiveTable:
         if self._counts["failed"]:
             parts.append(f"{self._counts['failed']} failed")
         if self._stopping:
-            return "; ".join([*parts, "stopping: running items clean up (Ctrl-C again: at once)"])
+            return "; ".join([*parts, "stopping after cleaning up (Ctrl-C again stops at once)"])
         if ended and took > 0:
             parts.append(f"{ended / took * 60:,.1f} items/min, {self._bytes / took / 1e6:,.0f} MB/s")
             parts.append(f"about {format_duration((total - ended) * took / ended)} left")
@@ -223,7 +223,7 @@ class LiveTable:
 
 
 class LogLines:
-    """One line for each item as it starts and as it ends, where there is no terminal to draw a table on."""
+    """Prints a line at the start and the end of each item, if there is no terminal for a table."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -231,12 +231,12 @@ class LogLines:
         self._begun = 0
 
     def begin(self, plan: ZooPlan) -> None:
-        """Take over how much there is to do."""
+        """Note the items of the plan."""
         self._total = len(plan.of("ready"))
-        self._say(f"zoo: {self._total} to do, {len(plan.of('done'))} done already")
+        self._say(f"zoo: {self._total} to do, {len(plan.of('done'))} already done")
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        """Say what an event tells, if it is a start or an end."""
+        """Print a line if the event is a start or an end."""
         kind, name = event["event"], event.get("item", "")
         took = f", {format_duration(event['seconds'])}" if event.get("seconds") is not None else ""
         why = f": {event['message']}" if event.get("message") else ""
@@ -251,7 +251,7 @@ class LogLines:
         elif kind == "pushing":
             self._say(f"{name}: uploading")
         elif kind == "stopping":
-            self._say("stopping: running items clean up (a second signal: at once)")
+            self._say("stopping after cleaning up (a second signal stops at once)")
 
     def _say(self, line: str) -> None:
         self._console.print(printable(" ".join(line.split("\n"))), markup=False, highlight=False, soft_wrap=True)

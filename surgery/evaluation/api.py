@@ -78,7 +78,7 @@ def _texts(suite: Suite, given: Sequence[str | Path]) -> list[Document]:
     patterns = given or suite.text
     if not suite.reads_text:
         if given:
-            raise UsageError(f"--text does nothing: no part of the suite {suite.name} reads texts")
+            raise UsageError(f"--text has no effect: no part of the suite {suite.name} reads texts")
         return []
     if not patterns and not suite.needs_text:
         return []

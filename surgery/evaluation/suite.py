@@ -59,7 +59,7 @@ class Suite(StrictModel):
             return self
         if not self.needs_text:
             raise UsageError(
-                f"--{next(iter(given))} does nothing: no part of the suite {self.name} measures the loss of texts"
+                f"--{next(iter(given))} has no effect: no part of the suite {self.name} measures the loss of texts"
             )
         parts = [_with(part, given) if isinstance(part, TextPartOptions) else part for part in self.parts]
         return self.model_copy(update={"parts": parts})

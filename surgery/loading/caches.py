@@ -1,4 +1,4 @@
-"""Key-value caches, under the name that the installed transformers has for them: past_key_values, since 5.24 cache."""
+"""Key-value caches, under their name in the installed transformers: ``past_key_values``, since 5.24 ``cache``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def new_cache(model: Any) -> Any:
 
 
 def with_cache(cache: Any) -> dict[str, Any]:
-    """Keywords for a model's call that reads the cache and adds to it."""
+    """Keywords for a call of a model that reads the cache and adds to it."""
     return {**named(cache), "use_cache": True}
 
 
 def named(cache: Any) -> dict[str, Any]:
-    """The cache, or None, under the name that transformers has for it."""
+    """The cache, or None, as a keyword for a call of a model."""
     return {_name(): cache}
 
 

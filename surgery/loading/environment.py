@@ -1,4 +1,4 @@
-"""Versions of what a model runs with, for every record that this tool writes."""
+"""Versions of the software that runs a model, for records."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from surgery.version import __version__
 
 
 def environment() -> dict[str, str]:
-    """``surgery``, ``transformers``, ``torch`` and ``python``."""
+    """Versions of ``surgery``, ``transformers``, ``torch`` and ``python``."""
     import torch
     import transformers
 

@@ -1,4 +1,4 @@
-"""A model's head by itself: logits of some positions, without ever holding a (length, vocabulary) matrix."""
+"""The head of a model alone: logits of some positions, without a (length, vocabulary) matrix in memory."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-# Logits held at once while measuring, in elements: 64 MiB in float32.
+# Largest number of logits in memory while measuring: 64 MiB in float32.
 LOGITS_AT_ONCE = 2**24
 
 
 def vocabulary(model: Any) -> int:
-    """Logits per position."""
+    """The number of logits per position."""
     return int(model.get_output_embeddings().weight.shape[0])
 
 
 def base_output(model: Any, **inputs: Any) -> Any:
-    """The base model's output, called exactly as the whole model calls it when it is given ``inputs``."""
+    """The output of the base model, as the whole model calls it for ``inputs``."""
     seen: list[Any] = []
     hook = backbone(model).register_forward_hook(lambda module, arguments, output: seen.append(output))
     try:
-        # Without the last the whole matrix of logits would be made once, to be thrown away.
+        # Logits of the last position only; the others would be computed for nothing.
         model(**inputs, **last_logits_only(model))
     finally:
         hook.remove()
@@ -33,17 +33,17 @@ def base_output(model: Any, **inputs: Any) -> Any:
 
 
 def head_logits(model: Any, output: Any, input_ids: torch.Tensor, begin: int, end: int) -> torch.Tensor:
-    """Logits ``(batch, end - begin, vocabulary)`` of some positions, from a base model's output.
+    """Logits ``(batch, end - begin, vocabulary)`` of some positions, from the output of a base model.
 
-    The hidden states go through the model's own ``forward`` with the base model standing aside, so that whatever a
-    family does between hidden states and logits (a scale, a final soft cap) is done by its own code.
+    The model's own ``forward`` gets the hidden states in place of running its base model, so the family's own code
+    does everything between hidden states and logits (a scale, a final soft cap).
 
     Args:
         model: a causal language model of transformers, or an adapter on one.
         output: from `base_output`.
-        input_ids: ``(batch, length)``, that ``output`` comes from.
+        input_ids: ``(batch, length)``, the input of ``output``.
         begin: the first position.
-        end: behind the last one.
+        end: one past the last position.
     """
     with with_base_output(model, with_hidden(output, output["last_hidden_state"][:, begin:end])):
         logits: torch.Tensor = model(input_ids=input_ids[:, begin:end], use_cache=False).logits
@@ -51,10 +51,10 @@ def head_logits(model: Any, output: Any, input_ids: torch.Tensor, begin: int, en
 
 
 def backbone(model: Any) -> Any:
-    """What makes the hidden states that the model's head reads: its decoder (OPT's head passes by its base model).
+    """The module that computes the hidden states for the head: in most families the decoder.
 
-    ModernBERT calls the last part of its head the decoder; its base model is the right one. Llama 4 calls a model with
-    its head the decoder; the base model inside is the right one.
+    OPT's head reads its decoder and not its base model. The decoder of ModernBERT is the last part of its head, so its
+    base model is used. The decoder of Llama 4 has a head of its own, so the base model in it is used.
     """
     from surgery.runtime import base_model_of
 
@@ -63,7 +63,7 @@ def backbone(model: Any) -> Any:
 
 
 def with_hidden(output: Any, hidden: torch.Tensor) -> Any:
-    """A base model's output with other hidden states."""
+    """A copy of a base model's output with other hidden states."""
     changed = copy.copy(output)
     changed["last_hidden_state"] = hidden
     return changed
@@ -71,9 +71,9 @@ def with_hidden(output: Any, hidden: torch.Tensor) -> Any:
 
 @contextmanager
 def with_base_output(model: Any, output: Any) -> Iterator[None]:
-    """The model's own head on an output of its base model that is at hand, which does not run."""
+    """Make the base model return ``output`` without running, within a ``with`` block."""
     base = backbone(model)
-    before = base.__dict__.get("forward")  # accelerate puts its own there
+    before = base.__dict__.get("forward")  # accelerate may have set its own
     base.forward = lambda *arguments, **keywords: output
     try:
         yield
@@ -85,6 +85,6 @@ def with_base_output(model: Any, output: Any) -> Iterator[None]:
 
 
 def last_logits_only(model: Any) -> dict[str, int]:
-    """The keyword that spares the logits of all positions but the last, for models that know it."""
+    """The keyword that limits the logits to the last position; empty for a model without it."""
     own = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter takes any keyword
     return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(own.forward).parameters else {}

@@ -1,4 +1,4 @@
-"""What this machine has: versions, devices, memory, disks; and from that, what it can run. Plain data."""
+"""Versions, devices, memory and disks of this machine, and the sizes of models that fit. Plain data."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from surgery.errors import CheckpointError
 from surgery.version import __version__
 
 DISTRIBUTION = "model-surgery"
-# Programs that are used if they are there, and what for.
+# Optional packages, and their purpose.
 OPTIONAL = {
-    "ray": "the zoo on a cluster",
+    "ray": "a zoo on a cluster",
     "lm-eval": "evaluation by lm-eval",
     "flash-attn": "the attention backend flash_attention_2",
     "bitsandbytes": "quantized sources",
     "torchao": "quantized sources",
     "compressed-tensors": "quantized sources",
 }
-# Room for activations and the rest, above the weights.
+# Factor on the size of the weights, for activations and the rest.
 _HEADROOM = 1.3
 _FP32, _BF16 = 4, 2
 
 
 @dataclass(frozen=True)
 class Package:
-    """One package: the version that is installed, the range that is asked for, and whether the one is in the other."""
+    """One package: the installed version, the required range, and whether the version is in the range."""
 
     name: str
     version: str | None
@@ -46,7 +46,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Device:
-    """One place where a model can run, with its memory in bytes; ``free`` is what is left of it now."""
+    """One device that can run a model, with its memory and the memory that is now ``free``, in bytes."""
 
     name: str
     description: str
@@ -56,7 +56,7 @@ class Device:
 
 @dataclass(frozen=True)
 class FolderStatus:
-    """A folder that is written to: free bytes, whether it can be written, and how unchanged shards would be placed."""
+    """A folder for outputs: free bytes, whether it is writable, and how unchanged shards can be placed there."""
 
     purpose: str
     path: str
@@ -71,15 +71,16 @@ class Machine:
 
     Attributes:
         surgery, python, system: versions.
-        verified_with: the versions of transformers that the families were verified with.
-        packages: what is required; optional: what is used where it is there.
-        devices: the first is what ``--device auto`` takes.
-        attention: attention backends that can be asked for here.
+        verified_with: versions of transformers with which the families were verified.
+        packages: required packages.
+        optional: optional packages.
+        devices: ``--device auto`` takes the first.
+        attention: attention backends that work here.
         places: the working folder, the hub cache and the temporary folder.
-        settings: environment variables that matter; of a secret only that it is set.
-        can_run: for each device, about how many parameters fit in float32 (verify) and in bfloat16.
-        problems: what stands in the way.
-        notes: what is worth knowing, and no obstacle.
+        settings: relevant environment variables; the value of a secret is not shown.
+        can_run: for each device, the approximate number of parameters that fit in float32 (for verify) and in bfloat16.
+        problems: faults that prevent the use.
+        notes: other facts for users.
     """
 
     surgery: str
@@ -102,21 +103,21 @@ class Machine:
 
 
 def examine(folder: Path | None = None) -> Machine:
-    """Look at this machine. Imports torch for the devices; nothing is left behind.
+    """Examine this machine. Imports torch for the devices, and leaves no file.
 
     Args:
-        folder: where outputs would go; by default the working folder.
+        folder: for outputs; by default the working folder.
     """
     packages = tuple(_required())
     optional = tuple(Package(name, _version(name), "", True, purpose) for name, purpose in OPTIONAL.items())
     devices = tuple(_devices())
     places = tuple(_places(folder or Path.cwd()))
     problems = [
-        f"{package.name} {package.version or 'is missing'}: {package.wanted} is wanted"
+        f"{package.name} {package.version or 'is missing'}: {package.wanted} is required"
         for package in packages
         if not package.fits
     ]
-    problems += [f"{place.path} cannot be written ({place.purpose})" for place in places if not place.writable]
+    problems += [f"{place.path} is not writable ({place.purpose})" for place in places if not place.writable]
     notes = []
     transformers = next((package.version for package in packages if package.name == "transformers"), None)
     if transformers is not None and transformers not in VERIFIED_WITH:
@@ -153,7 +154,7 @@ def _version(name: str) -> str | None:
 
 
 def _required() -> Iterator[Package]:
-    """The packages that this distribution asks for; none where it runs from a source tree that is not installed."""
+    """The packages that this distribution requires; empty if it is not installed."""
     from packaging.requirements import Requirement
 
     try:
@@ -201,7 +202,7 @@ def _places(folder: Path) -> Iterator[FolderStatus]:
 
 
 def _sharing(folder: Path) -> tuple[str, ...] | None:
-    """How a file can be placed a second time here (reflink or copied, linked); None where nothing can be written."""
+    """The ways to place a copy of a file here (reflink or copied, linked); None if the folder is not writable."""
     try:
         with tempfile.TemporaryDirectory(prefix=".surgery-doctor-", dir=folder) as scratch:
             source = Path(scratch) / "source"

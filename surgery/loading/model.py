@@ -1,4 +1,4 @@
-"""Loading, in one place, so that every command that runs a model treats it alike."""
+"""Loading of models and tokenizers, the same for every command."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DEVICE = re.compile(r"auto|cpu|(cuda|mps|xpu|hpu|npu|mlu|musa|mtia)(:\d+)?")
 
 
 class RunOptions(BaseModel):
-    """How a model is run: the flags of every command that runs one."""
+    """Device, dtype, batch size and attention backend: the flags of every command that runs a model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
@@ -34,25 +34,25 @@ class RunOptions(BaseModel):
     dtype: Dtype = Field(default="auto", description="auto (the dtype of the checkpoint), float32, bfloat16, float16.")
     batch_size: PositiveInt = Field(default=1, description="Sequences per forward pass.")
     attn_implementation: str | None = Field(
-        default=None, description="Attention of transformers: sdpa, eager, flash_attention_2 ..."
+        default=None, description="Attention backend of transformers: sdpa, eager, flash_attention_2 ..."
     )
     trust_remote_code: bool = Field(
-        default=False, description="Run code that the model's folder brings for itself or its tokenizer."
+        default=False, description="Run the code in the folder of the model, for the model or its tokenizer."
     )
 
 
 def check_device(device: str) -> None:
-    """Refuse what names no kind of device; whether this machine has it is found out with torch.
+    """Refuse a name that is no device; `pick_device` checks whether this machine has the device.
 
     Raises:
-        UsageError: it is no name of a device.
+        UsageError: the name is no device.
     """
     if not _DEVICE.fullmatch(device):
-        raise UsageError(f"--device {device}: no device has this name", hint="Give auto, cpu, cuda, cuda:1 or mps.")
+        raise UsageError(f"--device {device}: no device has this name", hint="Pass auto, cpu, cuda, cuda:1 or mps.")
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """``auto`` is the first of cuda, mps and cpu that is there.
+    """The device of a name; ``auto`` is the first of cuda, mps and cpu that this machine has.
 
     Raises:
         UsageError: the device is unknown to torch or not on this machine.
@@ -70,16 +70,16 @@ def pick_device(device: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(
             f"--device {device}: {str(error).splitlines()[0]}",
-            hint="Give auto, cpu, cuda, cuda:1 or mps, whichever this machine has.",
+            hint="Pass auto, cpu, or a device that this machine has.",
         ) from error
     return chosen
 
 
 def check_attention(name: str) -> None:
-    """Refuse an attention implementation that transformers does not know; a kernel of the hub is not looked up.
+    """Refuse an attention backend that transformers does not know; kernels of the hub are not checked.
 
     Raises:
-        UsageError: nothing of that name is registered.
+        UsageError: the name is not registered.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -95,16 +95,16 @@ def _known_family(folder: Path) -> Family | None:
 
 
 def auto_class(folder: Path) -> str:
-    """Name of the auto class of transformers that knows a model: some have other parts beside the language model."""
+    """Name of transformers' auto class for a model: a model of several parts has another one."""
     family = _known_family(folder)
     return "AutoModelForCausalLM" if family is None or family.text is None else "AutoModelForImageTextToText"
 
 
 def check_runs(folder: Path) -> None:
-    """Nothing, where the installed transformers can run the family of a model folder.
+    """Check that the installed transformers can run the family of a model folder.
 
     Raises:
-        CheckpointError: its class there is known not to run, converted or not.
+        CheckpointError: the family's class in this version does not run, converted or not.
     """
     import transformers
 
@@ -118,7 +118,7 @@ def check_runs(folder: Path) -> None:
 
 
 def load_model(folder: Path, options: RunOptions | None = None) -> PreTrainedModel:
-    """Load a causal language model from a folder, in evaluation mode. Operated types need no remote code.
+    """Load a causal language model from a folder, in evaluation mode. Converted checkpoints need no remote code.
 
     Args:
         folder: a model folder, converted or not.
@@ -140,7 +140,7 @@ def load_model(folder: Path, options: RunOptions | None = None) -> PreTrainedMod
     if options.attn_implementation is not None:
         check_attention(options.attn_implementation)
         arguments["attn_implementation"] = options.attn_implementation
-    # Given as False, not left out: transformers would otherwise ask on the terminal and wait.
+    # Without a value, transformers would ask on the terminal and wait.
     arguments["trust_remote_code"] = options.trust_remote_code
     try:
         model = getattr(transformers, auto_class(folder)).from_pretrained(folder, **arguments)
@@ -168,41 +168,41 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     """Load the tokenizer of a model folder.
 
     Raises:
-        TokenizerCodeError: it needs code of its own, which must not be run or is missing.
-        CheckpointError: there is none, or transformers cannot load it.
+        TokenizerCodeError: the tokenizer needs its own code, which may not run or is missing.
+        CheckpointError: the folder has no tokenizer, or transformers cannot load it.
     """
     from transformers import AutoTokenizer
 
     register()
-    hint = "Put the tokenizer's files (tokenizer.json, tokenizer_config.json) into the model's folder."
+    hint = "Copy the tokenizer's files (tokenizer.json, tokenizer_config.json) into the model's folder."
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, ImportError, KeyError) as error:
         code = tokenizer_code(folder)
         if code is not None and not (trust_remote_code and (folder / code).is_file()):
             raise TokenizerCodeError(folder, code) from error
-        raise CheckpointError(f"{folder.name}: no tokenizer could be loaded: {error}", hint=hint) from error
-    # Without any file transformers makes one from the model's type alone, with no vocabulary.
+        raise CheckpointError(f"{folder.name}: the tokenizer could not be loaded: {error}", hint=hint) from error
+    # Without files, transformers makes a tokenizer without a vocabulary from the model type.
     if not tokenizer("words", add_special_tokens=False)["input_ids"]:
         raise CheckpointError(f"{folder.name} has no tokenizer", hint=hint)
     return tokenizer
 
 
 def recompute(model: Any, wanted: bool) -> None:
-    """Have a model's layers recompute their activations in the backward pass (gradient checkpointing), or keep them.
+    """Switch gradient checkpointing on or off: layers recompute their activations in the backward pass, or keep them.
 
     Raises:
-        UsageError: the model has no code for it.
+        UsageError: the model does not support it.
     """
     verb = "enable" if wanted else "disable"
-    switch = getattr(model, f"activation_checkpointing_{verb}", None)  # its name of late
+    switch = getattr(model, f"activation_checkpointing_{verb}", None)  # the name in new versions
     if switch is None:
         switch = getattr(model, f"gradient_checkpointing_{verb}")
     if not wanted:
         switch()
         return
     try:
-        # Re-entrant checkpointing gives no gradient where the inputs have none, as with frozen embeddings.
+        # Re-entrant checkpointing gives no gradient if the inputs have none, as with frozen embeddings.
         switch({"use_reentrant": False})
     except ValueError as error:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""The operations of a loaded model: find their modules, and switch them off to get the source's behaviour."""
+"""The operations of a loaded model: find their modules, and switch them off to get the source model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def operation_of(path: str) -> str:
 
 @contextmanager
 def operations_off(model: torch.nn.Module, *, keep: Collection[str] = ()) -> Iterator[None]:
-    """The model with the source's behaviour inside the ``with``: the same weights, and no second copy of them.
+    """Switch the operations off within a ``with`` block: the source model, on the same weights.
 
     Args:
         model: with operations, or without.
@@ -47,7 +47,7 @@ def operations_off(model: torch.nn.Module, *, keep: Collection[str] = ()) -> Ite
 
 
 def switch_off(model: torch.nn.Module) -> None:
-    """As :func:`operations_off`, for good."""
+    """Switch the operations off permanently."""
     modules: list[Any] = list(operation_modules(model).values())
     for module in modules:
         module.enabled = False
@@ -56,7 +56,7 @@ def switch_off(model: torch.nn.Module) -> None:
 
 
 def _source_modules(model: torch.nn.Module, keep: Collection[str]) -> list[tuple[Any, str, Any, Any]]:
-    """(parent, attribute, module of the converted model, module of the source) wherever an operation replaced one."""
+    """(parent, attribute, converted module, source module) for each module that an operation replaced."""
     found = []
     for name, operation in OPERATIONS.items():
         if name in keep:

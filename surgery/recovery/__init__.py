@@ -1,6 +1,6 @@
-"""Recovery after an operation: a strict recipe, a training run that can be interrupted, a full checkpoint as result.
+"""Recovery after an operation: a recipe, a training run that can be resumed, and a full checkpoint as result.
 
-Nothing here imports torch until a run begins.
+Nothing here imports torch before a run starts.
 """
 
 from surgery.recovery.adapter_merge import MergeResult, merge

@@ -1,4 +1,4 @@
-"""A trained adapter as PEFT keeps it, the operation's parameters among it."""
+"""A trained adapter in PEFT's format, with the parameters of the operations in it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ BASE_RECORD = "base.json"
 
 
 def base_identity(checkpoint: Checkpoint) -> str:
-    """Hash of what a base is: its config, the names, dtypes and shapes of its tensors, and the operation's numbers.
+    """Hash of a base: its config, the names, dtypes and shapes of its tensors, and the parameters of the operations.
 
-    Not of all its weights, which would be read for it.
+    The weights are not part of it, so that they need not be read.
     """
     tensors = {name: [info.dtype, list(info.shape)] for name, info in checkpoint.tensors.items()}
     numbers = {
@@ -30,19 +30,19 @@ def base_identity(checkpoint: Checkpoint) -> str:
 
 
 class Adapter:
-    """A trained adapter, taken before it is merged."""
+    """A trained adapter, copied before the merge."""
 
     def __init__(self, model: Any, source: Source, checkpoint: Checkpoint, trained: Sequence[str]) -> None:
-        """Take the adapter's state.
+        """Copy the state of the adapter.
 
         Args:
-            model: with the adapter on.
+            model: with the adapter.
             source: of the base.
             checkpoint: of the base.
             trained: names of all parameters that were trained.
 
         Raises:
-            RuntimeError: it lacks trained parameters of the operation.
+            RuntimeError: trained parameters of an operation are missing in it.
         """
         from peft import get_peft_model_state_dict
 
@@ -55,10 +55,10 @@ class Adapter:
             raise RuntimeError(f"the adapter holds {len(held)} of {len(wanted)} parameters of the operation")
 
     def write(self, folder: Path, base: str | None = None) -> None:
-        """As PEFT saves it, with the base by name rather than by path unless ``base`` says what it is called.
+        """Write PEFT's files and the record of the base, which is named by ``base`` or else by the source's name.
 
-        A local base is also recorded by its path from the adapter, so that the two are found when both are moved. The
-        path holds for the folder that this one becomes: a staged output lies beside its final place.
+        For a local base the record has the relative path from the adapter, so that it still holds after both are moved
+        together. The path is also right for the final folder, because a staged output lies beside it.
         """
         from safetensors.torch import save_file
 

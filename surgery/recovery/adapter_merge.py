@@ -1,4 +1,4 @@
-"""A LoRA adapter into the weights of its base, shown to be the same model before anything appears."""
+"""Merge a LoRA adapter into the weights of its base, and check the logits before the output appears."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from surgery.recovery.lora import quiet_peft
 from surgery.recovery.result_folder import Record, changed_tensors, plan_space, write_result
 
 _PROBE = (2, 48)
-# Root mean square of the difference over that of the logits. Rounding weights to bfloat16 alone costs about 0.5%.
+# Largest relative difference of the logits (root mean square). Rounding weights to bfloat16 costs about 0.5%.
 _TOLERANCE = {"F32": 1e-5, "F16": 2e-2, "BF16": 5e-2}
 _TIED = ("lm_head", "embed_tokens", "embed_in", "embed_out", "wte")
 
 # Keys of adapter_config.json with which a merged checkpoint could not be the same model.
 _UNMERGEABLE = {
     "layer_replication": "the merged model would have other layers than its base",
-    "alora_invocation_tokens": "the adapter acts on the tokens after its invocation alone, merged weights on all",
+    "alora_invocation_tokens": "the adapter acts only on tokens after its invocation, merged weights on all tokens",
 }
 
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What was merged, and how far the result's logits are from adapter on base (relative, root mean square)."""
+    """The result of a merge; ``logit_difference`` is relative to base with adapter (root mean square)."""
 
     output: Path
     base: str
@@ -59,20 +59,20 @@ def merge(
     force: bool = False,
     device: str = "auto",
 ) -> MergeResult:
-    """Add a LoRA adapter, the operation's parameters among it, to its base and write a full checkpoint.
+    """Add a LoRA adapter, with the parameters of operations in it, to its base and write a full checkpoint.
 
     Args:
         adapter: folder with adapter_config.json and adapter_model.safetensors.
         output: folder for the result, in the format and dtypes of the base.
-        base: folder or hub id; by default what the adapter names.
+        base: folder or hub id; by default the base that the adapter names.
         force: replace an earlier output of this tool.
-        device: that compares.
+        device: for the comparison.
 
     Raises:
-        UsageError: the folder is no adapter, the base is not found.
-        CheckpointError: there is no such folder, the adapter was trained on another base, or does not fit.
-        PlanRefusedError: an adapter of another kind, or one that would pull tied weights apart.
-        VerificationError: the result, loaded again, is not the same model; nothing was written.
+        UsageError: the folder is no adapter, or the base is not found.
+        CheckpointError: the folder is missing, or the adapter was trained on another base or does not fit.
+        PlanRefusedError: the adapter is of another kind, or changes tied weights.
+        VerificationError: the merged model has other logits; nothing was written.
     """
     folder = Path(adapter).expanduser()
     check_folder(folder)
@@ -111,12 +111,12 @@ def merge(
 def _adapter_config(folder: Path) -> dict[str, Any]:
     if not (folder / ADAPTER_CONFIG).is_file():
         raise UsageError(
-            f"{folder.name} holds no adapter: {ADAPTER_CONFIG} is missing",
-            hint="Give the folder that PEFT or `surgery finetune` wrote, such as OUT/adapter.",
+            f"{folder.name} is not an adapter: {ADAPTER_CONFIG} is missing",
+            hint="Pass the folder that PEFT or `surgery finetune` wrote, such as OUT/adapter.",
         )
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(
-            f"{folder.name}: {ADAPTER_WEIGHTS} is missing", hint="Save the adapter in safetensors form."
+            f"{folder.name}: {ADAPTER_WEIGHTS} is missing", hint="Save the adapter in safetensors format."
         )
     config = load_json(folder / ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
@@ -141,13 +141,13 @@ def _base(folder: Path, config: dict[str, Any], base: str | Path | None) -> Sour
         if base is not None:
             raise
         raise UsageError(
-            f"{folder.name} names the base {str(named)!r}, which is not found: {error.message}",
+            f"{folder.name} names the base {str(named)!r}, which was not found: {error.message}",
             hint="Pass --base MODEL.",
         ) from error
 
 
 def _recorded_base(folder: Path) -> Path | None:
-    """Where the base lies, seen from an adapter that this tool wrote; None where it is not there any more."""
+    """The folder of the base that an adapter of this tool records; None if it is missing."""
     path = load_json(folder / BASE_RECORD).get("path") if (folder / BASE_RECORD).is_file() else None
     found = folder / path if isinstance(path, str) else None
     return found if found is not None and found.is_dir() else None
@@ -178,10 +178,10 @@ def _names(value: Any) -> list[str]:
 
 
 def _merged(model: Any, folder: Path, tokens: Any) -> tuple[Any, Any, list[str]]:
-    """Logits of adapter on base, the merged model, and the names of the parameters that PEFT's merge changed.
+    """Logits of the base with adapter, the merged model, and the names of the parameters that the merge changed.
 
-    Every parameter is compared with the base's: PEFT changes more than the modules that carry LoRA (rows of tokens,
-    biases, saved modules), and what it changes differs from one version to the next.
+    Every parameter is compared with the base, because PEFT changes more than the modules with LoRA (rows of tokens,
+    biases, saved modules), differently in each version.
     """
     import torch
     from peft import PeftModel
@@ -206,14 +206,14 @@ def _merged(model: Any, folder: Path, tokens: Any) -> tuple[Any, Any, list[str]]
     after = dict(merged.named_parameters())
     if odd := sorted(after.keys() ^ before.keys()):
         raise PlanRefusedError(
-            f"the merged model has other parameters than its base, first {odd[0]}: the checkpoint has no place for it",
+            f"the merged model has other parameters than its base, such as {odd[0]}, which the checkpoint cannot hold",
             hint="Load the adapter with PEFT on its base instead.",
         )
     return expected, merged, [name for name, own in after.items() if not torch.equal(before[name], own)]
 
 
 def _probe_tokens(checkpoint: Checkpoint, config: dict[str, Any]) -> Any:
-    """Tokens that merged and adapted model are compared on: random ones, and those whose rows the adapter trained."""
+    """Tokens for the comparison: random tokens, and the tokens whose rows the adapter trained."""
     import torch
 
     rows = config.get("trainable_token_indices") or []

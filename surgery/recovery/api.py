@@ -46,31 +46,30 @@ def finetune(
     trust_remote_code: bool = False,
     on_progress: OnProgress | None = None,
 ) -> FinetuneResult:
-    """Train what a recipe says and write the result as a full checkpoint.
+    """Run a recipe and write the result as a full checkpoint.
 
-    While it runs, everything lies in ``<output>.training``; the output appears whole, at the end. Ctrl-C or SIGTERM
+    During the run, all files are in ``<output>.training``; the output appears complete, at the end. Ctrl-C or SIGTERM
     finishes the step and saves a checkpoint; a second one stops at once.
 
     Args:
         recipe: a YAML file, or a recipe in Python.
         overrides: ``a.b=c`` each, as ``--set``.
         resume: continue the interrupted run exactly: the same steps, losses and weights.
-        dry_run: read the text and plan, train nothing; no weights are read and torch is not imported.
-        measure: with ``dry_run``, load the model all the same and take a trial step of each stage, for an estimate of
-            time and memory.
-        force: start over where an interrupted run is, and replace an earlier output of this tool.
+        dry_run: read the text and plan only; weights are not read and torch is not imported.
+        measure: with ``dry_run``, load the model and run a trial step of each stage, to estimate time and memory.
+        force: discard an interrupted run, and replace an earlier output of this tool.
         device: auto, cpu, cuda or mps.
         attn_implementation: attention backend; by default transformers' choice.
         trust_remote_code: run code that the model's folder brings for its tokenizer.
-        on_progress: called with an event, a plain dictionary with ``event``: plan, sharding, teacher, trial,
+        on_progress: called with each event, a dictionary whose ``event`` is plan, sharding, teacher, trial,
             evaluation, step, checkpoint, control, writing or done.
 
     Raises:
         RecipeError: the recipe is not valid; every fault is listed.
         UsageError: no text, an output that exists, nothing to resume, an unknown device, FSDP settings that are not
             available.
-        CheckpointError: the model is missing or broken, the disk too small.
-        PlanRefusedError: the model was not converted, or nothing of it is trained.
+        CheckpointError: the model is missing or broken, or the disk is too small.
+        PlanRefusedError: the model was not converted, or the recipe trains no parameter of it.
         DivergedError: the loss or gradient is no longer finite; the last good checkpoint is kept.
         TrainingStoppedError: interrupted, with a checkpoint to resume from.
     """
@@ -80,7 +79,7 @@ def finetune(
     conversion = plan_operations(valid)
     checkpoint = open_checkpoint(source) if conversion is None else planned_checkpoint(conversion)
     layout = Layout(checkpoint.config)
-    # Before the text is read, which takes longer.
+    # Before reading the text, which takes longer.
     for stage in valid.stage_recipes():
         trained_names(stage, layout, checkpoint.tensors)
         check_objective(stage, layout)
@@ -90,7 +89,7 @@ def finetune(
         check_control(control, layout)
     output = check_output(Path(valid.output), force=force, source=source.folder)
     check_writable(output.parent)
-    if resume and process_count() == 1:  # several processes are told together, in `begin`
+    if resume and process_count() == 1:  # several processes check it in `begin`
         TrainingFolder(output).check_begun()
     light = dry_run and not measure
     if light:
@@ -134,15 +133,15 @@ def finetune(
 
 
 def read_rows(recipe: Recipe, encode: Encode, chat: EncodeChat | None = None) -> TrainingData:
-    """The rows of a recipe, for the length of every stage.
+    """The rows of a recipe, for the sequence length of every stage.
 
     Args:
-        recipe: its ``data``, ``seed``, ``evaluation.sequences`` and the lengths of its stages are used.
-        encode: token ids of each text.
-        chat: of a conversation.
+        recipe: gives ``data``, ``seed``, ``evaluation.sequences`` and the lengths of its stages.
+        encode: returns the token ids of each text.
+        chat: returns the token ids of a conversation.
 
     Raises:
-        UsageError: no text, or too little to train on or to hold out.
+        UsageError: there is no text, or too little to train or to hold out.
     """
     lengths = [stage.data.sequence_length for stage in recipe.stage_recipes()]
     rows = recipe.evaluation.sequences
@@ -154,7 +153,7 @@ def _has_chat(recipe: Recipe) -> bool:
 
 
 def _light_tokenizer(folder: Path) -> Encode | None:
-    """tokenizer.json alone, which a plan can count with; None where there is none."""
+    """An encoder from tokenizer.json, which is enough to count tokens; None without that file."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
@@ -183,7 +182,7 @@ def _pad(folder: Path, trust_remote_code: bool) -> int:
 
 
 def _check_placeholders(recipe: Recipe) -> None:
-    """Refuse the shipped recipes' placeholders by name, all at once."""
+    """Refuse placeholders of a shipped recipe, and name all of them."""
     held_out = recipe.data.held_out if isinstance(recipe.data.held_out, list) else []
     named = [
         *((key, text) for key, source in recipe.data.all_sources for text in getattr(source, "patterns", [])),

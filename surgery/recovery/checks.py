@@ -1,4 +1,4 @@
-"""Does a stage of a recipe fit the model: its objective, and the sections that belong to operations."""
+"""Checks of a stage against the model: its objective, and its sections of operations."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from surgery.recovery.recipe import Recipe
 
 
 def check_objective(stage: Recipe, layout: Layout) -> None:
-    """Refuse to learn from the original where it cannot teach.
+    """Refuse an objective with a teacher if the source model cannot teach.
 
     Raises:
-        PlanRefusedError: positions were changed, and layers are matched or texts are longer than the original knows.
+        PlanRefusedError: positions were changed, and layers are matched or texts exceed the source's positions.
     """
     if not stage.objective.needs_teacher:
         return
@@ -24,25 +24,24 @@ def check_objective(stage: Recipe, layout: Layout) -> None:
             continue
         if stage.objective.calls_modules:
             raise PlanRefusedError(
-                f"objective: {stage.objective.name} gives each layer its input in the original, rotary positions "
-                f"included; positions were changed ({operation.name}), so every layer would be matched on the wrong "
-                "positions",
+                f"objective: {stage.objective.name} gives each layer its input in the source model, with its rotary "
+                f"positions; {operation.name} changed the positions, so every layer would learn on wrong positions",
                 hint="Set objective.name to distill or next_token.",
             )
         if stage.data.sequence_length > known:
             raise PlanRefusedError(
-                f"the original knows {known} positions; on sequences of {stage.data.sequence_length} tokens it would "
-                "teach errors",
-                hint=f"Distill on sequences up to {known}, in a stage of its own, and set objective.name to next_token "
-                "for longer ones.",
+                f"the source model has {known} positions, so it cannot teach sequences of {stage.data.sequence_length} "
+                "tokens",
+                hint=f"Distill in a separate stage with sequences of up to {known} tokens, and set objective.name to "
+                "next_token for longer sequences.",
             )
 
 
 def check_sections(stage: Recipe, layout: Layout) -> None:
-    """Refuse a section of an operation where no trained layer can follow it.
+    """Refuse a section of an operation that has no effect on the trained layers.
 
     Raises:
-        PlanRefusedError: the model does not have the operation, or not on a trained layer; or as the operation says.
+        PlanRefusedError: no trained layer has the operation, or the operation refuses.
     """
     for operation in OPERATIONS.values():
         sections = given_sections(stage, operation.name)
@@ -53,12 +52,12 @@ def check_sections(stage: Recipe, layout: Layout) -> None:
         layers = {layer for options in own for layer in options["layers"]}
         if not layers:
             raise PlanRefusedError(
-                f"{key} is about {operation.learns}; the model has {layout.done()}",
+                f"{key} applies to {operation.learns}; the model has {layout.done()}",
                 hint=f"Leave {key} out, or convert with --to {operation.name}.",
             )
         if not layers & set(layout.chosen(stage)):
             raise PlanRefusedError(
-                f"{key} is about {operation.learns}; none of train.layers {stage.train.layers!r} has any",
-                hint=f"Leave {key} out, or train layers that {operation.name} is on.",
+                f"{key} applies to {operation.learns}; none of train.layers {stage.train.layers!r} has them",
+                hint=f"Leave {key} out, or train layers with {operation.name}.",
             )
         operation.check_sections(sections, own[0])

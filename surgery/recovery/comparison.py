@@ -1,4 +1,4 @@
-"""Source, converted, recovered and controls side by side, on the same held-out tokens."""
+"""Held-out losses of source, converted, recovered and control models, on the same tokens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PAIRS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """One model: its held-out loss in nats per token, how many parameters were trained for it, and a note."""
+    """One model: its held-out loss in nats per token, its number of trained parameters, and a note."""
 
     name: str
     loss: Estimate | None
@@ -39,7 +39,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Difference:
-    """Held-out loss of one model minus that of another, paired token by token; below zero the first is better."""
+    """Held-out loss of one model minus the loss of another, paired by token; below 0 the first is better."""
 
     of: str
     minus: str
@@ -61,7 +61,7 @@ class Comparison:
         return asdict(self)
 
     def difference(self, of: str, minus: str) -> Difference | None:
-        """One of the differences, None where it was not measured."""
+        """The difference of two models; None if it was not measured."""
         return next((item for item in self.differences if (item.of, item.minus) == (of, minus)), None)
 
 
@@ -69,12 +69,12 @@ def compare(losses: Mapping[str, Losses], learned: Mapping[str, int], notes: Map
     """Estimates with 95% intervals, by a bootstrap over documents.
 
     Args:
-        losses: by name; of the same tokens in the same order.
-        learned: how many numbers were learned, by name; models with a number but no losses are listed without.
-        notes: what to know about a model, by name.
+        losses: losses of the same tokens in the same order, by name of the model.
+        learned: number of trained parameters, by name; a model without losses is listed without a loss.
+        notes: notes for users, by name.
 
     Returns:
-        None when nothing was held out.
+        The comparison; None without held-out text.
     """
     if not losses or not any(part.size for part in next(iter(losses.values()))):
         return None

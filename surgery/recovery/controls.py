@@ -1,8 +1,8 @@
-"""The models of a run: the operated one, and controls without the operation or with constants in its place.
+"""The controls of a run: models without the operations, or with constants in place of learned parameters.
 
-``untouched`` switches the operations off for good, a change of positions among them, so the same tokens train the
-model as it was. Every other control puts constants in place of the learned parameters of an operation that has it; an
-operation in config.json alone stays. No file is written.
+``untouched`` switches all operations off, changed positions too, so the run trains the source model. Every other
+control replaces the learned parameters of the operations that have it by constants; an operation that is only in
+config.json stays on. No file is written.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def check_control(variant: Variant, layout: Layout) -> None:
-    """Refuse a control that would compare nothing.
+    """Refuse a control without effect.
 
     Raises:
         PlanRefusedError: the control needs learned parameters, and an operation has none.
     """
     if variant in ("operated", "untouched"):
         return
-    # What is in config.json alone stays as the run has it, so that constants are compared with the parameters alone.
+    # An operation that is only in config.json stays on: the comparison shows the effect of the parameters alone.
     learning = [one for one in layout.operations if not OPERATIONS[str(one["name"])].in_config_alone]
     for options in learning or layout.operations:
         if not OPERATIONS[str(options["name"])].has_control(variant, options):
@@ -38,7 +38,7 @@ def check_control(variant: Variant, layout: Layout) -> None:
 
 
 def apply_control(model: nn.Module, variant: Variant, layout: Layout) -> None:
-    """Make a freshly loaded model the control, in place."""
+    """Change a freshly loaded model into the control, in place."""
     if variant == "operated":
         return
     from surgery.loading import operation_modules, switch_off

@@ -1,7 +1,7 @@
 """A recipe with a source and operations: the planned checkpoint, and the converted one.
 
-The plan of a run needs only names, shapes and sizes, so a dry run writes nothing. A run converts into its own training
-folder, trains from there, and deletes it with the rest.
+The plan of a run needs only names, shapes and sizes, so a dry run writes nothing. A run converts into its
+training folder, trains the result, and deletes that folder at the end.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def plan_operations(recipe: Recipe) -> PreparedPlan | None:
 
 
 def planned_checkpoint(prepared: PreparedPlan) -> Checkpoint:
-    """The checkpoint that the conversion will write, as far as plans need it. Its folder is the source's."""
+    """The checkpoint that the conversion will write, with the folder of the source; enough for plans."""
     checkpoint, plan = prepared.checkpoint, prepared.plan
     tensors = dict(checkpoint.tensors)
     end = 0
@@ -49,7 +49,7 @@ def planned_checkpoint(prepared: PreparedPlan) -> Checkpoint:
 
 
 def converted_source(prepared: PreparedPlan, folder: Path) -> tuple[Source, Checkpoint]:
-    """The converted checkpoint in a folder: written now, or found complete after an interruption."""
+    """The converted checkpoint in a folder: written now, or kept from an interrupted run."""
     if not folder.is_dir():  # it appears by a rename, so it is complete
         execute(prepared, folder)
     source = Source(folder=folder, name=default_output(prepared).name, commit=None, hub_id=None)

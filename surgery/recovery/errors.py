@@ -1,4 +1,4 @@
-"""Errors of recipes, beyond those that all rooms share."""
+"""The error of recipes."""
 
 from __future__ import annotations
 

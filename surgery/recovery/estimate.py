@@ -1,4 +1,4 @@
-"""Time and memory of a run, measured from one step of it."""
+"""Estimate of time and memory of a run, from one measured step."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ class CostEstimate:
     """Time and memory on this device, computed from one measured step of each stage at full length.
 
     Attributes:
-        device: where.
-        step_seconds: of each stage.
-        training_seconds: of all steps.
-        held_out_seconds: of all measurements of the held-out text, before, during and after.
-        control_seconds: of the controls, as long as the run each.
-        peak_bytes: most memory that was in use: the device's, or on a CPU the whole process's.
+        device: the device of the measurement.
+        step_seconds: time of a step, by stage.
+        training_seconds: time of all steps.
+        held_out_seconds: time of all measurements of the held-out text, before, during and after the training.
+        control_seconds: time of the controls; each takes as long as the run.
+        peak_bytes: largest memory in use, of the device, or on a CPU of the process.
     """
 
     device: str
@@ -27,5 +27,5 @@ class CostEstimate:
 
     @property
     def total_seconds(self) -> float:
-        """All of it."""
+        """Time of the whole run."""
         return self.training_seconds + self.held_out_seconds + self.control_seconds

@@ -1,4 +1,4 @@
-"""Low-rank changes of the attention's linear layers, by PEFT, beside the operation's parameters."""
+"""Low-rank changes (LoRA, by PEFT) of the attention's linear layers, beside the parameters of operations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def lora_targets(train: TrainLora, layout: Layout, linear: Iterable[str], chosen
         chosen: layers.
 
     Raises:
-        UsageError: a target is no linear layer of the attention; the nearest names are given.
+        UsageError: a target is no linear layer of the attention; the error has the nearest name.
     """
     layers = set(chosen)
     found: dict[str, str] = {}
@@ -49,7 +49,7 @@ def lora_targets(train: TrainLora, layout: Layout, linear: Iterable[str], chosen
         raise UsageError(
             f"train.targets: the attention has no linear layer {unknown[0]!r}"
             + (f"; did you mean {close[0]!r}?" if close else ""),
-            hint=f"It has {', '.join(kinds)}.",
+            hint=f"Choose from {', '.join(kinds)}.",
         )
     return [name for name, kind in found.items() if kind in train.targets]
 
@@ -68,16 +68,16 @@ def prepare_model(
     variant: Variant = "operated",
     stages: Sequence[Recipe] | None = None,
 ) -> nn.Module:
-    """Put LoRA on where any stage trains it, and choose what the first stage trains.
+    """Add LoRA if any stage trains it, and select the parameters of the first stage.
 
-    The operation's parameters are float32 afterwards, whatever the model's dtype.
+    The parameters of operations are float32 then, whatever the dtype of the model.
 
     Args:
-        model: freshly loaded, already made its variant.
-        recipe: its seed is LoRA's.
+        model: freshly loaded, with its control applied.
+        recipe: gives the seed of LoRA.
         layout: of the model.
-        variant: which of the run's models it is.
-        stages: what each stage trains; by default the recipe is the only stage.
+        variant: the control, or ``operated``.
+        stages: recipes of the stages; by default the recipe is the only stage.
 
     Returns:
         The model to train (a PEFT model with LoRA).
@@ -111,13 +111,13 @@ def prepare_model(
     choose_trained(prepared, stages[0], layout, variant)
     for name, parameter in operation_parameters(prepared).items():
         if parameter.dtype != torch.float32:
-            raise RuntimeError(f"{name} is {parameter.dtype}, not float32: an optimizer step could not move it")
+            raise RuntimeError(f"{name} is {parameter.dtype}, not float32, so rounding would lose optimizer steps")
     return prepared
 
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Without its one known warning: PEFT asks transformers for an attribute by its old name."""
+    """Silence a known warning, within a ``with`` block: PEFT reads an attribute of transformers by its old name."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         yield

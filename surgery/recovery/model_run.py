@@ -1,4 +1,4 @@
-"""One model of a run, taken through all stages of the recipe: the operated one, or a control."""
+"""The training of one model of a run, through all stages: the operated model, or a control."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunSetup:
-    """Everything that all models of a run share."""
+    """The values that all models of a run share."""
 
     recipe: Recipe
     source: Source
@@ -50,7 +50,7 @@ class RunSetup:
     conversion: PreparedPlan | None = None
 
     def converted(self, folder: Path) -> RunSetup:
-        """With the converted checkpoint in ``folder`` in place of the planned one, where the recipe converts."""
+        """A copy with the converted checkpoint in ``folder``, if the recipe has operations."""
         if self.conversion is None:
             return self
         conversion = self.conversion
@@ -58,7 +58,7 @@ class RunSetup:
         return replace(self, source=source, checkpoint=checkpoint)
 
     def stage_recipes(self) -> list[Recipe]:
-        """The recipe of each stage, its precision resolved; one precision for the whole run."""
+        """The recipe of each stage, with the precision of the run resolved."""
         precision = effective_precision(self.recipe, self.checkpoint)
         return [stage.model_copy(update={"precision": precision}) for stage in self.recipe.stage_recipes()]
 
@@ -68,11 +68,11 @@ class TrainedModel:
     """A model after its stages.
 
     Attributes:
-        model: None where it was let go, or lies in another process.
-        trained_count: how many numbers any stage trained.
-        trained: names of their parameters.
-        progress: everything done.
-        losses: held-out losses by name: before (source, converted) and after.
+        model: the model; None after it was freed, or in another process.
+        trained_count: number of trained parameters, over all stages.
+        trained: names of the trained tensors.
+        progress: finished steps, tokens and time.
+        losses: held-out losses by name: before (source, converted) and after the training.
         scale: mean, least and greatest value of each learned parameter, by layer.
     """
 
@@ -92,10 +92,10 @@ class ModelRun:
         self.stages = setup.stage_recipes()
 
     def run(self, start: Path | None) -> TrainedModel | None:
-        """Train, from the beginning or from a checkpoint.
+        """Train, from the start or from a checkpoint.
 
         Returns:
-            None when the recipe trains nothing of this model.
+            The trained model; None if the recipe trains no parameter of it.
 
         Raises:
             DivergedError: the loss or gradient is no longer finite, or the loss rose for too long.
@@ -120,7 +120,7 @@ class ModelRun:
         return TrainedModel(model, self._count(), self.trained, trainer.progress, losses, scale)
 
     def prepare(self) -> list[int]:
-        """Load the model and make it ready; the numbers of the stages that train anything of it."""
+        """Load and prepare the model; returns the numbers of the stages that train parameters of it."""
         from transformers import set_seed
 
         set_seed(self.setup.recipe.seed)
@@ -150,7 +150,7 @@ class ModelRun:
         return QuantizedTrainingRun(self.model, settings, self.folder, self.stop, self.trained, teacher)
 
     def _prepare_stage(self, number: int) -> Sequence[Any]:
-        """Choose what a stage trains."""
+        """Select the parameters of a stage, and give its hooks."""
         from surgery.recovery.stage_hooks import stage_hooks
 
         choose_trained(self.model, self.stages[number], self.setup.layout, self.variant)
@@ -172,7 +172,7 @@ class ModelRun:
         from surgery.loading import RunOptions, load_model
 
         dtype: Literal["bfloat16", "float32"] = "bfloat16" if self.stages[0].precision == "bfloat16" else "float32"
-        # No device need hold all of a model that is to be sharded.
+        # A model that will be sharded may be too large for one device.
         device = "cpu" if self.setup.sharded else self.setup.device
         options = RunOptions(device=device, dtype=dtype, attn_implementation=self.setup.attn_implementation)
         return load_model(self.setup.source.folder, options)
@@ -183,10 +183,10 @@ class ModelRun:
         self._tell({"event": "sharding", "parameters": total, "held": held})
 
     def _share(self, model: nn.Module, trained: Sequence[str] = ()) -> int:
-        """Shard a model by its layers; how many numbers this process holds.
+        """Shard a model by its layers; returns the number of parameters in this process.
 
-        The operation's modules stay whole: they are few, float32 whatever the weights are, and may be read outside of
-        a forward pass. Attention modules are units where an objective calls them on their own.
+        Modules of operations are not sharded: they are small, float32, and can be read outside of a forward pass.
+        Attention modules are units of their own if an objective calls them directly.
         """
         from surgery.loading import operation_modules, pick_device
         from surgery.recovery.teachers import attention_modules
@@ -199,7 +199,7 @@ class ModelRun:
         return shard(model, units, pick_device(self.setup.device).type, whole=kept, trained=trained)
 
     def _unshard(self, trainer: StageTrainer) -> Any:
-        """The trained model on the CPU, in the first process alone: frozen weights are read again."""
+        """The trained model on the CPU, in the first process only; frozen weights are read from disk again."""
         from surgery.training.sharding import copy_into
 
         trained = trainer.trained_tensors()
@@ -210,7 +210,7 @@ class ModelRun:
         return model
 
     def _teacher(self) -> Teacher | None:
-        """The same weights, or a second copy of the original where the weights themselves are trained."""
+        """The teacher: the same weights, or a second copy of the source model if the weights are trained."""
         if not any(stage.objective.needs_teacher for stage in self.stages):
             return None
         from surgery.recovery.teachers import SameWeights, SecondCopy
@@ -231,11 +231,11 @@ class ModelRun:
             if not any("teacher" in row for row in self.folder.rows()):
                 self.folder.append(row)
 
-        on_first(note)  # it looks as well: another process may look before or after the row is written
+        on_first(note)  # the check is inside, because another process may check before or after the row is written
         return SecondCopy(model)
 
     def _losses_before(self, number: int, *, fresh: bool) -> dict[str, Losses]:
-        """Held-out losses of the source and the converted model; a resumed run reads them."""
+        """Held-out losses of the source and the converted model; a resumed run reads them from its folder."""
         if self.variant != "operated" or not self.setup.data.held_out:
             return {}
         from surgery.recovery.teachers import original
@@ -252,7 +252,7 @@ class ModelRun:
         return losses
 
     def _count(self) -> int:
-        """How many numbers any stage trains."""
+        """The number of trained parameters, over all stages."""
         trained = set(self.trained)
         return sum(parameter.numel() for name, parameter in self.model.named_parameters() if name in trained)
 

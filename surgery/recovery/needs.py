@@ -1,4 +1,4 @@
-"""What a stage needs, from headers alone: memory, numbers that are trained, precision."""
+"""Memory, number of trained parameters and precision of a stage, from headers alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated bytes on one device that trains, nothing sharded. Activations are rough: sdpa attention."""
+    """Estimated bytes on one device, without sharding. Activations are a rough estimate for sdpa attention."""
 
     weights: int
     gradients: int
@@ -29,12 +29,12 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
 def effective_precision(recipe: Recipe, checkpoint: Checkpoint) -> Precision:
-    """``auto`` resolved: the checkpoint's dtype, but mixed where full training would lose small steps in bfloat16."""
+    """The precision of a run; ``auto`` is the checkpoint's dtype, or mixed if bfloat16 weights are trained."""
     if recipe.precision != "auto":
         return recipe.precision
     sizes: dict[str, int] = {}
@@ -48,7 +48,7 @@ def effective_precision(recipe: Recipe, checkpoint: Checkpoint) -> Precision:
 
 
 def trained_counts(recipe: Recipe, checkpoint: Checkpoint, layout: Layout) -> dict[str, int]:
-    """How many numbers a stage trains, by optimizer group."""
+    """The number of parameters that a stage trains, by optimizer group."""
     groups = {"scale": 0, "weights": 0, "no_decay": 0}
     for name in trained_names(recipe, layout, checkpoint.tensors):
         info = checkpoint.tensors[name]
@@ -70,11 +70,11 @@ def memory_needed(
 
     Args:
         recipe: of the stage.
-        checkpoint: that is trained.
+        checkpoint: the converted checkpoint.
         layout: of the checkpoint.
-        precision: resolved.
-        trained: how many numbers are trained.
-        second: whether a second copy of the model teaches.
+        precision: the resolved precision.
+        trained: number of trained parameters.
+        second: whether the teacher is a second copy of the model.
     """
     size = 2 if precision == "bfloat16" else _FLOAT
     compute = 2 if precision.startswith("bfloat16") else _FLOAT
@@ -86,8 +86,8 @@ def memory_needed(
     inner = size_of("intermediate_size") or 4 * hidden
     layers = layout.count
     tokens = recipe.batch.sequences * recipe.data.sequence_length
-    # Kept for the backward pass, per token: about ten vectors of the hidden size and three of the feed-forward's; the
-    # logits and their gradient in float32, and as much again for the teacher's.
+    # For the backward pass, per token: about ten vectors of the hidden size and three of the feed-forward size; the
+    # logits and their gradient in float32, and the same for a teacher.
     layer = tokens * compute * (10 * hidden + 3 * inner)
     kept = layer + layers * tokens * compute * hidden if recipe.gradient_checkpointing else layers * layer
     logits = recipe.objective.logits_held * min(tokens * vocabulary, TRAINED_AT_ONCE) * _FLOAT

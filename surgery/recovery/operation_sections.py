@@ -1,4 +1,4 @@
-"""The sections of a recipe that belong to operations, from the catalogue of operations."""
+"""The sections of a recipe that belong to operations."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def given_sections(recipe: Section, operation: str | None = None) -> dict[str, A
     """The sections of operations that a recipe gives, by key.
 
     Args:
-        recipe: or a stage of one.
-        operation: those of one operation alone.
+        recipe: a recipe or a stage.
+        operation: only the sections of this operation.
     """
     found = {key: getattr(recipe, key) for key, owner in OWNERS.items() if operation in (None, owner)}
     return {key: section for key, section in found.items() if section is not None}
 
 
 def changes_model(recipe: Section) -> bool:
-    """Whether a given section makes the model differ from its source, so that the source can teach it something."""
+    """Whether a given section changes the model, so that the source model can teach it."""
     return any(OPERATIONS[OWNERS[key]].recipe_sections[key].changes_model for key in given_sections(recipe))

@@ -1,4 +1,4 @@
-"""Which parameters a stage trains, and the optimizer's groups of them."""
+"""The parameters that a stage trains, and their optimizer groups."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _ORIGINAL = ".original_module."
 
 
 def trained_names(recipe: Recipe, layout: Layout, names: Iterable[str], variant: Variant = "operated") -> list[str]:
-    """Which of the model's own tensors are trained (LoRA's come on top).
+    """The trained tensors of the model itself, without those of LoRA.
 
     Raises:
-        PlanRefusedError: ``train.what: scale`` and there are no such parameters on the chosen layers.
+        PlanRefusedError: ``train.what`` is scale, and the chosen layers have no parameters of operations.
     """
     chosen = set(layout.chosen(recipe))
     names = list(names)
@@ -55,12 +55,12 @@ def trained_names(recipe: Recipe, layout: Layout, names: Iterable[str], variant:
 
 
 def choose_trained(model: nn.Module, stage: Recipe, layout: Layout, variant: Variant = "operated") -> list[str]:
-    """Freeze what a stage does not train; returns the names of what it trains, which may be none.
+    """Freeze the parameters that a stage does not train; returns the names of the others, which may be none.
 
-    Parameters that a schedule sets are among them; they have no gradient.
+    The names include parameters that a schedule sets, which have no gradient.
     """
     names = [name for name, _ in model.named_parameters()]
-    # PEFT keeps the module that it trains a copy of.
+    # PEFT trains a copy of a module, and keeps the original.
     own = set(trained_names(stage, layout, (name for name in names if _ORIGINAL not in name), variant))
     chosen = set(layout.chosen(stage))
     lora = {name for name in names if _LORA.search(name)}
@@ -81,7 +81,7 @@ def _is_unlearned(name: str, stage: Recipe) -> bool:
 
 
 def operation_parameters(model: nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The operation's parameters that are trained, by name."""
+    """The trained parameters of operations, by name."""
     return {
         name: parameter
         for name, parameter in model.named_parameters()
@@ -92,8 +92,8 @@ def operation_parameters(model: nn.Module) -> dict[str, torch.nn.Parameter]:
 def optimizer_groups(model: nn.Module, options: Optimizer) -> list[dict[str, Any]]:
     """Parameter groups ``scale``, ``weights`` and ``no_decay``; empty ones are left out.
 
-    The operation's parameters have their own learning rate and no weight decay: decay would pull s towards 0, which is
-    a particular attention and not a simpler one.
+    The parameters of operations have their own learning rate and no weight decay: decay would pull them towards
+    0, which is no simpler attention than any other value.
     """
     groups: dict[str, dict[str, Any]] = {
         "scale": {"lr": options.scale_lr, "weight_decay": 0.0},

@@ -1,4 +1,4 @@
-"""The plan of a run: its steps, tokens, memory and notes, from config.json, headers and the text alone."""
+"""The plan of a run: steps, tokens, memory and notes, from config.json, headers and the text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from surgery.training.run import count_steps
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage, where a recipe has any."""
+    """The plan of one stage."""
 
     name: str
     what: str
@@ -41,7 +41,7 @@ class StagePlan:
         return {name: ", ".join(parts) for name, parts in found.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; a section that is not given is None."""
+        """Plain values, for JSON; a missing section is None."""
         own = asdict(self)
         del own["sections"]
         return {**own, **{key: self.sections.get(key) for key in OWNERS}}
@@ -105,7 +105,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: Trai
 
     Raises:
         PlanRefusedError: there is nothing to train.
-        UsageError: layers or targets that the model has not.
+        UsageError: the model does not have the layers or targets.
     """
     precision = effective_precision(recipe, checkpoint)
     recipes = recipe.stage_recipes()
@@ -156,12 +156,12 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: Trai
 
 
 def _notes(checkpoint: Checkpoint, passes: float, first: Recipe) -> tuple[str, ...]:
-    """Reasons why a possible run is useless."""
+    """Reasons why a run would be useless."""
     found = []
     if first.objective.needs_teacher and not changes_model(first) and _starts_as_source(checkpoint):
         found.append(
-            f"the model still is exactly its source, so {first.objective.name} has nothing to learn: the teacher gives "
-            "the same output. Train with objective next_token, or convert with a form that changes the model (paper)"
+            f"the model still equals its source, so {first.objective.name} has nothing to learn: the teacher gives the "
+            "same output. Train with objective next_token, or convert with a form that changes the model (paper)"
         )
     if passes > _MANY_PASSES:
         found.append(
@@ -172,19 +172,19 @@ def _notes(checkpoint: Checkpoint, passes: float, first: Recipe) -> tuple[str, .
 
 
 def _too_long(positions: Any, stages: Sequence[StagePlan]) -> list[str]:
-    """A note on sequences that are longer than the positions of the model."""
+    """A note for sequences that are longer than the positions of the model."""
     longest = max(stage.sequence_length for stage in stages)
     if not isinstance(positions, int) or longest <= positions:
         return []
     extending = " or ".join(name for name, operation in OPERATIONS.items() if operation.extends_positions)
     return [
-        f"sequences of {longest:,} tokens go beyond the model's {positions:,} positions; the operation {extending} "
-        "makes more of them, as in the recipe extend-context"
+        f"sequences of {longest:,} tokens are longer than the model's {positions:,} positions; the operation "
+        f"{extending} adds positions, as in the recipe extend-context"
     ]
 
 
 def _starts_as_source(checkpoint: Checkpoint) -> bool:
-    """Whether each operation starts as the identity everywhere, and nothing was trained since."""
+    """Whether each operation starts as the identity everywhere, and nothing has been trained since."""
     if PLAN_NAME not in checkpoint.other_files or HISTORY_NAME in checkpoint.other_files:
         return False
     starts = load_json(checkpoint.folder / PLAN_NAME).get("identity")
@@ -192,7 +192,7 @@ def _starts_as_source(checkpoint: Checkpoint) -> bool:
 
 
 def needs_second_copy(stages: Sequence[Recipe]) -> bool:
-    """Whether the original must be loaded beside the model: it teaches, and its own weights are trained."""
+    """Whether the source model must be loaded as a second copy: it teaches while the weights are trained."""
     changes = any(stage.train.changes_weights for stage in stages)
     return changes and any(stage.objective.needs_teacher for stage in stages)
 

@@ -49,7 +49,7 @@ def check_loaded(model: Any) -> None:
     if getattr(model, "is_quantized", False) and quantizer is not None and not quantizer.is_trainable:
         method = quantization(model.config.to_dict())
         raise PlanRefusedError(
-            f"transformers does not train through quantized weights of this kind ({method})",
+            f"transformers cannot train through quantized weights of this kind ({method})",
             hint="Train the unquantized checkpoint.",
         )
 
@@ -100,7 +100,7 @@ def renames_alone(model: Any) -> Iterator[None]:
 
 
 def unpack_now(model: Any) -> None:
-    """Make compressed-tensors unpack its weights now; at the first forward pass, PEFT has read them."""
+    """Make compressed-tensors unpack its weights now, before PEFT reads them."""
     import torch
 
     if quantization(model.config.to_dict()) == "compressed-tensors":
@@ -147,7 +147,7 @@ def linear_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
 
 
 def quantization(config: Mapping[str, Any]) -> str | None:
-    """The method by which the weights are quantized, as config.json names it; None where they are not."""
+    """The quantization method in config.json; None if the weights are not quantized."""
     settings = config.get("quantization_config")
     if settings is None:
         return None

@@ -1,8 +1,8 @@
-"""The schema of a recovery recipe: one strict schema for YAML, ``--set`` and Python.
+"""The schema of a recovery recipe, for YAML, ``--set`` and Python.
 
-Where an option depends on another (LoRA's rank on training LoRA) the options are a union told apart by one key, so
-that a key without effect is refused rather than ignored. The sections of operations (`operation_sections`) stand
-between the head and the rest: base classes are in the reverse order of their keys.
+Options that depend on another option (the rank depends on training LoRA) form a union with one key that selects the
+member, so a key without effect is refused. The sections of operations (`operation_sections`) stand between the head
+and the tail; base classes are in the reverse order of the keys.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class _RecipeTail(Section):
 
 
 class Recipe(_RecipeTail, RecipeSections, _RecipeHead):
-    """A recovery run, whole."""
+    """A recovery run."""
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Self:
@@ -122,25 +122,25 @@ class Recipe(_RecipeTail, RecipeSections, _RecipeHead):
         idle = [key for section, key in self.idle_keys() if key in getattr(self, section).model_fields_set]
         if "lr" in idle or "weight_decay" in idle:
             raise ValueError(
-                f"optimizer.{idle[0]} does nothing when train.what is scale; set optimizer.scale_lr, "
+                f"optimizer.{idle[0]} has no effect when train.what is scale; set optimizer.scale_lr, "
                 "or train.what to scale+lora or full"
             )
         if idle:
-            raise ValueError(f"evaluation.{idle[0]} does nothing when data.held_out is 0")
+            raise ValueError(f"evaluation.{idle[0]} has no effect when data.held_out is 0")
         if self.controls and self.data.held_out == 0:
-            raise ValueError("control does nothing when data.held_out is 0: there is nothing to compare on")
+            raise ValueError("control has no effect when data.held_out is 0, because nothing can be compared")
         if self.optimizer.warmup >= 1 and self.optimizer.warmup != int(self.optimizer.warmup):
-            raise ValueError(f"optimizer.warmup {self.optimizer.warmup:g} is neither a number of steps nor below 1")
+            raise ValueError(f"optimizer.warmup {self.optimizer.warmup:g} must be below 1 or a number of steps")
         if self.operations and isinstance(self.train, TrainLora) and not self.train.merge:
             raise ValueError(
-                "train.merge: false leaves an adapter that needs its base, which operations make for this run alone; "
-                "convert the model first, and give the converted one"
+                "train.merge: false gives an adapter that needs its base; operations create a base for this run only; "
+                "convert the model first, and set model to the result"
             )
         self._check_stages()
         return self
 
     def _check_stages(self) -> None:
-        """Validate each stage as the recipe that it is."""
+        """Validate each stage as a recipe."""
         if not self.stages:
             return
         stages, faults = [], []
@@ -157,22 +157,22 @@ class Recipe(_RecipeTail, RecipeSections, _RecipeHead):
             raise ValueError("; ".join(faults))
         what = {stage.train.what for stage in stages}
         if {"scale+lora", "full"} <= what:
-            raise ValueError("stages cannot train scale+lora and full in one run: an adapter sits on fixed weights")
+            raise ValueError("stages cannot train scale+lora and full in one run: an adapter needs fixed weights")
         shapes = [stage.train.model_dump(exclude={"layers"}) for stage in stages if isinstance(stage.train, TrainLora)]
         layers = [stage.train.layers for stage in stages if isinstance(stage.train, TrainLora)]
         if any(shape != shapes[0] for shape in shapes) or any(chosen != layers[0] for chosen in layers):
-            raise ValueError("stages that train scale+lora share one adapter: give rank, targets and the like in train")
+            raise ValueError("stages that train scale+lora share one adapter: set rank, targets and the like in train")
 
     def stage_recipes(self) -> tuple[Recipe, ...]:
-        """The recipe of each stage, whole and without stages; the recipe itself where it has none.
+        """A complete recipe for each stage; the recipe itself if it has no stages.
 
         Raises:
-            ValidationError: a stage does not go together with the rest.
+            ValidationError: a stage does not fit the rest of the recipe.
         """
         return tuple(self.stage_recipe(number) for number in range(len(self.stages))) or (self,)
 
     def stage_recipe(self, number: int) -> Recipe:
-        """One of them."""
+        """The complete recipe of one stage."""
         stage = self.stages[number].model_dump(exclude_unset=True, exclude_none=True)
         stage.pop("name", None)
         whole = self.model_dump(exclude_unset=True, exclude={"stages"})
@@ -182,14 +182,14 @@ class Recipe(_RecipeTail, RecipeSections, _RecipeHead):
             replaced = key == "budget" or not inherited or (tag and inherited.get(tag) != value.get(tag))
             whole[key] = value if replaced else {**inherited, **value}
         if whole.get("train", {}).get("what", "scale") == "scale":
-            # Rates of the weights are meant for other stages, unless this one gives them.
+            # Learning rates of the weights are for other stages, unless this stage sets them.
             for key in ("lr", "weight_decay"):
                 if key in whole.get("optimizer", {}) and key not in stage.get("optimizer", {}):
                     whole["optimizer"] = {name: own for name, own in whole["optimizer"].items() if name != key}
         return Recipe.model_validate(whole)
 
     def training_options(self) -> TrainingOptions:
-        """For the engine, of a recipe without stages whose precision is resolved."""
+        """Options for the training engine, from a recipe without stages and with a resolved precision."""
         own = {name: getattr(self, name) for name in TrainingOptions.model_fields if name != "sequence_length"}
         return TrainingOptions(sequence_length=self.data.sequence_length, **own)
 
@@ -200,7 +200,7 @@ class Recipe(_RecipeTail, RecipeSections, _RecipeHead):
         return self.budget
 
     def stage_name(self, number: int) -> str:
-        """Its name, or its number."""
+        """The name of a stage, or ``stage N``."""
         return (self.stages[number].name if self.stages else None) or f"stage {number + 1}"
 
     @property
@@ -211,7 +211,7 @@ class Recipe(_RecipeTail, RecipeSections, _RecipeHead):
         return tuple(dict.fromkeys([self.control] if isinstance(self.control, str) else self.control))
 
     def idle_keys(self) -> list[tuple[str, str]]:
-        """Section and key of options that have no effect beside the others; giving one is an error."""
+        """Section and key of options that have no effect with the other options; setting one is an error."""
         everywhere = {self.train.what} | {stage.train.what for stage in self.stages if stage.train is not None}
         idle = [("optimizer", "lr"), ("optimizer", "weight_decay")] if everywhere == {"scale"} else []
         if self.data.held_out == 0:

@@ -30,7 +30,7 @@ _SCHEMA = Schema(
     root=Recipe,
     error=RecipeError,
     example="model: folder",
-    missing_hint="`surgery recipes list` names those that ship; `surgery recipes copy NAME` makes one your own.",
+    missing_hint="`surgery recipes list` lists the shipped recipes; `surgery recipes copy NAME` copies one.",
     repeated=("stages",),
 )
 
@@ -39,8 +39,8 @@ def read_recipe(recipe: str | Path | Recipe | Mapping[str, Any], overrides: Sequ
     """Read and validate a recipe.
 
     Args:
-        recipe: a YAML file, the name of a recipe that ships, or a recipe already in Python.
-        overrides: ``a.b=c`` each, c in YAML; later ones win, and all of them win over the file.
+        recipe: a YAML file, the name of a shipped recipe, or a recipe in Python.
+        overrides: ``a.b=c`` each, c in YAML; a later one replaces an earlier one, and all replace values of the file.
 
     Raises:
         RecipeError: it is not a valid recipe; the error lists every fault.
@@ -71,7 +71,7 @@ def read_recipe(recipe: str | Path | Recipe | Mapping[str, Any], overrides: Sequ
 
 
 def _text(recipe: str | Path) -> str:
-    """Of a file, or of the recipe of that name that ships. A folder of the same name is no recipe."""
+    """The text of a file, or of the shipped recipe with this name; a folder of the same name is ignored."""
     path = Path(recipe)
     if not path.is_file() and len(path.parts) == 1 and not path.suffix:
         return shipped_file("recipes", str(path)).text
@@ -79,13 +79,13 @@ def _text(recipe: str | Path) -> str:
 
 
 def placeholders(recipe: Recipe) -> list[str]:
-    """Keys that still hold a ``path/to/...`` of a recipe that ships."""
+    """Keys that still have a placeholder ``path/to/...`` of a shipped recipe."""
     content = recipe.model_dump(mode="json", exclude_unset=True)
     return [dotted(path) for path, value in _leaves(content, ()) if _PLACEHOLDER in json.dumps(value)]
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, with every default that has an effect written out; reads back as the same recipe."""
+    """The recipe as YAML with all defaults that have an effect; reading it gives the same recipe."""
     yaml = YAML()
     yaml.default_flow_style = False
     stream = io.StringIO()
@@ -94,7 +94,7 @@ def dump_recipe(recipe: Recipe) -> str:
     for section, key in recipe.idle_keys():
         del content[section][key]
     if recipe.stages:
-        # What a stage leaves unsaid is as in the recipe, so its defaults are no defaults.
+        # A key that a stage does not set has the value of the recipe, so defaults are not written.
         content["stages"] = [stage.model_dump(exclude_unset=True, exclude_none=True) for stage in recipe.stages]
     yaml.dump(content, stream)
     return stream.getvalue()
@@ -112,7 +112,7 @@ def environment_overrides() -> list[str]:
 
 @dataclass(frozen=True)
 class Setting:
-    """One value of a recipe as it is in force, and where it comes from: ``recipe.yaml:3``, ``--set``, ``default``."""
+    """The effective value of a key, and its origin: ``recipe.yaml:3``, ``--set``, ``default``."""
 
     key: str
     value: Any
@@ -122,11 +122,11 @@ class Setting:
 def explain_recipe(
     recipe: str | Path | Recipe | Mapping[str, Any], groups: Sequence[tuple[str, Sequence[str]]] = ()
 ) -> list[Setting]:
-    """Every value that is in force, defaults among them, each with where it comes from.
+    """Every effective value with its origin, defaults too.
 
     Args:
         recipe: as `read_recipe`.
-        groups: overrides by where they come from, later ones winning.
+        groups: overrides by origin; later groups replace earlier ones.
 
     Raises:
         RecipeError, UsageError: as `read_recipe`.

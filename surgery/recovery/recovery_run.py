@@ -75,7 +75,7 @@ class RecoveryRun:
         return result
 
     def _controls(self, stop: StopCallback) -> tuple[dict[str, TrainedModel | None], dict[str, str]]:
-        """Each control in turn; one that diverges is a result and not the end of the run."""
+        """Train each control; a control that diverges is a result and does not end the run."""
         found: dict[str, TrainedModel | None] = {}
         notes: dict[str, str] = {}
         for name in self.setup.recipe.controls:
@@ -89,7 +89,7 @@ class RecoveryRun:
                 continue
             control = found[name]
             if control is None:
-                notes[name] = "the recipe trains the operation alone, so there is nothing to train: it is the source"
+                notes[name] = "the recipe trains only the operation, so this control is the source model"
             else:
                 control.model = None
         return found, notes

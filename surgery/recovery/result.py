@@ -13,7 +13,7 @@ from surgery.recovery.plan import FinetunePlan
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What a run did. A dry run has a ``plan`` and neither steps nor losses nor an output."""
+    """The result of a run. A dry run has only a ``plan``."""
 
     plan: FinetunePlan
     output: Path | None = None

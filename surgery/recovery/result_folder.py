@@ -1,7 +1,7 @@
-"""The trained result as a full checkpoint in the format of the one it came from.
+"""Write the trained model as a full checkpoint, in the format of the converted checkpoint.
 
-A shard in which nothing changed is placed as it is. Any other is written anew with the same tensors, each in the
-dtype that it had. Changed weights get a name that begins with ``trained``: they are no longer the source's.
+A shard without changes is placed as it is. Other shards are written again with the same tensors and dtypes; if they
+hold weights of the source, their names begin with ``trained``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Record:
 
 
 def plan_space(source: Checkpoint, output: Path) -> None:
-    """Refuse before training when the result will not fit.
+    """Check before training that the result fits on the disk.
 
     Raises:
         CheckpointError: too little space is free; the message has both numbers.
@@ -61,11 +61,11 @@ def plan_space(source: Checkpoint, output: Path) -> None:
 
 
 def changed_tensors(model: nn.Module, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """The model's parameters under the names that the checkpoint has for them.
+    """The trained parameters, by their names in the checkpoint.
 
     Args:
         model: without LoRA, or with it merged.
-        names: of the model's parameters that were trained.
+        names: the trained parameters, by their names in the model.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -90,14 +90,14 @@ def write_result(
 
     Args:
         source: the converted checkpoint that was trained.
-        output: where it goes.
+        output: the new folder.
         changed: trained tensors by their name in ``source``.
         record: of the training.
         force: replace an earlier output of this tool.
-        verify: called with the staged folder before it appears; what it raises leaves nothing behind.
+        verify: called with the staged folder before it becomes the output; if it raises, the folder is removed.
 
     Raises:
-        CheckpointError: a trained tensor is not in the source or has another shape; the disk does not take it.
+        CheckpointError: a trained tensor is not in the source or has another shape; or the disk is full.
         UsageError: as `check_output`.
     """
     for name, tensor in changed.items():
@@ -133,7 +133,7 @@ def write_adapter(source: Checkpoint, output: Path, adapter: Any, record: Record
 
     Args:
         source: the base.
-        output: where it goes.
+        output: the new folder.
         adapter: called with the folder to write PEFT's files into.
         record: of the training.
         force: replace an earlier output of this tool.
@@ -178,7 +178,7 @@ def _to_bytes(tensor: torch.Tensor, dtype: str) -> bytes:
     import torch
 
     if dtype not in _TORCH_DTYPES:
-        raise CheckpointError(f"a trained tensor cannot be written as {dtype}", hint="Train another part.")
+        raise CheckpointError(f"a trained tensor cannot be written as {dtype}", hint="Train other parameters.")
     value = tensor.detach().to("cpu", getattr(torch, _TORCH_DTYPES[dtype])).contiguous()
     return value.reshape(-1).view(torch.uint8).numpy().tobytes()
 
@@ -212,7 +212,7 @@ def _write_record(source: Checkpoint, folder: Path, record: Record) -> None:
 
 
 def _free(name: str, taken: set[str]) -> str:
-    """``recipe.yaml``, or ``recipe-2.yaml`` after a second training: nothing is overwritten."""
+    """A free name: ``recipe.yaml``, or ``recipe-2.yaml`` after a second training."""
     stem, dot, suffix = name.partition(".")
     number = 1
     while (candidate := name if number == 1 else f"{stem}-{number}{dot}{suffix}") in taken:

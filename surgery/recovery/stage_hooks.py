@@ -1,4 +1,4 @@
-"""What the operations of a model add to a stage of its training."""
+"""The hooks of operations in a stage of a training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from surgery.training.sharding import whole
 
 
 class OperationNumbers(StageHooks):
-    """Shows the learned parameters of every operation, by layer, and checks that they get gradients."""
+    """Logs the learned parameters of every operation, by layer, and checks that they get gradients."""
 
     def __init__(self, model: nn.Module, layout: Layout) -> None:
         self._model, self._layout = model, layout
@@ -29,15 +29,15 @@ class OperationNumbers(StageHooks):
         return {"scale": scale_by_layer(self._model, self._layout)}
 
     def check_trial(self) -> None:
-        """Every trained parameter of an operation has a gradient.
+        """Check that every trained parameter of an operation has a gradient.
 
         Raises:
-            SurgeryError: one has none.
+            SurgeryError: a parameter has no gradient.
         """
         without = [name for name, parameter in operation_parameters(self._model).items() if parameter.grad is None]
         if without:
             raise SurgeryError(
-                f"{len(without)} parameters of the operation get no gradient, {without[0]} among them: training would "
+                f"{len(without)} parameters of the operation get no gradient, for example {without[0]}: training would "
                 "not change them"
             )
 
@@ -54,7 +54,7 @@ def scale_by_layer(model: nn.Module, layout: Layout) -> dict[str, dict[str, list
 
 
 def stage_hooks(model: nn.Module, layout: Layout, stage: Recipe) -> Sequence[StageHooks]:
-    """The hooks of a stage: those of each operation on the model, and the numbers of all."""
+    """The hooks of a stage: `OperationNumbers`, and the hooks of each operation of the model."""
     layers = set(layout.chosen(stage))
     found: list[StageHooks] = [OperationNumbers(model, layout)]
     for operation in OPERATIONS.values():

@@ -1,4 +1,4 @@
-"""The original as a teacher: the same weights with operation and adapter off, or a second copy of the model."""
+"""The source model as a teacher: the same weights with operation and adapter off, or a second copy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PEFT = "base_model.model."
 
 
 class SameWeights(Teacher):
-    """The model that learns, with operation and adapter off; its attention modules are matched."""
+    """The trained model with operation and adapter off; its attention modules can be matched."""
 
     def __init__(self) -> None:
         super().__init__(attention_modules)
@@ -28,23 +28,23 @@ class SameWeights(Teacher):
 
 
 class SecondCopy(SecondModel):
-    """A second copy of the original, where training changes the weights that teach."""
+    """A second copy of the source model, for a training that changes the weights."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, attention_modules)
 
 
 def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The operated attention modules, by their place in the layers, whatever wraps the model."""
+    """The attention modules with operations, by path, also in a model that PEFT wraps."""
     found = {name.rpartition(".")[0] for name in operation_modules(model)}
     return {name.removeprefix(_PEFT): model.get_submodule(name) for name in sorted(found)}
 
 
 @contextmanager
 def original(model: nn.Module) -> Iterator[None]:
-    """The model as it was before operation and adapter, within a ``with`` block: same weights, both off.
+    """Switch operation and adapter off within a ``with`` block, which gives the source model on the same weights.
 
-    ``requires_grad`` of every parameter is kept: PEFT's own switch would turn gradients on for every adapter.
+    ``requires_grad`` of every parameter is restored: PEFT's switch would turn on the gradients of every adapter.
     """
     chosen = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     was_training = model.training

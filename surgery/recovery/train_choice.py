@@ -1,4 +1,4 @@
-"""The ``train`` section of a recipe: which parameters are trained, on which layers."""
+"""The section ``train`` of a recipe: the trained parameters and layers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
 
 
 class Train(Section):
-    """Which layers are trained, and what of them.
+    """The trained layers and parameters.
 
     Attributes:
-        changes_weights: whether the weights themselves are trained, so that they cannot teach.
+        changes_weights: whether the weights of the source are trained, so that they cannot teach.
     """
 
     changes_weights: ClassVar[bool] = False
@@ -43,7 +43,7 @@ class Train(Section):
         return value
 
     def chosen_layers(self, count: int) -> list[int]:
-        """The layers as numbers, ascending, for a model of ``count`` layers; some may lie beyond it."""
+        """The layer numbers in ascending order, for a model of ``count`` layers; some may be too large."""
         if self.layers == "all":
             return list(range(count))
         if isinstance(self.layers, list):
@@ -81,7 +81,7 @@ class TrainLora(Train):
 
 
 class TrainFull(Train):
-    """Every weight of the chosen layers; with all layers also embeddings, final norm and head."""
+    """Every weight of the chosen layers; with all layers, also embeddings, final norm and head."""
 
     what: Literal["full"]
     changes_weights: ClassVar[bool] = True

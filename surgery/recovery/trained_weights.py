@@ -19,10 +19,10 @@ class TrainedWeights:
     """The weights of a trained model, copied out so that the model can be freed before the controls are loaded.
 
     Attributes:
-        adapter: where the recipe trains LoRA.
-        merge: whether a full checkpoint is written, rather than the adapter.
-        names: of the trained parameters of the merged model.
-        changed: these tensors, by their names in the checkpoint.
+        adapter: the adapter; None without LoRA.
+        merge: whether a full checkpoint is written, not the adapter.
+        names: names of the trained parameters in the merged model.
+        changed: the trained tensors, by their names in the checkpoint.
     """
 
     def __init__(self, trained: TrainedModel, setup: RunSetup) -> None:
@@ -37,7 +37,7 @@ class TrainedWeights:
         self.names: list[str] = []
         self.changed: dict[str, Any] = {}
         if not self.merge:
-            return  # the adapter holds all that was trained
+            return  # the adapter has all trained parameters
         model = merged(trained.model)
         own = [name for name, _ in model.named_parameters()]
         names = {name for stage in stages for name in trained_names(stage, layout, own)}
@@ -50,6 +50,6 @@ class TrainedWeights:
 
 
 def merged(model: nn.Module) -> Any:
-    """The model without its adapter, changes added to the weights."""
+    """The model with its adapter merged into the weights."""
     unmerged: Any = model
     return unmerged.merge_and_unload(safe_merge=True) if hasattr(model, "merge_and_unload") else model

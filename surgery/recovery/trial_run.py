@@ -1,4 +1,4 @@
-"""A trial step of each stage, for an estimate of time and memory: what ``--dry-run --measure`` adds to the plan."""
+"""Estimate of time and memory from a trial step of each stage, for ``--dry-run --measure``."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from surgery.training.trial import trial
 
 
 def estimate_run(setup: RunSetup) -> CostEstimate:
-    """Load the model, take a trial step of each stage, and throw both away.
+    """Load the model, run a trial step of each stage, and discard both.
 
     Raises:
-        SurgeryError: as a run does in its first minute: no gradient, a loss that is not finite, too little memory.
+        SurgeryError: no gradient, a loss that is not finite, or too little memory, as at the start of a run.
     """
     with tempfile.TemporaryDirectory() as place:
         setup = setup.converted(Path(place) / "converted")

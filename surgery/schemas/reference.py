@@ -1,4 +1,4 @@
-"""Every key of a schema as Markdown: value, default and meaning, read from the pydantic model."""
+"""The keys of a schema as Markdown tables (value, default, meaning), from the pydantic model."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pydantic.fields import FieldInfo
 from surgery.schemas.unions import TAGS, models_in
 
 _TYPES = {"integer": "integer", "number": "number", "boolean": "`true` or `false`", "string": "text"}
-# Types of JSON Schema that a person writes in another way; a schema names them by `format`.
-_FORMATS = {"size": "size, as `4 GB`", "duration": "time, as `1h30m`"}
+# Values that people write with a unit; a schema names them by `format`.
+_FORMATS = {"size": "size, such as `4 GB`", "duration": "time, such as `1h30m`"}
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-# Larger bounds only guard against overflow and tell a reader nothing.
+# Larger bounds only prevent overflow, so they are not shown.
 _LARGEST_BOUND = 2048
 
 
 def reference(root: type[BaseModel], *, elsewhere: Mapping[type[BaseModel], str] | None = None) -> str:
-    """A table of all keys, then a section for each key that holds keys of its own.
+    """A table of all keys, then a section for each key with nested keys.
 
     Args:
         root: the schema.
-        elsewhere: models that another page describes, each with the Markdown link to it.
+        elsewhere: models that another page describes, with a Markdown link to each.
     """
     return _Page(root, elsewhere or {}).text()
 
@@ -88,18 +88,18 @@ class _Page:
             yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
     def meaning(self, field: FieldInfo) -> str:
-        """Of a key without a description: the first sentence of its model, or the names of its models."""
+        """The meaning of a key without a description: the first sentence of its model, or the names of its models."""
         members = list(models_in(field.annotation))
         if len(members) == 1:
             return re.split(r"(?<=\.)\s", summary(members[0]))[0]
         return f"One of {', '.join(f'`{_tag(member)}`' for member in members)}" if members else ""
 
     def value(self, own: dict[str, Any], key: str, field: FieldInfo) -> str:
-        """What a key can hold, in words; keys of its own as a link to their section."""
+        """The values of a key, in words; nested keys as a link to their section."""
         members = list(models_in(field.annotation))
         if not members:
             return _kind(own)
-        # A key whose models have their section under another key: a stage has the sections of the recipe.
+        # Models that have their section under another key, as the sections of a stage.
         links = dict.fromkeys(self.links.get(member, "section") for member in members)
         if self.root.model_fields.get(key) is field and not self.elsewhere.issuperset(members):
             links = {f"[section](#{key})": None}
@@ -114,7 +114,7 @@ def _without_none(annotation: Any) -> Any:
 
 
 def _attribute(model: type[BaseModel], key: str) -> str:
-    """What the docstring of a model, or of one that it derives from, says of an attribute."""
+    """The description of an attribute in the docstring of a model or of its base classes."""
     for own in model.__mro__:
         _, _, attributes = inspect.cleandoc(own.__doc__ or "").partition("Attributes:\n")
         found = re.search(rf"^    {key}: (.+(?:\n     +.+)*)", attributes, re.MULTILINE)
@@ -154,7 +154,7 @@ def _default(field: FieldInfo) -> str:
         tagged = any(key in type(value).model_fields for key in TAGS)
         return f"`{_tag(type(value))}`" if tagged else ""
     if value is None:
-        # In words, where the field says what happens without a value.
+        # Some fields describe in words what holds without a value.
         return next((words for item in field.metadata if (words := getattr(item, "absent", None))), "")
     return f"`{json.dumps(value)}`"
 

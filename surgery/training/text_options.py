@@ -60,7 +60,7 @@ class Data(Section):
         if self.text is not None and self.sources:
             raise ValueError("give either text or sources")
         if self.sources and self.separator is not None:
-            raise ValueError("separator does nothing beside sources; it belongs to a source of kind text")
+            raise ValueError("separator has no effect beside sources; it belongs to a source of kind text")
         return self
 
     @field_validator("text", "held_out")

@@ -207,11 +207,11 @@ def _between_keys(manifest: Manifest, lines: Mapping[Keys, int]) -> list[Problem
         if (model.path is None) == (model.hub is None):
             note(here, "must have either path or hub")
         if model.exclude and not (model.path is not None and glob.has_magic(model.path)):
-            note((*here, "exclude"), "does nothing without a glob in path")
+            note((*here, "exclude"), "has no effect without a glob in path")
         if model.revision is not None and model.hub is None:
-            note((*here, "revision"), "does nothing without hub")
+            note((*here, "revision"), "has no effect without hub")
         if model.change and model.operations is not None:
-            note((*here, "change"), "does nothing beside operations, which replace those of the manifest")
+            note((*here, "change"), "has no effect beside operations, which replace those of the manifest")
             continue
         known = [options.name for options in manifest.operations]
         for name, change in model.change.items():

@@ -47,7 +47,7 @@ def test_a_version_out_of_range_is_a_problem(
     monkeypatch.setattr(machine, "_version", lambda name: {"peft": "0.1.0", "rich": None}.get(name, real(name)))
     code, out, err = run(capsys)
     assert code == 1
-    assert "peft 0.1.0: >=0.19 is wanted" in err and "rich is missing" in err and "cpu" in out
+    assert "peft 0.1.0: >=0.19 is required" in err and "rich is missing" in err and "cpu" in out
 
 
 def test_another_transformers_is_a_note(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +59,7 @@ def test_another_transformers_is_a_note(capsys: pytest.CaptureFixture[str], monk
 
 def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "no folder").write_text("")
-    assert any("no folder cannot be written" in problem for problem in machine.examine(tmp_path / "no folder").problems)
+    assert any("no folder is not writable" in problem for problem in machine.examine(tmp_path / "no folder").problems)
 
 
 def test_a_folder_that_is_not_there_yet_is_looked_at_where_it_would_be(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_units_with_ssmax_on_other_layers(surgery: Any, runnable: Path, texts: P
     given = ["--to", "ssmax", "--to", "screening", "--form", "ssmax=paper", "--form", "screening=unit"]
     given += ["--layers", "ssmax=0", "--keep-softmax", "0", "--lengths", "48", "--passages", "2,1"]
     ran = surgery("convert", runnable, *given, "--calibrate", texts, "-o", out)
-    assert ran.code == 0 and "a unit is no identity" in ran.err.replace("\n", " ")
+    assert ran.code == 0 and "a unit does not start as the identity" in ran.err.replace("\n", " ")
     ssmax, screening = json.loads((out / "config.json").read_text())["surgery"]["operations"]
     assert (ssmax["form"], ssmax["layers"]) == ("paper", [0])
     assert (screening["form"], screening["renormalisation"], screening["layers"]) == ("unit", 0.0, [1, 2])
@@ -156,4 +156,4 @@ def test_units_with_ssmax_on_other_layers(surgery: Any, runnable: Path, texts: P
     ran = surgery("convert", runnable, "--to", "screening", "--keep-softmax", "1", *record)
     assert ran.code == 2 and "keep_softmax '1' differs from the calibration" in ran.err
     ran = surgery("convert", runnable, "--to", "screening", "--form", "unit", "--budget", "0.1", "--calibrate", texts)
-    assert ran.code == 2 and "budget does nothing for the form unit" in ran.err
+    assert ran.code == 2 and "budget has no effect for the form unit" in ran.err

@@ -41,14 +41,14 @@ def test_plan_run_status_report(surgery: Any, manifest: Path, tmp_path: Path) ->
     assert document["kind"] == "zoo-plan" and document["counts"] == {"ready": 2, "done": 0, "failed": 0, "refused": 1}
     table = surgery("zoo", "plan", manifest)
     assert table.code == 5
-    for part in ("llama-ssmax", "2 ready, 1 refused", "not valid JSON", "2 x ssmax: form anchored", "are free"):
+    for part in ("llama-ssmax", "2 ready, 1 refused", "not valid JSON", "2 x ssmax: form anchored", " free"):
         assert part in table.out, part
     events = tmp_path / "events.jsonl"
     ran = surgery("zoo", "run", manifest, "--json", "--events", events)
     # No terminal here: a log has a line for each start and each end, and stdout the document alone.
     assert ran.code == 5 and "broken-ssmax: refused: config.json is not valid JSON" in ran.err
     assert "llama-ssmax: started (1 of 2)\n" in ran.err and re.search(r"llama-ssmax: done, [\d.]+ s\n", ran.err)
-    assert ran.err.splitlines()[0] == "zoo: 2 to do, 0 done already" and len(ran.err.splitlines()) == 6
+    assert ran.err.splitlines()[0] == "zoo: 2 to do, 0 already done" and len(ran.err.splitlines()) == 6
     assert ran.document()["counts"]["done"] == 2 and ran.document()["kind"] == "zoo"
     kinds = [json.loads(line)["event"] for line in events.read_text().splitlines()]
     assert kinds[0] == "run" and kinds[-1] == "ended" and kinds.count("done") == 2
@@ -83,7 +83,7 @@ def test_exit_codes(surgery: Any, manifest: Path, tmp_path: Path) -> None:
     assert surgery("zoo", "plan", manifest).code == 0
     assert surgery("zoo", "report", manifest).code == 2
     retried = surgery("zoo", "retry", manifest)
-    assert retried.code == 2 and "Nothing was run yet" in retried.err and f"surgery zoo run {manifest}" in retried.err
+    assert retried.code == 2 and "nothing was run yet" in retried.err and f"surgery zoo run {manifest}" in retried.err
     assert "not started" in surgery("zoo", "status", manifest).out
     ran = surgery("zoo", "run", manifest, "--quiet")
     assert ran.code == 0 and ran.err == ""
@@ -158,7 +158,7 @@ def test_an_interrupted_run_says_how_to_go_on(number: int, manifest: Path, tmp_p
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == (130 if number == signal.SIGINT else 143), said
-    assert "the same command goes on where it stopped" in said and "Traceback" not in said
+    assert "the same command continues the run" in said and "Traceback" not in said
     assert [path.name for path in (tmp_path / "out").iterdir() if ".partial-" in path.name] == []
 
 

@@ -192,7 +192,7 @@ def test_what_is_wrong_with_the_arguments(trained: Path, texts: Path, tmp_path: 
             _loss(trained, text=[texts], **wrong)
     with pytest.raises(UsageError, match="no part of the suite retrieval reads texts"):
         _loss(trained, text=[texts], suite="retrieval", length=None)
-    with pytest.raises(UsageError, match="--length does nothing"):
+    with pytest.raises(UsageError, match="--length has no effect"):
         _loss(trained, suite="retrieval")
     with pytest.raises(CheckpointError):
         _loss(tmp_path / "nowhere", text=[texts])
@@ -202,7 +202,7 @@ def test_a_missing_tokenizer(trained: Path, copy_of: Any, texts: Path) -> None:
     folder = copy_of(trained)
     for path in folder.glob("*token*"):
         path.unlink()
-    with pytest.raises(CheckpointError, match="no tokenizer could be loaded"):
+    with pytest.raises(CheckpointError, match="the tokenizer could not be loaded"):
         _loss(folder, text=[texts])
 
 

@@ -52,7 +52,7 @@ parts:
     ("part", "message"),
     [
         ({"kind": "loss", "buckets": [8, 4]}, "positive and rising"),
-        ({"kind": "retrieval", "task": "passkey", "lengths": [64], "needles": 2}, "needles does nothing"),
+        ({"kind": "retrieval", "task": "passkey", "lengths": [64], "needles": 2}, "needles has no effect"),
         ({"kind": "attention", "length": "64"}, "valid integer"),
         ({"kind": "speed", "repeats": 1}, "greater than or equal to 3"),
     ],

@@ -90,7 +90,7 @@ def test_what_transformers_cannot_train_through_is_refused(
     source = convert(quantized(method), form="anchored", layers="all", output=tmp_path / "model").output
     for kind in HfQuantizer.__subclasses__():
         monkeypatch.setattr(kind, "is_trainable", False)
-    with pytest.raises(PlanRefusedError, match=r"does not train through quantized weights of this kind \("):
+    with pytest.raises(PlanRefusedError, match=r"cannot train through quantized weights of this kind \("):
         finetune(make_recipe(source))
 
 

@@ -125,7 +125,7 @@ def test_training_beyond_the_positions_is_noted(surgery_command: Any, recipe_fil
     known = 64
     for length, noted in ((known, False), (2 * known, True)):
         ran = surgery_command("finetune", str(recipe_file), "--dry-run", "--set", f"data.sequence_length={length}")
-        assert ran.code == 0 and (f"go beyond the model's {known} positions" in " ".join(ran.err.split())) == noted
+        assert ran.code == 0 and (f"longer than the model's {known} positions" in " ".join(ran.err.split())) == noted
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_side_by_side_on_the_terminal(surgery_command: Any, recipe_file: Path, t
     rows = {line.split()[1]: line for line in shown.out.splitlines() if line.startswith("│")}
     assert {"source", "converted", "recovered", "untouched", "temperature"} <= rows.keys()
     assert rows["converted"].count(" to ") == 3, "loss, minus source, recovered minus it"
-    assert "nothing to train: it is the source" in " ".join(shown.out.split())
+    assert "this control is the source model" in " ".join(shown.out.split())
     document = json.loads(surgery_command("finetune", str(recipe_file), "--json", "--force", *controls).out)
     assert [model["name"] for model in document["comparison"]["models"]][-1] == "temperature"
     assert document["comparison"]["interval"]["level"] == 0.95

@@ -95,7 +95,7 @@ def test_merge_of_what_finetune_left_beside_the_merged_weights(
     record = json.loads((adapter / "base.json").read_text())
     del record["path"]  # as earlier versions wrote it
     (adapter / "base.json").write_text(json.dumps(record))
-    with pytest.raises(UsageError, match="names the base 'model', which is not found"):
+    with pytest.raises(UsageError, match="names the base 'model', which was not found"):
         merge(adapter, output=tmp_path / "again")
     merge(adapter, output=tmp_path / "again", base=converted())
     one, other = _tensors(tmp_path / "out"), _tensors(tmp_path / "merged")
@@ -141,7 +141,7 @@ def test_ties(make_recipe: MakeRecipe, tmp_path: Path) -> None:
 
 
 def test_what_is_no_adapter(make_recipe: MakeRecipe, converted: Converted, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds no adapter"):
+    with pytest.raises(UsageError, match="is not an adapter"):
         merge(converted(), output=tmp_path / "never")
     adapter = _kept(make_recipe)
     config = json.loads((adapter / "adapter_config.json").read_text())

@@ -138,17 +138,17 @@ def test_overrides() -> None:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"optimizer": {"lr": 1e-3}}, "does nothing when train.what is scale"),
-        ({"optimizer": {"weight_decay": 0.1}}, "does nothing"),
+        ({"optimizer": {"lr": 1e-3}}, "has no effect when train.what is scale"),
+        ({"optimizer": {"weight_decay": 0.1}}, "has no effect"),
         ({"train": {"what": "scale", "rank": 3}}, r"only with `what: scale\+lora`"),
         ({"train": {"what": "everything"}}, r"unknown what 'everything'; one of 'scale', 'scale\+lora', 'full'"),
-        ({"control": True, "data": {"text": "t", "held_out": 0}}, "nothing to compare on"),
+        ({"control": True, "data": {"text": "t", "held_out": 0}}, "nothing can be compared"),
         ({"control": "untuched"}, "'untouched' or 'temperature'"),
         ({"control": []}, "at least 1"),
         ({"budget": None}, "budget: missing"),
         ({"budget": None, "stages": [{"train": {"what": "scale"}}]}, r"stages\.0\.budget: missing"),
-        ({"stages": [{"optimizer": {"lr": 1.0}}]}, r"stages\.0: optimizer\.lr does nothing"),
-        ({"stages": [{"objective": {"name": "match", "share": 1.0}}]}, r"stages\.0\.objective\.share: does nothing"),
+        ({"stages": [{"optimizer": {"lr": 1.0}}]}, r"stages\.0: optimizer\.lr has no effect"),
+        ({"stages": [{"objective": {"name": "match", "share": 1.0}}]}, r"stages\.0\.objective\.share: has no effect"),
         ({"stages": [{"train": {"what": "full"}}, {"train": {"what": "scale+lora"}}]}, "fixed weights"),
         (
             {"stages": [{"train": {"what": "scale+lora", "rank": rank}} for rank in (2, 3)]},

@@ -135,7 +135,7 @@ def test_softness_goes_by_its_schedule_and_survives_a_stop(screened: Path, make_
 
 
 def test_what_cannot_be_asked_is_refused(screened: Path, converted: Any, make_recipe: Any) -> None:
-    with pytest.raises(PlanRefusedError, match="sparsity is about screening's thresholds; the model has ssmax"):
+    with pytest.raises(PlanRefusedError, match="sparsity applies to screening's thresholds; the model has ssmax"):
         finetune(make_recipe(converted(), sparsity={"target": 0.8}))
     with pytest.raises(UsageError, match=r"sparsity: give target, or weight, or both"):
         finetune(make_recipe(screened, sparsity={}))
@@ -223,5 +223,5 @@ def test_a_bridge_needs_a_form_that_it_leads_to(screened: Path, bridge: Path, ma
 def test_softness_does_nothing_in_a_unit(converted: Any, make_recipe: Any, tmp_path: Path) -> None:
     source, start = converted().parent / "source", {"threshold": 0.0}
     unit = convert(source, "screening", form="unit", start=start, output=tmp_path / "unit").output
-    with pytest.raises(PlanRefusedError, match="softness does nothing in a screening unit"):
+    with pytest.raises(PlanRefusedError, match="softness has no effect in a screening unit"):
         finetune(make_recipe(unit, softness={"start": 0.1, "end": 0.02}))

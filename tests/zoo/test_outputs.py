@@ -128,7 +128,7 @@ def test_what_a_manifest_excludes(tmp_path: Path) -> None:
         names("d")
     with pytest.raises(UsageError, match="matches no folder that can be used: 4 are excluded"):
         names("*")
-    with pytest.raises(UsageError, match="exclude: does nothing without a glob"):
+    with pytest.raises(UsageError, match="exclude: has no effect without a glob"):
         names("b", path="models/a")
     manifest = write_manifest(tmp_path, models=[
         {"path": "models/*", "exclude": ["b"]}, {"path": "models/b", "change": {"ssmax": {"form": "bias"}}},

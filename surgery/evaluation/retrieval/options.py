@@ -47,5 +47,5 @@ class RetrievalPart(PartOptions):
     @model_validator(mode="after")
     def _needles_of_needle(self) -> Self:
         if self.needles is not None and self.task not in ("needle", "recall"):
-            raise ValueError(f"needles does nothing with task {self.task}; it belongs to the tasks needle and recall")
+            raise ValueError(f"needles has no effect with task {self.task}; it belongs to the tasks needle and recall")
         return self

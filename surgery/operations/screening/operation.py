@@ -284,7 +284,7 @@ class ScreeningOperation(Operation):
         return module.threshold, (0.95, -3.0)
 
     def check_sections(self, sections: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        """``bridge`` needs units to lead to, and ``softness`` does nothing in a unit."""
+        """``bridge`` needs units to lead to, and ``softness`` has no effect in a unit."""
         if "bridge" in sections and options.get("form") != "unit":
             raise PlanRefusedError(
                 "bridge leads to screening units; the model has screening of form gated, which has no gain and no "
@@ -293,7 +293,7 @@ class ScreeningOperation(Operation):
             )
         if "softness" in sections and "bridge" not in sections and options.get("renormalisation") == 0:
             raise PlanRefusedError(
-                "softness does nothing in a screening unit, whose ramp always ends at 1 - t",
+                "softness has no effect in a screening unit, whose ramp always ends at 1 - t",
                 hint="Leave softness out.",
             )
 

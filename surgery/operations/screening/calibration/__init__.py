@@ -1,7 +1,7 @@
 """Choose thresholds and windows on texts, without training.
 
-``calibrate`` observes passages (one pass forward and back, a sample of queries), chooses a threshold and a window for
-every head, and measures the loss on passages that were held out, until it rises by no more than is allowed. ``sweep``
+``calibrate`` observes passages (a forward and a backward pass, on a sample of queries), chooses a threshold and a
+window for every head, and measures the loss of held-out passages, until it rises by no more than allowed. ``sweep``
 measures several choices from one observation: the loss against the share of rejected keys.
 """
 

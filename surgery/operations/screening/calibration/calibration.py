@@ -1,4 +1,4 @@
-"""``calibrate``: observe, choose, and try on held-out text until the loss rises by no more than is allowed."""
+"""``calibrate``: observe texts, then try choices until the held-out loss rises by no more than allowed."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def calibrate(
 
     Args:
         model: a folder or hub id that was not converted.
-        text: files, folders and globs of UTF-8 text; several kinds make the choice hold for others too.
+        text: files, folders and globs of UTF-8 text; with several kinds of text the choice holds for other texts too.
         options: of the operation ``screening``: layers, heads, sinks, full_window.
-        before: resolved options of the other operations of the plan, which act while screening is calibrated.
-        settings: how much loss is allowed, lengths, and how much text to use.
+        before: resolved options of the other operations of the plan, which are on during the calibration.
+        settings: allowed loss, lengths, and amount of text.
         revision: branch, tag or commit of a hub model.
         run: device, dtype and attention backend.
-        on_progress: called with work done, work in all (both in tokens of a forward pass), and what is being done.
-        family: what a probe made of a family that the table does not have.
+        on_progress: called with finished work and all work, in tokens of a forward pass, and the current step in words.
+        family: the row of a probe, for a family that is not in the table.
 
     Raises:
         UsageError: no text, or too little of it.
         PlanRefusedError: screening cannot be applied to this model.
-        SurgeryError: no choice holds the loss, not even one that rejects next to nothing.
+        SurgeryError: no choice keeps the loss, even if it rejects almost nothing.
     """
     settings = settings or CalibrationSettings()
     run = run or RunOptions()
@@ -62,7 +62,7 @@ def calibrate(
 
     from surgery.operations.screening.calibration.source_model import open_model
 
-    # A unit is observed at the end of its bridge where it is the source.
+    # A unit is observed at the start of its bridge, where it equals the source.
     exponent = screening.renormalisation
     opened = screening if exponent is None else screening.model_copy(update={"renormalisation": 1.0})
     loaded = open_model(source.folder, anatomy, [*before, opened.resolved()], run)
@@ -72,8 +72,8 @@ def calibrate(
     if exponent is not None and exponent < 1:
         layers, guard = calibrator.fit_units(passages.observed, passages.held_out)
         warnings.append(
-            f"a unit is no identity: the held-out loss rises by up to {max(text.change for text in guard):+.4f} before "
-            "it is distilled"
+            f"a unit does not start as the identity: the held-out loss rises by up to "
+            f"{max(text.change for text in guard):+.4f} before it is distilled"
         )
     else:
         effects, grid = calibrator.observe(passages.observed)
@@ -83,14 +83,14 @@ def calibrate(
             layers = calibrator.with_gains(layers, passages.observed)
     if len(documents) < 3:
         warnings.append(
-            f"{len(documents)} text(s) only: thresholds that hold on one kind of text break on another; give several"
+            f"only {len(documents)} text(s): thresholds that hold on one kind of text may fail on another; give several"
         )
     if len({passage.document for passage in passages.held_out}) < 3:
         warnings.append(
-            "passages of fewer than 3 texts were held out: other texts may lose more than the guard allowed"
+            "held-out passages come from fewer than 3 texts: on others the loss may rise by more than the guard allowed"
         )
     if max(lengths) < anatomy.trained_length:
-        warnings.append(f"calibrated at up to {max(lengths)} tokens; beyond, nothing was measured")
+        warnings.append(f"calibrated at up to {max(lengths)} tokens; longer texts were not measured")
     return Calibration(
         model=source.name,
         commit=source.commit,
@@ -104,7 +104,7 @@ def calibrate(
 
 
 def resolved_options(options: Mapping[str, Any], anatomy: Anatomy) -> ScreeningOptions:
-    """Options of the operation, as it starts while it is calibrated: open."""
+    """Resolved options of open screening, with which a calibration starts."""
     operation = OPERATIONS["screening"]
     operation.check_family(anatomy.family)
     given = {**options, "name": "screening", "open": True}

@@ -1,4 +1,4 @@
-"""The guard: the loss of held-out passages, without screening and with a choice."""
+"""The guard of a calibration: the loss of held-out passages with and without screening."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COUNTED_ROWS = 64
 def head_values(choice: Choice, grid: Grid, softness: float) -> dict[str, list[list[float]]]:
     """Start values of each layer and head, by parameter.
 
-    The ramp of width ``softness`` lies below the threshold that was chosen: what was to be kept is kept whole.
+    The ramp of width ``softness`` lies below the chosen threshold, so the keys above it keep their full weight.
     """
     import math
 
@@ -41,7 +41,7 @@ def head_values(choice: Choice, grid: Grid, softness: float) -> dict[str, list[l
 
 
 def set_values(model: Any, values: dict[str, list[list[float]]], heads: Sequence[int] | None = None) -> None:
-    """Give every screened layer its values."""
+    """Set the values of every screened layer."""
     with torch.no_grad():
         for number, (_, screening) in enumerate(screening_modules(model).values()):
             for name, rows in values.items():
@@ -51,7 +51,7 @@ def set_values(model: Any, values: dict[str, list[list[float]]], heads: Sequence
 
 
 class HeldOutLoss:
-    """Held-out passages with their loss without screening, which is measured once."""
+    """Measures the loss of held-out passages; the loss without screening is measured once."""
 
     def __init__(self, model: Any, passages: Sequence[Passage], on_tokens: Callable[[int, str], None]) -> None:
         self.model, self.passages, self.on_tokens = model, passages, on_tokens
@@ -59,25 +59,25 @@ class HeldOutLoss:
 
     @property
     def tokens(self) -> int:
-        """Tokens of one measurement of all passages."""
+        """Number of tokens of all passages."""
         return sum(len(passage.tokens) for passage in self.passages)
 
     def measure(self, *, until: float | None = None) -> list[GuardedPassage]:
-        """The loss of every passage under the values that the model has now, and the share of keys rejected.
+        """The loss of every passage with the model's current values, and the share of rejected keys.
 
         Args:
-            until: give up after the first passage whose loss rises by more than this.
+            until: stop after the first passage whose loss rises by more than this, in nats per token.
         """
         measured = []
         for number, passage in enumerate(self.passages):
             tokens = torch.tensor([passage.tokens], device=self.model.device)
             if number == len(self.losses):
                 self.losses.append(self._loss(tokens, off=True))
-                self.on_tokens(len(passage.tokens), "held-out text, as it is")
+                self.on_tokens(len(passage.tokens), "held-out text without screening")
             rows = sample_rows(len(passage.tokens), COUNTED_ROWS, torch.Generator().manual_seed(number))
             with counting_rejections(self.model, rows) as counts:
                 loss = self._loss(tokens, off=False)
-            self.on_tokens(len(passage.tokens), "held-out text, screened")
+            self.on_tokens(len(passage.tokens), "held-out text with screening")
             measured.append(
                 GuardedPassage(passage.document, len(passage.tokens), self.losses[number], loss, counts.total())
             )

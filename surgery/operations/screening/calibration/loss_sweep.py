@@ -1,7 +1,7 @@
-"""``sweep``: what is observed once, decided under several prices, and measured on other text: the curve to choose from.
+"""``sweep``: choices of thresholds and windows for several allowed losses, from one observation.
 
-A calibration finds one choice. A sweep shows what others would give: for each loss that may be allowed, the share of
-keys that is rejected and the loss that it really costs. Each point is a calibration that `convert` takes.
+A calibration finds one choice. A sweep shows several: for each allowed loss, the share of rejected keys and the loss
+measured on other text. Each point is a calibration that `convert --calibration` accepts.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from surgery.operations.screening.calibration.results import Calibration, Guarde
 from surgery.operations.screening.calibration.settings_check import check_settings, known_lengths, recorded
 from surgery.operations.screening.calibration_settings import CalibrationSettings
 
-# Nats per token, estimated; what these cost in truth is what a sweep measures.
+# Estimated increases of the loss, in nats per token; a sweep measures the true increases.
 ALLOWED = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 BLOCK = 128
 
 
 @dataclass(frozen=True)
 class LengthResult:
-    """What a point gives on the measured passages of one length: means over them, and the passage that loses most.
+    """Results of a point on the measured passages of one length: means, and the passage with the largest increase.
 
-    ``blocks`` is the share of the blocks of 128 queries and 128 keys that no query head of a key-value head looks at,
-    by its windows alone: the work that is never done.
+    ``blocks`` is the share of blocks of 128 queries and 128 keys that are outside the windows of all query heads of a
+    key-value head, so that a kernel can skip them.
     """
 
     tokens: int
@@ -53,12 +53,12 @@ class SweepPoint:
     """One choice.
 
     Attributes:
-        allowed: rise of the loss that was allowed, as the observed passages estimate it; nats per token.
+        allowed: allowed increase of the loss, estimated on the observed passages; nats per token.
         price: price on loss that gives this estimate, as in `choose_by_loss`.
-        estimated: rise of the loss of what was chosen.
+        estimated: estimated increase of the loss by the choice.
         observed: share of keys rejected in the observed passages.
-        lengths: what was measured.
-        calibration: the choice, as `convert` takes it; its guard has every measured passage.
+        lengths: measured results by length.
+        calibration: the choice, for `convert --calibration`; its guard has every measured passage.
     """
 
     allowed: float
@@ -81,13 +81,13 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All points, from the least that was allowed to the most.
+    """All points, in ascending order of the allowed loss.
 
     Attributes:
-        model, commit: what was swept.
-        settings: what was asked for.
-        texts: name of each text, and passages that were observed and held out.
-        other_text: whether it was measured on texts of their own rather than on what was held out.
+        model, commit: the source model.
+        settings: the settings of the sweep.
+        texts: for each text its name, and the numbers of observed and held-out passages.
+        other_text: whether other texts were measured, instead of the held-out passages.
         points: the choices.
     """
 
@@ -123,23 +123,23 @@ def sweep(
     on_progress: OnProgress | None = None,
     allow_unverified: bool = False,
 ) -> Sweep:
-    """Measure several choices of thresholds and windows, all from one look at the texts.
+    """Measure several choices of thresholds and windows, from one observation of the texts.
 
     Args:
         model: a folder or hub id that was not converted.
         text: files, folders and globs to observe.
-        measure_on: others to measure on; without any, what is held out of ``text``.
-        allowed: estimated rises of the loss, each of which gives a point.
+        measure_on: other texts to measure; by default the held-out part of ``text``.
+        allowed: estimated increases of the loss in nats per token; each gives a point.
         options: of the operation ``screening``: layers, heads, sinks, full_window.
-        settings: lengths, passages and softness. ``hold_out`` is how many passages of the shortest length are measured;
-            of texts of their own, of each length. What guards a calibration has no part in it.
+        settings: lengths, passages and softness. ``hold_out`` is the number of measured passages of the shortest
+            length, or with ``measure_on`` of each length. The settings of the guard have no effect.
         revision: branch, tag or commit of a hub model.
         run: device, dtype and attention backend.
-        on_progress: called with work done, work in all (both in tokens of a forward pass), and what is being done.
-        allow_unverified: go on with a family that the table does not have, by what a probe of its model shows.
+        on_progress: called with finished work and all work, in tokens of a forward pass, and the current step in words.
+        allow_unverified: accept a family that is not in the table, by a probe of its model.
 
     Raises:
-        UsageError: no text, too little of it, or nothing allowed.
+        UsageError: there is no text or too little, or ``allowed`` is empty.
         PlanRefusedError: screening cannot be applied to this model.
     """
     if not allowed or min(allowed) <= 0:
@@ -152,8 +152,8 @@ def sweep(
     anatomy = read_anatomy(checkpoint, family=unverified_family(checkpoint) if allow_unverified else None)
     if reason := converted_already(anatomy):
         raise PlanRefusedError(
-            f"this checkpoint was {reason}, and what a sweep finds could not be applied to it",
-            hint="`surgery revert` gives the source back; sweep that.",
+            f"this checkpoint was {reason}, so the result of a sweep could not be applied to it",
+            hint="Sweep its source, which `surgery revert` restores.",
         )
     screening = resolved_options(options or {}, anatomy)
     lengths = known_lengths(settings, anatomy)
@@ -190,7 +190,7 @@ def sweep(
             layers=calibrator.layers(choice, effects, grid),
             guard=tuple(found),
             trials=(Trial(price, choice.rejected, choice.loss_increase, worst),),
-            warnings=("a point of a sweep: no guard chose it",),
+            warnings=("a point of a sweep, which no guard checked",),
         )
         measures = by_length(found, _group_windows(calibration, anatomy, screening), screening.sinks)
         points.append(SweepPoint(limit, price, choice.loss_increase, choice.rejected, measures, calibration))
@@ -211,20 +211,20 @@ def by_length(measured: Sequence[GuardedPassage], windows: Sequence[float], sink
 
 
 def blocks_outside(window: float, tokens: int, sinks: int) -> float:
-    """Share of the causal blocks of 128 queries and 128 keys that hold no key inside a window, and no first key."""
+    """Share of the causal blocks of 128 queries and 128 keys without a key in the window and without a sink."""
     count = math.ceil(tokens / BLOCK)
     outside = sum(
         1
         for row in range(count)
         for column in range(row)
-        # The nearest pair: the block's first query, and its last key.
+        # The nearest pair of the block: its first query and its last key.
         if row * BLOCK - (column * BLOCK + BLOCK - 1) >= window and column * BLOCK >= sinks
     )
     return outside / (count * (count + 1) / 2)
 
 
 def _group_windows(calibration: Calibration, anatomy: Anatomy, screening: ScreeningOptions) -> list[float]:
-    """The widest window of each key-value head of the screened layers; a head that was not chosen has none."""
+    """The widest window of each key-value head of the screened layers; infinite if a query head has no window."""
     assert screening.full_window is not None
     found = []
     for layer in calibration.layers:

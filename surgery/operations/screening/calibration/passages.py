@@ -21,7 +21,7 @@ SHORTEST = 64
 
 @dataclass(frozen=True)
 class PassageSplit:
-    """What is observed, what is held out, and an account of it by text."""
+    """Observed and held-out passages, and their number for each text."""
 
     observed: tuple[Passage, ...]
     held_out: tuple[Passage, ...]
@@ -29,7 +29,7 @@ class PassageSplit:
 
 
 def short_names(documents: Sequence[Document]) -> list[Document]:
-    """The documents named by their paths below the folder that all of them share: the record travels."""
+    """The documents, named by their paths below their common folder, because the record goes into the checkpoint."""
     parts = [PurePath(document.name).parts for document in documents]
     folders = zip(*(path[:-1] for path in parts), strict=False)
     shared = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, folders))
@@ -47,26 +47,27 @@ def divide(
     observe: int,
     hold_out: int,
 ) -> PassageSplit:
-    """Cut passages of each length from as many texts as possible; what is held out is never observed.
+    """Cut passages of each length from as many texts as possible; held-out text is never observed.
 
-    From each text the last part is held out: one passage of each length that fits into a third of the text. What is
-    observed is taken from the rest. Texts take turns, so that a few passages come from as many texts as there are.
+    Held-out passages come from the last third of each text, observed passages from the rest. The texts take turns, so
+    that even a few passages come from many texts.
 
     Args:
         documents: the texts.
         tokenizer: of the model.
         lengths: tokens per passage.
-        observe, hold_out: passages of the shortest length; of the others as many as make about as many tokens.
+        observe: number of observed passages of the shortest length; other lengths get about as many tokens.
+        hold_out: number of held-out passages of the shortest length.
 
     Raises:
-        UsageError: the texts are too short to observe a passage and hold one out.
+        UsageError: no text is long enough to observe one passage and hold out another.
     """
     prefix = special_prefix(tokenizer)
     tokens = _tokenized(documents, tokenizer)
     observed: list[Passage] = []
     held_out: list[Passage] = []
-    # In the order of names, files of one kind would come first and be all that a few passages are taken from. The
-    # order hangs on what the texts say alone, so that they give the same calibration wherever they lie.
+    # In the order of names, a few passages could all come from files of one kind. The order depends only on the content
+    # of the texts, so that the same texts in another folder give the same calibration.
     order = sorted(range(len(documents)), key=lambda index: hashlib.sha256(documents[index].text.encode()).digest())
     counts = [{"observed": 0, "held_out": 0} for _ in documents]
     starts = [0] * len(documents)
@@ -94,8 +95,8 @@ def divide(
         needed = min(lengths)
         raise UsageError(
             f"the longest of the {len(documents)} texts has {max(map(len, tokens))} tokens; a calibration at {needed} "
-            f"tokens needs one of {3 * needed}, of which a third is held out.",
-            hint="Give longer texts, or shorter --lengths.",
+            f"tokens needs a text of {3 * needed} tokens, because a third is held out",
+            hint="Give longer texts or shorter --lengths.",
         )
     texts = tuple(
         {"name": document.name, "tokens": len(ids), **count}
@@ -107,10 +108,10 @@ def divide(
 def cut_from_start(
     documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int], count: int
 ) -> tuple[Passage, ...]:
-    """PassageSplit to measure on alone: of each length ``count``, from the beginning of the texts on, which take turns.
+    """Cut ``count`` passages of each length from the start of the texts, which take turns.
 
     Raises:
-        UsageError: no text has a passage of a length.
+        UsageError: no text is long enough for a length.
     """
     prefix = special_prefix(tokenizer)
     tokens = _tokenized(documents, tokenizer)
@@ -128,9 +129,9 @@ def cut_from_start(
                     starts[index] += room
         if len(found) == before:
             raise UsageError(
-                f"the longest of the {len(documents)} texts to measure on has {max(map(len, tokens))} tokens, of which "
-                f"shorter passages take their part first; a passage has {length}.",
-                hint="Give longer texts, or shorter --lengths.",
+                f"the longest of the {len(documents)} texts to measure on has {max(map(len, tokens))} tokens, not "
+                f"enough for a passage of {length} after the shorter passages",
+                hint="Give longer texts or shorter --lengths.",
             )
     return tuple(found)
 

@@ -1,4 +1,4 @@
-"""A calibration as plain data: what was chosen for every head, on which texts, and what the guard measured."""
+"""A calibration as plain data: the choice for every head, the texts, and the measurements of the guard."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class CalibratedLayer:
-    """One layer: start values and, for each chosen head, the share of keys that the calibration texts lost.
+    """One layer: start values and, for each chosen head, the share of rejected keys in the calibration texts.
 
-    Of the form ``unit`` there are a gain and a bound too, and the share of the output's square that a head misses.
+    The form ``unit`` also has a gain, a bound, and ``missed``: the squared error over the square of the output.
     """
 
     layer: int
@@ -32,13 +32,13 @@ class CalibratedLayer:
     missed: tuple[float, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, without what the form does not have."""
+        """Plain data, without the values that the form does not have."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class GuardedPassage:
-    """One held-out passage: its loss in nats per token without and with screening, and the share of keys rejected."""
+    """One held-out passage: its loss in nats per token without and with screening, and the share of rejected keys."""
 
     text: str
     tokens: int
@@ -48,20 +48,20 @@ class GuardedPassage:
 
     @property
     def change(self) -> float:
-        """Rise of the loss."""
+        """Increase of the loss, in nats per token."""
         return self.screened - self.loss
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One choice that was tried on the held-out passages.
+    """One choice, measured on the held-out passages.
 
     Attributes:
         knob: price on loss, or budget of softmax mass; the name of a key in calibration.json.
-        rejected: share of keys, as the observed passages say.
-        predicted: estimated rise of the loss.
-        worst: rise of the loss in the held-out passage where it is greatest. Where a trial was given up early, of
-            those that were measured.
+        rejected: share of rejected keys in the observed passages.
+        predicted: estimated increase of the loss.
+        worst: largest increase of the loss over the held-out passages, or over the measured ones if the trial stopped
+            early.
     """
 
     knob: float
@@ -72,16 +72,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds, softness and windows of a model, and how they came about.
+    """Thresholds, softness and windows for a model, with the record of their calibration.
 
     Attributes:
-        model, commit: what was calibrated.
-        settings: what was asked for.
-        texts: name, and passages that were observed and held out.
-        layers: what was chosen.
-        guard: the held-out passages under the choice.
-        trials: every choice that was tried, in order.
-        warnings: what a user should know.
+        model, commit: the source model.
+        settings: the settings of the calibration.
+        texts: for each text its name, and the numbers of observed and held-out passages.
+        layers: the chosen values.
+        guard: the held-out passages with the choice.
+        trials: every measured choice, in order.
+        warnings: for users.
     """
 
     model: str
@@ -95,22 +95,22 @@ class Calibration:
 
     @property
     def operation(self) -> str:
-        """The name of the operation that the values are for."""
+        """The name of the operation with these values."""
         return "screening"
 
     @property
     def form(self) -> str:
-        """The form of screening that it is for."""
+        """The form of screening."""
         return str(self.settings.get("form", "gated"))
 
     @property
     def rejected(self) -> float:
-        """Share of keys rejected in the held-out passages, their mean."""
+        """Share of rejected keys, the mean over the held-out passages."""
         return sum(text.rejected for text in self.guard) / len(self.guard)
 
     @property
     def worst(self) -> float:
-        """Rise of the loss in the held-out passage where it is greatest."""
+        """Largest increase of the loss over the held-out passages, in nats per token."""
         return max(text.change for text in self.guard)
 
     def to_dict(self) -> dict[str, Any]:
@@ -146,12 +146,12 @@ def read_calibration(path: Path) -> Calibration:
     """A calibration from its file.
 
     Raises:
-        CheckpointError: the file is missing, or is no calibration that this version reads.
+        CheckpointError: the file is missing, or this version cannot read it.
     """
     content = load_json(path)
     if content.get("schema") != SCHEMA:
         raise CheckpointError(
-            f"{path.name} is no calibration that this version reads: "
+            f"{path.name} is not a calibration that this version can read: "
             f"its schema is {content.get('schema')!r}, not {SCHEMA}",
             hint="`--calibrate TEXT` writes surgery/calibration.json, and `surgery screen-sweep` one for each point.",
         )
@@ -174,4 +174,4 @@ def read_calibration(path: Path) -> Calibration:
             warnings=tuple(content["warnings"]),
         )
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path.name}: not a whole calibration: {error}") from error
+        raise CheckpointError(f"{path.name} is not a complete calibration: {error}") from error

@@ -12,15 +12,15 @@ from surgery.operations.screening.calibration_settings import CalibrationSetting
 
 
 def check_settings(settings: CalibrationSettings, options: Mapping[str, Any]) -> None:
-    """Refuse what would not do what it says.
+    """Refuse settings without effect.
 
     Raises:
-        UsageError: windows are shared by groups of which some heads are left out; or a setting of the guard, or of
-            windows, is given for a unit, which no guard could hold.
+        UsageError: groups share windows, but the options leave out some heads of a group; or a setting of the guard or
+            of windows is given for a unit, which has no guard.
     """
     if settings.windows != "head" and options.get("heads") is not None:
         raise UsageError(
-            "windows by group need all heads of a group, but heads chooses some",
+            "windows by group need all heads of a group, but heads chooses some of them",
             hint="Leave heads out, or let each head have its own window.",
         )
     if options.get("form") != "unit" or options.get("renormalisation") == 1:
@@ -28,24 +28,24 @@ def check_settings(settings: CalibrationSettings, options: Mapping[str, Any]) ->
     given = sorted({"max_loss_increase", "budget", "softness", "windows"} & settings.model_fields_set)
     if given:
         raise UsageError(
-            f"{given[0]} does nothing for the form unit: its heads are fitted to attention's outputs, and training "
-            "brings the loss back",
-            hint="Leave it out; or start at the other end of the bridge, with renormalisation 1.",
+            f"{given[0]} has no effect for the form unit: its heads are fitted to the outputs of attention, and "
+            "training recovers the loss",
+            hint="Leave it out, or start as the source with renormalisation 1.",
         )
 
 
 def known_lengths(settings: CalibrationSettings, anatomy: Anatomy) -> tuple[int, ...]:
-    """The lengths that are asked for, or the usual ones.
+    """The lengths of the settings, or the default lengths.
 
     Raises:
-        UsageError: the model was not trained at them.
+        UsageError: a length is beyond the trained length.
     """
     lengths = settings.lengths or tuple(length for length in (1024, 4096) if length <= anatomy.trained_length)
     if not lengths or max(lengths) > anatomy.trained_length:
         raise UsageError(
             f"the model was trained at {anatomy.trained_length} tokens; passages of "
-            f"{' and '.join(map(str, lengths or (1024, 4096)))} go beyond",
-            hint=f"Give lengths that it knows: --lengths {anatomy.trained_length}",
+            f"{' and '.join(map(str, lengths or (1024, 4096)))} tokens are longer",
+            hint=f"Pass lengths up to the trained length: --lengths {anatomy.trained_length}.",
         )
     return lengths
 
@@ -56,7 +56,7 @@ def recorded(
     screening: ScreeningOptions,
     before: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """What a calibration says of how it was made."""
+    """The settings that a calibration records."""
     return {
         **settings.model_dump(mode="json"),
         "lengths": list(lengths),

@@ -1,4 +1,4 @@
-"""The source in memory, with open screening on its layers: nothing is converted, and nothing is written beside it."""
+"""The source model in memory with open screening on its layers, without a converted checkpoint on disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def open_model(folder: Path, anatomy: Anatomy, operations: Sequence[Mapping[str,
     Args:
         folder: the source.
         anatomy: of the source.
-        operations: resolved options, in order. Those that config.json alone performs are put there.
+        operations: resolved options, in order. Operations in config.json only change the loaded config.
         run: device, dtype and attention backend.
     """
     from surgery.runtime import operate
@@ -36,7 +36,7 @@ def open_model(folder: Path, anatomy: Anatomy, operations: Sequence[Mapping[str,
 
 
 def _changed(folder: Path, scratch: Path, changes: Mapping[str, Any]) -> Path:
-    """The folder again, as links, with another config.json."""
+    """A folder of links to the files of ``folder``, with a changed config.json."""
     for path in folder.iterdir():
         if path.name != CONFIG_NAME:
             (scratch / path.name).symlink_to(path.resolve())

@@ -1,8 +1,8 @@
-"""Start values of the form ``unit``: for each head what brings its output nearest to attention's own, by least squares.
+"""Start values of the form ``unit``: a least-squares fit of each head's output to the output of its attention.
 
-Text goes through the model as it is, twice. The first time every threshold and window of a coarse grid is tried, each
-with the gain that suits it best. The second time gain and bound are fitted to those around the best one, and the best
-of them all is taken. No gradient is needed.
+The texts go through the source model twice. The first pass tries every threshold and window of a coarse grid, each with
+its best gain. The second pass fits gain and bound for the pairs around the best one, and takes the best of these. No
+gradient is needed.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ Candidates = list[list[list[tuple[float, float]]]]
 OnTokens = Callable[[int, str], None]
 
 THRESHOLDS = tuple(step / 10 for step in range(-6, 10))
-# By fours: a cosine is wide, and a choice between two windows that differ less is noise.
+# Powers of four: a choice between closer windows would be noise, because the soft mask is wide.
 WINDOWS = tuple(2 * 4**step for step in range(12))
-# What is tried around the best of them: steps of the threshold, and of the window's logarithm to base 2.
+# Steps around the best pair: of the threshold, and of log2 of the window.
 NEAR_THRESHOLDS = tuple(step / 40 for step in range(-3, 4))
 NEAR_WINDOWS = (-1.0, 0.0, 1.0)
-# The gain and the bound are looked for at steps of half a doubling around what a plain scale would be.
+# Powers of two to try for the gain and the bound, around the values of a plain scale.
 HALVES = torch.arange(-4, 13) / 2
-# No head starts without any gain, however little its sum resembles its output: it could not learn.
+# Least gain of a head, because a head without gain cannot learn.
 LEAST_GAIN = 1e-4
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Values by parameter, layer and head; the share of the keys that each rejects; and of its output what is missed.
+    """Values by parameter, layer and head; the share of rejected keys, and the error, of each head.
 
-    ``missed`` is the squared error of the layer's sample over the square of attention's own output.
+    ``missed`` is the squared error over the sampled queries, divided by the square of attention's output.
     """
 
     values: Values
@@ -51,22 +51,22 @@ class Fit:
 def choose_bounds(
     model: Any, passages: Sequence[Passage], full_window: int, rows: int, seed: int, on_tokens: OnTokens
 ) -> Values:
-    """A threshold and a window for every head, such that a scaled unit is nearest to the head's output.
+    """The threshold and window of every head with which a scaled unit is closest to the head's output.
 
     Args:
-        model: open, in the form ``unit`` at p = 1, where it is the source.
-        passages: to look at.
-        full_window: a window that bounds nothing.
-        rows: queries that are looked at in each passage.
+        model: open, in the form ``unit`` at p = 1, where it equals the source.
+        passages: observed passages.
+        full_window: the window that rejects no key.
+        rows: sampled queries in each passage.
         seed: of the sample of queries.
-        on_tokens: told of work that was done, in tokens.
+        on_tokens: called with finished work, in tokens, and the current step in words.
     """
     longest = max(len(passage.tokens) for passage in passages)
     windows = (*(window for window in WINDOWS if 2 * window <= longest and window < full_window), full_window)
     sums: dict[int, torch.Tensor] = {}
 
     def look(layer: int, block: Any) -> None:
-        """Add up |H|^2 and H o of every head, threshold and window; H is the unit's sum, o the output."""
+        """Add |H|^2 and H . o of every head, threshold and window; H is the sum of the unit, o the output."""
         masks = torch.stack([_softmask(block, window, full_window) for window in windows])
         heads, groups = block.weights.shape[1], block.value.shape[1]
         found = torch.zeros(heads, len(THRESHOLDS), len(windows), 2, dtype=torch.float64)
@@ -93,7 +93,7 @@ def choose_bounds(
 
 
 def nearby_candidates(edges: Values, full_window: int) -> Candidates:
-    """Thresholds and windows near those of every head; a full window stays one, and the last threshold is below one."""
+    """Thresholds and windows near those of every head; a full window stays full, and thresholds stay below 1."""
     return [
         [
             [
@@ -108,7 +108,7 @@ def nearby_candidates(edges: Values, full_window: int) -> Candidates:
 
 
 def fixed_candidates(edges: Values) -> Candidates:
-    """These thresholds and windows alone."""
+    """Only the given thresholds and windows."""
     return [
         [[pair] for pair in zip(*heads, strict=True)]
         for heads in zip(edges["threshold"], edges["log2_window"], strict=True)
@@ -124,16 +124,16 @@ def fit_gains(
     seed: int,
     on_tokens: OnTokens,
 ) -> Fit:
-    """The best of the candidates of every head, with the gain and the bound that suit it.
+    """The best candidate of every head, with its gain and bound.
 
-    The unit's output lies along its sum H: only its length is free, bound tanh(gain |H| / bound). Arguments are as of
-    :func:`choose_bounds`; ``candidates`` holds pairs of threshold and log2_window for every layer and head.
+    The output of the unit has the direction of its sum H and the length bound tanh(gain |H| / bound). The arguments are
+    those of :func:`choose_bounds`; ``candidates`` has pairs of threshold and log2_window for every layer and head.
     """
     seen: dict[int, list[list[torch.Tensor]]] = {}
     order = list(screening_modules(model))
 
     def look(layer: int, block: Any) -> None:
-        """Note of every query, head and candidate |H|, o along H, |o|^2, and the rejected and all keys."""
+        """Keep |H|, o along H, |o|^2, rejected keys and all keys, of every query, head and candidate."""
         heads, groups = block.weights.shape[1], block.value.shape[1]
         allowed = block.allowed[0, 0].expand(block.weights.shape[2], -1)
         keys = allowed.sum(-1)
@@ -163,7 +163,7 @@ def fit_gains(
             number = min(range(len(fitted)), key=lambda one: fitted[one].missed)
             best.append((*pairs[head][number], fitted[number]))
         values["threshold"].append([threshold for threshold, _, _ in best])
-        # What the bridge would have: the ramp of the unit ends at a cosine of one.
+        # For the bridge: the ramp of the unit ends at a cosine of 1.
         values["softness"].append([1 - threshold for threshold, _, _ in best])
         values["log2_window"].append([octaves for _, octaves, _ in best])
         values["log2_gain"].append([found.log2_gain for _, _, found in best])
@@ -174,7 +174,7 @@ def fit_gains(
 
 
 class _Lengths(NamedTuple):
-    """What one head's lengths came to; see :class:`Fit`."""
+    """The fit of one head; see :class:`Fit`."""
 
     log2_gain: float
     log2_bound: float
@@ -185,7 +185,7 @@ class _Lengths(NamedTuple):
 def _fit_lengths(
     length: torch.Tensor, along: torch.Tensor, square: torch.Tensor, dropped: torch.Tensor, keys: torch.Tensor
 ) -> _Lengths:
-    """Gain and bound of one head from what was noted of each query."""
+    """Gain and bound of one head, from the values of each query."""
     plain = max(float((length * along).sum() / length.square().sum().clamp(min=1e-30)), LEAST_GAIN)
     size = max(float(square.mean().sqrt()), 1e-6)
     gain, bound = (plain * HALVES.exp2())[:, None, None], (size * HALVES.exp2())[:, None]
@@ -224,7 +224,7 @@ def _run(
     on_tokens: OnTokens,
     what: str,
 ) -> None:
-    """Show a sample of the queries of every passage to ``look``, with the layer's number."""
+    """Call ``look`` with the layer number and the observed block, for a sample of queries of every passage."""
     from surgery.runtime import base_model_of
 
     generator = torch.Generator().manual_seed(seed)
@@ -232,7 +232,7 @@ def _run(
     for passage in passages:
         chosen = sample_rows(len(passage.tokens), rows, generator)
         with _observed(model, chosen, look):
-            # Logits are not asked for: the layers alone are looked at. Llama 4's base model with images has a head.
+            # Only the layers are observed, so the logits are limited: Llama 4's base model with images has a head.
             tokens = torch.tensor([passage.tokens], device=model.device)
             base(input_ids=tokens, use_cache=False, **last_logits_only(base))
         on_tokens(len(passage.tokens), f"{what}: {passage.document}")

@@ -93,7 +93,10 @@ def test_windows_by_group(source: Path, texts: Path, calibration: Calibration) -
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"heads": "0"}, "windows by group need all heads"), ({"form": "unit"}, "windows does nothing for the form unit")],
+    [
+        ({"heads": "0"}, "windows by group need all heads"),
+        ({"form": "unit"}, "windows has no effect for the form"),
+    ],
 )
 def test_windows_by_group_are_refused(source: Path, texts: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):

@@ -83,7 +83,7 @@ def test_the_other_end_of_the_bridge_is_calibrated_as_gated(source: Path, texts:
 
 
 def test_what_does_nothing_is_refused(source: Path, texts: Path, calibration: Calibration) -> None:
-    with pytest.raises(UsageError, match="max_loss_increase does nothing for the form unit"):
+    with pytest.raises(UsageError, match="max_loss_increase has no effect for the form unit"):
         calibrate(source, [texts], options=UNIT, settings=CalibrationSettings(max_loss_increase=0.1))
     with pytest.raises(UsageError, match="form 'gated' differs from the calibration"):
         convert(source, [{"name": "screening", "form": "gated"}], calibration=calibration, output=source / "x")
