@@ -14,7 +14,7 @@ from surgery.colours import NOTE
 from surgery.commands import console
 from surgery.commands.help import SETTINGS, CommandHelp, GroupHelp
 from surgery.errors import ExitCode, UsageError
-from surgery.zoo.engines import EngineName
+from surgery.zoo.engines import SUMMARIES, EngineName
 
 if TYPE_CHECKING:
     from surgery.zoo.plan import ZooPlan
@@ -43,7 +43,9 @@ _Push = Annotated[
         metavar="OWNER", help="Then upload each output with its card to OWNER/OUTPUT on the hub; a new one is private."
     ),
 ]
-_Engine = Annotated[EngineName, typer.Option(help="local: processes on this machine; ray: a Ray cluster.")]
+_Engine = Annotated[
+    EngineName, typer.Option(help="; ".join(f"{engine}: {summary}" for engine, summary in SUMMARIES.items()) + ".")
+]
 
 
 @app.command(cls=CommandHelp)

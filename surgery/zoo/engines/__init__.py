@@ -1,7 +1,8 @@
 """Engines: where the items of a zoo run. Each engine is one file here.
 
-To add an engine: a file with a class that has the methods of `base.Engine`, its name in `EngineName`, and a line in
-`open_engine`. Engines are imported when one is opened, so that ``surgery zoo --help`` stays fast.
+To add an engine: a file with a class that has the methods of `base.Engine`, its name in `EngineName`, its summary in
+`SUMMARIES`, and a line in `open_engine`. Engines are imported when one is opened, so that the help
+stays fast.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ if TYPE_CHECKING:
 
 
 class EngineName(StrEnum):
-    """The engines by name: processes on this machine, or tasks of a Ray cluster."""
+    """The engines by name."""
 
     local = "local"
     ray = "ray"
+
+
+# For the help of the command line.
+SUMMARIES = {EngineName.local: "processes on this machine", EngineName.ray: "a Ray cluster"}
 
 
 def open_engine(name: EngineName, parallel: Parallel, output: Path, *, address: str | None = None) -> Engine:
