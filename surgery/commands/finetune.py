@@ -277,7 +277,7 @@ def _comparison_table(comparison: Comparison) -> Table:
         f"{comparison.interval['samples']:,} samples; differences are paired",
         caption_justify="left",
     )
-    for heading in ("model", "learned", "loss", "minus source", "recovered minus it"):
+    for heading in ("model", "learned", "loss", "model - source", "recovered - model"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for model in comparison.models:
         against = comparison.difference(model.name, "source")

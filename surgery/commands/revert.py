@@ -54,15 +54,15 @@ def revert(
 
 
 def _compared(result: RevertResult) -> str:
-    """What is known of the bytes."""
+    """The result of the comparison with recorded hashes, in words."""
     if result.placed and len(result.compared) == len(result.placed):
-        return "The weights are byte for byte those that were converted (sha256)."
+        return "The weights are byte for byte those of the source (SHA-256)."
     why = (
         "linked files are not read"
         if "linked" in result.placed.values()
-        else "only `convert --copy`, or a model from the hub, leaves hashes to compare with"
+        else "hashes are known only after `convert --copy`, or for a model from the hub"
     )
     return (
-        f"The weights are those of the converted checkpoint; that they are still the source's was not checked ({why}). "
+        f"The weights come from the converted checkpoint and were not compared with the source ({why}). "
         "`surgery verify CONVERTED --against SOURCE` compares them."
     )

@@ -177,7 +177,7 @@ def test_side_by_side_on_the_terminal(surgery_command: Any, recipe_file: Path, t
     assert shown.code == 0, shown.err
     rows = {line.split()[1]: line for line in shown.out.splitlines() if line.startswith("│")}
     assert {"source", "converted", "recovered", "untouched", "temperature"} <= rows.keys()
-    assert rows["converted"].count(" to ") == 3, "loss, minus source, recovered minus it"
+    assert rows["converted"].count(" to ") == 3, "loss, model - source, recovered - model"
     assert "this control is the source model" in " ".join(shown.out.split())
     document = json.loads(surgery_command("finetune", str(recipe_file), "--json", "--force", *controls).out)
     assert [model["name"] for model in document["comparison"]["models"]][-1] == "temperature"
