@@ -1,6 +1,6 @@
-"""Every error that a user can cause or meet, with the exit code that the command line gives it.
+"""The errors that users can cause or meet, with their exit codes.
 
-Each message says what was given, what is wrong with it, and what to do.
+Each message names the given value and its fault; the hint says what to do.
 """
 
 from enum import IntEnum
@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 
 class ExitCode(IntEnum):
-    """How a command of the command line ends. The meaning is what the reference says of the code."""
+    """The exit codes of the command line; ``meaning`` is the description in the reference."""
 
     meaning: str
 

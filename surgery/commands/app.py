@@ -70,7 +70,7 @@ class LazyCommands(MutableMapping[str, Any]):
 
 
 class SurgeryGroup(GroupHelp):
-    """The group of all commands; its help imports none of them."""
+    """The group of all commands; its help imports no command."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)

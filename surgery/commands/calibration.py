@@ -81,7 +81,7 @@ def plan_with_calibration(
 def check_request(
     request: CalibrationRequest, operations: Sequence[Mapping[str, Any]], calibrated: Mapping[str, Any] | None
 ) -> None:
-    """Refuse flags that exclude each other, or that would do nothing.
+    """Refuse flags that exclude each other or have no effect.
 
     Raises:
         UsageError: there are such flags.
@@ -131,7 +131,7 @@ def calibration_settings(
 
 
 def _calibrated(operation: Operation, prepared: PreparedPlan) -> dict[str, Any]:
-    """What is calibrated: the options of the operation, those of the others in the plan, and an unverified family."""
+    """The arguments of a calibration: options of the operation, options of the other operations, and the family."""
     family = prepared.anatomy.family
     resolved = {str(options["name"]): options for options in prepared.plan.operations}
     return {
@@ -151,7 +151,7 @@ def _spelled(field: str) -> str:
 
 
 def print_calibration(calibration: Any) -> None:
-    """Print the held-out passages and how many heads stay open."""
+    """Print the held-out passages and the number of open heads."""
     from rich.table import Table
 
     from surgery.conversion.card import summarize_numbers

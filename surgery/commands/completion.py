@@ -13,7 +13,7 @@ def operations(incomplete: str) -> list[str]:
 
 
 def families(incomplete: str) -> list[str]:
-    """Families, for `surgery families`: those that are refused too, since it says why."""
+    """Families, for `surgery families`; also refused families, because it shows the reasons."""
     from surgery.anatomy import FAMILIES, REFUSED
 
     return _beginning(sorted({*FAMILIES, *REFUSED}), incomplete)

@@ -1,4 +1,4 @@
-"""``surgery evaluate``: what the surgery did, measured part by part of a suite."""
+"""``surgery evaluate``: measure a suite on models and their base."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def _print(entries: list[FamilyEntry], refused: dict[str, str]) -> None:
     table = Table(box=None, pad_edge=False)
     for title in ("family", "attention", "positions", "operations"):
         table.add_column(title, no_wrap=True)
-    # Said once for all families that share it, since a column of it leaves no room for the others.
+    # Once for all families that share it, because as a column it would be too wide.
     known: dict[str, list[str]] = {}
     for entry in entries:
         applies = " ".join(name for name, reason in entry.operations.items() if reason is None)

@@ -1,4 +1,4 @@
-"""``surgery finetune``: train what a recipe says and write a full checkpoint."""
+"""``surgery finetune``: run a recipe and write a full checkpoint."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class ModelFlag:
         )
 
     def values(self, given: Any) -> dict[str, Any]:
-        """Fields and values from what the parser found.
+        """Fields and values from the result of the parser.
 
         Raises:
             UsageError: the text does not have the form of the flag.

@@ -1,4 +1,4 @@
-"""The flags of `surgery convert` that come from the operations: what each takes, and which option goes to which."""
+"""The flags of `surgery convert` that come from the operations, and the operation of each value."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def calibration_flags(names: Sequence[str] = tuple(OPERATIONS)) -> dict[str, Mod
 
 
 def _joined(flags: Mapping[str, ModelFlag]) -> ModelFlag:
-    """One flag from those of several operations, which differ in their words at most."""
+    """One flag from the flags of several operations, which differ only in their help."""
     first = next(iter(flags.values()))
     words = dict.fromkeys(word for flag in flags.values() for word in flag.words)
     joined = replace(first, panel=f"Options of {' and '.join(flags)}", words=tuple(words))
@@ -95,7 +95,7 @@ def operations_from_flags(names: Sequence[str], given: Mapping[str, Any]) -> lis
 
     Args:
         names: of the operations, in order.
-        given: options by name, None for those that were not given. A list holds texts; each may be meant for
+        given: options by name, None for an option that was not given. A list holds texts; each may be meant for
             one operation: ``ssmax=0-3``.
 
     Raises:

@@ -24,7 +24,7 @@ LINE_EVERY = 15.0
 
 
 class Lines(Progress):
-    """What is being done, and how much of it, as a line every :data:`LINE_EVERY` seconds; no bar."""
+    """Prints the current step and its progress as a line every :data:`LINE_EVERY` seconds, without a bar."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console=console, disable=True)

@@ -1,4 +1,4 @@
-"""``surgery report``: a page, a card's Markdown and pictures from what was measured."""
+"""``surgery report``: a page, Markdown for a card, and pictures, from stored measurements."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def report(
 
 
 def write_files(document: Mapping[str, Any], folder: Path) -> list[str]:
-    """``evaluation.json`` and the report, in place of an earlier one; returns what was written."""
+    """``evaluation.json`` and the report, in place of an earlier one; returns the written files."""
     from surgery import reporting
     from surgery.checkpoint import dump_json
     from surgery.evaluation.folders import EVALUATION, written_before
@@ -62,7 +62,7 @@ def write_files(document: Mapping[str, Any], folder: Path) -> list[str]:
         files = reporting.draw_report(document, histories=histories, provenance=document["provenance"])
     content = {"schema": console.SCHEMA_VERSION, "kind": "evaluation", "files": list(files), **document}
     before = written_before(folder)
-    # First what shows that the others are ours.
+    # First the file that marks the others as files of this tool.
     written = [reporting.replace_file(folder / EVALUATION, dump_json(content).encode())]
     written += [reporting.replace_file(folder / name, data) for name, data in files.items()]
     for name in set(before) - set(files):

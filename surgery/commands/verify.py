@@ -1,4 +1,4 @@
-"""``surgery verify``: proof that a converted checkpoint is what it claims."""
+"""``surgery verify``: check a converted checkpoint."""
 
 from __future__ import annotations
 

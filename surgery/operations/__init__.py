@@ -1,7 +1,7 @@
-"""What can be done to attention: one folder per operation, each a strict schema plus a few hooks.
+"""The operations on attention: one folder for each, with a strict schema and a few hooks.
 
-The schema is what the user writes in flags, in a recipe and in config.json: one model, three places. Nothing here
-imports torch. An operation is registered by adding it to :data:`OPERATIONS`; `base.py` says what to write.
+The schema gives the flags of `convert`, the keys of a recipe and the entry in config.json. Nothing here imports torch.
+To register an operation, add it to :data:`OPERATIONS`; `base.py` explains how to write one.
 """
 
 from functools import reduce
@@ -20,10 +20,10 @@ OPERATIONS: MappingProxyType[str, Operation] = MappingProxyType(
     {operation.name: operation for operation in (SSMaxOperation(), ScreeningOperation(), RopeOperation())}
 )
 
-# Used by `surgery.convert` where none is named.
+# The default of `surgery.convert`.
 DEFAULT_OPERATION: str = next(iter(OPERATIONS))
 
-# What stands in a list of operations, in a recipe or a manifest.
+# An entry of a list of operations, in a recipe or a manifest.
 if TYPE_CHECKING:
     AnyOperation: TypeAlias = OperationOptions
 else:

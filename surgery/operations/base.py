@@ -1,19 +1,19 @@
-"""What an operation is: its options, and the hooks through which every other room reaches it.
+"""The base class of operations: options, and the hooks by which other rooms use an operation.
 
 To add an operation, write its folder beside this file and add one line to ``OPERATIONS``:
 
 - ``options.py``: the schema, a subclass of :class:`OperationOptions` or :class:`HeadOptions`.
 - ``operation.py``: a subclass of :class:`Operation`. It must give the class attributes without a default and the
-  abstract methods; every other hook has a default that says "nothing of that kind".
+  abstract methods; every other hook has a default without effect.
 - the code that travels in a converted checkpoint, unless ``in_config_alone``.
 - ``calibration/``, if ``calibrates``. It may import ``surgery.evaluation`` and ``surgery.loading``, and has a line in
   the second contract of import-linter in pyproject.toml. The rest of the folder imports neither, and torch inside
   functions only.
 
-The hooks are grouped by who asks: plans, `surgery inspect` and `surgery verify` in this file, evaluation in
-``measured.py``, a training in ``training.py``. Each has a default, so a new operation writes only what it has.
+The hooks are grouped by their caller: plans, `surgery inspect` and `surgery verify` in this file, evaluation in
+``measured.py``, a training in ``training.py``. A new operation writes only the hooks that it needs.
 
-No other room names an operation: it loops over ``OPERATIONS`` or looks up the name that a plan or config.json holds.
+No other room names an operation: it loops over ``OPERATIONS``, or looks up a name from a plan or config.json.
 """
 
 from __future__ import annotations
@@ -42,10 +42,7 @@ Number = Annotated[int, Field(ge=0, le=_HIGHEST)]
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor that the operation adds: name, shape, and what it is filled with: one value, or one for each element.
-
-    Stored as float32.
-    """
+    """A tensor that an operation adds, stored as float32: name, shape, and one value, or a value for each element."""
 
     name: str
     shape: tuple[int, ...]
@@ -57,7 +54,7 @@ def parse_layers(text: str, words: Sequence[str] = ()) -> tuple[int, ...]:
 
     Args:
         text: numbers and ranges.
-        words: what could have stood in place of the whole text, for the error.
+        words: other valid texts, for the error.
 
     Raises:
         ValueError: the text is not such a list.
@@ -79,10 +76,10 @@ class OperationOptions(BaseModel):
     """The options of every operation: its name, and the layers that it is applied to.
 
     The fields are the keys of a recipe and of config.json, and the flags of `surgery convert`: each is described once,
-    here, and its spelling at the command line stands beside it as a :class:`~surgery.flag.Flag`.
+    here, with its spelling on the command line as a :class:`~surgery.flag.Flag`.
     """
 
-    # Built when something is first validated: most commands that list the operations validate nothing.
+    # Built at the first validation, because most commands that list the operations validate nothing.
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     name: Annotated[str, NO_FLAG] = Field(description="The operation.")
@@ -109,7 +106,7 @@ class OperationOptions(BaseModel):
 
 
 class HeadOptions(OperationOptions):
-    """Options of an operation on single heads."""
+    """Options of an operation that can be applied to single heads."""
 
     heads: Annotated[tuple[Number, ...] | None, Flag(absent="all")] = Field(
         default=None, description="Query heads in these layers: 0-3,7."
@@ -117,7 +114,7 @@ class HeadOptions(OperationOptions):
 
 
 class CalibrationRecord(Protocol):
-    """Start values that were chosen on texts, as a plan takes them; see :meth:`Operation.calibrated`."""
+    """Start values from a calibration, for a plan; see :meth:`Operation.calibrated`."""
 
     @property
     def operation(self) -> str:
@@ -135,9 +132,9 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
         title: as written in text.
         summary: one line for listings.
         options: the schema.
-        explanation: what a reader of the card should know, in Markdown.
-        in_config_alone: the family's own class in transformers performs it as config.json says; no code travels.
-        calibrates: it has a ``calibration`` package, which chooses start values on texts.
+        explanation: a paragraph for the card, in Markdown.
+        in_config_alone: whether a change of config.json is enough, so that no code travels.
+        calibrates: whether it has a ``calibration`` package, which chooses start values on texts.
         calibration_settings: the schema of the settings of that calibration.
         needed_options: options that `surgery convert` needs beside ``--to NAME``, as `surgery inspect` suggests them.
         multiplies_queries: its module returns the multiplier of the query, ``(batch, heads, queries, 1)``, which
@@ -160,23 +157,23 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
     test_ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
     constants: ClassVar[tuple[str, ...]] = ()
 
-    # Where it applies. Asked by: plans, `surgery inspect`, `surgery families`.
+    # Where it applies. Called by: plans, `surgery inspect`, `surgery families`.
 
     def family_refusal(self, family: Family) -> str | None:
-        """Why the operation can be applied to no model of this family, or None."""
+        """The reason why no model of this family can have the operation, or None."""
         return family.without.get(self.name)
 
     def family_caveats(self, family: Family) -> tuple[str, ...]:
-        """What to know before the operation is applied to a model of this family; shown by `surgery families`."""
+        """Notes on the operation for models of this family; `surgery families` shows them."""
         return ()
 
     @property
     def code_package(self) -> str | None:
-        """The package whose files travel in a checkpoint with this operation; None if config.json alone says it all."""
+        """The package whose files travel in a checkpoint with this operation; None if config.json is enough."""
         return None if self.in_config_alone else f"{type(self).__module__.rpartition('.')[0]}.modeling"
 
     def refusal(self, layer: AttentionLayer) -> str | None:
-        """Why the operation can never be applied to this layer, or None."""
+        """The reason why this layer can never have the operation, or None."""
         if layer.kind == "none":
             return "this layer has no attention"
         if layer.kind in ("linear", "latent"):
@@ -184,7 +181,7 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
         return None
 
     def reason_to_skip(self, layer: AttentionLayer, anatomy: Anatomy) -> str | None:
-        """Why the operation is not applied to this layer by default, or None where it is."""
+        """The reason why the operation skips this layer by default, or None."""
         return self.refusal(layer)
 
     def option_to_include(self, layer: AttentionLayer, anatomy: Anatomy) -> str | None:
@@ -207,7 +204,7 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
         """Numbers of the layers that ``options.layers`` names.
 
         Raises:
-            PlanRefusedError: no layer is left, or one is named that does not exist or cannot be operated on.
+            PlanRefusedError: no layer is left, or a layer does not exist or cannot have the operation.
         """
         layers = anatomy.layers
         if isinstance(options.layers, tuple):
@@ -238,7 +235,7 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
         """Check the chosen heads.
 
         Raises:
-            PlanRefusedError: a head does not exist, or none is chosen.
+            PlanRefusedError: a head does not exist, or no head is chosen.
         """
         wrong = [head for head in options.heads or () if head >= anatomy.heads]
         if wrong:
@@ -246,14 +243,14 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
         if options.heads == ():
             raise PlanRefusedError("no head is chosen")
 
-    # What it does. Asked by: plans and their execution. `options` are resolved from here on.
+    # What it does. Called by: plans and their execution. `options` are resolved from here on.
 
     @abstractmethod
     def resolve(self, options: Any, anatomy: Anatomy) -> OperationOptions:
-        """Fill in every option that was left open.
+        """Fill in every option without a value.
 
         Raises:
-            PlanRefusedError: the operation cannot be applied as asked.
+            PlanRefusedError: the operation cannot be applied with these options.
         """
 
     @abstractmethod
@@ -269,39 +266,39 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
         return {}
 
     def conflict(self, options: Any, other: Operation, other_options: Any) -> str | None:
-        """Why these options and the options of another operation cannot stand in one plan, or None.
+        """The reason why one plan cannot have these options and the options of another operation, or None.
 
-        A plan asks each of the two operations; one answer is enough.
+        A plan calls this hook of both operations; one reason is enough.
         """
         return None
 
     def unfinished(self, options: Any) -> str | None:
-        """Why a plan with these options can be shown but not executed yet, or None."""
+        """The reason why a plan with these options can be shown but not executed yet, or None."""
         return None
 
-    # What it says. Asked by: plans, cards, `surgery inspect`.
+    # What it says. Called by: plans, cards, `surgery inspect`.
 
     @abstractmethod
     def describe(self, options: Any) -> str:
         """The options in one line, for plans and cards; layers, heads and identity are shown beside it."""
 
     def explain(self, options: Any) -> str:
-        """What a reader of the card should know of these options, in Markdown."""
+        """A paragraph on these options for the card, in Markdown."""
         return self.explanation
 
     def warnings(self, options: Any, anatomy: Anatomy) -> tuple[str, ...]:
-        """What a user should know before the conversion."""
+        """Warnings for the user before the conversion."""
         return ()
 
     def facts(self, anatomy: Anatomy) -> Mapping[str, Any]:
-        """What the operation would change, as `surgery inspect --json` lists it beside the anatomy; plain data."""
+        """The values that the operation would change, for `surgery inspect --json`; plain data."""
         return {}
 
     def facts_in_words(self, anatomy: Anatomy) -> Mapping[str, str]:
         """:meth:`facts` as rows of the table of `surgery inspect`: label -> text."""
         return {}
 
-    # Its start values. Asked by: `surgery convert` and plans, where ``calibrates``.
+    # Its start values. Called by: `surgery convert` and plans, if ``calibrates``.
 
     def calibration_package(self) -> Any:
         """The package ``surgery.operations.NAME.calibration``: calibrate, read_calibration, sweep and their classes.
@@ -315,7 +312,7 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
         raise NotImplementedError(f"{self.name} has no calibration")
 
     def options_to_calibrate(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of its resolved options that a calibration is made for."""
+        """The resolved options that a calibration depends on."""
         raise NotImplementedError(f"{self.name} has no calibration")
 
     def calibrated(self, given: Mapping[str, Any], calibration: Any) -> Mapping[str, Any]:
@@ -327,7 +324,7 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
         """
         raise NotImplementedError(f"{self.name} has no calibration")
 
-    # The converted model in memory. Asked by: `loading`, `surgery verify`.
+    # The converted model in memory. Called by: `loading`, `surgery verify`.
 
     def source_modules(self, model: Any) -> Mapping[str, Any]:
         """Modules that make the converted model behave as the source, by the path at which they belong.

@@ -1,4 +1,4 @@
-"""The table of families as plain data: what each one's attention is like, which operations apply, what to know."""
+"""The table of families as plain data: kinds of attention, operations that apply, and notes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FamilyEntry:
         attention: kinds of attention layers that the family can have.
         positions: where its positions come from.
         operations: for each operation why it is refused on this family, or None where it applies.
-        caveats: what a user should know.
+        caveats: notes for users.
         verified_with: the versions of transformers that the family passed the tests with.
     """
 
@@ -52,13 +52,13 @@ def refused_families() -> dict[str, str]:
 
 
 def find_families(name: str) -> tuple[str, ...]:
-    """Model types of the supported families that go by a name, whatever its capitals.
+    """Model types of the supported families with a name, in upper or lower case.
 
     Args:
         name: a model type, or one of transformers' classes: ``LlamaForCausalLM``, ``LlamaConfig``.
 
     Raises:
-        PlanRefusedError: there is none, or it is refused, with the reason.
+        PlanRefusedError: the name is unknown, or the family is refused, with the reason.
     """
     if name in FAMILIES or name in REFUSED:
         return (find_family(name).model_type,)
@@ -71,7 +71,7 @@ def find_families(name: str) -> tuple[str, ...]:
         for model_type, family in FAMILIES.items()
         if wanted in map(_plain, (family.architecture, family.config_class, family.base_model))
     )
-    # A refused family has no row, and so no names of classes: they are its model type with one of these endings.
+    # Endings of class names, for refused families, which have no row.
     bare = _CLASS_ENDING.sub("", wanted)
     return found or (find_family(types.get(bare, name)).model_type,)
 

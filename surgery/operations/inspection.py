@@ -1,4 +1,4 @@
-"""``inspect``: what a model's attention is, layer by layer, and what can be done to it."""
+"""``inspect``: the attention of a model, layer by layer, and the operations that apply."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Inspection:
 
     Attributes:
         name, commit: as given, and the commit of a hub model.
-        folder: where it lies on the disk.
+        folder: the folder of the model.
         anatomy: layers, sizes, RoPE, dtypes.
-        reasons: by operation and layer: why the layer is skipped by default, or None where it is not.
+        reasons: by operation and layer: the reason why the layer is skipped by default, or None.
         options: by operation and layer: the option of `surgery convert` that includes a skipped layer
-            (``--layers sliding``); None where the layer is not skipped, and where no option helps.
+            (``--layers sliding``); None if the layer is not skipped, or if no option includes it.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Inspection:
         return self.anatomy.layers
 
     def choice(self, operation: str, layer: int) -> Choice:
-        """Whether an operation is performed on a layer unless told otherwise, only if that is asked for, or never."""
+        """Whether an operation is performed on a layer by default, only with an option, or never."""
         if self.reasons[operation][layer] is None:
             return "default"
         return "never" if self.options[operation][layer] is None else "if asked"
@@ -79,7 +79,7 @@ def inspect(model: str | Path, *, revision: str | None = None, allow_unverified:
     Args:
         model: folder or hub id.
         revision: branch, tag or commit of a hub model.
-        allow_unverified: show what a probe makes of a family that the table does not have; imports torch.
+        allow_unverified: probe a family that is not in the table; imports torch.
 
     Raises:
         SurgeryError: the folder is missing, broken or of a family that is not supported.
@@ -103,9 +103,9 @@ def inspect(model: str | Path, *, revision: str | None = None, allow_unverified:
 
 
 def converted_already(anatomy: Anatomy) -> str | None:
-    """Why nothing more is done to this checkpoint, or None.
+    """The reason why this checkpoint cannot be converted again, or None.
 
-    A source is plain, or was converted in its config alone: then it still is a plain model of its family.
+    A checkpoint that was converted only in its config is still a plain model of its family.
     """
     done = [str(one.get("name")) for one in anatomy.operations]
     if all(name in OPERATIONS and OPERATIONS[name].in_config_alone for name in done):
@@ -114,10 +114,10 @@ def converted_already(anatomy: Anatomy) -> str | None:
 
 
 def unverified_family(checkpoint: Checkpoint) -> Family | None:
-    """What a probe makes of a family that the table neither has nor refuses; None for one that it does.
+    """The row of a probe, for a family that the table neither has nor refuses; else None.
 
     Raises:
-        PlanRefusedError: the probe finds no attention that could be operated on.
+        PlanRefusedError: the probe finds no attention of a known kind.
     """
     model_type = str(checkpoint.config.get("model_type"))
     if model_type in FAMILIES or model_type in REFUSED or model_type.startswith(MODEL_TYPE_PREFIX):

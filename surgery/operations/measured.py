@@ -1,4 +1,4 @@
-"""What evaluation asks of an operation: its learned parameters, and its attention weights while a model runs."""
+"""The hooks for evaluation: learned parameters, and attention weights while a model runs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class MeasuredOperation:
             show: called with each block, in order.
 
         Returns:
-            None where the operation changes only what goes into the attention backend: the weights are then those of
-            the backend.
+            None if the operation changes only the input of the attention backend, so that the weights are those of the
+            backend.
         """
         return None

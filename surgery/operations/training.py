@@ -1,6 +1,6 @@
-"""What an operation brings to a training: sections of a recipe, controls, schedules, extra loss terms.
+"""The hooks for training: sections of a recipe, controls, schedules, extra loss terms.
 
-Every hook has a default that does nothing. Nothing here imports torch.
+Every hook has a default without effect. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class RecipeSection:
 
     Attributes:
         schema: its keys; the instance has ``described()``, its content in words.
-        help: what it means in a stage of a recipe.
-        changes_model: whether it gives a model that still is its source something to learn from the source.
+        help: its description in a stage of a recipe.
+        changes_model: whether it changes a model that starts as its source, so that the source can teach it.
     """
 
     schema: type[Section]
@@ -57,7 +57,7 @@ class StageHooks:
         return {}
 
     def numbers(self) -> Mapping[str, Any]:
-        """Anything else for a step's row of the log."""
+        """Other numbers for a step's row of the log."""
         return {}
 
     def held_out_numbers(self, passes: Sequence[Any]) -> Mapping[str, float]:
@@ -101,7 +101,7 @@ class TrainableOperation:
     def stage_hooks(
         self, model: nn.Module, modules: Mapping[int, Any], sections: Mapping[str, Any], layers: Collection[int]
     ) -> StageHooks | None:
-        """Watch a model in one stage; None where the operation has nothing to do there.
+        """Watch a model in one stage; None if the operation has no hooks for the stage.
 
         Args:
             model: that is trained.
@@ -112,7 +112,7 @@ class TrainableOperation:
         return None
 
     def has_control(self, control: str, options: Mapping[str, Any]) -> bool:
-        """Whether constants can stand in place of its learned parameters.
+        """Whether a control can replace its learned parameters by constants.
 
         Args:
             control: name of the control.
@@ -121,7 +121,7 @@ class TrainableOperation:
         return False
 
     def control_module(self, control: str, module: Any, options: Mapping[str, Any]) -> nn.Module:
-        """The module that stands in place of one of the operation's modules in a control.
+        """The module that replaces a module of the operation in a control.
 
         Args:
             control: one of `controls`.
@@ -131,7 +131,7 @@ class TrainableOperation:
         raise NotImplementedError
 
     def known_positions(self, options: Mapping[str, Any]) -> int | None:
-        """How many positions the source model knows, where the operation changes positions; None where it does not.
+        """The number of positions of the source model; None if the operation does not change positions.
 
         Args:
             options: of the operation, from config.json.

@@ -55,7 +55,7 @@ class CheckpointedTrainer(PatchedTrainer):
 
     @property
     def step(self) -> int:
-        """Steps taken, those of earlier stages included."""
+        """Finished steps, with those of earlier stages."""
         return self.steps_log.offset + self.state.global_step
 
     @property
@@ -65,7 +65,7 @@ class CheckpointedTrainer(PatchedTrainer):
         return Progress(self.step, log.tokens, log.seconds, self.stage, self.state.global_step)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's; a checkpoint that the disk does not take is removed, and the error says which remains."""
+        """Save a checkpoint; if the disk is full, remove it, and name the remaining one in the error."""
         try:
             return super().train(*args, **kwargs)
         except (OSError, RuntimeError, SafetensorError) as error:

@@ -27,7 +27,7 @@ from surgery.errors import UsageError
 from surgery.training.text_options import Data
 
 Encode = Callable[[list[str]], list[list[int]]]
-# Token ids of a conversation, and which of them are answers; the name is for errors.
+# Token ids of a conversation, and flags for the answers; the name is for errors.
 EncodeChat = Callable[[Sequence[Mapping[str, str]], str], tuple[list[int], list[bool]]]
 OpenStream = Callable[[int, int, StreamSnapshot | None], RowStream]
 _AT_ONCE = 64
@@ -43,10 +43,10 @@ class TrainingData:
         by_length: training rows of each source for each length that a stage asks for; of a stream, its first ones.
         length: the recipe's own. What is held out is measured at that one throughout.
         held_out: rows to measure on.
-        train_documents: how many there are, 0 where nobody knows.
-        held_out_documents: how many there are.
+        train_documents: number of training documents, 0 if it is unknown.
+        held_out_documents: number of held-out documents.
         dropped_documents: left out since they are also held out.
-        fingerprint: of all of it.
+        fingerprint: hash of all rows.
         held_out_share: the characters of the held-out documents, of all; None where it is not known.
         weights: of the sources.
         stream: opens the rows of a stream, for a length and a seed, at a snapshot.
@@ -128,7 +128,7 @@ class _Reading:
         ]
 
     def whole(self) -> TrainingData:
-        """All of it at once."""
+        """Read all text at once."""
         data = self.data
         documents = [document for reader in self.readers for document, _ in reader.documents()]
         if not documents:
@@ -219,7 +219,7 @@ class _Reading:
             most = int(wanted / share) * _PATIENCE
             found = (document for document, _ in islice(reader.documents(), most))
             mine = (document for document in found if is_held_out(document, share, self.seed))
-            # A document may fill a row; what is more than needed is left out below.
+            # A document may fill a row; rows beyond the needed number are removed below.
             held += islice(mine, max(1, wanted // len(self.readers)))
         if not held:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""Errors of a training, beyond those that all rooms share."""
+"""Errors of a training."""
 
 from __future__ import annotations
 

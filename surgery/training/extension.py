@@ -1,6 +1,6 @@
-"""How a caller adds to a training: extra loss terms, parameters set by a schedule, numbers for the log.
+"""Extensions of a training: extra loss terms, parameters set by a schedule, numbers for the log.
 
-The engine knows no reason for any of them. An object has the hooks of `Extension`; it need not derive from it.
+The engine does not know their purpose. Any object with the hooks of `Extension` can be one; it need not derive from it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Extension(Protocol):
     """Watches one model in one stage.
 
     Attributes:
-        term: key of its extra loss term in the log; None where it has none.
+        term: key of its extra loss term in the log; None without one.
         loss_may_rise: whether the loss is expected to rise, so that the guard must not watch.
     """
 
@@ -37,7 +37,7 @@ class Extension(Protocol):
         """Set the parameters that follow a schedule, for a step (from 0) of a stage; the values, for the log."""
 
     def numbers(self) -> Mapping[str, Any]:
-        """Anything else for each step's row of the log."""
+        """Other numbers for each step's row of the log."""
 
     def held_out_numbers(self, passes: Sequence[HeldOutPass]) -> Mapping[str, float]:
         """Measured on held-out rows; the log has them as ``held_out_<key>``."""
@@ -46,7 +46,7 @@ class Extension(Protocol):
         """Look at the gradients of the trial step.
 
         Raises:
-            SurgeryError: training would do nothing.
+            SurgeryError: training would have no effect.
         """
 
 
@@ -72,7 +72,7 @@ class ExtraTerms:
         """All terms of the last pass, summed over its predicted tokens.
 
         Args:
-            tokens: how many are predicted, a scalar.
+            tokens: number of predicted tokens, a scalar.
         """
         total: torch.Tensor | float = 0.0
         has_numbers = False
@@ -92,7 +92,7 @@ class ExtraTerms:
         return total
 
     def step_means(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
-        """Means over the step's predicted tokens, by key, and begin anew.
+        """Means over the step's predicted tokens, by key; the sums start again at 0.
 
         Args:
             reduce: sums a tensor over all processes.

@@ -1,4 +1,4 @@
-"""The training folder beside the output: checkpoints that count only when complete, the log, what is being run.
+"""The training folder beside the output: complete checkpoints, the log, and the state of the run.
 
 OUT.training/run.json            settings, fingerprints of data and model
 OUT.training/log.jsonl           one row a step
@@ -27,7 +27,7 @@ _LOG = "log.jsonl"
 _LOSSES = "held-out.npz"
 _PREFIX = "checkpoint-"
 _STAGE = "stage-"
-# What may differ when a run is resumed, because it does not change what is computed.
+# Keys that may differ when a run is resumed, because they do not change the result.
 _FREE = frozenset({"checkpoints", "report_to", "guard"})
 
 
@@ -86,7 +86,7 @@ class TrainingFolder:
 
         Raises:
             UsageError: there is an earlier run and neither ``resume`` nor ``force``; there is none to resume; or
-                recipe, data, model or the number of processes are not those that it began with.
+                recipe, data, model or the number of processes differ from the start of the run.
         """
         run = self.path / _RUN
         if not resume:
@@ -109,7 +109,7 @@ class TrainingFolder:
         return self.latest()
 
     def check_begun(self) -> None:
-        """Refuse to resume what was never begun.
+        """Refuse to resume a run that was never started.
 
         Raises:
             UsageError: there is no run here.
@@ -118,7 +118,7 @@ class TrainingFolder:
             raise UsageError(f"no interrupted run to resume: {self.path.name} is missing", hint="Leave out --resume.")
 
     def latest(self) -> Path | None:
-        """The checkpoint to go on from, if any; what came after it is removed."""
+        """The checkpoint to resume from, if any; later files are removed."""
         self.path.mkdir(parents=True, exist_ok=True)
         for path in self._checkpoints():
             if not (path / MARKER).is_file():
@@ -186,7 +186,7 @@ class TrainingFolder:
         """Add a row to the log.
 
         Raises:
-            SurgeryError: the disk does not take it; half a row at the end is left out when the log is read.
+            SurgeryError: the disk is full; an incomplete last row is skipped when the log is read.
         """
         try:
             with self.log_path.open("a", encoding="utf-8") as file:
@@ -195,7 +195,7 @@ class TrainingFolder:
             raise self.unwritten("the log", error) from error
 
     def unwritten(self, what: str, error: Exception) -> SurgeryError:
-        """What to say when the disk does not take something; earlier checkpoints are as they were."""
+        """The error for a full disk; earlier checkpoints are not changed."""
         last = self.last_complete()
         kept = (
             f"{last.relative_to(self.output.parent)} is complete, and --resume continues from it."

@@ -1,4 +1,4 @@
-"""When to give a run up: its loss stays far above what it was."""
+"""The guard: it stops a run whose loss stays far above its lowest level."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class DivergenceGuard:
     def add(self, step: int, loss: float) -> bool:
         """Note the loss of a step; whether training has diverged.
 
-        ``since`` is the step at which the present rise began, None where there is none.
+        ``since`` is the step at which the present rise began, or None.
         """
         if not self._steps:
             return False
@@ -64,7 +64,7 @@ class DivergenceGuard:
         return self.add(row["step"], row["loss"] + sum(row.get(term, 0.0) for term in self._terms))
 
     def add_rows(self, rows: Sequence[Mapping[str, Any]], stage: int) -> None:
-        """Note what a resumed run did before."""
+        """Read the losses of a resumed run."""
         for row in rows:
             if "loss" in row and row.get("stage", 1) == stage + 1:
                 self.add_row(row)

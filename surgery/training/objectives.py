@@ -1,7 +1,7 @@
-"""What a training minimises: one class per objective, with its options, what it needs, and its loss.
+"""The objectives of a training: one class for each, with its options, its needs, and its loss.
 
 To add one, write a class here and name it in `OBJECTIVES`: the recipe, the plan of memory, the teacher, the guard and
-the trainer ask the class. Nothing here imports torch until a loss is computed.
+the trainer read the attributes of the class. Nothing here imports torch until a loss is computed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from surgery.training.logits import Batch
     from surgery.training.teacher import Teacher
 
-# Nats: a loss that is nearly zero may well double.
+# In nats: a loss near zero can double without harm.
 _LEAST_RISE = 0.1
 
 
 class Objective(Section):
-    """A loss, as a sum over predicted tokens, so that batches of any shape average rightly.
+    """A loss, as a sum over predicted tokens, so that means over batches of any shape are right.
 
     Class attributes:
         needs_teacher: whether another model's output is the target.
@@ -100,7 +100,7 @@ class Distill(Objective):
 
         def distilled(part: slice) -> torch.Tensor:
             predicted, student = targets(batch, part), student_logits(part)
-            with torch.no_grad():  # the head is the teacher's own: operation and adapter are no part of it
+            with torch.no_grad():  # the head of the teacher, which has neither operation nor adapter
                 taught = taught_logits(part)
             loss = self.share * divergence_sum(student, taught, predicted, self.temperature)
             if self.share < 1:
@@ -132,7 +132,7 @@ class Match(Objective):
 
 OBJECTIVES: tuple[type[Objective], ...] = (NextToken, Distill, Match)
 
-# What stands under ``objective`` in a recipe.
+# The value of ``objective`` in a recipe.
 if TYPE_CHECKING:
     AnyObjective: TypeAlias = Objective
 else:

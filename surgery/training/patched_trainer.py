@@ -1,4 +1,4 @@
-"""The private methods of transformers' Trainer that are overridden, each with the reason why no public hook serves.
+"""The private methods of transformers' Trainer that are overridden, each with the reason why no public hook is enough.
 
 They may change with any release of transformers; everything else in this room uses public methods, arguments and
 callbacks.
@@ -49,7 +49,7 @@ class PatchedTrainer(Trainer):
         """Stops at a norm that is not finite, before the optimizer's step.
 
         ``on_pre_optimizer_step`` comes in time and is not given the norm; gradients that are finite can have a norm
-        that is not. Of sharded weights the norm is a sharded tensor, which the log cannot take.
+        that is not. For sharded weights the norm is a sharded tensor, which the log cannot hold.
         """
         norm = whole(super()._get_grad_norm(model, grad_norm))
         if not math.isfinite(float(norm)):
@@ -57,11 +57,11 @@ class PatchedTrainer(Trainer):
         return norm
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Trainer would look for a whole model; frozen weights are in the source alone."""
+        """Load the trained parameters only: Trainer expects a whole model, but frozen weights are in the source."""
         self.restore(Path(resume_from_checkpoint))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Whole tensors where weights are sharded: every process takes part, and Trainer asks the first one alone."""
+        """Save whole tensors of sharded weights: all processes take part, but Trainer calls only the first."""
         if not self.sharded:
             super()._save_optimizer_and_scheduler(output_dir)
             return
@@ -72,13 +72,13 @@ class PatchedTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """The counterpart: each process takes its share of whole tensors."""
+        """Load whole tensors of sharded weights: each process keeps its share."""
         if not self.sharded or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         assert self.optimizer is not None and self.lr_scheduler is not None
         folder = Path(checkpoint)
-        # Mapped rather than read: each process needs its share alone.
+        # Mapped, not read, because each process needs only its share.
         state = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=True)
         load_state(self.optimizer, state)
         self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))

@@ -44,7 +44,7 @@ def is_first() -> bool:
 
 
 def process_count() -> int:
-    """How many processes do this run together."""
+    """The number of processes of this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 

@@ -1,4 +1,4 @@
-"""How far a training came: the marker that makes a checkpoint count."""
+"""The progress of a training, and the marker of a complete checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STREAM_NAME = "stream.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """What a checkpoint's marker says: ``step`` of the whole run, of which ``stage_step`` in the stage."""
+    """The content of a checkpoint's marker: ``step`` of the whole run, and ``stage_step`` within the stage."""
 
     step: int
     tokens: int
@@ -33,18 +33,18 @@ def mark_complete(checkpoint: Path, progress: Progress) -> None:
 
 
 def progress_of(checkpoint: Path) -> Progress:
-    """What the marker of a complete checkpoint says."""
+    """The content of the marker of a complete checkpoint."""
     return Progress(**load_json(checkpoint / MARKER))
 
 
 def stream_of(checkpoint: Path) -> dict[str, Any] | None:
-    """Where the stream of rows stood at a checkpoint; None where the rows are all at hand."""
+    """The position of the stream of rows at a checkpoint; None without a stream."""
     path = checkpoint / STREAM_NAME
     return load_json(path) if path.is_file() else None
 
 
 def write_synced(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON so that the file is whole after a power cut, or the old one is."""
+    """Write JSON atomically: after a power cut the file is the new or the old one."""
     temporary = path.with_suffix(".new")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(dump_json(content))

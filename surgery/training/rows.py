@@ -1,4 +1,4 @@
-"""The rows of a stage: what it trains on, in the order in which it was drawn, and what it is measured on."""
+"""The rows of a stage: rows to train on, in their random order, and held-out rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class StageRows:
         train: rows of each source; of a stream, its first ones.
         held_out: rows to measure on.
         weights: of the sources, by tokens.
-        stream: the rows to train on, where they are not all at hand.
+        stream: the rows to train on, if they are read as a stream.
         pad: token id that fills rows up.
     """
 

@@ -50,7 +50,7 @@ def count_steps(
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How a run trains, apart from its model.
+    """The settings of a run, without its model.
 
     Attributes:
         stages: options of each stage.
@@ -120,7 +120,7 @@ class TrainingRun:
         """Train the stages in order.
 
         Args:
-            numbers: of the stages that train anything of this model.
+            numbers: of the stages that train parameters of this model.
             start: the checkpoint to resume from.
 
         Returns:

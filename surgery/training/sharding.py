@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _ASKED = "ACCELERATE_USE_FSDP"
 _TRUE = frozenset({"true", "1"})
 _FALSE = frozenset({"false", "0", ""})
-# Other settings of accelerate's launcher that would change what a process holds, and what to do instead.
+# Unsupported settings of accelerate's launcher, and what to do instead.
 _REFUSED = {
     "FSDP_OFFLOAD_PARAMS": (_TRUE, "weights stay on the device; leave --fsdp_offload_params out."),
     "FSDP_ACTIVATION_CHECKPOINTING": (_TRUE, "set gradient_checkpointing: true in the recipe."),
@@ -92,14 +92,14 @@ def shard(
 
     Args:
         model: with all adapters on.
-        units: modules that gather their own weights, inner ones first: layers, and what is called on its own.
+        units: modules that gather their own weights, inner ones first: layers, and modules that are called directly.
         device: cpu or cuda, where the shares go.
         whole: modules that stay whole in every process: a unit has gradients of one dtype, so few parameters of
             another dtype, or ones that are read outside of a forward pass, belong here.
         trained: names of the parameters that are ever trained.
 
     Returns:
-        How many numbers of the model this process holds.
+        The number of parameters in this process.
 
     Raises:
         UsageError: the weights that are trained have several dtypes.
@@ -141,13 +141,13 @@ def is_sharded(tensor: torch.Tensor) -> bool:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a sharded tensor, for which all processes must ask; any other as it is."""
+    """The whole tensor of a sharded one (all processes must call this); another tensor is returned unchanged."""
     part: Any = tensor
     return part.full_tensor() if is_sharded(tensor) else tensor
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's share of a sharded tensor; any other as it is."""
+    """This process's share of a sharded tensor; another tensor is returned unchanged."""
     part: Any = tensor
     return part.to_local() if is_sharded(tensor) else tensor
 
@@ -173,7 +173,7 @@ def copy_into(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def average_gradients(model: nn.Module) -> None:
-    """The mean over all processes of each gradient that FSDP2 does not reduce, in place; all processes must ask."""
+    """Average each gradient that FSDP2 does not reduce over all processes, which all must call this."""
     import torch
     from torch import distributed
 
@@ -196,7 +196,7 @@ def whole_state(optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, An
 
     Args:
         optimizer: of sharded parameters.
-        keep: whether this process wants it; all of them must ask.
+        keep: whether this process keeps the result; all processes must call this.
     """
     state = optimizer.state_dict()
     found: dict[int, dict[str, Any]] = {}

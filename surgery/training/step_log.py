@@ -22,8 +22,8 @@ class StepLog:
         folder: of the run.
         make_guard: a fresh guard for the stage.
         stage: its number, from 0.
-        before: what earlier stages did.
-        total: steps of all stages, where they are known; for events.
+        before: progress of earlier stages.
+        total: steps of all stages, if known; for events.
         on_progress: called with events.
     """
 
@@ -46,13 +46,13 @@ class StepLog:
         self._fresh_tokens = 0
 
     def start(self) -> None:
-        """Time and rate count from here, and the guard learns what was before."""
+        """Start the clock, and give the guard the earlier losses."""
         self.guard = self._make_guard()
         self.guard.add_rows(self.folder.rows(), self._stage)
         self._started, self._fresh_tokens = time.monotonic(), 0
 
     def resume(self, progress: Progress) -> None:
-        """Count on from a checkpoint."""
+        """Continue the counts from a checkpoint."""
         self.tokens, self._seconds_before = progress.tokens, progress.seconds
 
     def add_tokens(self, count: int) -> None:
@@ -113,7 +113,7 @@ class StepLog:
 
         Args:
             step: of the run.
-            guard_steps: how many steps the guard looks at.
+            guard_steps: number of steps that the guard watches.
             delete: whether this process deletes them.
         """
         since, limit = self.guard.since, self.guard.limit

@@ -42,5 +42,5 @@ class SecondModel(Teacher):
         self.model = model
 
     def teaching(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
-        """The other model as it is."""
+        """The other model."""
         return nullcontext(self.model)

@@ -1,4 +1,4 @@
-"""The ``data`` section of a recipe: which text, which part is held out, how it is cut into sequences."""
+"""The section ``data`` of a recipe: the text, its held-out part, and its sequences."""
 
 from __future__ import annotations
 

@@ -45,8 +45,8 @@ class StageTrainer(CheckpointedTrainer):
         folder: of the run.
         rows: of this stage.
         stage: its number, from 0.
-        before: what earlier stages did.
-        kept: names of the parameters that checkpoints hold: those that any stage trains.
+        before: progress of earlier stages.
+        kept: names of the parameters in checkpoints: the trained parameters of all stages.
         total: steps of all stages, for events.
         teacher: gives targets, where the objective needs them.
         extensions: extra loss terms, schedules and numbers.
@@ -138,7 +138,7 @@ class StageTrainer(CheckpointedTrainer):
         return (loss, {}) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """As Trainer's, but stops at a loss that is no finite number, and counts tokens."""
+        """One training step, which stops at a loss that is not finite, and counts tokens."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.sharded and self.accelerator.sync_gradients:
             average_gradients(model)
@@ -168,13 +168,13 @@ class StageTrainer(CheckpointedTrainer):
         self._rates_used = [group["lr"] for group in self.optimizer.param_groups]
 
     def start_clock(self) -> None:
-        """Time and rate count from here."""
+        """Start the clock."""
         self.steps_log.start()
 
     # ------------------------------------------------------------------------------------------------- measuring
 
     def held_out_losses(self) -> Losses:
-        """Next-token losses of each held-out document, whatever the objective; empty without any."""
+        """Next-token losses of each held-out document, for every objective; empty without held-out text."""
         with torch.random.fork_rng(devices=self.devices), self.accelerator.autocast():
             return self._document_losses(len(self.rows.held_out))
 
@@ -184,7 +184,7 @@ class StageTrainer(CheckpointedTrainer):
         return document_losses(self.module, rows, size=size, device=device, pad=self.rows.pad)
 
     def held_out_seconds(self) -> float:
-        """How long one measurement of the held-out rows takes, from some of them."""
+        """Estimated seconds of one measurement of the held-out rows, from some of them."""
         count = min(len(self.rows.held_out), 2 * self.options.batch.sequences)
         if not count:
             return 0.0
@@ -194,7 +194,7 @@ class StageTrainer(CheckpointedTrainer):
 
     @torch.no_grad()
     def held_out_numbers(self) -> dict[str, float]:
-        """What the extensions measure on held-out rows."""
+        """The numbers of the extensions on held-out rows."""
         was_training = self.module.training
         found: dict[str, float] = {}
         self.module.eval()
@@ -234,7 +234,7 @@ class StageTrainer(CheckpointedTrainer):
         super().log(logs, start_time)
 
     def _add_step(self, row: dict[str, Any], logs: dict[str, float]) -> None:
-        """Loss, rates and numbers of a step; extra terms by themselves, and not in the loss."""
+        """Loss, rates and numbers of a step; extra loss terms are separate, and not in the loss."""
         assert self.optimizer is not None
         groups = self.optimizer.param_groups
         # Trainer logs after the schedule's step; the rate that was used is the one before it.

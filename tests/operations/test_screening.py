@@ -173,7 +173,7 @@ def test_what_does_nothing_is_refused(make_source: Any) -> None:
 def test_a_unit_goes_back_to_its_source(make_source: Any, tmp_path: Path) -> None:
     source = make_source("llama")
     out = convert(source, "screening", form="unit", start={"threshold": 0.1}, output=tmp_path / "out").output
-    assert "screening unit stands in place of attention" in (out / "README.md").read_text()
+    assert "screening unit replaces attention" in (out / "README.md").read_text()
     back = revert(out, output=tmp_path / "back").output
     names = sorted(path.name for path in source.iterdir())
     assert sorted(path.name for path in back.iterdir()) == names

@@ -75,13 +75,13 @@ class ScreeningOperation(Operation):
         '`attn_implementation="sdpa"`, `"flex_attention"` or `"eager"`; with others it stops with an error.'
     )
     explanation_of_unit = (
-        "The screening unit stands in place of attention in these layers: rho = cos(q, k), after norms and RoPE, is "
-        "held against a threshold t of the head; values are added up with clamp((rho - t) / (1 - t), 0, 1)^2 times a "
-        "cosine of the distance that ends at the head's window. There is no softmax and nothing is renormalised; a "
-        "gain of the head and tanh(|y| / bound) of the length of the sum set the size of the output. (While "
-        "`renormalisation` is above 0, the layer is between that and softmax.) What the family adds to its scores "
-        'counts there no more. It runs through its own dense code with `attn_implementation="sdpa"` or `"eager"`; with '
-        "others it stops with an error."
+        "The screening unit replaces attention in these layers: rho = cos(q, k), after norms and RoPE, is compared "
+        "with a threshold t of the head; values are summed with the weights clamp((rho - t) / (1 - t), 0, 1)^2 times a "
+        "cosine of the distance that ends at the head's window. There is no softmax and no renormalisation; a gain of "
+        "the head and tanh(|y| / bound) of the length of the sum set the size of the output. (While `renormalisation` "
+        "is above 0, the layer is between unit and softmax.) Additions of the family to its scores have no effect. The "
+        'unit runs through its own dense code with `attn_implementation="sdpa"` or `"eager"`; with others it stops '
+        "with an error."
     )
 
     def family_refusal(self, family: Family) -> str | None:

@@ -25,7 +25,7 @@ class Engine(Protocol):
         """Start the item; its output is written to ``log``."""
 
     def poll(self) -> tuple[list[ItemEvent], list[tuple[PlannedItem, ItemResult]]]:
-        """New events, and the items that have ended; waits a moment if there are none."""
+        """New events, and the items that have ended; waits a moment without events."""
 
     @property
     def running(self) -> int:
