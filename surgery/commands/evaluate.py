@@ -71,7 +71,9 @@ def evaluate(
         _list_suites(as_json=as_json)
         return
     if not model:
-        raise UsageError("no model was given", hint="surgery evaluate MODEL --against BASE --text 'texts/**/*.md'")
+        raise UsageError(
+            "no model was given", hint="Run for example `surgery evaluate MODEL --against BASE --text 'texts/**/*.md'`."
+        )
     from surgery.commands.report import write_files
 
     folder = output or Path(f"{Path(model[0]).name or 'model'}-evaluation")

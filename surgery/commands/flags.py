@@ -208,5 +208,7 @@ def _assignments(flag: str, pairs: list[str]) -> dict[str, float]:
         except ValueError:
             equals = ""
         if not equals:
-            raise UsageError(f"{flag} {pair!r}: not of the form name=number", hint=f"For example: {flag} scale=0.1")
+            raise UsageError(
+                f"{flag} {pair!r}: not of the form name=number", hint=f"Pass for example {flag} scale=0.1."
+            )
     return values

@@ -139,7 +139,7 @@ def _losses(text: str) -> tuple[float, ...]:
         found = ()
     if not found or not all(0 < value < 100 for value in found):
         raise UsageError(
-            f"--allow {text!r}: not numbers above 0 with commas between", hint="For example: --allow 0.002,0.005,0.01"
+            f"--allow {text!r}: not numbers above 0 with commas between", hint="Pass for example --allow 0.002,0.005."
         )
     return found
 

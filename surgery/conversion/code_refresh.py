@@ -89,7 +89,7 @@ def refresh(model: str | Path) -> RefreshResult:
         if plan is not None and (changed or not _card_lists(folder, after)):
             refresh_card(folder)
     except OSError as error:
-        raise CheckpointError(f"{folder.name} cannot be written: {error.strerror or error}.") from error
+        raise CheckpointError(f"{folder.name} cannot be written: {error.strerror or error}") from error
     finally:
         lock.release()
     return result

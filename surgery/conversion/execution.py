@@ -158,7 +158,7 @@ def execute(
                 check(staged.path)
             staged.commit()
     except OSError as error:
-        raise CheckpointError(f"{output.name} cannot be written: {error.strerror or error}.") from error
+        raise CheckpointError(f"{output.name} cannot be written: {error.strerror or error}") from error
     return ConversionResult(prepared.plan, output, placed)
 
 

@@ -120,8 +120,7 @@ def _recorded_hashes(folder: Path) -> dict[str, str]:
 def _check_same(name: str, found: str, recorded: str) -> None:
     if found != recorded:
         raise CheckpointError(
-            f"{name} is not as converted (sha256 {found[:16]}, then {recorded[:16]}), so the source cannot be "
-            "restored.",
+            f"{name} is not as converted (sha256 {found[:16]}, then {recorded[:16]}), so the source cannot be restored",
             hint="The file was changed or damaged since. Fetch the source again.",
         )
 

@@ -118,8 +118,8 @@ class Calibrator:
         if best is None:
             raise SurgeryError(
                 f"no choice keeps the loss on held-out text within +{allowed:g}: after {len(trials)} trials "
-                f"{trials[-1].rejected:.0%} of the keys rejected still cost {trials[-1].worst:+.4f}.",
-                hint="Allow more (--max-loss-increase), give more text, or start --open and train.",
+                f"{trials[-1].rejected:.0%} of the keys rejected still cost {trials[-1].worst:+.4f} nats per token",
+                hint="Allow more (--max-loss-increase), give more text, or convert with --open and train.",
             )
         return (*best, trials)
 

@@ -160,7 +160,7 @@ def softmax_weights(
 ) -> torch.Tensor:
     """Softmax weights of a block of queries before screening, by the family's own dense attention."""
     if call.eager is None:
-        raise ValueError(f"{type(call.module).__name__} names no dense attention, which screening needs here.")
+        raise ValueError(f"{type(call.module).__name__} names no dense attention, which screening needs here")
     bias = torch.zeros((), dtype=query.dtype, device=query.device) if block.bias is None else block.bias
     bias = bias.masked_fill(~block.allowed, torch.finfo(query.dtype).min)
     weights: torch.Tensor = call.eager(call.module, query, key, value, bias, **{**call.options, "dropout": 0.0})[1]

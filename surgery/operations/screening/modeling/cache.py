@@ -272,13 +272,13 @@ class WindowedCache(OperationCache):
         """
         past, added = self.get_seq_length(), visible_keys.shape[-1]
         if attention_mask is not None and (not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2):
-            raise ValueError("windowed_cache works with a 2-D attention mask or none.")
+            raise ValueError("windowed_cache works with a 2-D attention mask or none")
         real = torch.ones_like(visible_keys, dtype=torch.bool)
         if attention_mask is not None:
             if attention_mask.shape[-1] != past + added:
                 raise ValueError(
                     f"the attention mask covers {attention_mask.shape[-1]} tokens, but {past} are in the windowed "
-                    f"cache and {added} are new."
+                    f"cache and {added} are new"
                 )
             real = attention_mask[:, past:].to(visible_keys.device) != 0
             visible_keys, real = torch.broadcast_tensors(visible_keys, real)
@@ -306,7 +306,7 @@ def attend_to_cached_keys(screening: Acceptance, call: AttentionCall) -> tuple[t
     """Attention over the keys that a :class:`WindowedLayer` holds; ``call.key`` is a :class:`WindowedKeys`."""
     if not screening.enabled or screening.observer is not None or screening.counter is not None:
         raise ValueError(
-            "a windowed cache no longer holds all keys, and attention without screening, or counting, needs them."
+            "a windowed cache no longer holds all keys, but attention without screening and counting need them"
         )
     name, key, options = call.name, call.key, call.options
     assert isinstance(key, WindowedKeys)
@@ -314,7 +314,7 @@ def attend_to_cached_keys(screening: Acceptance, call: AttentionCall) -> tuple[t
     for group in key.groups:
         needed = [reach.windows[number] for number in group.heads]
         if group.window is not None and any(window is None or window > group.window for window in needed):
-            raise ValueError("windows have grown since this windowed cache was made: begin with a new one.")
+            raise ValueError("windows have grown since this windowed cache was made: create a new one")
     if name not in ("sdpa", "eager"):
         raise ValueError(no_mask_message(name))
     kind = screening.kind()

@@ -34,7 +34,7 @@ def attend_in_flex(screening: Acceptance, call: AttentionCall) -> torch.Tensor:
             "has it."
         )
     if not isinstance(attention_mask, flex_attention.BlockMask):
-        raise ValueError(f"screening in FlexAttention needs its block mask, not {type(attention_mask).__name__}.")
+        raise ValueError(f"screening in FlexAttention needs its block mask, not {type(attention_mask).__name__}")
     batch, heads, queries, size = query.shape
     keys, each, sinks = key.shape[2], heads // key.shape[1], screening.sinks
     places = (visible_keys - 1).expand(batch, queries)
