@@ -84,7 +84,7 @@ def test_open(surgery: Any, model: Path, tmp_path: Path) -> None:
         (("--to", "screening", "--calibrate", "x.txt", "--passages", "3"), "two numbers"),
         (("--to", "screening", "--calibrate", "x.txt", "--budget", "2"), "budget"),
         (("--to", "screening", "--calibrate", "nowhere/*.txt", *CALIBRATE), "no text file matches"),
-        (("--to", "screening", "--calibrate", "x.txt"), "passages of 1024 and 4096 go beyond"),
+        (("--to", "screening", "--calibrate", "x.txt"), "passages of 1024 and 4096 tokens are longer"),
         (("--to", "screening", "--calibration", "nowhere.json"), "nowhere.json"),
     ],
 )

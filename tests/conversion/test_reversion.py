@@ -236,7 +236,7 @@ def test_the_command_says_that_bytes_were_not_compared(
 ) -> None:
     assert console.run(app, ["revert", str(converted), "-o", str(tmp_path / "back"), "-q"]) == 0
     printed = capsys.readouterr().out
-    assert "not checked" in printed and "surgery verify" in printed and "convert --copy" in printed
+    assert "not compared" in printed and "surgery verify" in printed and "convert --copy" in printed
     assert console.run(app, ["revert", str(converted), "-o", str(tmp_path / "linked"), "--link"]) == 0
     printed = capsys.readouterr().out
     assert "linked files are not read" in printed and printed.endswith(f"Next: surgery inspect {tmp_path / 'linked'}\n")
