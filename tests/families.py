@@ -294,7 +294,7 @@ REPRESENTATIVES = ("gemma2", "gpt2", "lfm2", "llama", "nemotron", "qwen3_moe")
 
 
 def families_for_the_matrix(quick: Sequence[str] = REPRESENTATIVES) -> list[Any]:
-    """Parameters for a test: every family, those that are not among the quick ones marked slow."""
+    """Parameters for a test: every family; families outside the quick set are marked slow."""
     import pytest
 
     return [pytest.param(family, marks=[] if family in quick else [pytest.mark.slow]) for family in sorted(TINY)]

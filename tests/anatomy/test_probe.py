@@ -1,4 +1,4 @@
-"""The probe against the whole table, which it must find again; families that the table lacks; and what it refuses."""
+"""The probe: it finds every row of the table again, finds families that are not in the table, and refuses others."""
 
 from __future__ import annotations
 

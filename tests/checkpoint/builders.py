@@ -19,7 +19,7 @@ def f32(*shape: int, fill: int = 0) -> NewTensor:
 
 
 def raw(path: Path, header: Any, data: bytes = b"", *, length: int | None = None) -> Path:
-    """A safetensors file with whatever header is given, true or not."""
+    """A safetensors file with the given header, right or wrong."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
     return path

@@ -78,7 +78,7 @@ def test_no_config(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_model_is_not_walked(tmp_path: Path) -> None:
-    """Whatever lies there, what is said first is that it is no model."""
+    """The first error of any other folder is that it is no model."""
     folder = tmp_path / "work"
     single(folder / "smol")
     (folder / "elsewhere").symlink_to(tmp_path)

@@ -1,4 +1,4 @@
-"""Headers: what is true is read as safetensors reads it, and each lie has its own error."""
+"""Headers: valid ones are read as safetensors reads them, and each fault has its own error."""
 
 import json
 import os

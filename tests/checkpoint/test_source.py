@@ -129,7 +129,7 @@ def test_malformed_revision(revision: str, hub: Path) -> None:
 @pytest.mark.parametrize("revision", [None, "main", COMMIT])
 @pytest.mark.parametrize("local_only", [True, False])
 def test_hub_id_from_the_cache(hub: Path, revision: str | None, local_only: bool) -> None:
-    """The real client, offline: what the cache holds is found, and the commit comes with it."""
+    """The real client, offline: a model in the cache is found, with its commit."""
     snapshot = hub_snapshot(hub)
     source = resolve("org/name", revision, local_only=local_only)
     assert source.folder.resolve() == snapshot.resolve()

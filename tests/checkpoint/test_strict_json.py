@@ -1,4 +1,4 @@
-"""JSON is read strictly, and what is written is read back."""
+"""JSON is read strictly, and written JSON reads back the same."""
 
 from pathlib import Path
 from typing import Any

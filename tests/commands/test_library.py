@@ -1,4 +1,4 @@
-"""The functions of the package are those of the commands, found when they are asked for."""
+"""The package exports the function of each command, and imports it at the first use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes to stdout and what to stderr, and what a command does not do: import torch, write, colour."""
+"""Output to stdout and stderr; commands that must not import torch, write files or use colours."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def test_a_pipe_gets_plain_text(model: Path) -> None:
 
 
 def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A verification of minutes says in a log what it is at; one of seconds says nothing."""
+    """In a log, a verification of minutes prints its current step; one of seconds prints nothing."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     for silent, expected in ((False, ["n: packed, 25%", "ablation, 100%"]), (True, [])):

@@ -1,4 +1,4 @@
-"""A plan is a value: the same each time, without times or places, and exactly what is carried out."""
+"""A plan is a value: the same each time, without times and paths, and the conversion follows it exactly."""
 
 from __future__ import annotations
 

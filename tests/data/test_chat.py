@@ -1,4 +1,4 @@
-"""Conversations: the loss counts the answers, whatever the template."""
+"""Conversations: the loss counts the answers, with every template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/reference/ is what the generator gives; the generator shows every kind of key and option."""
+"""docs/reference/ equals the output of the generator, which shows every kind of key and option."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from surgery.schemas.reference import reference
 
 
 class Word:
-    """Metadata that says what happens without a value, as options of an operation have it."""
+    """Metadata with the behaviour without a value, as options of an operation have it."""
 
     absent = "the trained length"
 

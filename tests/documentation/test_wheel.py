@@ -17,7 +17,7 @@ _ONLY_IN_A_CLONE = re.compile(
 
 
 def _strings(path: Path) -> list[str]:
-    """Every string of a module that can reach a user: all but docstrings of what is not a command."""
+    """Every string of a module that can reach a user: all but docstrings of functions that are no commands."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docstrings = {

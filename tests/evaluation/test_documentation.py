@@ -1,4 +1,4 @@
-"""docs/guide/evaluate.md: its suite is valid and names every key; its Python block says what the API has."""
+"""docs/guide/evaluate.md: its suite is valid and names every key; its Python block uses the API as it is."""
 
 from __future__ import annotations
 

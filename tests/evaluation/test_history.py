@@ -1,4 +1,4 @@
-"""Training logs are read where they are, and never stand in the way of a measurement."""
+"""Training logs are found, and a broken log never stops a measurement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The results folder: nothing is run twice, an interrupted run goes on, a torn line is dropped."""
+"""The results folder: nothing runs twice, an interrupted run continues, an incomplete line is dropped."""
 
 from __future__ import annotations
 

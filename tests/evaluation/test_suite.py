@@ -1,4 +1,4 @@
-"""Suites: strict, every fault at once, those that ship are valid."""
+"""Suites: read strictly, with every fault at once; the shipped suites are valid."""
 
 from __future__ import annotations
 

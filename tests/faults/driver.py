@@ -110,7 +110,7 @@ class Steps:
 
 
 class Task:
-    """One command: how its folder is prepared, what it does there, and what it may leave."""
+    """One command: the preparation of its folder, its work there, and the files that it may leave."""
 
     forced = False
 

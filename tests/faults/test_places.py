@@ -110,7 +110,7 @@ def test_a_read_only_source_and_a_read_only_output(make_kind: MakeKind, tmp_path
 
 
 def test_a_zoo_whose_disk_is_full(make_kind: MakeKind, tmp_path: Path) -> None:
-    """The item fails with a reason, the ledger stays whole, and with room the same command goes on."""
+    """The item fails with a reason, the ledger stays whole, and with space the same command continues."""
     disk = tmp_path / "disk"
     with file_system(disk, "size=700k"):
         content: dict[str, Any] = {

@@ -24,7 +24,7 @@ SAVED = "saved again"
 
 
 def problems(model: Any, answer: dict[str, Any], found: Any) -> list[str]:
-    """What is wrong with what a fresh process said of a folder, against the model loaded here."""
+    """Differences between the answers of a fresh process on a folder and the model loaded here."""
     if "error" in answer:
         return [answer["error"]]
     loaded = answer["load"]
@@ -51,7 +51,7 @@ def problems(model: Any, answer: dict[str, Any], found: Any) -> list[str]:
 def test_a_program_without_surgery_loads_every_family_and_stock_classes_refuse(
     operated: Operated, tmp_path: Path, families: Sequence[str]
 ) -> None:
-    """Also what a registered model saved. One process answers for all, since starting it takes the time."""
+    """Also a folder that a registered model saved. One process for all, because its start takes long."""
     models = {family: load(operated(family)) for family in families if not lacking(family)}
     folders = {family: operated(family) for family in models}
     models[SAVED], folders[SAVED] = load(operated()), tmp_path / "model"
@@ -101,7 +101,7 @@ def test_what_transformers_reads_in_a_modules_source_is_the_familys(
 
 @pytest.mark.slow
 def test_experts_run_as_the_familys_own_class_runs_them(operated: Operated, tmp_path: Path) -> None:
-    """In a process where nothing was asked of that class before; transformers remembers what it found."""
+    """In a process that did not use the class before, because transformers caches it."""
     code = (
         "import sys; from transformers import AutoModelForCausalLM as M\n"
         "print([M.from_pretrained(f, trust_remote_code=True).config._experts_implementation for f in sys.argv[1:]])"

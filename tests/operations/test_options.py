@@ -1,4 +1,4 @@
-"""Options as a user writes them: lists of layers, strict schemas, what is refused."""
+"""Options as a user writes them: lists of layers, strict schemas, refusals."""
 
 from __future__ import annotations
 

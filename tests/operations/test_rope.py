@@ -1,4 +1,4 @@
-"""The RoPE change: what is written, from which spelling of the source, and what is refused."""
+"""The RoPE change: the written config from each spelling of the source, and the refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Screening's plan: where its values come from, shapes, identity, and what is refused."""
+"""The plan of screening: origin of its values, shapes, identity, refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's commands run as they stand, on a tiny model; what they print is what the README says they do."""
+"""The commands of the README run unchanged on a tiny model, and print what the README describes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that goes wrong stops, says so, and keeps what was good; a plan says beforehand what a run will take."""
+"""A run that fails stops with a message and keeps the last good checkpoint; a plan estimates the needs of a run."""
 
 from __future__ import annotations
 

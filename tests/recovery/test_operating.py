@@ -1,4 +1,4 @@
-"""Recipes that convert: a source and operations in, a trained checkpoint out. And what a change of RoPE means there."""
+"""Recipes with operations: from a source to a trained checkpoint; with a change of RoPE too."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def test_sharded_equals_one(make_recipe: MakeRecipe, converted: Converted, tmp_p
 def test_all_processes_note_the_teacher_together(
     make_recipe: MakeRecipe, converted: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that comes later finds the row written, and must not go on while the first one waits for it."""
+    """A later process finds the row written, and must not continue while the first one waits for it."""
     recipe = make_recipe(converted(form="paper"), train={"what": "full"}, objective={"name": "distill"})
     crash(recipe, step=1)
     asked: list[str] = []

@@ -178,7 +178,7 @@ def across(bridge: Path, make_recipe: Any, **sections: Any) -> dict[str, Any]:
 def test_a_run_starts_at_gated_and_ends_at_the_unit(
     screened: Path, bridge: Path, make_recipe: Any, tmp_path: Path
 ) -> None:
-    """The first step is gated's own, p goes as the schedule says, and what is saved holds the end."""
+    """The first step equals gated, p follows the schedule, and the saved value is the end of the schedule."""
     finetune(across(bridge, make_recipe))
     rows = [row for row in log(tmp_path / "out") if "loss" in row]
     assert [row["bridge"] for row in rows] == pytest.approx([1.0, 0.75, 0.5, 0.5, 0.25, 0.0])

@@ -1,4 +1,4 @@
-"""The page stands alone, escapes what it prints, and says what the numbers say."""
+"""The page is self-contained, escapes its content, and its words agree with the numbers."""
 
 from __future__ import annotations
 

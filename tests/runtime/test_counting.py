@@ -1,4 +1,4 @@
-"""count_visible_keys: one number per query, whatever the mask looks like."""
+"""count_visible_keys: one number per query, for every kind of mask."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_n_saturates_at_the_window_of_an_engine_that_gives_no_mask() -> None:
 
 
 def test_a_window_counts_the_real_keys_of_a_mask_of_two_dimensions() -> None:
-    """As FlashAttention is given it: a hole of three keys in a row of eight, of which the last five are queries."""
+    """As for FlashAttention: a hole of three keys in a row of eight, whose last five are queries."""
     mask = torch.tensor([[1, 1, 0, 0, 0, 1, 1, 1]])
     n = torch.full((1, 5), 8.0)
     assert visible_keys_in_layer(n, mask, "flash_attention_2", 8, 4, None).tolist() == [[2, 1, 1, 2, 3]]

@@ -57,7 +57,7 @@ def layer(**values: Any) -> Any:
 def attend(
     name: str, module: Any, queries: int, keys: int, allowed: torch.Tensor, n: torch.Tensor, **kwargs: Any
 ) -> Any:
-    """Random queries and keys, of which ``allowed`` ``(batch, queries, keys)`` are, by a backend."""
+    """The output of a backend for random queries and keys with the mask ``allowed`` ``(batch, queries, keys)``."""
     generator = torch.Generator().manual_seed(0)
     batch = len(allowed)
     query = torch.randn(batch, HEADS, queries, SIZE, generator=generator)
@@ -81,7 +81,7 @@ def _uncompiled(monkeypatch: Any) -> None:
 
 
 def causal(queries: int, keys: int, padding: tuple[int, ...] = (0,)) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which keys are allowed, and n, for rows with so many keys of padding on the left."""
+    """Allowed keys and n, for rows with the given numbers of padding keys on the left."""
     place = torch.arange(keys) - torch.tensor(padding)[:, None]
     allowed = (place[:, None] >= 0) & (torch.arange(keys) <= torch.arange(keys - queries, keys)[:, None])
     return allowed, (place[:, -queries:] + 1).clamp(min=1).float()

@@ -84,7 +84,7 @@ def ids(batch: int = 1, length: int = LENGTH) -> torch.Tensor:
 
 
 def difference(pair: tuple[Any, Any], backend: str, call: Callable[[Any], torch.Tensor]) -> float:
-    """Greatest difference of what a call gives of the stock model with the oracle and of the operated one."""
+    """Greatest difference between the outputs of the stock model with the oracle and of the operated model."""
     stock, operated = pair
     if backend == "sdpa" and not operated._supports_sdpa:
         pytest.skip("this family has no sdpa attention")
@@ -201,7 +201,7 @@ def test_any_number_but_zero_is_a_real_token(pair: Any, backend: str, value: int
 
 
 def _thinned(model: Any, kept: torch.Tensor) -> DynamicCache:
-    """A cache of 30 keys of which a program keeps some, as cache compression does."""
+    """A cache of 30 keys from which a program drops some, as cache compression does."""
     cache = DynamicCache()
     model(input_ids=ids(length=30), **with_cache(cache))
     for layer in cache.layers:

@@ -57,7 +57,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 def longer(source: Path, tmp_path: Path, kind: str, *others: dict[str, Any]) -> Path:
-    """Converted; skips where the family's class has no such type, once it is certain that the plan says so."""
+    """A converted model; skipped if the family's class has no such type, after a check that the plan refuses it."""
     try:
         return convert(source, [{"name": "rope", **TYPES[kind]}, *others], output=tmp_path / kind).output
     except PlanRefusedError as refusal:

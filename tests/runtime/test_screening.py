@@ -1,4 +1,4 @@
-"""The screening module by itself: acceptance, surrogate gradients, the empty answer, and what it refuses."""
+"""The screening module alone: acceptance, surrogate gradients, heads without keys, refusals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def module(heads: int = 1, **values: Any) -> Screening:
 
 
 def accept(made: Screening, rho: torch.Tensor, sinks: torch.Tensor | None = None) -> torch.Tensor:
-    """alpha of a row of keys, of which the last is the query's own."""
+    """alpha of a row of keys; the last key is the query's own."""
     distance = torch.arange(len(rho) - 1, -1, -1)[None, None, None]
     none = torch.zeros_like(distance, dtype=torch.bool)
     return made.acceptance(rho[None, None, None], distance, none if sinks is None else sinks)[0, :, 0]
@@ -214,7 +214,7 @@ def test_a_backend_that_takes_no_mask_per_head_is_refused(make_source: Any, tmp_
 def test_with_ssmax_the_relevance_is_that_of_the_query_before_its_multiplier(
     make_source: Any, tmp_path: Path, order: tuple[str, str]
 ) -> None:
-    """The paper's multiplier is 0 at n = 1 and moves every score, but no cosine: what is rejected stays the same."""
+    """The paper's multiplier is 0 at n = 1 and moves every score, but no cosine: the rejected keys stay the same."""
     options: dict[str, dict[str, Any]] = {
         "ssmax": {"name": "ssmax", "form": "bias", "start": {"scale": -0.9, "bias": 1.0}},
         "screening": {"name": "screening", "open": True},
@@ -314,7 +314,7 @@ def test_bands_are_looked_up_again_when_a_parameter_changes() -> None:
 
 
 def counted(made: Screening, rho: torch.Tensor) -> torch.Tensor:
-    """What count_rejected says of a row of keys, the last of which is the query's own."""
+    """The result of count_rejected for a row of keys; the last key is the query's own."""
     relevance = rho[None, None, None]
     distance = torch.arange(len(rho) - 1, -1, -1)[None, None, None]
     none = torch.zeros_like(distance, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""The screening unit in place of attention: from its definition, the bridge to it from softmax, and what it refuses."""
+"""The screening unit in place of attention: against its definition, the bridge from softmax, refusals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def module(heads: int = 1, renormalisation: float = 0.0, sinks: int = 0, **value
 
 
 def accept(made: Screening, rho: torch.Tensor, sinks: int = 0) -> torch.Tensor:
-    """alpha of a row of keys ``(keys,)`` of which the last is the query's own."""
+    """alpha of a row of keys ``(keys,)``; the last key is the query's own."""
     distance = torch.arange(len(rho) - 1, -1, -1)[None, None, None]
     first = (torch.arange(len(rho)) < sinks)[None, None, None]
     return made.acceptance(rho[None, None, None], distance, first)[0, 0, 0]

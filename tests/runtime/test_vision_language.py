@@ -105,7 +105,7 @@ def test_generation_after_an_image_equals_a_plain_loop(make_source: Any, tmp_pat
 
 
 def test_screening_of_words_and_images(make_source: Any, tmp_path: Path, family: str) -> None:
-    """Open it is the source; then the reference and the mask for sdpa agree, and images go on to matter."""
+    """An open model equals the source; the reference and the mask for sdpa agree, and images still have an effect."""
     source = make_source(family)
     options = {"name": "screening", "layers": "all", "open": True}
     out = convert(source, [options], output=tmp_path / "out").output

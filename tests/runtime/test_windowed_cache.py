@@ -1,4 +1,4 @@
-"""The windowed cache: what it keeps, and that nobody can tell by the answers that it keeps less."""
+"""The windowed cache: the keys that it keeps, and equal answers although it keeps fewer."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(model: Any, cache: Any, ids: torch.Tensor, pieces: tuple[int, ...], mask
 
 
 def rows(*padding: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of 40 tokens, each with so many of padding on the left, and in the middle after the 20th."""
+    """Rows of 40 tokens, each with the given numbers of padding tokens on the left, and after the 20th token."""
     ids = torch.cat([tokens(40).roll(number, -1) for number in range(len(padding))])
     mask = torch.ones_like(ids)
     for row, (left, middle) in enumerate(padding):

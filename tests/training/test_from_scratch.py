@@ -76,7 +76,7 @@ def test_a_model_from_scratch_learns_and_is_saved(data: TrainingData, tmp_path: 
 
 
 def test_it_resumes_to_the_same_bits(data: TrainingData, tmp_path: Path) -> None:
-    """With dropout, whose random state goes on as well."""
+    """With dropout, whose random state is resumed too."""
     whole = fresh_model(attention_dropout=0.2)
     train(whole, data, options(), TrainingFolder(tmp_path / "whole"), device="cpu")
 

@@ -38,7 +38,7 @@ def make_pair(source: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def without_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the checks of a fresh process, which take the time, where they are not what is tried."""
+    """Skip the slow checks of a fresh process in tests of other checks."""
     from surgery.verification import verification
 
     monkeypatch.setattr(verification, "fresh_checks", lambda *_: [])

@@ -1,4 +1,4 @@
-"""Each check fails when what it checks is broken, and the others do not."""
+"""Each check fails on its fault, and the other checks pass."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OFF, STARTS = "operation off = source", "starts as the source"
 
 @pytest.fixture
 def failures(source: Path, without_fresh_process: None) -> Callable[[Path], set[str]]:
-    """Names of the checks that fail, without those of a fresh process."""
+    """Names of the failed checks, without the checks of a fresh process."""
     return lambda folder: by_status(verify(folder, against=source, length=32), "failed")
 
 

@@ -1,4 +1,4 @@
-"""Verification of screened checkpoints: what passes, and that what is spoilt fails."""
+"""Verification of screened checkpoints: right ones pass, spoilt ones fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verification passes on what was converted, says what it skipped, and writes down what it found."""
+"""Verification passes on converted checkpoints, names the skipped checks, and records its results."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_no_longer_than_a_model_has_positions_for(make_source: Any, form: str, t
 
 
 def test_files_alone_run_no_model(make_pair: Callable[..., Path], source: Path) -> None:
-    """The checks of the disk, in a process that never loads torch; the record says what they were."""
+    """The checks of files, in a process that never loads torch; the record names them."""
     out = make_pair()
     code = (
         "import sys; from surgery.verification import verify; "

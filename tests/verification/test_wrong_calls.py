@@ -1,4 +1,4 @@
-"""A mistake of the call is an error of the call: it says nothing of the checkpoint, and leaves its record alone."""
+"""A wrong call is a usage error: it is no result for the checkpoint, and does not change its record."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def test_the_interpreter_ends_without_a_crash(make_zoo: MakeZoo, tmp_path: Path,
 
 
 def test_what_a_killed_item_wrote_for_a_while_is_removed(make_zoo: MakeZoo, make_source: Any, tmp_path: Path) -> None:
-    """Its first layers, which are copied for a verification: killed at its limit of time, and by somebody else."""
+    """The copy of the first layers for a verification, after a kill at the time limit and after a kill from outside."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "m").symlink_to(make_source("llama"))
     row = make_zoo([], verify={"layers": 1}).plan().rows[0]

@@ -171,7 +171,7 @@ def test_a_pattern_is_no_longer_than_a_path(tmp_path: Path) -> None:
 
 
 def test_outputs_are_never_models(tmp_path: Path) -> None:
-    """A glob over the folder that also holds the output must not convert what was just converted."""
+    """A glob over the folder that also holds the output must not convert outputs again."""
     bare_source(tmp_path / "models" / "a")
     bare_source(tmp_path / "models" / "out" / "a-ssmax")
     items = expand(read_manifest({**SMALL, "models": [{"path": "models/**"}], "output": "models/out"}), tmp_path)

@@ -1,4 +1,4 @@
-"""What a plan says before any work: costs, refusals, what is done; and that it writes nothing."""
+"""A plan shows costs, refusals and finished items before any work, and writes nothing."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ def test_one_that_always_dies_fails_with_what_it_said(make_zoo: MakeZoo, monkeyp
 
 
 def test_an_item_dies_with_whoever_started_it(make_zoo: MakeZoo, tmp_path: Path) -> None:
-    """Closing the pipe is what a kill of the starter looks like to the item."""
+    """A closed pipe, as the item sees a kill of its starter."""
     row = make_zoo(["llama"]).plan().rows[0]
     process = ItemProcess(request_for(row), tmp_path / "log")
     assert process._process.stdin is not None
@@ -274,7 +274,7 @@ def test_a_run_that_was_killed_is_not_called_running(make_zoo: MakeZoo) -> None:
 
 
 def test_a_ledger_that_was_moved_away_keeps_nobody_out(make_zoo: MakeZoo) -> None:
-    """The summary and the page beside it are ours, as they say themselves."""
+    """The summary and the page beside it are marked as files of this tool."""
     zoo = make_zoo(["llama"], verify="none")
     write_summary(run_zoo(zoo), zoo.output)
     zoo.ledger.unlink()
@@ -355,7 +355,7 @@ def test_a_kill_between_the_renaming_and_the_ledger_loses_nothing(make_zoo: Make
 
 
 def test_an_output_that_is_to_be_replaced_is_not_taken_for_the_new_one(make_zoo: MakeZoo) -> None:
-    """Killed after a forced start: the old folder is still there, and it is not what was asked for."""
+    """Killed after a forced start: the old folder is still there, but it is out of date."""
     run_zoo(make_zoo(["llama"], verify="none"))
     changed = make_zoo(["llama"], verify="none", operations=[{"name": "ssmax", "form": "logn"}])
     (row,) = changed.plan(force=True).rows

@@ -1,4 +1,4 @@
-"""Uploads of a zoo: each output once, whatever interrupts them, and a row for each that cannot be."""
+"""Uploads of a zoo: each output once, after any interruption, and a row for each failed upload."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streamed statistics of attention weights are those of the dense matrices."""
+"""Streamed statistics of attention weights equal the statistics of the dense matrices."""
 
 from __future__ import annotations
 

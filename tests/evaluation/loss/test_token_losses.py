@@ -1,4 +1,4 @@
-"""Losses in chunks are those of the whole matrix of logits, for every family."""
+"""Losses in chunks equal the losses from the whole matrix of logits, for every family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Short tasks through lm-eval: its own numbers, and those of its plain command line."""
+"""Short tasks through lm-eval: the same numbers as its Python API and its command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibrating a tiny model: what is chosen, what is guarded, what is written, and what is refused."""
+"""Calibration of a tiny model: the choice, the guard, the files, and the refusals."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_windows_by_group_are_refused(source: Path, texts: Path, options: dict[s
 
 
 def test_a_shared_window_is_the_best_for_all_its_heads_together() -> None:
-    """Two heads of one group and two of another: by hand from what each pair of threshold and window is worth."""
+    """Two heads of one group and two of another: computed by hand from the worth of each threshold and window."""
     rejected = np.zeros((1, 4, 2, 3))  # layers, heads, thresholds, windows
     rejected[0, 0] = [[0.9, 0.5, 0.0], [0.9, 0.6, 0.1]]
     rejected[0, 1] = [[0.1, 0.6, 0.0], [0.1, 0.6, 0.2]]
@@ -122,7 +122,7 @@ def test_a_shared_window_is_the_best_for_all_its_heads_together() -> None:
 
 
 def test_it_does_not_matter_where_the_texts_lie(texts: Path, tmp_path: Path) -> None:
-    """Neither for what is observed nor for what is recorded: the order of the texts hung on their whole paths."""
+    """Neither observation nor record depends on the folder: the order of the texts once followed their whole paths."""
     from surgery.data import read_documents
     from surgery.loading import load_tokenizer
 
@@ -172,7 +172,7 @@ def test_the_price_settles_below_what_is_allowed(source: Path, texts: Path, monk
 def test_a_loss_that_bears_next_to_nothing_is_held(
     source: Path, texts: Path, monkeypatch: Any, changes: dict[str, Any]
 ) -> None:
-    """The loss of a random mixture of experts may jump as soon as a router's choice flips, whatever the estimate."""
+    """The loss of a random mixture of experts can jump when a router's choice changes, which no estimate predicts."""
     measure = HeldOutLoss.measure
 
     def jumps(self: HeldOutLoss, *, until: float | None = None) -> list[GuardedPassage]:
