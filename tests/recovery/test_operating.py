@@ -115,12 +115,12 @@ def test_the_teacher_is_the_source_with_its_own_rope(make_recipe: MakeRecipe, so
 REFUSED: list[tuple[list[Any], dict[str, Any], str]] = [
     ([ROPE], {}, "rope yarn added no parameters"),
     ([ROPE, {"name": "ssmax", "form": "logn"}], {}, "rope yarn and ssmax logn added no parameters|ssmax logn and rope"),
-    ([ROPE, SSMAX], {"objective": {"name": "match"}}, "rotary positions included"),
-    ([ROPE], {"objective": {"name": "match"}, "train": LORA}, "rotary positions included"),
+    ([ROPE, SSMAX], {"objective": {"name": "match"}}, "with its rotary positions"),
+    ([ROPE], {"objective": {"name": "match"}, "train": LORA}, "with its rotary positions"),
     (
         [ROPE, SSMAX],
         {"objective": {"name": "distill"}, "data": {"sequence_length": 65}},
-        "the original knows 64 positions",
+        "the source model has 64 positions",
     ),
     ([ROPE], {"train": LORA, "control": "temperature"}, "rope has none"),
 ]

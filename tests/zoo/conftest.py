@@ -63,7 +63,7 @@ BROKEN: Mapping[str, tuple[Callable[[Path], None], str]] = {
     "no-weights": (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
     "unknown-family": (_config(model_type="martian"), "martian"),
     "no-layers": (_config(num_hidden_layers=...), "num_hidden_layers"),
-    "more-layers": (_config(num_hidden_layers=40), "number of layers needs"),
+    "more-layers": (_config(num_hidden_layers=40), "and its number of layers"),
     "escape": (lambda folder: (folder / "x.txt").symlink_to("/etc/hostname"), "leaves the model folder"),
     "pipe": (lambda folder: os.mkfifo(folder / "x.txt"), "special file"),
     "dangling": (lambda folder: (folder / "x.txt").symlink_to("nowhere"), "does not exist"),
