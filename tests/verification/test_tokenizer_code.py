@@ -87,7 +87,7 @@ def test_the_error_names_the_code(with_code: Path, tmp_path: Path) -> None:
         CheckpointError, match=r"needs code of its own \(tokenization_bytes.py, in its folder\)"
     ) as error:
         load_tokenizer(with_code)
-    assert "--trust-remote-code" in str(error.value) and "Put the tokenizer's files" not in str(error.value)
+    assert "--trust-remote-code" in str(error.value) and "Copy the tokenizer's files" not in str(error.value)
     assert load_tokenizer(with_code, trust_remote_code=True)("ab")["input_ids"] == [100, 101]
 
     # From the hub code does not come along.
