@@ -18,35 +18,36 @@ from typing import Any
 from bench.harness import arguments, report
 
 PROMPTS = 4
-TOKENS = {"prefill": 512, "decode": 64}  # of each prompt, and new ones after its first 32
+FIRST = 32  # tokens of a prompt that new ones are decoded after
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("converted", type=Path)
     parser.add_argument("--text", required=True)
+    parser.add_argument("--length", type=int, default=512, help="tokens of a prompt")
+    parser.add_argument("--new", type=int, default=64, help="new tokens of a request")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     options = parser.parse_args()
-    os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
+    os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     from transformers import AutoTokenizer
 
     from surgery.data import read_documents
 
     (document,) = read_documents([options.text])
     tokens = AutoTokenizer.from_pretrained(options.model)(document.text, verbose=False)["input_ids"]
-    length = TOKENS["prefill"]
+    length = options.length
     if len(tokens) < PROMPTS * length:
         parser.error(f"{options.text} has {len(tokens)} tokens; {PROMPTS * length} are needed")
     prompts = [tokens[start : start + length] for start in range(0, PROMPTS * length, length)]
     folders = {"source": str(options.model), "converted": str(options.converted)}
-    report("vllm_throughput", measure(folders, prompts, options.repeats, options.eager), options.out)
+    report("vllm_throughput", measure(folders, prompts, options), options.out)
 
 
-def measure(folders: dict[str, str], prompts: list[list[int]], repeats: int, eager: bool) -> list[dict[str, Any]]:
-    short = [prompt[:32] for prompt in prompts]
-    # First: vLLM changes transformers' own classes in its process.
-    expected = {name: by_transformers(folder, prompts, short) for name, folder in folders.items()}
+def measure(folders: dict[str, str], prompts: list[list[int]], options: Any) -> list[dict[str, Any]]:
+    short, decoded = [prompt[:FIRST] for prompt in prompts], options.new
+    expected = {name: by_transformers(folder, prompts, short, decoded) for name, folder in folders.items()}
 
     from vllm import LLM, SamplingParams
 
@@ -61,7 +62,7 @@ def measure(folders: dict[str, str], prompts: list[list[int]], repeats: int, eag
             max_model_len=1024,
             max_num_seqs=PROMPTS,
             enable_prefix_caching=False,
-            enforce_eager=eager,
+            enforce_eager=options.eager,
         )
         for name, folder in folders.items()
     }
@@ -72,9 +73,9 @@ def measure(folders: dict[str, str], prompts: list[list[int]], repeats: int, eag
         return lambda: engines[name].generate(rows, parameters, use_tqdm=False)
 
     rows: list[dict[str, Any]] = []
-    for work, given, new in (("prefill", prompts, 1), ("decode", short, TOKENS["decode"])):
-        seconds = interleaved({name: asking(name, given, max_tokens=new) for name in folders}, repeats)
-        each = PROMPTS * (TOKENS["prefill"] if work == "prefill" else new)
+    for work, given, new in (("prefill", prompts, 1), ("decode", short, decoded)):
+        seconds = interleaved({name: asking(name, given, max_tokens=new) for name in folders}, options.repeats)
+        each = PROMPTS * (options.length if work == "prefill" else new)
         rows.append(
             {
                 "what": f"{work} of {PROMPTS} requests",
@@ -85,14 +86,14 @@ def measure(folders: dict[str, str], prompts: list[list[int]], repeats: int, eag
         )
     for name, (of_prompts, greedy) in expected.items():
         scored = asking(name, prompts, max_tokens=1, prompt_logprobs=0)()
-        written = asking(name, short, max_tokens=TOKENS["decode"])()
+        written = asking(name, short, max_tokens=decoded)()
         rows.append({"what": f"{name}, vLLM against transformers", **agreement(scored, written, of_prompts, greedy)})
     columns = dict.fromkeys(column for row in rows for column in row)
     return [{column: row.get(column, "") for column in columns} for row in rows]
 
 
 def by_transformers(
-    folder: str, prompts: list[list[int]], short: list[list[int]]
+    folder: str, prompts: list[list[int]], short: list[list[int]], decoded: int
 ) -> tuple[list[list[float]], list[list[int]]]:
     """Log-probabilities of the prompts' tokens, and the greedy tokens after the short prompts; one row at a time."""
     import torch
@@ -106,7 +107,7 @@ def by_transformers(
             found = model(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(-1)
             chances.append(found.gather(1, ids[0, 1:, None])[:, 0].tolist())
         for prompt in short:
-            new = {"max_new_tokens": TOKENS["decode"], "min_new_tokens": TOKENS["decode"], "do_sample": False}
+            new = {"max_new_tokens": decoded, "min_new_tokens": decoded, "do_sample": False}
             greedy.append(model.generate(torch.tensor([prompt]), **new)[0, len(prompt) :].tolist())
     return chances, greedy
 

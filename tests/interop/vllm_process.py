@@ -29,7 +29,7 @@ import torch
 
 
 def by_transformers(job: dict[str, Any]) -> dict[str, Any]:
-    """Log-probabilities of each prompt's tokens, and the greedy tokens after it with theirs; no batch, no cache."""
+    """Log-probabilities of each prompt's tokens, and the greedy tokens after it with theirs, one prompt at a time."""
     from transformers import AutoModelForCausalLM
 
     how: dict[str, Any] = {"dtype": getattr(torch, job["dtype"]), "trust_remote_code": True}
@@ -37,10 +37,12 @@ def by_transformers(job: dict[str, Any]) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_pretrained(job["folder"], attn_implementation="eager", **how).eval()
     answers = []
     for prompt in job["prompts"]:
-        ids = list(prompt)
+        ids, cache, unread = list(prompt), None, list(prompt)
         with torch.no_grad():
             for _ in range(job["new"]):
-                ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+                found = model(input_ids=torch.tensor([unread]), past_key_values=cache, use_cache=True)
+                cache, unread = found.past_key_values, [int(found.logits[0, -1].argmax())]
+                ids += unread
             chances = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float().log_softmax(-1)
         of_next = [chances[place, ids[place + 1]].item() for place in range(len(ids) - 1)]
         answers.append(
