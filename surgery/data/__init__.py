@@ -7,7 +7,7 @@ from surgery.data.documents import Document, read_documents, split_documents
 from surgery.data.held_out import exclude_documents, hold_out
 from surgery.data.row_order import draw_rows
 from surgery.data.rows import IGNORED, LongDocuments, Row, collate, make_rows
-from surgery.data.sources import AnySource, DataSource, SourceReader, TextSource
+from surgery.data.sources import AnySource, DataSource, RecallSource, SourceReader, TextSource
 
 __all__ = [
     "IGNORED",
@@ -15,6 +15,7 @@ __all__ = [
     "DataSource",
     "Document",
     "LongDocuments",
+    "RecallSource",
     "Row",
     "SourceReader",
     "TextSource",

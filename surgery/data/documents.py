@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from surgery.data.recall import Haystack
 from surgery.errors import UsageError
 
 
@@ -20,12 +21,14 @@ class Document:
         text: decoded as UTF-8; of a conversation, its messages as JSON.
         source: number of the data source.
         messages: of a conversation; None for plain text.
+        haystack: facts to hide in a part of ``text``, and questions about them; None for plain text.
     """
 
     name: str
     text: str
     source: int = 0
     messages: tuple[dict[str, str], ...] | None = None
+    haystack: Haystack | None = None
 
 
 def match_files(pattern: str | Path) -> list[Path]:

@@ -118,7 +118,8 @@ def collate(rows: Sequence[Row], pad: int = 0) -> dict[str, torch.Tensor]:
     Returns:
         ``input_ids``, ``position_ids`` and ``labels``, each ``(rows, length)``. Labels are `IGNORED` in padding, at the
         first token of each document, and at tokens that do not count. There is no attention mask: the positions
-        define it. ``tokens``, ``(rows,)``: number of tokens of each row, without padding.
+        define it. ``held``, ``(rows, length)``: tokens of a document, except its first, that are not marked as answers;
+        of a document without marks all of them. ``tokens``, ``(rows,)``: number of tokens of each row, without padding.
     """
     import torch
 
@@ -126,6 +127,7 @@ def collate(rows: Sequence[Row], pad: int = 0) -> dict[str, torch.Tensor]:
     inputs = torch.full((len(rows), length), pad)
     positions = torch.zeros((len(rows), length), dtype=torch.long)
     labels = torch.full((len(rows), length), IGNORED)
+    held = torch.zeros((len(rows), length), dtype=torch.bool)
     for number, row in enumerate(rows):
         start = 0
         for document, flags in zip(row.documents, row.predicted or (None,) * len(row.documents), strict=True):
@@ -133,9 +135,11 @@ def collate(rows: Sequence[Row], pad: int = 0) -> dict[str, torch.Tensor]:
             inputs[number, start:end] = torch.tensor(document)
             positions[number, start:end] = torch.arange(len(document))
             labels[number, start + 1 : end] = inputs[number, start + 1 : end]
+            held[number, start + 1 : end] = True
             if flags is not None:
+                held[number, start:end] &= ~torch.tensor(flags)
                 labels[number, start:end][~torch.tensor(flags)] = IGNORED
             start = end
         positions[number, start:] = torch.arange(length - start)
     tokens = torch.tensor([row.tokens for row in rows])
-    return {"input_ids": inputs, "position_ids": positions, "labels": labels, "tokens": tokens}
+    return {"input_ids": inputs, "position_ids": positions, "labels": labels, "held": held, "tokens": tokens}

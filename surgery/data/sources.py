@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from surgery.data.documents import Document, match_files, read_documents, split_documents
+from surgery.data.recall import TRAINING, FactFamily, Haystack, TrainingFamily, draw_haystack
 from surgery.errors import UsageError
 
 Position = dict[str, Any]
@@ -71,6 +73,45 @@ class TextSource(_Files):
     separator: str | None = Field(default=None, min_length=1, description="Text between the documents of a file.")
 
 
+class RecallSource(_Files):
+    """Questions about facts that are hidden in text files; only the answers count in the loss.
+
+    Each document gives haystacks: a part of it, facts between its paragraphs, then the questions in random order.
+    """
+
+    kind: Literal["recall"]
+    separator: str | None = Field(default=None, min_length=1, description="Text between the documents of a file.")
+    lengths: list[Annotated[int, Field(ge=128)]] = Field(
+        default=[512, 1024],
+        min_length=2,
+        max_length=2,
+        description="Least and greatest tokens of a haystack with its questions; the logarithm is drawn evenly.",
+    )
+    facts: list[PositiveInt] = Field(
+        default=[4, 12],
+        min_length=2,
+        max_length=2,
+        description="Least and greatest number of facts; a short haystack has no more than fit.",
+    )
+    families: list[TrainingFamily] | None = Field(
+        default=None, min_length=1, description="Kinds of facts; null takes all."
+    )
+    haystacks: PositiveInt = Field(default=1, description="Haystacks for each document in one pass over the texts.")
+    seed: NonNegativeInt = Field(default=0, description="Seed of the facts, their places, and the lengths.")
+
+    @field_validator("lengths", "facts")
+    @classmethod
+    def _in_order(cls, value: list[int]) -> list[int]:
+        if value[0] > value[1]:
+            raise ValueError(f"the least, {value[0]}, is above the greatest, {value[1]}")
+        return value
+
+    def draw(self, text: str, where: str) -> Haystack:
+        """A haystack from a text; ``where`` tells its place from others'."""
+        families: dict[str, FactFamily] = {name: TRAINING[name] for name in self.families or TRAINING}
+        return draw_haystack(text, families, self.lengths, self.facts, random.Random(f"{self.seed}/{where}"))
+
+
 class JsonlSource(_Files, _Records):
     """JSON lines files, one record on each line."""
 
@@ -93,7 +134,7 @@ class HubSource(_Records):
     revision: str | None = Field(default=None, description="Branch, tag or commit of the data set.")
 
 
-DataSource = TextSource | JsonlSource | ParquetSource | HubSource
+DataSource = TextSource | RecallSource | JsonlSource | ParquetSource | HubSource
 
 
 class SourceReader:
@@ -124,7 +165,7 @@ class SourceReader:
         Raises:
             UsageError: a file or a data set cannot be read, or a record has no text.
         """
-        if isinstance(self.source, TextSource):
+        if isinstance(self.source, TextSource | RecallSource):
             yield from self._texts(self.source, position or {"file": 0, "piece": 0})
             return
         with _clear_errors(self.key):
@@ -143,7 +184,8 @@ class SourceReader:
             if document is not None:
                 yield document, {"state": records.state_dict(), "row": row}
 
-    def _texts(self, source: TextSource, position: Position) -> Iterator[tuple[Document, Position]]:
+    def _texts(self, source: TextSource | RecallSource, position: Position) -> Iterator[tuple[Document, Position]]:
+        each = source.haystacks if isinstance(source, RecallSource) else 1
         for number in range(position["file"], len(self._files)):
             try:
                 found = read_documents([self._files[number]])
@@ -152,9 +194,12 @@ class SourceReader:
                     continue
                 raise UsageError(f"{self.key}: {error.message}", hint=error.hint) from error
             pieces = split_documents(found, source.separator)
-            for piece in range(position["piece"] if number == position["file"] else 0, len(pieces)):
-                document = pieces[piece]
-                yield Document(document.name, document.text, self.number), {"file": number, "piece": piece + 1}
+            # Of a recall source, a piece is a haystack.
+            for piece in range(position["piece"] if number == position["file"] else 0, each * len(pieces)):
+                document = pieces[piece // each]
+                haystack = source.draw(document.text, f"{number}/{piece}") if isinstance(source, RecallSource) else None
+                found_here = Document(document.name, document.text, self.number, haystack=haystack)
+                yield found_here, {"file": number, "piece": piece + 1}
 
     def _records(self, source: JsonlSource | ParquetSource | HubSource) -> Any:
         import datasets

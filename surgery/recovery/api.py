@@ -10,6 +10,7 @@ from typing import Any
 from surgery.checkpoint import check_output, open_checkpoint, resolve
 from surgery.checkpoint.disk import check_writable
 from surgery.data.chat import encode_chat
+from surgery.data.recall import Offsets
 from surgery.errors import UsageError
 from surgery.loading.model import check_attention, check_device, pick_device
 from surgery.recovery.checks import check_objective, check_sections
@@ -98,8 +99,8 @@ def finetune(
         kind = pick_device(device).type
         if attn_implementation is not None:
             check_attention(attn_implementation)
-    tokenizer = _light_tokenizer(source.folder) if light and not _has_chat(valid) else None
-    data = read_rows(valid, *((tokenizer,) if tokenizer is not None else _encoders(source.folder, trust_remote_code)))
+    encoders = _light_encoders(source.folder) if light and not _has_chat(valid) else None
+    data = read_rows(valid, *(encoders or _encoders(source.folder, trust_remote_code)))
     plan = make_plan(valid, checkpoint, layout, data)
     if on_progress is not None and is_first():
         on_progress({"event": "plan", **plan.to_dict()})
@@ -132,28 +133,31 @@ def finetune(
         return result
 
 
-def read_rows(recipe: Recipe, encode: Encode, chat: EncodeChat | None = None) -> TrainingData:
+def read_rows(
+    recipe: Recipe, encode: Encode, chat: EncodeChat | None = None, offsets: Offsets | None = None
+) -> TrainingData:
     """The rows of a recipe, for the sequence length of every stage.
 
     Args:
         recipe: gives ``data``, ``seed``, ``evaluation.sequences`` and the lengths of its stages.
         encode: returns the token ids of each text.
         chat: returns the token ids of a conversation.
+        offsets: returns the token ids of a text, and the characters of each.
 
     Raises:
         UsageError: there is no text, or too little to train or to hold out.
     """
     lengths = [stage.data.sequence_length for stage in recipe.stage_recipes()]
     rows = recipe.evaluation.sequences
-    return read_data(recipe.data, encode, chat, lengths=lengths, seed=recipe.seed, held_out_rows=rows)
+    return read_data(recipe.data, encode, chat, offsets, lengths=lengths, seed=recipe.seed, held_out_rows=rows)
 
 
 def _has_chat(recipe: Recipe) -> bool:
     return any(getattr(source, "format", "text") == "chat" for _, source in recipe.data.all_sources)
 
 
-def _light_tokenizer(folder: Path) -> Encode | None:
-    """An encoder from tokenizer.json, which is enough to count tokens; None without that file."""
+def _light_encoders(folder: Path) -> tuple[Encode, None, Offsets] | None:
+    """Encoders from tokenizer.json, which is enough to count tokens; None without that file."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
@@ -162,16 +166,32 @@ def _light_tokenizer(folder: Path) -> Encode | None:
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return lambda texts: [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+
+    def offsets(text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoding = tokenizer.encode(text)
+        return encoding.ids, encoding.offsets
+
+    return lambda texts: [encoding.ids for encoding in tokenizer.encode_batch(texts)], None, offsets
 
 
-def _encoders(folder: Path, trust_remote_code: bool) -> tuple[Encode, EncodeChat]:
+def _encoders(folder: Path, trust_remote_code: bool) -> tuple[Encode, EncodeChat, Offsets]:
     from surgery.loading import load_tokenizer
 
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+
+    def offsets(text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        if not tokenizer.is_fast:
+            raise UsageError(
+                "kind: recall needs the characters of each token, and this tokenizer does not give them",
+                hint="Use a model with a fast tokenizer (tokenizer.json).",
+            )
+        found = tokenizer(text, return_offsets_mapping=True, verbose=False)
+        return found["input_ids"], found["offset_mapping"]
+
     return (
         lambda texts: tokenizer(texts, verbose=False)["input_ids"],
         lambda messages, name: encode_chat(tokenizer, messages, name),
+        offsets,
     )
 
 

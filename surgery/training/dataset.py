@@ -22,6 +22,7 @@ from surgery.data import (
 )
 from surgery.data.documents import text_hash
 from surgery.data.held_out import is_held_out
+from surgery.data.recall import Offsets, encode_haystack
 from surgery.data.stream import Mixture, RowStream, StreamSnapshot, TokenizedDocument
 from surgery.errors import UsageError
 from surgery.training.text_options import Data
@@ -87,6 +88,7 @@ def read_data(
     options: Data,
     encode: Encode,
     chat: EncodeChat | None = None,
+    offsets: Offsets | None = None,
     *,
     lengths: Iterable[int] = (),
     seed: int = 0,
@@ -98,6 +100,7 @@ def read_data(
         options: which text.
         encode: token ids of each text.
         chat: of a conversation.
+        offsets: of a text, with the characters of each token; haystacks need it.
         lengths: tokens of a row, beside ``options.sequence_length``: one for each stage.
         seed: of the split and of the order.
         held_out_rows: at most this many held-out rows.
@@ -105,7 +108,7 @@ def read_data(
     Raises:
         UsageError: no text, or too little to train on or to hold out.
     """
-    reading = _Reading(options, encode, chat, lengths, seed, held_out_rows)
+    reading = _Reading(options, encode, chat, offsets, lengths, seed, held_out_rows)
     return reading.streamed() if options.streaming else reading.whole()
 
 
@@ -115,11 +118,13 @@ class _Reading:
         data: Data,
         encode: Encode,
         chat: EncodeChat | None,
+        offsets: Offsets | None,
         lengths: Iterable[int],
         seed: int,
         held_out_rows: int,
     ) -> None:
-        self.data, self.encode, self.chat, self.seed, self.held_out_rows = data, encode, chat, seed, held_out_rows
+        self.data, self.encode, self.chat, self.offsets = data, encode, chat, offsets
+        self.seed, self.held_out_rows = seed, held_out_rows
         self.lengths = dict.fromkeys([data.sequence_length, *lengths])
         named = self.data.all_sources
         self.weights = tuple(source.weight for _, source in named)
@@ -245,10 +250,14 @@ class _Reading:
         encoded: list[TokenizedDocument] = []
         for start in range(0, len(documents), _AT_ONCE):
             some = documents[start : start + _AT_ONCE]
-            plain = [document.text for document in some if document.messages is None]
+            plain = [document.text for document in some if document.messages is None and document.haystack is None]
             texts = iter(self.encode(plain) if plain else [])
             for document in some:
-                if document.messages is None:
+                if document.haystack is not None:
+                    if self.offsets is None:
+                        raise UsageError("kind: recall needs a tokenizer that knows the characters of each token")
+                    encoded.append(encode_haystack(document.haystack, self.offsets))
+                elif document.messages is None:
                     encoded.append((next(texts), None))
                 elif self.chat is None:
                     raise UsageError("format: chat needs a tokenizer with a chat template")

@@ -27,6 +27,19 @@ def next_token_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     )
 
 
+def split_targets(batch: Batch, positions: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens ``(rows, positions)`` that follow some positions, as answers and as held tokens; `IGNORED` elsewhere.
+
+    Args:
+        batch: from `surgery.data.collate`.
+        positions: that predict.
+    """
+    following = slice(positions.start + 1, positions.stop + 1)
+    held = batch["held"][:, following]
+    answers = batch["labels"][:, following].masked_fill(held, IGNORED)
+    return answers, batch["input_ids"][:, following].masked_fill(~held, IGNORED)
+
+
 def divergence_sum(
     student: torch.Tensor, teacher: torch.Tensor, targets: torch.Tensor, temperature: float
 ) -> torch.Tensor:

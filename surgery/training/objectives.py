@@ -110,6 +110,45 @@ class Distill(Objective):
         return summed(parts, distilled)
 
 
+class Hold(Objective):
+    """Learn the answers and keep the rest: cross-entropy of marked answers, divergence from the original elsewhere.
+
+    Sources of kind recall and chats mark their answers. All other tokens, and whole plain texts, are held: there the
+    Kullback-Leibler divergence from the original model counts, so that the text itself teaches nothing.
+    """
+
+    name: Literal["hold"]
+    weight: PositiveFloat = Field(
+        default=0.1, description="Weight of the divergence of one held token against the loss of one answer token."
+    )
+    needs_teacher: ClassVar[bool] = True
+    logits_held: ClassVar[int] = 4
+
+    def total(self, model: nn.Module, batch: Batch, teacher: Teacher | None = None) -> torch.Tensor:
+        """Summed cross-entropy of answers plus ``weight`` times the summed divergence of held tokens, in nats."""
+        import torch
+
+        from surgery.training.logits import Logits, pieces, summed
+        from surgery.training.losses import divergence_sum, next_token_sum, split_targets
+
+        assert teacher is not None
+        parts = pieces(model, batch)
+        whole = len(parts) == 1
+        with torch.no_grad(), teacher.teaching(model) as taught:
+            taught_logits = Logits(taught, batch, whole=whole)
+        student_logits = Logits(model, batch, whole=whole)
+
+        def loss(part: slice) -> torch.Tensor:
+            answers, held = split_targets(batch, part)
+            student = student_logits(part)
+            with torch.no_grad():
+                taught = taught_logits(part)
+            divergence = divergence_sum(student, taught, held, temperature=1.0)
+            return next_token_sum(student, answers) + self.weight * divergence
+
+        return summed(parts, loss)
+
+
 class Match(Objective):
     """Squared error between each operated attention's output and the same attention without operation and adapter.
 
@@ -130,7 +169,7 @@ class Match(Objective):
         return matched_sum(model, batch, teacher)
 
 
-OBJECTIVES: tuple[type[Objective], ...] = (NextToken, Distill, Match)
+OBJECTIVES: tuple[type[Objective], ...] = (NextToken, Distill, Hold, Match)
 
 # The value of ``objective`` in a recipe.
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from surgery.data import AnySource, DataSource, LongDocuments, TextSource
+from surgery.data import AnySource, DataSource, LongDocuments, RecallSource, TextSource
 from surgery.schemas.section import Section
 
 
@@ -57,6 +57,12 @@ class Data(Section):
     def _text_or_sources(self) -> Self:
         if self.text is None and not self.sources:
             raise PydanticCustomError("missing_key", "missing", {"key": "text"})
+        for number, source in enumerate(self.sources):
+            if isinstance(source, RecallSource) and source.lengths[1] > self.sequence_length:
+                raise ValueError(
+                    f"sources.{number}.lengths: haystacks of {source.lengths[1]} tokens do not fit into sequences of "
+                    f"{self.sequence_length}; set data.sequence_length or lengths"
+                )
         if self.text is not None and self.sources:
             raise ValueError("give either text or sources")
         if self.sources and self.separator is not None:

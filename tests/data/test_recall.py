@@ -5,12 +5,17 @@ from __future__ import annotations
 import itertools
 import random
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from surgery.data import Row, SourceReader
 from surgery.data.recall import MEASURING, TRAINING, FactFamily, draw_facts, draw_haystack, encode_haystack, most_facts
 from surgery.evaluation.retrieval.probes import abcdigits, needle, passkey
+from surgery.training.dataset import TrainingData, read_data
+from surgery.training.text_options import Data
 
 TEXT = "\n\n".join(f"Paragraph {number} speaks of rivers.\nIts second line is about mills." for number in range(300))
 
@@ -108,3 +113,77 @@ def test_a_short_text_gives_a_short_haystack() -> None:
     haystack = draw_haystack("One line.\n\nAnother line.", TRAINING, (2000, 2000), (3, 3), random.Random(0))
     ids, answers = encode_haystack(haystack, _characters)
     assert len(ids) < 1000 and any(answers)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    for number in range(6):
+        (folder / f"{number}.txt").write_text(f"Text {number}.\n\n{TEXT}")
+    return folder
+
+
+def _source(texts: Path, **options: Any) -> dict[str, Any]:
+    return {"kind": "recall", "path": str(texts), "lengths": [500, 900], "facts": [2, 4], "haystacks": 3, **options}
+
+
+def _read(data: dict[str, Any], *, seed: int = 0) -> TrainingData:
+    options = Data.model_validate({"sequence_length": 900, "packing": False, **data})
+    return read_data(options, lambda texts: [_characters(text)[0] for text in texts], None, _characters, seed=seed)
+
+
+def test_a_source_continues_from_any_position(texts: Path) -> None:
+    options = Data.model_validate({"sequence_length": 900, "sources": [_source(texts)]})
+    reader = SourceReader(options.sources[0], 0, "data.sources.0", stream=False)
+    whole = list(reader.documents())
+    assert len(whole) == 18 and len({document.haystack for document, _ in whole}) == 18
+    for place in (0, 3, 10):
+        rest = [document for document, _ in reader.documents(whole[place][1])]
+        assert rest == [document for document, _ in whole[place + 1 :]]
+    other = SourceReader(
+        Data.model_validate({"sequence_length": 900, "sources": [_source(texts, seed=1)]}).sources[0],
+        0,
+        "",
+        stream=False,
+    )
+    assert [document for document, _ in other.documents()] != [document for document, _ in whole]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_of_answers_mixed_with_text(texts: Path, streaming: bool) -> None:
+    text = {"kind": "text", "path": str(texts), "weight": 0.5}
+    data = {"sources": [_source(texts), text], "held_out": 0.2, "streaming": streaming}
+    found, again = _read(data), _read(data)
+    assert found.fingerprint == again.fingerprint
+    rows = [row for source in found.rows(900) for row in source]
+    recall = [row for row in rows if row.predicted]
+    assert recall and len(recall) < len(rows)
+    assert all(5 < row.targets < 60 for row in recall) and all(row.tokens <= 900 for row in rows)
+    # A document is held out with its haystacks, and its text is in no row of training.
+    first = {"".join(map(chr, row.documents[0])) for row in rows}
+    held = {name for name in map(str, range(6)) for row in found.held_out if f"Text {name}." in _text(row)}
+    assert not any(f"Text {name}." in own for name in held for own in first)
+    if streaming:
+        assert found.stream is not None
+        one = found.stream(900, 0, None)
+        wanted = [one[number] for number in range(200)]
+        resumed = found.stream(900, 0, one.snapshot(150))
+        assert [resumed[number] for number in range(150, 200)] == wanted[150:]
+
+
+def _text(row: Row) -> str:
+    return "".join(map(chr, row.documents[0]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lengths": [900, 500]}, "the least, 900, is above the greatest, 500"),
+        ({"lengths": [500, 901]}, "haystacks of 901 tokens do not fit into sequences of 900"),
+        ({"families": ["vault"]}, "Input should be 'sentence'"),
+        ({"facts": [0, 3]}, "greater than 0"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(texts: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Data.model_validate({"sequence_length": 900, "sources": [_source(texts, **changes)]})

@@ -37,6 +37,9 @@ def test_collate() -> None:
     batch = collate([Row(((7, 8, 9), (5, 6))), Row(((1, 2),))], pad=3)
     assert batch["input_ids"].tolist() == [[7, 8, 9, 5, 6], [1, 2, 3, 3, 3]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]]
+    assert batch["held"].tolist() == [[False, True, True, False, True], [False, True, False, False, False]]
+    marked = collate([Row(((7, 8, 9), (5, 6)), (0, 1), ((False, False, True), None))])
+    assert marked["held"].tolist() == [[False, True, False, False, True]]
     assert batch["labels"].tolist() == [[IGNORED, 8, 9, IGNORED, 6], [IGNORED, 2, IGNORED, IGNORED, IGNORED]]
 
 

@@ -226,6 +226,7 @@ def test_shipped_recipes() -> None:
     assert {
         "ssmax-scale",
         "ssmax-lora",
+        "ssmax-recall",
         "ssmax-full-cpt",
         "ssmax-from-paper-start",
         "distill",

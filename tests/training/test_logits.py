@@ -13,13 +13,22 @@ from surgery.loading import RunOptions, load_model
 from surgery.recovery.layout import Layout
 from surgery.recovery.lora import prepare_model
 from surgery.recovery.recipe_file import read_recipe
+from surgery.recovery.teachers import original
 from surgery.training import logits as module
 from surgery.training.held_out import document_losses
 from surgery.training.logits import pieces
 from tests.recovery.conftest import Converted, MakeRecipe, objective_sum
 
-OBJECTIVES = [{"name": "next_token"}, {"name": "distill", "share": 0.5, "temperature": 2.0}, {"name": "match"}]
-ROWS = [Row(((5, 9, 4, 77, 30, 31, 8), (12, 13, 14, 15))), Row(((3, 200, 100, 50, 25, 12, 6, 3, 44),))]
+OBJECTIVES = [
+    {"name": "next_token"},
+    {"name": "distill", "share": 0.5, "temperature": 2.0},
+    {"name": "match"},
+    {"name": "hold", "weight": 0.5},
+]
+ROWS = [
+    Row(((5, 9, 4, 77, 30, 31, 8), (12, 13, 14, 15))),
+    Row(((3, 200, 100, 50, 25, 12, 6, 3, 44),), (2,), ((False,) * 6 + (True,) * 3,)),
+]
 
 
 def _in_pieces(monkeypatch: pytest.MonkeyPatch, positions: int) -> None:
@@ -78,7 +87,7 @@ def test_held_out_losses_in_pieces(converted: Converted, monkeypatch: pytest.Mon
     expected = document_losses(model, ROWS, size=2, device=torch.device("cpu"))
     _in_pieces(monkeypatch, 2)
     found = document_losses(model, ROWS, size=2, device=torch.device("cpu"))
-    assert [own.size for own in found] == [6, 3, 8]
+    assert [own.size for own in found] == [6, 3, 3]
     for ours, theirs in zip(found, expected, strict=True):
         assert abs(ours - theirs).max() < 1e-5
 
@@ -96,3 +105,25 @@ def test_no_matrix_of_all_logits(
     objective = read_recipe(make_recipe(objective=OBJECTIVES[1])).objective
     _gradients(model, collate(ROWS), objective)
     assert max(seen) == len(ROWS) * 3 and len(seen) > 10
+
+
+def test_hold_learns_answers_and_holds_the_rest(converted: Converted, make_recipe: MakeRecipe) -> None:
+    """Against sums over single positions, each document run alone."""
+    model = load_model(converted(form="paper", scale=1.5, spread=0.4), RunOptions(device="cpu"))
+    objective = read_recipe(make_recipe(objective={"name": "hold", "weight": 0.5})).objective
+    found = objective_sum(objective, model, collate(ROWS)).item()
+    expected = 0.0
+    for row in ROWS:
+        for document, flags in zip(row.documents, row.flags(), strict=True):
+            ids = torch.tensor([document])
+            with torch.no_grad():
+                own = model(ids).logits[0].log_softmax(-1)
+                with original(model):
+                    source = model(ids).logits[0].log_softmax(-1)
+            for place in range(1, len(document)):
+                before = place - 1
+                if row.predicted and flags[place]:
+                    expected -= own[before, document[place]].item()
+                else:
+                    expected += 0.5 * (source[before].exp() * (source[before] - own[before])).sum().item()
+    assert found == pytest.approx(expected, rel=1e-4)

@@ -5,7 +5,7 @@ They share nothing, so that a gain in a measurement is no memory of the training
 """
 
 from surgery.data.recall.haystack import Haystack, Offsets, cut_text, draw_haystack, encode_haystack, place_facts
-from surgery.data.recall.templates import MEASURING, TRAINING, Fact, FactFamily, draw_facts, most_facts
+from surgery.data.recall.templates import MEASURING, TRAINING, Fact, FactFamily, TrainingFamily, draw_facts, most_facts
 
 __all__ = [
     "MEASURING",
@@ -14,6 +14,7 @@ __all__ = [
     "FactFamily",
     "Haystack",
     "Offsets",
+    "TrainingFamily",
     "cut_text",
     "draw_facts",
     "draw_haystack",

@@ -13,6 +13,9 @@ from types import MappingProxyType
 from typing import Literal
 
 Values = Literal["digits", "words"]
+TrainingFamily = Literal[
+    "sentence", "question", "key_value", "constant", "variable", "json", "table", "letters", "words", "two_steps"
+]
 # Of a value in digits; each length is as likely.
 FEWEST_DIGITS, MOST_DIGITS = 4, 7
 _TRIES = 1000
@@ -83,7 +86,7 @@ _SURNAMES = ("Barlow", "Fenwick", "Okafor", "Lindqvist", "Marsh", "Petrov", "Qua
 _CONSONANTS = tuple("bcdfghjklmnpqrstvwxz")
 _WORDS = ("maple", "canvas", "rocket", "pepper", "velvet", "island", "copper", "thunder", "basket", "window", "dragon")
 
-TRAINING: Mapping[str, FactFamily] = MappingProxyType(
+TRAINING: Mapping[TrainingFamily, FactFamily] = MappingProxyType(
     {
         "sentence": FactFamily(
             ("The registration number of the {name} is {value}.",),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from surgery.anatomy import Anatomy, AttentionLayer, Family
 from surgery.errors import PlanRefusedError
 from surgery.operations.base import Operation, PlannedTensor
 from surgery.operations.ssmax.options import FORMS, SSMaxOptions
+from surgery.operations.ssmax.sections import Identity
+from surgery.operations.training import RecipeSection, StageHooks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,6 +42,9 @@ class SSMaxOperation(Operation):
     multiplies_queries = True
     learns = "SSMax's scale"
     controls = ("temperature",)
+    recipe_sections = MappingProxyType(
+        {"identity": RecipeSection(Identity, "Penalty on multipliers that leave 1, in this stage.")}
+    )
     explanation = (
         "n is the number of keys that a query may attend to. SSMax computes softmax(m(n) z) "
         "([arXiv 2501.19399](https://arxiv.org/abs/2501.19399)) as `query * m(n)`, before the configured attention "
@@ -164,6 +170,25 @@ class SSMaxOperation(Operation):
     def has_control(self, control: str, options: Mapping[str, Any]) -> bool:
         """Whether the form has a control: every form with parameters has one."""
         return control in self.controls and bool(FORMS[options["form"]].parameters)
+
+    def check_sections(self, sections: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        """``identity`` needs learned parameters."""
+        if "identity" in sections and not FORMS[options["form"]].parameters:
+            raise PlanRefusedError(
+                f"identity does nothing: the form {options['form']} has no learned parameter",
+                hint="Leave identity out.",
+            )
+
+    def stage_hooks(
+        self, model: nn.Module, modules: Mapping[int, Any], sections: Mapping[str, Any], layers: Collection[int]
+    ) -> StageHooks | None:
+        """The price of multipliers that leave 1."""
+        if "identity" not in sections:
+            return None
+        from surgery.operations.ssmax.training import IdentityHooks
+
+        chosen = {layer: module for layer, module in modules.items() if layer in layers}
+        return IdentityHooks(chosen, sections["identity"]) if chosen else None
 
     def control_module(self, control: str, module: Any, options: Mapping[str, Any]) -> nn.Module:
         """One learned constant per head, without ln n."""
