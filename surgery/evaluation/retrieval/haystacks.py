@@ -12,8 +12,8 @@ import torch
 from surgery.data import Document
 from surgery.evaluation.measure import OnTokens, PartPlan, Unit
 from surgery.evaluation.prefill import chunk_size, prefill
-from surgery.evaluation.retrieval.options import RetrievalPart
-from surgery.evaluation.retrieval.probes import DEFAULT_FACTS, HaystackMaker, ProbeSet
+from surgery.evaluation.retrieval.options import DEFAULT_FACTS, RetrievalPart
+from surgery.evaluation.retrieval.probes import HaystackMaker, ProbeSet
 from surgery.loading.caches import borrowed, with_cache
 
 if TYPE_CHECKING:

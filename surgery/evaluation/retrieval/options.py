@@ -8,6 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from surgery.evaluation.part import CHUNK, Length, PartOptions, TextUse
 
+DEFAULT_FACTS = 15  # of a haystack of task recall
 Depth = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -48,4 +49,7 @@ class RetrievalPart(PartOptions):
     def _needles_of_needle(self) -> Self:
         if self.needles is not None and self.task not in ("needle", "recall"):
             raise ValueError(f"needles has no effect with task {self.task}; it belongs to the tasks needle and recall")
+        facts = self.needles or DEFAULT_FACTS
+        if self.task == "recall" and facts < len(self.depths):
+            raise ValueError(f"needles: {facts} facts cannot lie at {len(self.depths)} depths; set fewer depths")
         return self

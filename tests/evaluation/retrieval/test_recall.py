@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from surgery.data import Document
@@ -15,6 +16,7 @@ from surgery.data.recall import MEASURING
 from surgery.errors import UsageError
 from surgery.evaluation import evaluate
 from surgery.evaluation.retrieval.haystacks import haystack_logits
+from surgery.evaluation.retrieval.options import RetrievalPart
 from surgery.evaluation.retrieval.probes import HaystackMaker, Probe, ProbeSet
 from surgery.loading import RunOptions
 from surgery.loading.caches import borrowed, new_cache, with_cache
@@ -136,6 +138,11 @@ def test_lengths_that_do_not_fit_are_refused(tokenizer: Any) -> None:
         HaystackMaker(tokenizer, [Document("a", "short")], 4, [0.5]).make(900, 0, "a")
     with pytest.raises(UsageError, match="needles: 2000 is more than the limit"):
         HaystackMaker(tokenizer, [], 2000, [0.5])
+
+
+def test_every_depth_has_a_fact() -> None:
+    with pytest.raises(ValidationError, match="3 facts cannot lie at 5 depths"):
+        RetrievalPart(kind="retrieval", task="recall", lengths=[700], needles=3)
 
 
 @pytest.fixture(scope="module")

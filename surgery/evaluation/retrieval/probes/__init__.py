@@ -5,10 +5,9 @@ from surgery.evaluation.retrieval.probes.factory import make_probe
 from surgery.evaluation.retrieval.probes.hidden_facts import needle, passkey
 from surgery.evaluation.retrieval.probes.induction import induction
 from surgery.evaluation.retrieval.probes.probe import Probe, ProbeSet
-from surgery.evaluation.retrieval.probes.recall import DEFAULT_FACTS, HaystackMaker
+from surgery.evaluation.retrieval.probes.recall import HaystackMaker
 
 __all__ = [
-    "DEFAULT_FACTS",
     "HaystackMaker",
     "Probe",
     "ProbeSet",

@@ -17,8 +17,6 @@ from surgery.evaluation.retrieval.probes.probe import Probe, ProbeSet
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DEFAULT_FACTS = 15
-
 
 class HaystackMaker:
     """Makes haystacks from texts, or from made-up sentences.
