@@ -28,9 +28,10 @@ from surgery.verification.behaviour import (
 )
 from surgery.verification.checks import Check, Verification
 from surgery.verification.files import SOURCE_TENSORS, file_checks
+from surgery.verification.foreign_inputs import FOREIGN, foreign_checks
 from surgery.verification.fresh import TOKENIZER_CHECK, FreshRequest, fresh_checks
 from surgery.verification.merge_record import check_operations_kept
-from surgery.verification.presentations import DECODED_TOKENS, PADDING, PRESENTATIONS
+from surgery.verification.presentations import DECODED_TOKENS, PADDING, PRESENTATIONS, randomized
 from surgery.verification.truncated import truncate
 from surgery.version import __version__
 
@@ -42,6 +43,7 @@ Progress = Callable[[str, int, int], None]
 
 # Enough to tell counts apart, few enough that a check of thirty layers takes seconds on a laptop.
 PRESENTATION_TOKENS = 48
+FOREIGN_TOKENS = 32
 ABLATION_TOKENS = 16
 FRESH_TOKENS = 32
 
@@ -251,10 +253,12 @@ def _running_checks(
     device_tokens = tokens.to(model.device)
     with torch.no_grad():
         # Each presentation is run twice: with the operation off, and on.
-        each = _counting(say, "n", 2 * len(PRESENTATIONS))
+        each = _counting(say, "n", 2 * len(PRESENTATIONS) + len(FOREIGN))
         room = max(anatomy.positions - PADDING, 2 * DECODED_TOKENS)
         presented = device_tokens[:, : min(PRESENTATION_TOKENS, room)]
         checks += presentation_checks(model, presented, anatomy.family.breaks, each)
+        with randomized(model):
+            checks += foreign_checks(model, presented[:, :FOREIGN_TOKENS], each)
         each = _counting(say, "ablation", len(operation_modules(model)))
         checks += ablation_checks(model, device_tokens[:, :ABLATION_TOKENS], plan, each)
     return checks

@@ -54,6 +54,9 @@ N = {
         "sdpa = eager",
     )
 }
+# Compared with the mask of each layer.
+BY_MASK = {"n: hole in the mask", "n: thinned cache", "n: pages"}
+N |= BY_MASK
 
 
 def by_status(result: Verification, status: str) -> set[str]:
