@@ -131,6 +131,18 @@ def test_haystacks_are_seeded_and_differ(tokenizer: Any) -> None:
     assert one == same != other
 
 
+def test_texts_take_turns_and_are_counted_once_for_each_length(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [Document(name, name * 60 + PROSE) for name in "ABC"] + [Document("short", "short")]
+    maker = HaystackMaker(tokenizer, documents, 4, [0.5])
+    counted: list[str] = []
+    plain = HaystackMaker._ids
+    monkeypatch.setattr(HaystackMaker, "_ids", lambda own, text: counted.append(text) or plain(own, text))
+    found = [maker.make(900, sample, "a").probes[0].prompt for sample in range(4)]
+    starts = [tokenizer.decode(prompt[:40])[0] for prompt in found]
+    assert starts == ["A", "B", "C", "A"]
+    assert sum(text == "short" for text in counted) == 1
+
+
 def test_lengths_that_do_not_fit_are_refused(tokenizer: Any) -> None:
     with pytest.raises(UsageError, match="task recall needs more than 100 tokens for 8 facts"):
         HaystackMaker(tokenizer, [], 8, [0.5]).make(100, 0, "a")

@@ -35,6 +35,7 @@ class HaystackMaker:
             raise UsageError(f"needles: {facts} is more than the limit of {most_facts(MEASURING)}")
         self._tokenizer, self._documents, self._facts, self._depths = tokenizer, documents, facts, depths
         self._prefix = special_prefix(tokenizer)
+        self._by_length: dict[int, list[str]] = {}
 
     def make(self, length: int, sample: int, seed: str) -> ProbeSet:
         """A haystack in which no prompt with its answer has more than ``length`` tokens.
@@ -78,13 +79,20 @@ class HaystackMaker:
     def _text(self, length: int, sample: int, draw: random.Random) -> str:
         if not self._documents:
             return " ".join(sentence(draw) for _ in range(length // 4))
-        # A token rarely has more than eight characters; most have four.
-        texts = [document.text for document in self._documents if len(self._ids(document.text[: 8 * length])) >= length]
+        texts = self._long_enough(length)
         if not texts:
             raise UsageError(
                 f"no text has {length} tokens for task recall", hint="Pass longer texts, or set smaller lengths."
             )
         return texts[sample % len(texts)]
+
+    def _long_enough(self, length: int) -> list[str]:
+        """The texts of at least so many tokens; a token rarely has more than eight characters."""
+        if length not in self._by_length:
+            parts = [(document.text, document.text[: 8 * length]) for document in self._documents]
+            found = [text for text, part in parts if len(self._ids(part)) >= length]
+            self._by_length[length] = found
+        return self._by_length[length]
 
     def _probe(self, prompt: str, space: str, answer: str) -> Probe:
         """The tokens of the answer are those that differ once it is there; the space before it may join it."""
