@@ -165,7 +165,7 @@ def test_reports_of_several_runs(
 def test_suites_that_ship(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run("--list-suites", "--json") == 0
     found = json.loads(capsys.readouterr().out)["suites"]
-    assert [suite["name"] for suite in found] == ["full", "long", "loss", "quick", "retrieval"]
+    assert [suite["name"] for suite in found] == ["full", "long", "loss", "quick", "recall", "retrieval"]
 
 
 def test_help_stays_light() -> None:

@@ -219,7 +219,7 @@ def test_layers(make_recipe: MakeRecipe, tmp_path: Path, what: str) -> None:
     trainer, layout = _trainer(recipe, tmp_path), Layout(open_checkpoint(Path(recipe["model"])).config)
     layers = {layout.layer(name) for name, p in trainer.module.named_parameters() if p.requires_grad}
     assert layers == {1, 2}
-    with pytest.raises(UsageError, match="layer 3; the model has 3"):
+    with pytest.raises(UsageError, match="layer 3, but the model has the layers 0 to 2"):
         _trainer(make_recipe(train={"what": what, "layers": [3]}), tmp_path / "beyond")
 
 

@@ -204,7 +204,9 @@ def test_a_compiled_model(make_source: Any, tmp_path: Path, family: str) -> None
         assert torch.equal(model.generate(tokens(20), max_new_tokens=6, do_sample=False), generated)
 
 
-@pytest.mark.parametrize("pieces", [(30,), (10, 20), (3, 11, 16)])
+@pytest.mark.parametrize(
+    "pieces", [(3, 11, 16), *(pytest.param(pieces, marks=pytest.mark.slow) for pieces in ((30,), (10, 20)))]
+)
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_a_model_with_chunks(
     make_source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: tuple[int, ...]

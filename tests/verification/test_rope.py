@@ -13,6 +13,7 @@ from surgery.verification import Verification, verify
 from tests.verification.test_verify import BY_MASK, FILES, FRESH, N, by_status
 
 ROPE = {"RoPE as planned", "RoPE changes the logits"}
+CONFIG = "config.json is the conversion's"
 OFF = {"loads", "operation off = source"}
 
 
@@ -54,9 +55,9 @@ def test_with_ssmax_in_one_plan_and_one_after_the_other(source: Path, tmp_path: 
 def test_other_frequencies_than_planned_fail(source: Path, tmp_path: Path) -> None:
     out = convert(source, "rope", output=tmp_path / "out").output
     tampered(out, lambda config: config["rope_parameters"].update(factor=3.0))
-    assert failed(verify(out, against=source)) == {"RoPE as planned"}
+    assert failed(verify(out, against=source)) == {"RoPE as planned", CONFIG}
     tampered(out, lambda config: config["rope_parameters"].update(factor=2.0, attention_factor=1.0))
-    assert failed(verify(out, against=source)) == {"RoPE as planned"}
+    assert failed(verify(out, against=source)) == {"RoPE as planned", CONFIG}
 
 
 @pytest.mark.usefixtures("without_fresh_process")
@@ -64,4 +65,4 @@ def test_a_rope_that_was_lost_fails(source: Path, tmp_path: Path) -> None:
     """As a tool would that writes the parameters it knows and drops the rest."""
     out = convert(source, "rope", output=tmp_path / "out").output
     tampered(out, lambda config: config.update(rope_parameters={"rope_type": "default", "rope_theta": 10000.0}))
-    assert failed(verify(out, against=source)) == ROPE
+    assert failed(verify(out, against=source)) == {*ROPE, CONFIG}

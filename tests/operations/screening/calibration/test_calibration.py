@@ -235,7 +235,7 @@ def test_wrong_settings(source: Path, texts: Path, change: dict[str, Any], messa
 
 def test_too_little_text(source: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("one two three")
-    with pytest.raises(UsageError, match=r"needs one of 96.*held out"):
+    with pytest.raises(UsageError, match=r"needs a text of 96 tokens.*held out"):
         calibrate(source, [tmp_path], settings=SETTINGS)
 
 
