@@ -216,13 +216,15 @@ def test_shipped_recipes_run(recipe: Any, converted: Converted, texts: Path, tmp
         form = "unit" if "unit" in recipe.name else "gated"
         output = tmp_path / "screened"
         model = convert(model.parent / "source", "screening", form=form, start=start, output=output).output
+    data = [f"data.text={texts}", "data.sequence_length=32"]
+    if read.data.sources:  # a haystack has room for a fact and its question
+        data = [f"data.sources.0.path={texts}", "data.sources.0.lengths=[260, 300]", "data.sequence_length=300"]
     result = finetune(
         path,
         overrides=[
             f"model={model.parent / 'source' if read.operations else model}",
             f"output={tmp_path / 'out'}",
-            f"data.text={texts}",
-            "data.sequence_length=32",
+            *data,
             *(f"stages.{number}.budget={{steps: 1}}" for number in range(stages)),
             *([] if stages else ["budget={steps: 2}"]),
         ],
