@@ -7,6 +7,7 @@ the trainer read the attributes of the class. Nothing here imports torch until a
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
@@ -68,6 +69,33 @@ class NextToken(Objective):
         return summed(parts, lambda part: next_token_sum(logits(part), targets(batch, part)))
 
 
+def _beside_teacher(
+    model: nn.Module,
+    batch: Batch,
+    teacher: Teacher | None,
+    loss: Callable[[slice, torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Sum of a loss of each piece of the batch, given its places, the model's logits and the teacher's."""
+    import torch
+
+    from surgery.training.logits import Logits, pieces, summed
+
+    assert teacher is not None
+    parts = pieces(model, batch)
+    whole = len(parts) == 1
+    with torch.no_grad(), teacher.teaching(model) as taught:
+        taught_logits = Logits(taught, batch, whole=whole)
+    student_logits = Logits(model, batch, whole=whole)
+
+    def each(part: slice) -> torch.Tensor:
+        student = student_logits(part)
+        with torch.no_grad():  # the head of the teacher, which has neither operation nor adapter
+            taught = taught_logits(part)
+        return loss(part, student, taught)
+
+    return summed(parts, each)
+
+
 class Distill(Objective):
     """Kullback-Leibler divergence from the original model: the same weights with operation and adapter switched off.
 
@@ -86,28 +114,17 @@ class Distill(Objective):
 
     def total(self, model: nn.Module, batch: Batch, teacher: Teacher | None = None) -> torch.Tensor:
         """Summed divergence in nats, mixed with cross-entropy by ``share``."""
-        import torch
-
-        from surgery.training.logits import Logits, pieces, summed, targets
+        from surgery.training.logits import targets
         from surgery.training.losses import divergence_sum, next_token_sum
 
-        assert teacher is not None
-        parts = pieces(model, batch)
-        whole = len(parts) == 1
-        with torch.no_grad(), teacher.teaching(model) as taught:
-            taught_logits = Logits(taught, batch, whole=whole)
-        student_logits = Logits(model, batch, whole=whole)
-
-        def distilled(part: slice) -> torch.Tensor:
-            predicted, student = targets(batch, part), student_logits(part)
-            with torch.no_grad():  # the head of the teacher, which has neither operation nor adapter
-                taught = taught_logits(part)
+        def distilled(part: slice, student: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
+            predicted = targets(batch, part)
             loss = self.share * divergence_sum(student, taught, predicted, self.temperature)
             if self.share < 1:
                 loss = loss + (1 - self.share) * next_token_sum(student, predicted)
             return loss
 
-        return summed(parts, distilled)
+        return _beside_teacher(model, batch, teacher, distilled)
 
 
 class Hold(Objective):
@@ -126,27 +143,14 @@ class Hold(Objective):
 
     def total(self, model: nn.Module, batch: Batch, teacher: Teacher | None = None) -> torch.Tensor:
         """Summed cross-entropy of answers plus ``weight`` times the summed divergence of held tokens, in nats."""
-        import torch
-
-        from surgery.training.logits import Logits, pieces, summed
         from surgery.training.losses import divergence_sum, next_token_sum, split_targets
 
-        assert teacher is not None
-        parts = pieces(model, batch)
-        whole = len(parts) == 1
-        with torch.no_grad(), teacher.teaching(model) as taught:
-            taught_logits = Logits(taught, batch, whole=whole)
-        student_logits = Logits(model, batch, whole=whole)
-
-        def loss(part: slice) -> torch.Tensor:
-            answers, held = split_targets(batch, part)
-            student = student_logits(part)
-            with torch.no_grad():
-                taught = taught_logits(part)
-            divergence = divergence_sum(student, taught, held, temperature=1.0)
+        def held(part: slice, student: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
+            answers, others = split_targets(batch, part)
+            divergence = divergence_sum(student, taught, others, temperature=1.0)
             return next_token_sum(student, answers) + self.weight * divergence
 
-        return summed(parts, loss)
+        return _beside_teacher(model, batch, teacher, held)
 
 
 class Match(Objective):
