@@ -56,7 +56,7 @@ class Anatomy:
     """A model's attention and what surrounds it, from headers and config.json alone.
 
     ``config`` is the family's own config: for a converted checkpoint, without the entries that conversion added.
-    ``operations`` are the operations of the conversion, ``source_operations`` those that its source already had.
+    ``operations`` are the operations of the conversion, ``source_operations`` the earlier operations of its source.
     ``positions`` is the number of positions that the config allows, ``trained_length`` the length in tokens that the
     source was trained at, which is less after a ``rope`` operation.
     """

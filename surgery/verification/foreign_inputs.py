@@ -61,7 +61,7 @@ def hole(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def thinned_cache(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """A cache of which every third key is kept, as cache compression does, then tokens at their true positions.
+    """Keep every third key of a cache, as cache compression does, then run tokens at their true positions.
 
     Returns:
         Logits of these tokens, with a mask and without, ``(2 x tokens, vocabulary)``.

@@ -50,23 +50,22 @@ def _recorded_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def _source_check(recorded: Mapping[str, Any] | None, source: Checkpoint | None) -> Check:
-    name = SOURCE_CHECK
     if source is None:
-        return Check(name, "skipped", "needs the source: pass --against")
+        return Check(SOURCE_CHECK, "skipped", "needs the source: pass --against")
     if recorded is None:
-        return Check(name, "failed", f"{RECORD_FOLDER}/source/{CONFIG_NAME} is missing")
+        return Check(SOURCE_CHECK, "failed", f"{RECORD_FOLDER}/source/{CONFIG_NAME} is missing")
     if found := list(differing_keys(recorded, source.config)):
-        return Check(name, "failed", f"the source differs from the converted one in {_named(found)}")
-    return Check(name, "passed", f"{len(source.config)} keys, as converted")
+        return Check(SOURCE_CHECK, "failed", f"the source differs from the converted one in {_named(found)}")
+    return Check(SOURCE_CHECK, "passed", f"{len(source.config)} keys, as converted")
 
 
 def _common_check(checkpoint: Checkpoint, source: Checkpoint | None) -> Check:
     """After another program saved config.json with all defaults: the keys that both files have."""
     if source is None:
         return Check(SOURCE_CHECK, "skipped", "needs the source: pass --against")
-    own, expected = unlock(checkpoint.config), dict(source.config)
+    own, expected, anatomy = unlock(checkpoint.config), dict(source.config), read_anatomy(source)
     for options in map(parse_operation, own["surgery"]["operations"]):
-        expected |= OPERATIONS[options.name].config_changes(options, read_anatomy(source))
+        expected |= OPERATIONS[options.name].config_changes(options, anatomy)
     common = {key: own[key] for key in own.keys() & expected.keys() if not _SAVING.fullmatch(key)}
     if found := list(differing_keys({key: expected[key] for key in common}, common)):
         return Check(SOURCE_CHECK, "failed", f"the source differs in {_named(found)}")
@@ -79,10 +78,9 @@ def _own_check(
     recorded: Mapping[str, Any] | None,
     source: Checkpoint | None,
 ) -> Check:
-    name = OWN_CHECK
     before = recorded if recorded is not None else source.config if source is not None else None
     if before is None:
-        return Check(name, "skipped", "needs the source: pass --against")
+        return Check(OWN_CHECK, "skipped", "needs the source: pass --against")
     content = TypeAdapter(Plan).validate_python({key: value for key, value in plan.items() if key != "hash"})
     expected = config_after(before, content, read_anatomy(checkpoint).family)
     expected["surgery"]["plan_hash"] = plan.get("hash")  # of the file: an earlier version wrote fewer keys
@@ -90,8 +88,8 @@ def _own_check(
     if plan["tool_version"] != __version__:  # another version may have other locks
         expected, written = _unlocked(expected), _unlocked(written)
     if found := list(differing_keys(expected, written)):
-        return Check(name, "failed", f"the conversion writes another value of {_named(found)}")
-    return Check(name, "passed", f"{len(written)} keys")
+        return Check(OWN_CHECK, "failed", f"the conversion writes another value of {_named(found)}")
+    return Check(OWN_CHECK, "passed", f"{len(written)} keys")
 
 
 def _unlocked(config: Mapping[str, Any]) -> dict[str, Any]:

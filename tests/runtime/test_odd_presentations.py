@@ -113,7 +113,7 @@ def in_pieces(model: Any) -> torch.Tensor:
 
 
 def drafts_as_a_tree(model: Any) -> torch.Tensor:
-    """Six drafts of the same next token, each of which sees the text and itself."""
+    """Six drafts of the same next token; each draft sees the text and itself."""
     cache = filled(model, DynamicCache(), ids(1, 20))
     allowed = torch.cat([torch.ones(6, 20, dtype=torch.bool), torch.eye(6, dtype=torch.bool)], 1)
     mask = torch.zeros(1, 1, 6, 26).masked_fill(~allowed, torch.finfo(torch.float32).min)

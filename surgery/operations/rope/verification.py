@@ -10,7 +10,7 @@ from surgery.operations.rope.frequencies import changed_parameters, frequencies
 from surgery.operations.rope.modules import rotary_modules
 from surgery.operations.rope.options import RopeOptions
 
-# float32 has 24 bits, of which a power of theta loses a few.
+# float32 has 24 bits; a power of theta loses a few of them.
 FREQUENCY_BOUND = 1e-5
 FIRST_POSITION_BOUND = 1e-4
 

@@ -23,7 +23,7 @@ class HaystackMaker:
 
     Args:
         tokenizer: of the model.
-        documents: the texts; those that are long enough are used in turn; without any, sentences are made up.
+        documents: the texts. The long enough texts are used in turn. Without texts, sentences are made up.
         facts: number of facts in a haystack.
         depths: of the facts, in turn.
     """
@@ -87,15 +87,15 @@ class HaystackMaker:
         return texts[sample % len(texts)]
 
     def _long_enough(self, length: int) -> list[str]:
-        """The texts of at least so many tokens; a token rarely has more than eight characters."""
-        if length not in self._by_length:
+        """The texts of at least ``length`` tokens."""
+        if length not in self._by_length:  # a token rarely has more than eight characters
             parts = [(document.text, document.text[: 8 * length]) for document in self._documents]
             found = [text for text, part in parts if len(self._ids(part)) >= length]
             self._by_length[length] = found
         return self._by_length[length]
 
     def _probe(self, prompt: str, space: str, answer: str) -> Probe:
-        """The tokens of the answer are those that differ once it is there; the space before it may join it."""
+        """The answer begins at the first token that it changes: a tokenizer may join it with the space before it."""
         before, whole = self._ids(prompt), self._ids(prompt + space + answer)
         same = _common([tuple(before), tuple(whole)])
         return Probe((*self._prefix, *whole[:same]), tuple(whole[same:]), space + answer)
