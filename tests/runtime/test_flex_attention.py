@@ -33,6 +33,7 @@ GROUPS, EACH, SIZE = 2, 3, 8
 HEADS = GROUPS * EACH
 compiled = [
     pytest.mark.slow,
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU"),
 ]
 
