@@ -20,7 +20,7 @@ from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 from surgery.conversion import convert
 from surgery.loading import operation_modules
 from surgery.loading.caches import new_cache, with_cache
-from surgery.operations.screening.modeling import Screening
+from surgery.operations.screening.modeling import Screening, block_masks
 from surgery.operations.screening.modeling import flex as screened_flex
 from surgery.operations.ssmax.modeling import SSMax
 from surgery.runtime import VISIBLE_KEYS, operated_attention
@@ -78,7 +78,23 @@ def attend(
 
 @pytest.fixture
 def _uncompiled(monkeypatch: Any) -> None:
-    monkeypatch.setattr("surgery.operations.screening.modeling.flex._flex_on_a_cpu", flex_attention)
+    use_uncompiled(monkeypatch)
+
+
+def use_uncompiled(monkeypatch: Any) -> None:
+    """FlexAttention over all pairs, without a compiler and without tracing."""
+    monkeypatch.setattr("torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    monkeypatch.setattr(screened_flex, "_flex_on_a_cpu", flex_attention)
+
+    def uncompiled_mask(*given: Any, _compile: bool, **more: Any) -> Any:
+        return create_block_mask(*given, **more)
+
+    monkeypatch.setattr("transformers.masking_utils.create_block_mask", uncompiled_mask)
+    monkeypatch.setattr(
+        integration,
+        "compile_friendly_flex_attention",
+        lambda *given, training, **more: flex_attention(*given, **more),  # noqa: PLW0108
+    )
 
 
 def causal(queries: int, keys: int, padding: tuple[int, ...] = (0,)) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,6 +112,7 @@ def packed(length: int, lengths: tuple[int, ...]) -> tuple[torch.Tensor, torch.T
 
 CASES: dict[str, Any] = {
     "causal": (150, 150, causal(150, 150)),
+    "three blocks": (300, 300, causal(300, 300)),
     "left-padded rows": (40, 40, causal(40, 40, (0, 7))),
     "packed": (40, 40, packed(40, (11, 29))),
     "one query after a cache": (1, 140, causal(1, 140, (0, 9))),
@@ -104,7 +121,6 @@ CASES: dict[str, Any] = {
 
 
 @pytest.mark.usefixtures("_uncompiled")
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_the_mask(case: str) -> None:
     queries, keys, (allowed, n) = CASES[case]
@@ -117,7 +133,6 @@ def test_it_is_the_mask(case: str) -> None:
 
 
 @pytest.mark.usefixtures("_uncompiled")
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_where_everything_is_rejected_it_gives_zero() -> None:
     module = layer()
     module.screening.sinks = 0
@@ -128,7 +143,6 @@ def test_where_everything_is_rejected_it_gives_zero() -> None:
 
 
 @pytest.mark.usefixtures("_uncompiled")
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_ssmax_and_a_soft_cap() -> None:
     """The paper's multiplier is 0 at n = 1: the relevance must not come from the multiplied query."""
     module = layer()
@@ -149,7 +163,7 @@ def test_blocks_outside_every_window_are_left_out(padding: tuple[int, ...]) -> N
     given = create_block_mask(lambda b, h, i, j: allowed[b, i, j], len(padding), None, 1024, 1024, device="cpu")
     windows = torch.tensor([100.0, torch.inf, 129.0, 130.0])
     places = (n - 1).expand(len(padding), -1)
-    found = screened_flex._within_windows(given, places, places, windows, 2, (1024, 1024)).to_dense().bool()
+    found = block_masks.within_windows(given, places, places, windows, 2, (1024, 1024)).to_dense().bool()
     distance = places[:, :, None] - places[:, None]
     first = (places < 2)[:, None]
     near = (distance[:, None] < windows[:, None, None]) | first[:, None]
@@ -166,15 +180,6 @@ def test_what_it_cannot_do_is_an_error(given: dict[str, Any], match: str) -> Non
     allowed, n = causal(8, 8)
     with pytest.raises(ValueError, match=match):
         attend("flex_attention", layer(), 8, 8, allowed, n, **given)
-
-
-def test_gradients_do_not_go_through_it() -> None:
-    allowed, n = causal(8, 8)
-    module = layer().requires_grad_(False)
-    tensors = [torch.randn(1, heads, 8, SIZE, requires_grad=True) for heads in (HEADS, GROUPS, GROUPS)]
-    mask = create_block_mask(lambda b, h, i, j: allowed[b, i, j], 1, None, 8, 8, device="cpu")
-    with pytest.raises(ValueError, match="where gradients are to flow"):
-        operated_attention("flex_attention", flex_attention, None, module, *tensors, mask, **{VISIBLE_KEYS: n})
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=compiled) for case in CASES])
@@ -208,7 +213,6 @@ def test_a_compiled_model(make_source: Any, tmp_path: Path, family: str) -> None
 @pytest.mark.parametrize(
     "pieces", [(3, 11, 16), *(pytest.param(pieces, marks=pytest.mark.slow) for pieces in ((30,), (10, 20)))]
 )
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_a_model_with_chunks(
     make_source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: tuple[int, ...]
 ) -> None:
@@ -216,7 +220,7 @@ def test_a_model_with_chunks(
 
     Not compiled: the code that torch 2.13 makes of masks with chunks for a CPU is no C++.
     """
-    monkeypatch.setattr(screened_flex, "_flex_on_a_cpu", flex_attention)
+    use_uncompiled(monkeypatch)
     source = make_source("llama4_text")
     model = load(convert(source, "screening", layers="chunked", open=True, output=tmp_path / "out").output)
     modules: dict[str, Any] = operation_modules(model)
@@ -224,11 +228,6 @@ def test_a_model_with_chunks(
     with randomized(model), torch.no_grad():
         expected = model(input_ids=ids).logits
         model.set_attn_implementation("flex_attention")
-        monkeypatch.setattr(
-            integration,
-            "compile_friendly_flex_attention",
-            lambda *given, training, **more: flex_attention(*given, **more),  # noqa: PLW0108
-        )
         cache, found, begin = new_cache(model), [], 0
         for length in pieces:
             found.append(model(input_ids=ids[:, begin : begin + length], **with_cache(cache)).logits)

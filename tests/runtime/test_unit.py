@@ -159,7 +159,7 @@ def test_at_one_it_is_gated_and_at_zero_the_unit(make_source: Any, tmp_path: Pat
     for exponent in (1.0, 1 - 1e-5, 0.7, 0.5, 0.3, 1e-5, 0.0):
         modules = set_values(bridge, exponent)
         answers[exponent] = logits(bridge, tokens())
-        path = {1.0: "sdpa in bands", 0.0: "reference, unit"}.get(exponent, "reference, between gated and unit")
+        path = {1.0: "sdpa in bands", 0.0: "bands, unit"}.get(exponent, "reference, between gated and unit")
         assert {made.path for made in modules.values()} == {path}
     assert torch.equal(answers[1.0], logits(gated, tokens()))
     scale = (answers[1.0] - answers[0.0]).abs().max()
@@ -207,7 +207,7 @@ def test_heads_that_are_not_chosen_keep_their_softmax(make_source: Any, tmp_path
 def test_other_attention_implementations_are_refused(make_source: Any, tmp_path: Path) -> None:
     model = load(unit(make_source("llama"), tmp_path / "out"))
     model.set_attn_implementation("unit_oracle")
-    with pytest.raises(ValueError, match="form unit has no softmax that the attention implementation 'unit_oracle'"):
+    with pytest.raises(ValueError, match="form unit does not run with the attention implementation 'unit_oracle'"):
         logits(model, tokens())
     with operations_off(model):
         model.set_attn_implementation("sdpa")

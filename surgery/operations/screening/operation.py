@@ -80,8 +80,8 @@ class ScreeningOperation(Operation):
         "cosine of the distance that ends at the head's window. There is no softmax and no renormalisation; a gain of "
         "the head and tanh(|y| / bound) of the length of the sum set the size of the output. (While `renormalisation` "
         "is above 0, the layer is between unit and softmax.) Additions of the family to its scores have no effect. The "
-        'unit runs through its own dense code with `attn_implementation="sdpa"` or `"eager"`; with others it stops '
-        "with an error."
+        'unit runs with `attn_implementation="sdpa"`, `"flex_attention"` or `"eager"`; with others it stops with an '
+        "error."
     )
 
     def family_refusal(self, family: Family) -> str | None:

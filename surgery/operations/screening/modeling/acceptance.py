@@ -159,6 +159,10 @@ class Acceptance(OperationModule):
         """p of every head, ``(heads, 1, 1)``; heads that were not chosen keep their softmax."""
         return self._of_heads(self.renormalisation.detach().float().clamp(0, 1), 1.0)
 
+    def mixes(self) -> bool:
+        """Whether a head has both softmax and the unit, which is so only on the way from one to the other."""
+        return self.kind() == "between" and bool(((self.exponents() > 0) & (self.exponents() < 1)).any())
+
     def is_open(self) -> bool:
         """Whether every head accepts every key, by softmax. Looked up again only after a parameter has changed."""
         if self.kind() != "gated":
@@ -258,6 +262,11 @@ class Acceptance(OperationModule):
         mask = cosine.square() if self.kind() == "unit" else cosine.pow(2 * (1 - exponent))
         full = torch.where(whole >= self.full_window, 1 - mask, torch.zeros_like(mask)).detach()
         return mask + full
+
+    def fading(self, distance: torch.Tensor, log2_window: torch.Tensor) -> torch.Tensor:
+        """The distance's share of a unit's alpha, ``(heads, ...)``: the cosine inside the window, else 0."""
+        exponent = torch.zeros((), device=distance.device)
+        return self._softmask(distance, log2_window, exponent) * self.inside(distance, log2_window)
 
     def weigh(
         self, accepted: torch.Tensor, weights: torch.Tensor | None, has_sink: bool, members: torch.Tensor | None = None

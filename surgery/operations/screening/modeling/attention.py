@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from surgery.operations.screening.modeling.acceptance import Observation
 from surgery.operations.screening.modeling.bands import attend_in_bands
+from surgery.operations.screening.modeling.block_masks import dense_mask
 from surgery.operations.screening.modeling.blocks import Block, blocks
 from surgery.operations.screening.modeling.flex import attend_in_flex
 from surgery.runtime.operation import AttentionCall
@@ -24,29 +25,36 @@ PATHS = {"gated": "reference", "unit": "reference, unit", "between": "reference,
 def screened_attention(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention over the accepted keys, in blocks of queries so that memory is bounded.
 
-    Two ways give the same result. The reference multiplies the family's own softmax weights by alpha and renormalises
-    them; it runs for the backend "eager", and if t, tau or w get gradients. The other way gives ln alpha to the backend
-    as an additive mask.
+    Several ways give the same result. The reference multiplies the family's own softmax weights by alpha and
+    renormalises them, or sums the values times alpha; it runs for the backend "eager", and if t, tau or w get
+    gradients. The other ways are FlexAttention, bands of keys, and ln alpha as a mask that is added to the scores.
 
     Returns:
         ``(batch, queries, heads, head_dim)``, and the weights if the backend is "eager".
     """
     module, name, screening = call.module, call.name, screening_of(call)
-    kind = screening.kind()
-    if kind != "gated" and name not in ("sdpa", "eager"):
+    kind, learns = screening.kind(), screening.learns()
+    if kind != "gated" and name not in ("sdpa", "eager", "flex_attention"):
         raise ValueError(no_softmax_message(name))
-    reference = call.backend is call.eager or screening.learns() or kind != "gated"
-    screening.path = PATHS[kind] if reference else name
-    if not reference and name == "flex_attention":
-        return attend_in_flex(screening, call), None
-    if not reference and name != "sdpa":
+    reference = call.backend is call.eager or learns or kind == "between"
+    if name == "flex_attention":
+        given = (call.query, call.key, call.value)
+        if learns or screening.mixes() or (torch.is_grad_enabled() and any(one.requires_grad for one in given)):
+            reference = True  # FlexAttention has no gradients on a CPU, and none for a key that is just rejected
+        else:
+            screening.path = name if kind == "gated" else f"{name}, unit"
+            return attend_in_flex(screening, call), None
+    elif not reference and name != "sdpa":
         raise ValueError(no_mask_message(name))
     call = without_empty_keys(call)
-    unusual = [word for word in ("softcap", "position_bias", "s_aux") if call.options.get(word) is not None]
+    additions = ("softcap", "position_bias", "s_aux") if kind == "gated" else ()
+    unusual = [word for word in additions if call.options.get(word) is not None]
     unusual += ["dropout"] if module.training and call.options.get("dropout") else []
     if not reference and call.attention_mask is None and not unusual and not torch.is_grad_enabled():
-        screening.path = f"{name} in bands"
+        screening.path = f"{name} in bands" if kind == "gated" else "bands, unit"
         return attend_in_bands(screening, call), None
+    reference = reference or kind == "unit"
+    screening.path = PATHS[kind] if reference else name
     outputs, weights = [], []
     query, key = call.query, call.key
     for block in blocks(screening.sinks, query, key.shape[2], call.attention_mask, call.visible_keys):
@@ -78,7 +86,7 @@ def observe(call: AttentionCall) -> None:
             screening.sinks,
             query,
             key.shape[2],
-            call.attention_mask,
+            visible.attention_mask,
             call.visible_keys,
             screening.observed_rows,
             whole=True,
@@ -170,6 +178,8 @@ def softmax_weights(
 def without_empty_keys(call: AttentionCall) -> AttentionCall:
     """The call without keys after the last query: if there is no mask, a static cache holds empty room there."""
     mask, length = call.attention_mask, call.query.shape[2]
+    if call.name == "flex_attention":
+        return call._replace(attention_mask=dense_mask(mask, length, call.key.shape[2]))
     if mask is None and length > 1:
         return call._replace(key=call.key[:, :, :length], value=call.value[:, :, :length])
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 4):
@@ -191,8 +201,8 @@ def no_mask_message(name: str) -> str:
 def no_softmax_message(name: str) -> str:
     """Why screening's form unit does not run with the attention implementation ``name``."""
     return (
-        f"screening's form unit has no softmax that the attention implementation {name!r} could compute. It runs "
-        'through its own dense code: load the model with attn_implementation="sdpa" or "eager".'
+        f"screening's form unit does not run with the attention implementation {name!r}, which computes a softmax of "
+        'the scores alone. Load the model with attn_implementation="sdpa", "flex_attention" or "eager".'
     )
 
 

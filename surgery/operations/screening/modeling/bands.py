@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
@@ -16,16 +19,22 @@ def attend_in_bands(screening: Acceptance, call: AttentionCall) -> torch.Tensor:
     """Attention without a mask, in which each head is given only the keys that its window reaches, and the first ones.
 
     Keys outside the windows of all query heads of a key-value head are never touched, so time falls with the share of
-    keys that are left. Open heads go to the backend whole, as without screening. For inference.
+    keys that are left. Open heads go to the backend whole, as without screening. For inference, and for layers whose
+    heads all have softmax or all have none.
     """
     query, key, value = call.query, call.key, call.value
     batch, heads, queries, _ = query.shape
-    each = heads // key.shape[1]
+    each, unit = heads // key.shape[1], screening.kind() == "unit"
     output = query.new_empty(batch, queries, heads, value.shape[-1])
     for band in screening.bands(key.shape[1]):
         members = torch.tensor([group * each + head for group in band.groups for head in range(each)])
         members = members.to(query.device)
-        q, k, v = query[:, members], key[:, band.groups], value[:, band.groups]
+        k, v = key[:, band.groups], value[:, band.groups]
+        if unit:
+            raw = call.unscaled_query[:, members].float()
+            _band_of_units(screening, band, members, raw, k.float(), v.float(), output)
+            continue
+        q = query[:, members]
         if band.window is None and band.accepting:
             output[:, :, members] = call.backend(call.module, q, k, v, None, **call.options)[0]
         else:
@@ -36,6 +45,71 @@ def attend_in_bands(screening: Acceptance, call: AttentionCall) -> torch.Tensor:
             stretch = (q.float() * raw).sum(-1, keepdim=True) / raw.norm(dim=-1, keepdim=True).clamp(min=1e-12) * scale
             _band(screening, band, members, raw, stretch, k.float(), v.float(), call.visible_keys, output)
     return output
+
+
+class _Part(NamedTuple):
+    """Some queries of a band, and their keys.
+
+    Attributes:
+        queries: which queries.
+        keys: which keys, one or two slices.
+        distance: from each query to each key, ``(queries, keys)``; negative where a key comes after the query.
+        later: from this column on, some keys come after the query.
+    """
+
+    queries: slice
+    keys: list[slice]
+    distance: torch.Tensor
+    later: torch.Tensor
+
+
+def _parts(query: torch.Tensor, keys: int, window: int | None, sinks: int) -> Iterator[_Part]:
+    """The queries ``(batch, heads, queries, head_dim)`` of a band in parts that fit a processor's cache."""
+    batch, count, queries, _ = query.shape
+    # Several queries begin at the first key; a single one follows all keys of its cache.
+    offset = keys - 1 if queries == 1 else 0
+    reach = keys if window is None else min(keys, window + sinks)
+    step = min(queries, rows_per_block(batch * count * reach))
+    if window is not None:
+        # The keys of a block reach from the first query's window to the last query: short blocks hold few in vain.
+        step = min(step, max(64, window // 2))
+    for start in range(0, queries, step):
+        stop = min(start + step, queries)
+        first, last = 0 if window is None else start + offset - window + 1, stop + offset
+        chosen = slices(first, last, sinks)
+        numbers = torch.cat([torch.arange(part.start, part.stop, device=query.device) for part in chosen])
+        distance = torch.arange(start, stop, device=query.device)[:, None] + offset - numbers
+        yield _Part(slice(start, stop), chosen, distance, (numbers <= start + offset).sum())
+
+
+def _band_of_units(
+    screening: Acceptance,
+    band: Band,
+    members: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    output: torch.Tensor,
+) -> None:
+    """The heads of one band without softmax, written into ``output``; arguments as of :func:`_band`."""
+    threshold, _, log2_window = (value[members] for value in screening.of_all_heads())
+    windowed = bool((screening.windows_of(log2_window) < screening.full_window).any())
+    if bool((log2_window == log2_window[0]).all()):
+        log2_window = log2_window[:1]  # one mask for all heads
+    query, key = (nn.functional.normalize(one, dim=-1) for one in (query, key))
+    groups, slope = key.shape[1], 1 / (1 - threshold).clamp(min=HARD)
+    for part in _parts(query, key.shape[2], band.window, 0):
+        near, near_value = (take_slices(tensor, part.keys, 2) for tensor in (key, value))
+        packed = query[:, :, part.queries]
+        shape = (*packed.shape[:3], near.shape[2])
+        alpha = (packed.reshape(shape[0], groups, -1, query.shape[-1]) @ near.transpose(-1, -2)).view(shape)
+        alpha.sub_(threshold).mul_(slope).clamp_(0, 1)
+        alpha.mul_(alpha)
+        if windowed:
+            alpha.mul_(screening.fading(part.distance, log2_window))
+        alpha[..., part.later :].masked_fill_(part.distance[:, part.later :] < 0, 0.0)
+        summed = (alpha.view(shape[0], groups, -1, shape[3]) @ near_value).view(*shape[:3], -1)
+        output[:, part.queries, members] = screening.finish(summed, members).transpose(1, 2).to(output.dtype)
 
 
 def _band(
@@ -68,48 +142,36 @@ def _band(
     windowed = bool((screening.windows_of(log2_window) < screening.full_window).any())
     if bool((log2_window == log2_window[0]).all()):
         log2_window = log2_window[:1]  # one mask for all heads
-    batch, count, queries, size = query.shape
-    groups, keys, sinks = key.shape[1], key.shape[2], screening.sinks
-    # Several queries begin at the first key; a single one follows all keys of its cache.
-    offset = keys - 1 if queries == 1 else 0
+    batch, count, _, size = query.shape
+    groups, sinks = key.shape[1], screening.sinks
     query = nn.functional.normalize(query, dim=-1)
     length = key.norm(dim=-1).unsqueeze(2).clamp(min=1e-12)
     key = key / length.transpose(-1, -2)
-    reach = keys if band.window is None else min(keys, band.window + sinks)
-    step = min(queries, rows_per_block(batch * count * reach))
-    if band.window is not None:
-        # The keys of a block reach from the first query's window to the last query: short blocks hold few in vain.
-        step = min(step, max(64, band.window // 2))
-    for start in range(0, queries, step):
-        stop = min(start + step, queries)
-        first, last = 0 if band.window is None else start + offset - band.window + 1, stop + offset
-        chosen = slices(first, last, sinks)
-        numbers = torch.cat([torch.arange(part.start, part.stop, device=query.device) for part in chosen])
-        near, near_value = (take_slices(tensor, chosen, 2) for tensor in (key, value))
-        near_length = take_slices(length, chosen, 3)
-        shape = (batch, count, stop - start, len(numbers))
-        packed = query[:, :, start:stop].reshape(batch, groups, -1, size)
+    for part in _parts(query, key.shape[2], band.window, sinks):
+        rows, distance, later = part.queries, part.distance, part.later
+        near, near_value = (take_slices(tensor, part.keys, 2) for tensor in (key, value))
+        near_length = take_slices(length, part.keys, 3)
+        shape = (batch, count, *distance.shape)
+        packed = query[:, :, rows].reshape(batch, groups, -1, size)
         relevance = packed @ near.transpose(-1, -2)
         weights = (relevance * near_length).view(shape)
-        weights.mul_(stretch[:, :, start:stop])
+        weights.mul_(stretch[:, :, rows])
         relevance = relevance.view(shape)
         if not band.accepting:
             relevance.sub_(threshold).mul_(slope).clamp_(0, 1)
             relevance.mul_(relevance)
         else:
             relevance.fill_(1.0)
-        distance = torch.arange(start, stop, device=query.device)[:, None] + offset - numbers
         if windowed:
             relevance.mul_(screening.inside(distance, log2_window).to(relevance.dtype))
         # Which keys are the first of the document: at the front, unless positions say that they have left the cache.
-        place = visible_keys[:, None, start:stop, None].to(distance.dtype) - 1 - distance[:, :sinks]
+        place = visible_keys[:, None, rows, None].to(distance.dtype) - 1 - distance[:, :sinks]
         relevance[..., :sinks].masked_fill_((place >= 0) & (place < sinks) & (distance[:, :sinks] >= 0), 1.0)
-        later = (numbers <= start + offset).sum()  # from this column on, some keys come after the query
         hidden = distance[:, later:] < 0
         relevance[..., later:].masked_fill_(hidden, 0.0)
         weights[..., later:].masked_fill_(hidden, -torch.inf)
         weights.sub_(weights.amax(-1, keepdim=True)).exp_().mul_(relevance)
         total = weights.sum(-1, keepdim=True)
-        part = (weights.view(batch, groups, -1, len(numbers)) @ near_value).view(*shape[:3], -1)
-        part = part / torch.where(total > 0, total, torch.ones_like(total))
-        output[:, start:stop, members] = part.transpose(1, 2).to(output.dtype)
+        summed = (weights.view(batch, groups, -1, shape[3]) @ near_value).view(*shape[:3], -1)
+        summed = summed / torch.where(total > 0, total, torch.ones_like(total))
+        output[:, rows, members] = summed.transpose(1, 2).to(output.dtype)

@@ -100,7 +100,9 @@ def blocks(
 
 def slices(first: int, last: int, sinks: int) -> list[slice]:
     """The keys from ``first`` to before ``last``, and the first ones of all."""
-    return [slice(0, last)] if first <= sinks else [slice(0, sinks), slice(first, last)]
+    if first <= sinks:
+        return [slice(0, last)]
+    return [slice(0, sinks), slice(first, last)] if sinks else [slice(first, last)]
 
 
 def take_slices(tensor: torch.Tensor, chosen: list[slice], dimension: int) -> torch.Tensor:

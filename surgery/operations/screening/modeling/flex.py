@@ -6,13 +6,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from surgery.operations.screening.modeling.acceptance import Acceptance
-from surgery.operations.screening.modeling.blocks import rows_per_block
+from surgery.operations.screening.modeling.block_masks import places_of_keys, require_block_mask, within_windows
 from surgery.operations.screening.modeling.gradients import HARD
 from surgery.runtime.operation import CHUNK, AttentionCall
 
@@ -21,81 +21,164 @@ def attend_in_flex(screening: Acceptance, call: AttentionCall) -> torch.Tensor:
     """Screening as a modification of FlexAttention's scores, and a block mask without the blocks outside all windows.
 
     The products are those of the raw query and key, so their precision is the backend's own; the relevance and the
-    scores follow from them and the lengths of both. For inference.
+    scores follow from them and the lengths of both. For inference; each head has softmax or none (p is 1 or 0).
+
+    A head without softmax gives the kernel the scores ln alpha. The kernel returns sum alpha v / S with S = sum alpha,
+    and ln S as its log-sum-exp, so their product is the sum. The kernel for CPUs returns no log-sum-exp. There an
+    extra key has score 0 and value 0, and an extra dimension of the values is 1 for this key alone: the kernel returns
+    sum alpha v / (1 + S) and 1 / (1 + S), and their ratio is the sum. Neither way loses precision, however large or
+    small S is, and a query that accepts nothing gets exactly zero.
     """
     from transformers.integrations import flex_attention
 
     _, _, _, module, query, unscaled_query, key, value, attention_mask, visible_keys, _, kwargs = call
-    unusual = [word for word in ("position_bias", "s_aux") if kwargs.get(word) is not None]
-    if unusual or (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)):
-        why = f"with {unusual[0]}" if unusual else "where gradients are to flow through it"
+    kind = screening.kind()
+    if kind != "unit" and (unusual := [word for word in ("position_bias", "s_aux") if kwargs.get(word) is not None]):
         raise ValueError(
-            f'screening does not run in FlexAttention {why}: use attn_implementation="eager", or "sdpa" if the family '
-            "has it."
+            f"screening does not run in FlexAttention with {unusual[0]}: use "
+            'attn_implementation="eager", or "sdpa" if the family has it.'
         )
-    if not isinstance(attention_mask, flex_attention.BlockMask):
-        raise ValueError(f"screening in FlexAttention needs its block mask, not {type(attention_mask).__name__}")
-    batch, heads, queries, size = query.shape
-    keys, each, sinks = key.shape[2], heads // key.shape[1], screening.sinks
+    batch, heads, queries, _ = query.shape
+    keys, each, sinks = key.shape[2], heads // key.shape[1], 0 if kind == "unit" else screening.sinks
+    block_mask = require_block_mask(attention_mask)
     places = (visible_keys - 1).expand(batch, queries)
-    key_places = places if keys == queries else _places(attention_mask, places, keys)
+    key_places = places if keys == queries else places_of_keys(block_mask, places, keys)
     if getattr(module, CHUNK, None) is not None:  # counted back from the last query, over the beginning of its chunk
         key_places = key_places % getattr(module, CHUNK)
-    threshold, softness, log2_window = (one.flatten() for one in screening.of_all_heads())
-    windows = screening.windows_of(log2_window)
-    windows = windows.masked_fill(windows >= screening.full_window, torch.inf)
-    slope = 1 / softness.clamp(min=HARD)
-    raw = unscaled_query.float()
-    square = raw.square().sum(-1).clamp(min=1e-24)
-    scale = kwargs["scaling"] if kwargs.get("scaling") is not None else size**-0.5
-    stretch = (query.float() * raw).sum(-1) / square * scale  # the operations' multiplier and the usual scale
-    of_query, of_key = square.rsqrt(), key.float().norm(dim=-1).clamp(min=1e-12).reciprocal()
-    softcap = kwargs.get("softcap")
+    each_head = _heads(screening)
     lengths: tuple[int, ...] = (queries, keys)
     kernel: Callable[..., Any] = functools.partial(
         flex_attention.compile_friendly_flex_attention, training=module.training
     )
+    extra_key = each_head.unit is not None and not _has_log_sum_exp(query)
     if query.device.type == "cpu":
         # torch's kernel for CPUs is wrong where the last block of keys is not whole (seen with torch 2.13). Powers of
         # two, since every length is compiled by itself; blocks that nobody asks for cost nothing.
         lengths = tuple(
             length if length == 1 else side * 2 ** math.ceil(math.log2(-(-length // side)))
-            for length, side in zip(lengths, attention_mask.BLOCK_SIZE, strict=True)
+            for length, side in zip((queries, keys + extra_key), block_mask.BLOCK_SIZE, strict=True)
         )
         kernel = _flex_on_a_cpu
-    block_mask = attention_mask
-    if lengths != (queries, keys) or bool(torch.isfinite(windows).any()):
-        block_mask = _within_windows(attention_mask, places, key_places, windows, sinks, lengths)
+    if lengths != (queries, keys) or bool(torch.isfinite(each_head.window).any()):
+        block_mask = within_windows(block_mask, places, key_places, each_head.window, sinks, lengths, extra_key)
     more, more_keys = lengths[0] - queries, lengths[1] - keys
-    places, of_query, stretch = (nn.functional.pad(one, (0, more)) for one in (places, of_query, stretch))
-    key_places, of_key = (nn.functional.pad(one, (0, more_keys)) for one in (key_places, of_key))
+    grouped = each & (each - 1) == 0  # the kernels take powers of two
+    padded_key, padded_value = (
+        nn.functional.pad(one if grouped else one.repeat_interleave(each, 1), (0, wider, 0, more_keys))
+        for one, wider in ((key, 0), (value, int(extra_key)))
+    )
+    if extra_key:
+        padded_value[:, :, keys, -1] = 1
+    found: Any = kernel(
+        nn.functional.pad(unscaled_query, (0, 0, 0, more)),
+        padded_key,
+        padded_value,
+        score_mod=_scores(call, each_head, places, key_places, sinks, (more, more_keys), extra_key),
+        block_mask=block_mask,
+        enable_gqa=grouped,
+        scale=1.0,
+        kernel_options=kwargs.get("kernel_options"),
+        **({} if each_head.unit is None or extra_key else _asking_for_log_sum_exp()),
+    )
+    if each_head.unit is not None:
+        found = screening.finish(_sums(found, each_head.unit[:, None, None], extra_key)).to(query.dtype)
+    return found[:, :, :queries].transpose(1, 2).contiguous()
+
+
+class _Heads(NamedTuple):
+    """What each head accepts, every tensor ``(heads,)``.
+
+    Attributes:
+        threshold: t.
+        slope: 1 / tau.
+        window: w in keys, infinite for none.
+        unit: which heads have no softmax; None if all have it.
+        angle: of the cosine for each key of distance; 0 in heads with softmax.
+    """
+
+    threshold: torch.Tensor
+    slope: torch.Tensor
+    window: torch.Tensor
+    unit: torch.Tensor | None
+    angle: torch.Tensor
+
+
+def _heads(screening: Acceptance) -> _Heads:
+    threshold, softness, log2_window = (one.flatten() for one in screening.of_all_heads())
+    window = screening.windows_of(log2_window)
+    window = window.masked_fill(window >= screening.full_window, torch.inf)
+    unit = None if screening.kind() == "gated" else screening.exponents().flatten() == 0
+    angle = torch.zeros_like(window)
+    if unit is not None:
+        softness = torch.where(unit, 1 - threshold, softness)
+        angle = torch.where(unit, math.pi / 2 / window, angle)
+    return _Heads(threshold, 1 / softness.clamp(min=HARD), window, unit, angle)
+
+
+def _scores(
+    call: AttentionCall,
+    each_head: _Heads,
+    places: torch.Tensor,
+    key_places: torch.Tensor,
+    sinks: int,
+    more: tuple[int, int],
+    extra_key: bool,
+) -> Callable[..., Any]:
+    """The modification of scores: from the product of the raw query and key to z + ln alpha, or ln alpha of a unit.
+
+    Arguments as of :func:`within_windows`; ``more``: queries and keys that only make whole blocks.
+    """
+    query, raw, key, size = call.query, call.unscaled_query.float(), call.key.float(), call.query.shape[-1]
+    square = raw.square().sum(-1).clamp(min=1e-24)
+    scale = call.options["scaling"] if call.options.get("scaling") is not None else size**-0.5
+    stretch = (query.float() * raw).sum(-1) / square * scale  # the operations' multiplier and the usual scale
+    of_query, of_key = square.rsqrt(), key.norm(dim=-1).clamp(min=1e-12).reciprocal()
+    places, of_query, stretch = (nn.functional.pad(one, (0, more[0])) for one in (places, of_query, stretch))
+    key_places, of_key = (nn.functional.pad(one, (0, more[1])) for one in (key_places, of_key))
+    softcap, keys, each = call.options.get("softcap"), key.shape[2], query.shape[1] // key.shape[1]
+    threshold, slope, windows, unit, angle = each_head
+    score_of_extra = torch.zeros_like(angle) if unit is None else torch.where(unit, 0.0, -torch.inf)
 
     def modified(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
         relevance = score * of_query[b, h, i] * of_key[b, h // each, j]
         ramp = ((relevance - threshold[h]) * slope[h]).clamp(0, 1)
         place = key_places[b, j]
-        first = place < sinks
-        kept = first | ((ramp > 0) & (places[b, i] - place < windows[h]))
+        first, distance = place < sinks, places[b, i] - place
         score = score * stretch[b, h, i]
         if softcap is not None:
             score = torch.tanh(score / softcap) * softcap
+        if unit is not None:
+            first = first & ~unit[h]
+            ramp = ramp * torch.cos(distance.clamp(min=0) * angle[h]).clamp(min=1e-12)
+            score = torch.where(unit[h], 0.0, score)
+        kept = first | ((ramp > 0) & (distance < windows[h]))
         accepted = torch.where(first | (ramp <= 0), 1.0, ramp)
-        return torch.where(kept, score + 2 * torch.log(accepted), -torch.inf)
+        score = torch.where(kept, score + 2 * torch.log(accepted), -torch.inf)
+        return torch.where(j == keys, score_of_extra[h], score) if extra_key else score
 
-    grouped = each & (each - 1) == 0  # the kernels take powers of two
-    if not grouped:
-        key, value = key.repeat_interleave(each, 1), value.repeat_interleave(each, 1)
-    output: Any = kernel(
-        nn.functional.pad(unscaled_query, (0, 0, 0, more)),
-        nn.functional.pad(key, (0, 0, 0, more_keys)),
-        nn.functional.pad(value, (0, 0, 0, more_keys)),
-        score_mod=modified,
-        block_mask=block_mask,
-        enable_gqa=grouped,
-        scale=1.0,
-        kernel_options=kwargs.get("kernel_options"),
-    )
-    return output[:, :, :queries].transpose(1, 2).contiguous()
+    return modified
+
+
+def _sums(found: Any, units: torch.Tensor, extra_key: bool) -> torch.Tensor:
+    """What the kernel returned, without the softmax of the heads ``units`` ``(heads, 1, 1)``, in float32."""
+    if extra_key:
+        output, rest = found[..., :-1].float(), found[..., -1:].float()
+        return output / torch.where(units, rest, 1.0)
+    output, more = found
+    log_sum: torch.Tensor = getattr(more, "lse", more)
+    return output.float() * torch.where(units, log_sum.unsqueeze(-1).exp(), 1.0)
+
+
+def _has_log_sum_exp(query: torch.Tensor) -> bool:
+    return query.device.type != "cpu"
+
+
+def _asking_for_log_sum_exp() -> dict[str, Any]:
+    """The keyword that makes FlexAttention return it, which is another one from torch 2.9 on."""
+    from torch.nn.attention import flex_attention
+
+    request = getattr(flex_attention, "AuxRequest", None)
+    return {"return_lse": True} if request is None else {"return_aux": request(lse=True)}
 
 
 @functools.cache
@@ -110,66 +193,3 @@ def _flex_on_a_cpu(*tensors: torch.Tensor, **kwargs: Any) -> Any:
     """FlexAttention compiled for each length by itself; beyond many of them an error, and no slower way in silence."""
     with torch._dynamo.config.patch(recompile_limit=64):
         return _compiled_flex()(*tensors, **kwargs)
-
-
-def _places(block_mask: Any, places: torch.Tensor, keys: int) -> torch.Tensor:
-    """Place in its document of every key of a cache, from 0, ``(batch, keys)``; that of the queries is ``places``.
-
-    A key is real where any of the queries may attend to it. The last of them follows all real keys.
-    """
-    batch, queries = places.shape
-    rows, columns = torch.arange(batch, device=places.device), torch.arange(keys, device=places.device)
-    real = torch.zeros(batch, keys, dtype=torch.bool, device=places.device)
-    numbers = torch.arange(queries, device=places.device)
-    for part in numbers.split(rows_per_block(batch * keys)):
-        seen = block_mask.mask_mod(rows[:, None, None], torch.zeros_like(rows[:1]), part[:, None], columns)
-        real |= seen.expand(batch, len(part), keys).any(1)
-    running = real.cumsum(-1)
-    return places[:, -1:] - (running[:, -1:] - running)
-
-
-def _within_windows(
-    block_mask: Any,
-    places: torch.Tensor,
-    key_places: torch.Tensor,
-    windows: torch.Tensor,
-    sinks: int,
-    lengths: tuple[int, ...],
-) -> Any:
-    """A block mask per head without the blocks that hold neither a key inside the head's window nor a first key.
-
-    ``lengths``: of queries and keys, whole blocks where those of ``places`` and ``key_places`` are not; nobody may
-    attend to what is more.
-    """
-    side, key_side = block_mask.BLOCK_SIZE
-    queries, keys = places.shape[-1], key_places.shape[-1]
-
-    def extreme(values: torch.Tensor, length: int, least: bool) -> torch.Tensor:
-        filler = torch.inf if least else -torch.inf
-        blocks = nn.functional.pad(values, (0, -values.shape[-1] % length), value=filler)
-        blocks = blocks.view(len(values), -1, length)
-        return blocks.amin(-1) if least else blocks.amax(-1)
-
-    nearest = extreme(places, side, True)[:, :, None] - extreme(key_places, key_side, False)[:, None]
-    first = (extreme(key_places, key_side, True) < sinks)[:, None, None]
-    given = block_mask.to_dense()[..., : nearest.shape[1], : nearest.shape[2]] > 0
-    kept = given & (first | (nearest[:, None] < windows[:, None, None]))
-    order = kept.int().argsort(dim=-1, descending=True, stable=True).int().contiguous()
-    counts = kept.sum(-1, dtype=torch.int32).contiguous()
-    mask_mod = block_mask.mask_mod
-
-    def inside(b: Any, h: Any, i: Any, j: Any) -> Any:
-        here = mask_mod(b, h, i.clamp(max=queries - 1), j.clamp(max=keys - 1))
-        return here & (i < queries) & (j < keys)
-
-    return type(block_mask).from_kv_blocks(
-        counts,
-        order,
-        # None is full in the sense that its mask need not be looked at. The kernel for CPUs wants to be told so.
-        torch.zeros_like(counts),
-        torch.zeros_like(order),
-        BLOCK_SIZE=block_mask.BLOCK_SIZE,
-        mask_mod=mask_mod if lengths == (queries, keys) else inside,
-        seq_lengths=lengths,
-        compute_q_blocks=False,
-    )
