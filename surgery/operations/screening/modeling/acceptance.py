@@ -57,11 +57,17 @@ class Band(NamedTuple):
         window: how many keys back their query heads look; None for all keys.
         accepting: whether no threshold of theirs rejects a key.
         groups: numbers of the key-value heads.
+        same: whether all their query heads have this window.
     """
 
     window: int | None
     accepting: bool
     groups: list[int]
+    same: bool
+
+    def members(self, each: int) -> list[int]:
+        """Numbers of the query heads, ``each`` per key-value head."""
+        return [group * each + head for group in self.groups for head in range(each)]
 
 
 class Reach(NamedTuple):
@@ -70,10 +76,12 @@ class Reach(NamedTuple):
     Attributes:
         windows: the widest window of its query heads; None for no window.
         accepting: whether no threshold of its query heads rejects a key.
+        same: whether all its query heads have one window.
     """
 
     windows: list[int | None]
     accepting: list[bool]
+    same: list[bool]
 
 
 class Acceptance(OperationModule):
@@ -172,13 +180,14 @@ class Acceptance(OperationModule):
 
     def bands(self, groups: int) -> list[Band]:
         """The key-value heads, ``groups`` in all, grouped by the keys that their query heads look at."""
-        reach = self.reach(groups)
-        found: dict[tuple[int | None, bool], list[int]] = {}
-        for group, (window, accepting) in enumerate(zip(reach.windows, reach.accepting, strict=True)):
-            # Windows are rounded up to powers of two, so that there are few bands; each head keeps its own edge.
-            width = None if window is None else 2 ** math.ceil(math.log2(window))
-            found.setdefault((width, accepting), []).append(group)
-        return [Band(width, accepting, members) for (width, accepting), members in found.items()]
+        found: dict[tuple[int | None, bool, bool], list[int]] = {}
+        for group, (window, accepting, same) in enumerate(zip(*self.reach(groups), strict=True)):
+            # Windows with thresholds inside are rounded up to powers of two, so that there are few bands; each head
+            # keeps its own edge.
+            alike = same and accepting
+            width = window if window is None or alike else 2 ** math.ceil(math.log2(window))
+            found.setdefault((width, accepting, alike), []).append(group)
+        return [Band(width, accepting, members, same) for (width, accepting, same), members in found.items()]
 
     def reach(self, groups: int) -> Reach:
         """What the key-value heads, ``groups`` in all, may see. Computed again only after a parameter has changed."""
@@ -189,10 +198,12 @@ class Acceptance(OperationModule):
         known = self._known.get(groups)
         if state is None or known is None or known[0] != state:
             threshold, softness, log2_window = (value.flatten() for value in self.of_all_heads())
-            widest = self.windows_of(log2_window).view(groups, -1).amax(-1).tolist()
+            windows_of_heads = self.windows_of(log2_window).clamp(max=self.full_window).view(groups, -1)
+            widest = windows_of_heads.amax(-1).tolist()
+            same = (windows_of_heads.amin(-1) == windows_of_heads.amax(-1)).tolist()
             accepting = (threshold < -1 - softness).view(groups, -1).all(-1).tolist()
             windows = [None if window >= self.full_window else int(window) for window in widest]
-            known = self._known[groups] = (state, Reach(windows, accepting))
+            known = self._known[groups] = (state, Reach(windows, accepting, same))
         return known[1]
 
     def learns(self) -> bool:

@@ -12,6 +12,7 @@ from torch import nn
 from surgery.operations.screening.modeling.acceptance import Acceptance, Band
 from surgery.operations.screening.modeling.blocks import rows_per_block, slices, take_slices
 from surgery.operations.screening.modeling.gradients import HARD
+from surgery.operations.screening.modeling.windows import attend_within
 from surgery.runtime.operation import AttentionCall
 
 
@@ -24,27 +25,58 @@ def attend_in_bands(screening: Acceptance, call: AttentionCall) -> torch.Tensor:
     """
     query, key, value = call.query, call.key, call.value
     batch, heads, queries, _ = query.shape
-    each, unit = heads // key.shape[1], screening.kind() == "unit"
+    scaling = call.options.get("scaling")
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    bands = screening.bands(key.shape[1])
+    in_order = not screening.sinks or _follow_the_first_key(call.visible_keys, queries, key.shape[2])
     output = query.new_empty(batch, queries, heads, value.shape[-1])
-    for band in screening.bands(key.shape[1]):
-        members = torch.tensor([group * each + head for group in band.groups for head in range(each)])
-        members = members.to(query.device)
-        k, v = key[:, band.groups], value[:, band.groups]
-        if unit:
-            raw = call.unscaled_query[:, members].float()
-            _band_of_units(screening, band, members, raw, k.float(), v.float(), output)
-            continue
-        q = query[:, members]
-        if band.window is None and band.accepting:
-            output[:, :, members] = call.backend(call.module, q, k, v, None, **call.options)[0]
+    for band in bands:
+        members = torch.tensor(band.members(heads // key.shape[1]), device=query.device)
+        q, k, v = query, key, value
+        if len(bands) > 1:
+            q, k, v = query[:, members], key[:, band.groups], value[:, band.groups]
+        raw = call.unscaled_query[:, members]
+        if screening.kind() == "unit":
+            _band_of_units(screening, band, members, raw.float(), k.float(), v.float(), output)
+        elif band.accepting and (band.window is None or (band.same and in_order)):
+            output[:, :, members] = _accepting_band(call, q, k, v, band.window, screening.sinks, scale)
         else:
-            scaling = call.options.get("scaling")
-            scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-            raw = call.unscaled_query[:, members].float()
+            raw = raw.float()
             # z = rho |k| times this: the length of the raw query, the operations' multiplier and the usual scale.
             stretch = (q.float() * raw).sum(-1, keepdim=True) / raw.norm(dim=-1, keepdim=True).clamp(min=1e-12) * scale
             _band(screening, band, members, raw, stretch, k.float(), v.float(), call.visible_keys, output)
     return output
+
+
+def _follow_the_first_key(visible_keys: torch.Tensor, queries: int, keys: int) -> bool:
+    """Whether the first key of every row begins its document, so that the first keys lie at the front."""
+    expected = torch.arange(keys - queries + 1, keys + 1, device=visible_keys.device)
+    return bool((visible_keys == expected).all())
+
+
+def _accepting_band(
+    call: AttentionCall,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    window: int | None,
+    sinks: int,
+    scale: float,
+) -> torch.Tensor:
+    """The heads of a band without thresholds and with one window: ``(batch, queries, heads, head_dim)``.
+
+    Those without a window, and the queries that see all keys before them, go to the backend as without screening.
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    free = keys if window is None else min(keys, window + sinks)
+    if window is not None and queries == 1 and free < keys:
+        return attend_within(query, key, value, window, sinks, scale)
+    early = slice(0, free)
+    tensors = (query[:, :, early], key[:, :, early], value[:, :, early])
+    output: torch.Tensor = call.backend(call.module, *tensors, None, **call.options)[0]
+    if window is None or queries <= free:
+        return output
+    return torch.cat([output, attend_within(query[:, :, free:], key, value, window, sinks, scale)], 1)
 
 
 class _Part(NamedTuple):

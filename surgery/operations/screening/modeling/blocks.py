@@ -105,7 +105,19 @@ def slices(first: int, last: int, sinks: int) -> list[slice]:
     return [slice(0, sinks), slice(first, last)] if sinks else [slice(first, last)]
 
 
+def pieces(tensor: torch.Tensor, chosen: list[slice], dimension: int) -> list[torch.Tensor]:
+    """Slices of a tensor, as views."""
+    return [tensor.narrow(dimension, part.start, part.stop - part.start) for part in chosen]
+
+
 def take_slices(tensor: torch.Tensor, chosen: list[slice], dimension: int) -> torch.Tensor:
     """Slices of a tensor, one after the other; a view if there is one slice."""
-    parts = [tensor.narrow(dimension, part.start, part.stop - part.start) for part in chosen]
+    parts = pieces(tensor, chosen, dimension)
     return parts[0] if len(parts) == 1 else torch.cat(parts, dimension)
+
+
+def take_heads(tensor: torch.Tensor, heads: list[int]) -> torch.Tensor:
+    """Some heads of ``(batch, heads, ...)``, in rising order; a view if they lie beside each other."""
+    if heads[-1] - heads[0] == len(heads) - 1:
+        return tensor.narrow(1, heads[0], len(heads))
+    return tensor[:, heads]

@@ -11,15 +11,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from surgery.operations.screening.modeling.acceptance import Acceptance
-from surgery.operations.screening.modeling.attention import (
-    PATHS,
-    dense_block,
-    masked_block,
-    no_mask_message,
-    without_empty_keys,
-)
-from surgery.operations.screening.modeling.blocks import blocks, take_slices
-from surgery.runtime.operation import AttentionCall, OperationCache
+from surgery.operations.screening.modeling.blocks import pieces, take_heads, take_slices
+from surgery.runtime.operation import OperationCache
 
 
 class KeyGroup(NamedTuple):
@@ -63,17 +56,19 @@ class NewTokens(NamedTuple):
 class WindowedKeys(torch.Tensor):
     """Stands for all keys (or values) of a layer while the family's code passes them on; holds the cached ones.
 
-    Only screened attention can compute with it; any other computation raises an error.
+    Only screened attention can compute with it; any other computation raises an error. ``plain``: as in
+    :class:`NewTokens`, of all tokens so far.
     """
 
     groups: list[KeyGroup]
+    plain: bool
 
     @classmethod
-    def of(cls, groups: list[KeyGroup], states: torch.Tensor, length: int) -> WindowedKeys:
+    def of(cls, groups: list[KeyGroup], states: torch.Tensor, length: int, plain: bool) -> WindowedKeys:
         """A stand-in with the shape of all keys, in the memory of one number."""
         batch, heads, _, size = states.shape
         made = states.new_full((1,), torch.nan).expand(batch, heads, length, size).as_subclass(cls)
-        made.groups = groups
+        made.groups, made.plain = groups, plain
         return made
 
     @classmethod
@@ -144,10 +139,13 @@ class WindowedLayer(CacheLayerMixin):
         columns = numbers if self.plain else numbers.masked_fill(~new_tokens.real, -1)
         now = []
         for number, old in enumerate(self.groups):
-            new = KeyGroup(
-                old.heads, old.window, key_states[:, old.heads], value_states[:, old.heads], columns, new_tokens.first
+            # At first in memory of their own: a view would hold the keys of the other heads too.
+            keys, values = (
+                states[:, old.heads] if past == 0 else take_heads(states, old.heads)
+                for states in (key_states, value_states)
             )
-            whole = new if past == 0 else self._joined(self._trimmed(old, key_states.shape[0]), new)
+            new = KeyGroup(old.heads, old.window, keys, values, columns, new_tokens.first)
+            whole = new if past == 0 else self._joined(old, new)
             now.append(whole)
             # A single token is trimmed when the next one comes, which saves a copy of the window.
             self.groups[number] = whole if added == 1 else self._trimmed(whole, key_states.shape[0])
@@ -155,16 +153,32 @@ class WindowedLayer(CacheLayerMixin):
             # The first call brings all keys itself; and a layer without windows has all.
             whole = now[0]
             return (key_states, value_states) if past == 0 else (whole.keys, whole.values)
-        return tuple(WindowedKeys.of(now, states, self.length) for states in (key_states, value_states))  # type: ignore[return-value]
+        return tuple(WindowedKeys.of(now, states, self.length, self.plain) for states in (key_states, value_states))  # type: ignore[return-value]
 
     def _joined(self, old: KeyGroup, new: KeyGroup) -> KeyGroup:
-        rows = max(len(old.columns), len(new.columns))
-        columns, sinks = (
-            torch.cat([a.expand(rows, -1), b.expand(rows, -1)], -1)
-            for a, b in ((old.columns, new.columns), (old.sinks, new.sinks))
+        """The keys of ``old`` that a later query can look at, and those of ``new``."""
+        if self.plain:
+            parts = self._reachable(old)
+        else:
+            old = self._trimmed(old, len(new.keys))
+            parts = [slice(0, old.columns.shape[-1])]
+            rows = max(len(old.columns), len(new.columns))
+            old, new = (
+                one._replace(columns=one.columns.expand(rows, -1), sinks=one.sinks.expand(rows, -1))
+                for one in (old, new)
+            )
+        joined = (
+            torch.cat([*pieces(before, parts, dimension), added], dimension)
+            for before, added, dimension in zip(old[2:], new[2:], (2, 2, 1, 1), strict=True)
         )
-        keys, values = torch.cat([old.keys, new.keys], 2), torch.cat([old.values, new.values], 2)
-        return KeyGroup(old.heads, old.window, keys, values, columns, sinks)
+        return KeyGroup(old.heads, old.window, *joined)
+
+    def _reachable(self, group: KeyGroup) -> list[slice]:
+        """Where, if every row holds the same columns, the keys lie that a later query can look at."""
+        count = group.columns.shape[-1]
+        if group.window is None or count <= self.first_keys + group.window - 1:
+            return [slice(0, count)]
+        return [slice(0, self.first_keys), slice(count - group.window + 1, count)]
 
     def _trimmed(self, group: KeyGroup, batch: int) -> KeyGroup:
         """The group without the keys that no later query can look at; in new memory if any are dropped."""
@@ -174,7 +188,7 @@ class WindowedLayer(CacheLayerMixin):
         if count <= room:
             return group
         if self.plain:
-            parts = [slice(0, self.first_keys), slice(count - group.window + 1, count)]
+            parts = self._reachable(group)
             taken = [take_slices(tensor, parts, 2) for tensor in (group.keys, group.values)]
             return KeyGroup(group.heads, group.window, *taken, *(take_slices(one, parts, 1) for one in group[4:]))
         columns, sinks = (one.expand(batch, -1) for one in group[4:])
@@ -300,42 +314,3 @@ class WindowedCache(OperationCache):
             elif getattr(layer, "keys", None) is not None:
                 total += layer.keys.nbytes + layer.values.nbytes
         return total
-
-
-def attend_to_cached_keys(screening: Acceptance, call: AttentionCall) -> tuple[torch.Tensor, None]:
-    """Attention over the keys that a :class:`WindowedLayer` holds; ``call.key`` is a :class:`WindowedKeys`."""
-    if not screening.enabled or screening.observer is not None or screening.counter is not None:
-        raise ValueError(
-            "a windowed cache no longer holds all keys, but attention without screening and counting need them"
-        )
-    name, key, options = call.name, call.key, call.options
-    assert isinstance(key, WindowedKeys)
-    reach = screening.reach(key.shape[1])
-    for group in key.groups:
-        needed = [reach.windows[number] for number in group.heads]
-        if group.window is not None and any(window is None or window > group.window for window in needed):
-            raise ValueError("windows have grown since this windowed cache was made: create a new one")
-    if name not in ("sdpa", "eager"):
-        raise ValueError(no_mask_message(name))
-    kind = screening.kind()
-    screening.path = f"{name if kind == 'gated' else PATHS[kind]} with kept keys"
-    dense = call.backend is call.eager or kind != "gated"
-    query, mask = call.query, call.attention_mask
-    each, total = query.shape[1] // key.shape[1], key.shape[2]
-    without_empty_keys(call._replace(query=query[:, :, :1]))  # refuses masks of other kinds
-    output = query.new_empty(query.shape[0], query.shape[2], query.shape[1], call.value.shape[-1])
-    for block in blocks(screening.sinks, query, total, mask, call.visible_keys, whole=True):
-        for group in key.groups:
-            members = torch.tensor([number * each + head for number in group.heads for head in range(each)])
-            members = members.to(query.device)
-            q, unscaled = (one[:, members][:, :, block.rows] for one in (query, call.unscaled_query))
-            k, v = group.keys, group.values
-            if group.window is None and not dense and all(reach.accepting[number] for number in group.heads):
-                rows = None if mask is None else mask[:, :, block.rows]
-                part = call.backend(call.module, q, k, v, rows, **options)[0]
-            else:
-                located = block if group.window is None else block.at(group.columns)
-                tensors = (located, q, unscaled, k, v, members)
-                part = dense_block(call, *tensors)[0] if dense else masked_block(call, *tensors)
-            output[:, block.rows[:, None], members] = part
-    return output, None

@@ -15,7 +15,8 @@ from surgery.operations.screening.modeling.attention import (
     screened_attention,
     screening_of,
 )
-from surgery.operations.screening.modeling.cache import WindowedCache, WindowedKeys, attend_to_cached_keys
+from surgery.operations.screening.modeling.cache import WindowedCache, WindowedKeys
+from surgery.operations.screening.modeling.kept_keys import attend_to_cached_keys
 from surgery.runtime.operation import AttentionCall
 
 # Beginnings of the names of transformers' own backends; a name with a slash is a kernel from the hub.
