@@ -14,6 +14,7 @@ from surgery.loading.caches import with_cache
 from surgery.operations.screening.modeling import Screening, WindowedCache, kept_keys
 from surgery.runtime import VISIBLE_KEYS, operated_attention
 from tests.runtime.test_family_matrix import BOUND, load, tokens
+from tests.runtime.test_flex_attention import causal, packed
 from tests.runtime.test_screening_matrix import screened
 
 GROUPS, EACH, SIZE = 3, 2, 8
@@ -117,3 +118,48 @@ def test_a_token_after_a_windowed_cache_is_given_to_the_backend(
         found = [model(input_ids=piece, **with_cache(cache)).logits for piece in ids.split((20, *[1] * 20), 1)]
     assert (torch.cat(found, 1) - expected).abs().max() < BOUND
     assert bool(calls) == (windows[0] != windows[1])
+
+
+MASKS: dict[str, Any] = {
+    "left-padded rows": causal(150, 150, (0, 31)),
+    "packed": packed(150, (70, 80)),
+    "a chunk after a cache": causal(9, 150, (5, 0)),
+    "one query after a cache": causal(1, 150, (0, 40)),
+}
+
+
+@pytest.mark.parametrize("windows", [(7, 1024, 7), (40, 7, 1024)])
+@pytest.mark.parametrize("case", MASKS)
+def test_with_a_mask(case: str, windows: tuple[int, ...]) -> None:
+    """The distance counts allowed keys; each document has its own first keys."""
+    allowed, n = MASKS[case]
+    given = tensors(150, allowed.shape[1], len(allowed))
+    distance = allowed.flip(-1).cumsum(-1).flip(-1) - 1
+    first = (n[..., None] - 1 - distance) < 2
+    windows_of = torch.tensor(windows).repeat_interleave(EACH)[:, None, None]
+    seen = allowed[:, None] & ((distance[:, None] < windows_of) | first[:, None])
+    real = allowed.any(-1)
+    key, value = (one.double().repeat_interleave(EACH, 1) for one in given[1:])
+    scores = given[0].double() @ key.transpose(-1, -2) * 0.4
+    expected = (scores.masked_fill(~seen, -1e30).softmax(-1) @ value).transpose(1, 2)
+    with torch.no_grad():
+        options = {"scaling": 0.4, VISIBLE_KEYS: n}
+        found = operated_attention(
+            "sdpa", sdpa_attention_forward, None, layer(windows), *given, allowed[:, None], **options
+        )[0]
+    assert (found - expected)[real].abs().max() < 1e-5
+
+
+def test_with_a_mask_what_lies_outside_is_never_touched() -> None:
+    allowed, n = causal(400, 400, (0, 31))
+    module, given = layer((32, 32, 32)), tensors(400, 400)
+
+    def last() -> torch.Tensor:
+        with torch.no_grad():
+            return operated_attention(
+                "sdpa", sdpa_attention_forward, None, module, *given, allowed[:, None], **{VISIBLE_KEYS: n}
+            )[0][:, -1]
+
+    before = last()
+    given[1][:, :, 40:300] = given[2][:, :, 40:300] = torch.nan
+    assert torch.equal(last(), before)

@@ -55,6 +55,8 @@ def screened_attention(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor 
         return attend_in_bands(screening, call), None
     reference = reference or kind == "unit"
     screening.path = PATHS[kind] if reference else name
+    if not reference and not torch.is_grad_enabled():
+        return _masked_bands(screening, call, plain=not unusual), None
     outputs, weights = [], []
     query, key = call.query, call.key
     for block in blocks(screening.sinks, query, key.shape[2], call.attention_mask, call.visible_keys):
@@ -74,6 +76,55 @@ def screened_attention(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor 
             output = masked_block(call, block, *tensors)
         outputs.append(output)
     return torch.cat(outputs, 1).contiguous(), torch.cat(weights, 2) if weights else None
+
+
+def _masked_bands(screening: Any, call: AttentionCall, plain: bool) -> torch.Tensor:
+    """Attention with a mask, by key-value heads that accept the same keys, ``(batch, queries, heads, head_dim)``.
+
+    Open heads go to the backend as without screening. Those with a window alone are given only the keys that are in a
+    window of a block of queries; ``plain``: unless the family adds something to the scores of all keys.
+    """
+    query, key, value, mask = call.query, call.key, call.value, call.attention_mask
+    output = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
+    boolean = mask is None or mask.dtype == torch.bool
+    for band in screening.bands(key.shape[1]):
+        members = torch.tensor(band.members(query.shape[1] // key.shape[1]), device=query.device)
+        q, unscaled, k, v = (
+            query[:, members],
+            call.unscaled_query[:, members],
+            key[:, band.groups],
+            value[:, band.groups],
+        )
+        if band.accepting and band.window is None:
+            output[:, :, members] = call.backend(call.module, q, k, v, mask, **call.options)[0]
+            continue
+        alone = plain and boolean and band.accepting and band.same
+        narrow = (q[:, :1], band.window) if alone else (q, None)
+        located = (key.shape[2], mask, call.visible_keys)
+        for block in blocks(screening.sinks, narrow[0], *located, window=narrow[1]):
+            rows = q[:, :, block.rows]
+            present = (k[:, :, : block.keys], v[:, :, : block.keys])
+            if alone:
+                part = windowed_block(call, block.within(band.window), rows, *present)
+            else:
+                part = masked_block(call, block, rows, unscaled[:, :, block.rows], *present, members)
+            output[:, block.rows[:, None], members] = part
+    return output
+
+
+def windowed_block(
+    call: AttentionCall, block: Block, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    """A block of queries by a backend that takes a mask, where ``block.allowed`` says all; tensors as of
+    :func:`dense_block`. Keys that no query of the block may attend to are left out.
+    """
+    columns = block.allowed.flatten(0, -2).any(0).nonzero().flatten()
+    if len(columns) < block.keys:
+        key, value = key[:, :, columns], value[:, :, columns]
+    allowed = block.allowed[..., columns]
+    survives = allowed.any(-1, keepdim=True)  # a row without any key would give NaN
+    output, _ = call.backend(call.module, query, key, value, allowed | ~survives, **call.options)
+    return output * survives.transpose(1, 2)
 
 
 def observe(call: AttentionCall) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from surgery.operations.screening.modeling.acceptance import Acceptance, Band
-from surgery.operations.screening.modeling.blocks import rows_per_block, slices, take_slices
+from surgery.operations.screening.modeling.blocks import rows_per_block, rows_per_window, slices, take_slices
 from surgery.operations.screening.modeling.gradients import HARD
 from surgery.operations.screening.modeling.windows import attend_within
 from surgery.runtime.operation import AttentionCall
@@ -103,8 +103,7 @@ def _parts(query: torch.Tensor, keys: int, window: int | None, sinks: int) -> It
     reach = keys if window is None else min(keys, window + sinks)
     step = min(queries, rows_per_block(batch * count * reach))
     if window is not None:
-        # The keys of a block reach from the first query's window to the last query: short blocks hold few in vain.
-        step = min(step, max(64, window // 2))
+        step = min(step, rows_per_window(window))
     for start in range(0, queries, step):
         stop = min(start + step, queries)
         first, last = 0 if window is None else start + offset - window + 1, stop + offset

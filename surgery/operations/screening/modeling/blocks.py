@@ -19,6 +19,11 @@ def rows_per_block(elements: int) -> int:
     return max(1, BLOCK_ELEMENTS // elements)
 
 
+def rows_per_window(window: int) -> int:
+    """Queries in a block with this window: the keys reach from the first query's window to the last query."""
+    return max(64, window // 2)
+
+
 def locate_keys(
     attention_mask: torch.Tensor | None, visible_keys: torch.Tensor, rows: torch.Tensor, keys: int, queries: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -63,6 +68,10 @@ class Block(NamedTuple):
     sinks: torch.Tensor
     bias: torch.Tensor | None = None
 
+    def within(self, window: int) -> Block:
+        """The same block with only the keys allowed that are inside the window, or the first of their document."""
+        return self._replace(allowed=self.allowed & ((self.distance < window) | self.sinks))
+
     def at(self, columns: torch.Tensor) -> Block:
         """The same queries with the keys of ``columns`` alone, ``(batch or 1, keys)``; -1 stands for no key."""
         rows = max(len(columns), len(self.allowed))
@@ -84,11 +93,18 @@ def blocks(
     visible_keys: torch.Tensor,
     rows: torch.Tensor | None = None,
     whole: bool = False,
+    window: int | None = None,
 ) -> Iterator[Block]:
-    """Blocks of queries, in order, so small that :data:`BLOCK_ELEMENTS` bounds memory; ``whole``: with all keys."""
+    """Blocks of queries, in order, so small that :data:`BLOCK_ELEMENTS` bounds memory.
+
+    ``whole``: with all keys. ``window``: of the queries; blocks much longer than it would hold many keys in vain.
+    """
     batch, heads, queries, _ = query.shape
     everything = torch.arange(queries) if rows is None else rows.cpu()
-    for numbers in everything.split(rows_per_block(batch * heads * keys)):
+    rows_of_one = rows_per_block(batch * heads * keys)
+    if window is not None:
+        rows_of_one = min(rows_of_one, rows_per_window(window))
+    for numbers in everything.split(rows_of_one):
         present = int(numbers[-1]) + 1 if attention_mask is None and queries > 1 and not whole else keys
         block = numbers.to(query.device)
         distance, allowed, place = locate_keys(attention_mask, visible_keys, block, present, queries)

@@ -12,6 +12,7 @@ from surgery.operations.screening.modeling.attention import (
     masked_block,
     no_mask_message,
     screening_of,
+    windowed_block,
     without_empty_keys,
 )
 from surgery.operations.screening.modeling.blocks import blocks, take_heads
@@ -45,7 +46,7 @@ def attend_to_cached_keys(screening: Acceptance, call: AttentionCall) -> tuple[t
     rest = []
     for group in key.groups:
         if dense or not _sees_all(group, reach, single):
-            rest.append(group)
+            rest.append((group, not dense and _has_a_window_alone(group, reach)))
             continue
         members = _members(group, each)
         # Of an open group the mask, if any, holds; of others there is none.
@@ -63,28 +64,42 @@ def attend_to_cached_keys(screening: Acceptance, call: AttentionCall) -> tuple[t
 def _sees_all(group: KeyGroup, reach: Reach, single: bool) -> bool:
     """Whether every query may attend to every key of a group that the mask allows.
 
-    So it is without a window. With one it is so for a ``single`` query without a mask, if no query head looks less far.
+    So it is in an open group. With a window it is so for a ``single`` query without a mask.
     """
-    if not all(reach.accepting[number] for number in group.heads):
-        return False
     if group.window is None:
-        return True
-    return single and all(reach.same[number] and reach.windows[number] == group.window for number in group.heads)
+        return all(reach.accepting[number] for number in group.heads)
+    return single and _has_a_window_alone(group, reach)
+
+
+def _has_a_window_alone(group: KeyGroup, reach: Reach) -> bool:
+    """Whether no query head of a group has a threshold, and none looks less far than the group."""
+    return all(
+        reach.accepting[number] and reach.same[number] and reach.windows[number] == group.window
+        for number in group.heads
+    )
 
 
 def _members(group: KeyGroup, each: int) -> list[int]:
     return [number * each + head for number in group.heads for head in range(each)]
 
 
-def _attend_in_blocks(call: AttentionCall, groups: list[KeyGroup], dense: bool, output: torch.Tensor) -> None:
-    """The query heads of ``groups``, written into ``output`` ``(batch, queries, heads, head_dim)``."""
+def _attend_in_blocks(
+    call: AttentionCall, groups: list[tuple[KeyGroup, bool]], dense: bool, output: torch.Tensor
+) -> None:
+    """The query heads of ``groups``, written into ``output`` ``(batch, queries, heads, head_dim)``.
+
+    With each group: whether it has a window alone, without thresholds.
+    """
     query, key, mask = call.query, call.key, call.attention_mask
     each = query.shape[1] // key.shape[1]
     for block in blocks(screening_of(call).sinks, query, key.shape[2], mask, call.visible_keys, whole=True):
-        for group in groups:
+        for group, alone in groups:
             members = torch.tensor(_members(group, each), device=query.device)
             q, unscaled = (one[:, members][:, :, block.rows] for one in (query, call.unscaled_query))
             located = block if group.window is None else block.at(group.columns)
             tensors = (located, q, unscaled, group.keys, group.values, members)
-            part = dense_block(call, *tensors)[0] if dense else masked_block(call, *tensors)
+            if alone and group.window is not None and block.bias is None:
+                part = windowed_block(call, located.within(group.window), q, group.keys, group.values)
+            else:
+                part = dense_block(call, *tensors)[0] if dense else masked_block(call, *tensors)
             output[:, block.rows[:, None], members] = part

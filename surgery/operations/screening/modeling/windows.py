@@ -6,9 +6,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from surgery.operations.screening.modeling.blocks import slices, take_slices
-
-SHORTEST_BLOCK = 64  # queries
+from surgery.operations.screening.modeling.blocks import rows_per_window, slices, take_slices
 
 
 def attend_within(
@@ -35,7 +33,7 @@ def attend_within(
     if queries == 1:
         near, near_value = (take_slices(one, slices(keys - window, keys, sinks), 2) for one in (key, value))
         return attend(query.view(batch, groups, each, size), near, near_value, scale=scale).reshape(batch, 1, heads, -1)
-    side = min(max(SHORTEST_BLOCK, window // 2), queries)
+    side = min(rows_per_window(window), queries)
     count = -(-queries // side)
     width = window + side - 1
     missing = count * side - queries
