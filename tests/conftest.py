@@ -56,6 +56,13 @@ def _no_picture(rows: object, path: Path, controls: object = None) -> None:
     path.write_bytes(b"\x89PNG, not drawn")
 
 
+@pytest.fixture(autouse=True)
+def _fresh_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh process takes most of the time of `verify`: only the tests that look at it, and slow ones, start it."""
+    if not any(request.node.get_closest_marker(name) for name in ("fresh", "slow")):
+        monkeypatch.setattr("surgery.verification.verification.fresh_checks", lambda *_: [])
+
+
 @pytest.fixture(scope="session")
 def make_source(tmp_path_factory: pytest.TempPathFactory) -> MakeSource:
     """``make_source("qwen3", sharded=True, dtype=torch.bfloat16)``: a folder with a tiny model, saved once."""

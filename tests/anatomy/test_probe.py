@@ -18,7 +18,7 @@ from surgery.commands.app import app
 from surgery.conversion import convert, make_plan, revert
 from surgery.errors import CheckpointError, PlanRefusedError
 from surgery.operations.inspection import inspect
-from surgery.verification import verification, verify
+from surgery.verification import verify
 from surgery.zoo.run import run_zoo
 from surgery.zoo.zoo import open_zoo
 from tests.conversion.conftest import tree
@@ -85,11 +85,7 @@ def test_without_the_flag_it_is_refused_with_what_the_tensors_say(laguna: Path) 
 
 
 @pytest.mark.parametrize("fresh", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["here", "fresh"])
-def test_an_unknown_family_is_converted_verified_and_reverted(
-    laguna: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool
-) -> None:
-    if not fresh:
-        monkeypatch.setattr(verification, "fresh_checks", lambda *_: [])
+def test_an_unknown_family_is_converted_verified_and_reverted(laguna: Path, tmp_path: Path, fresh: bool) -> None:
     result = convert(laguna, layers="all", output=tmp_path / "out", allow_unverified=True)
     assert any("unverified family: 'laguna'" in warning for warning in result.plan.warnings)
     assert "unverified family: 'laguna'" in (result.output / "README.md").read_text()
@@ -111,10 +107,7 @@ def test_more_unknown_families(tmp_path: Path, model_type: str) -> None:
     assert verify(out, against=source, record=False).failed == ()
 
 
-def test_a_model_that_keeps_its_state_elsewhere_fails_the_verification(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verification, "fresh_checks", lambda *_: [])
+def test_a_model_that_keeps_its_state_elsewhere_fails_the_verification(tmp_path: Path) -> None:
     source = tiny(tmp_path / "source", "recurrent_gemma", lru_width=32, head_dim=8, attention_window_size=16)
     out = convert(source, layers="all", output=tmp_path / "out", allow_unverified=True).output
     failed = {check.name: check.detail for check in verify(out, against=source, record=False).failed}

@@ -145,7 +145,6 @@ def test_verify_as_json(make_source: Any, tmp_path: Path) -> None:
 
 
 def test_verify_as_a_table(surgery: Any, make_source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("surgery.verification.verification.fresh_checks", lambda *_: [])
     out = convert(make_source("llama"), output=tmp_path / "out").output
     ran = surgery("verify", out, "--layers", "1", "--length", "16")
     assert ran.code == 0

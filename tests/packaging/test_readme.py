@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from surgery.commands import console
+from surgery.commands.app import app
 from tests.tokenizers import save_tiny_tokenizer, write_texts
 
 ROOT = Path(__file__).parents[2]
@@ -31,15 +32,13 @@ def workplace(make_source: object, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
-
-
 @pytest.mark.early
-def test_the_shell_commands(workplace: Path) -> None:
+@pytest.mark.fresh
+def test_the_shell_commands(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each in this process, as the installed program runs it."""
+    monkeypatch.chdir(workplace)
     commands = [line for block in blocks("bash") for line in block.strip().splitlines()]
     assert len(commands) == 7
     for line in commands:
@@ -58,18 +57,20 @@ def test_the_shell_commands(workplace: Path) -> None:
             "evaluate": ["--documents", "4"],
         }.get(words[1], [])
         words = ["64" if before == "--length" else word for before, word in zip(["", *words], words, strict=False)]
-        done = run([sys.executable, "-m", *words, *short], workplace)
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        code = console.run(app, [*words[1:], *short])
+        printed = capfd.readouterr()
+        assert code == 0, f"{line}\n{printed.out}\n{printed.err}"
     assert (workplace / "report" / "report.html").is_file()
     for trained in ("model-trained", "trained"):
         assert (workplace / trained / "surgery" / "history.json").is_file()
 
 
-@pytest.mark.early
 def test_the_python_blocks(workplace: Path) -> None:
     code = "\n".join(blocks("python"))
     assert "AutoTokenizer.from_pretrained" in code and "surgery.convert" in code and "trust_remote_code=True" in code
-    done = run([sys.executable, "-c", code], workplace)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "checks passed" in done.stdout
 

@@ -45,6 +45,7 @@ def test_converts_loads_starts_as_the_source_and_reverts(quantized: Quantized, m
     assert tree(tmp_path / "back") == tree(source)
 
 
+@pytest.mark.fresh
 def test_verifies(quantized: Quantized, method: str, tmp_path: Path) -> None:
     out = convert(quantized(method), form="anchored", layers="all", output=tmp_path / "out").output
     found = verify(out, against=quantized(method), length=64)

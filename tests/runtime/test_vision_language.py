@@ -23,7 +23,7 @@ from surgery.loading import model as loading
 from surgery.loading.caches import cache_of
 from surgery.operations.screening.modeling import WindowedCache
 from surgery.runtime import modeling_surgery
-from surgery.verification import verification, verify
+from surgery.verification import verify
 from surgery.verification.presentations import randomized
 from tests.conversion.conftest import tree
 from tests.families import IMAGE_TOKEN, WINDOW
@@ -127,11 +127,9 @@ def test_screening_of_words_and_images(make_source: Any, tmp_path: Path, family:
     assert (found["eager"] - found["sdpa"]).abs().max() < BOUND
 
 
-@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["here", "fresh"])
-def _fresh(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether what loads it in a process of its own, without this package, is part of the verification."""
-    if not request.param:
-        monkeypatch.setattr(verification, "fresh_checks", lambda *_: [])
+@pytest.fixture(params=["here", pytest.param("fresh", marks=pytest.mark.slow)])
+def _fresh() -> None:
+    """The slow one loads it in a process of its own too, without this package, as a part of the verification."""
 
 
 @pytest.mark.usefixtures("_fresh")

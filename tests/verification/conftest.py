@@ -34,11 +34,3 @@ def make_pair(source: Path, tmp_path: Path) -> Callable[..., Path]:
         return convert(source, output=tmp_path / "out", **options).output
 
     return make
-
-
-@pytest.fixture
-def without_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the slow checks of a fresh process in tests of other checks."""
-    from surgery.verification import verification
-
-    monkeypatch.setattr(verification, "fresh_checks", lambda *_: [])

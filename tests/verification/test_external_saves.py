@@ -70,6 +70,7 @@ def test_the_plan_is_what_config_json_says(trained: Path, converted: Path) -> No
     assert json.loads(json.dumps({key: plan[key] for key in keys})) == {key: whole[key] for key in keys}
 
 
+@pytest.mark.fresh
 def test_unchanged_weights_verify_as_the_source(saved: Path, source: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(saved, tmp_path / "saved"))
     result = verify(folder, against=source, length=32)

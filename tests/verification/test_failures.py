@@ -31,7 +31,7 @@ OFF, STARTS = "operation off = source", "starts as the source"
 
 
 @pytest.fixture
-def failures(source: Path, without_fresh_process: None) -> Callable[[Path], set[str]]:
+def failures(source: Path) -> Callable[[Path], set[str]]:
     """Names of the failed checks, without the checks of a fresh process."""
     return lambda folder: by_status(verify(folder, against=source, length=32), "failed")
 

@@ -27,6 +27,7 @@ def failed(result: Verification) -> set[str]:
     return {check.name for check in result.failed}
 
 
+@pytest.mark.fresh
 def test_a_rope_only_checkpoint_passes_with_the_stock_class(source: Path, tmp_path: Path) -> None:
     out = convert(source, "rope", output=tmp_path / "out").output
     result = verify(out, against=source)
@@ -35,7 +36,6 @@ def test_a_rope_only_checkpoint_passes_with_the_stock_class(source: Path, tmp_pa
     assert by_status(result, "passed") == expected - BY_MASK - {"stock classes refuse it", "n: multipliers"}
 
 
-@pytest.mark.usefixtures("without_fresh_process")
 @pytest.mark.parametrize("form", ["anchored", "logn", "paper"])
 def test_with_ssmax_in_one_plan_and_one_after_the_other(source: Path, tmp_path: Path, form: str) -> None:
     ssmax = {"name": "ssmax", "form": form}
@@ -51,7 +51,6 @@ def test_with_ssmax_in_one_plan_and_one_after_the_other(source: Path, tmp_path: 
     assert result.failed == () and not ROPE & {check.name for check in result.checks}
 
 
-@pytest.mark.usefixtures("without_fresh_process")
 def test_other_frequencies_than_planned_fail(source: Path, tmp_path: Path) -> None:
     out = convert(source, "rope", output=tmp_path / "out").output
     tampered(out, lambda config: config["rope_parameters"].update(factor=3.0))
@@ -60,7 +59,6 @@ def test_other_frequencies_than_planned_fail(source: Path, tmp_path: Path) -> No
     assert failed(verify(out, against=source)) == {"RoPE as planned", CONFIG}
 
 
-@pytest.mark.usefixtures("without_fresh_process")
 def test_a_rope_that_was_lost_fails(source: Path, tmp_path: Path) -> None:
     """As a tool would that writes the parameters it knows and drops the rest."""
     out = convert(source, "rope", output=tmp_path / "out").output

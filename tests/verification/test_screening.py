@@ -32,6 +32,7 @@ def failed(out: Path, source: Path) -> set[str]:
     return {check.name for check in verify(out, against=source).failed}
 
 
+@pytest.mark.fresh
 def test_open_passes_and_is_the_source(source: Path, make_pair: Any) -> None:
     result = verify(make_pair(to="screening", open=True), against=source)
     assert result.failed == () and by_status(result, "skipped") == BY_MASK
@@ -39,7 +40,6 @@ def test_open_passes_and_is_the_source(source: Path, make_pair: Any) -> None:
     assert by_status(result, "passed") == expected - BY_MASK - {"n: multipliers"}
 
 
-@pytest.mark.usefixtures("without_fresh_process")
 def test_calibrated_passes_and_says_that_it_is_another_model(
     source: Path, make_pair: Any, calibration: Calibration
 ) -> None:
@@ -50,7 +50,6 @@ def test_calibrated_passes_and_says_that_it_is_another_model(
     assert "calibration " + calibration.hash[:16] in (out / "README.md").read_text()
 
 
-@pytest.mark.usefixtures("without_fresh_process")
 def test_with_ssmax_and_rope_in_one_plan(source: Path, make_pair: Any) -> None:
     operations = [{"name": "ssmax", "form": "logn"}, {"name": "screening", "open": True}, {"name": "rope"}]
     result = verify(make_pair(to=operations), against=source)
@@ -58,7 +57,6 @@ def test_with_ssmax_and_rope_in_one_plan(source: Path, make_pair: Any) -> None:
     assert [check.status for check in result.checks if check.name == "ablation"] == ["passed", "passed"]
 
 
-@pytest.mark.usefixtures("without_fresh_process")
 def test_a_record_that_is_not_the_plans(source: Path, make_pair: Any, calibration: Calibration) -> None:
     out = make_pair(to="screening", calibration=calibration)
     record = out / "surgery" / "calibration.json"
@@ -70,13 +68,11 @@ def test_a_record_that_is_not_the_plans(source: Path, make_pair: Any, calibratio
     assert failed(out, source) == {RECORD}
 
 
-@pytest.mark.usefixtures("without_fresh_process")
 def test_thresholds_that_have_no_effect(source: Path, make_pair: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(Screening, "is_open", lambda _: True)
     assert failed(make_pair(to="screening", open=True), source) == {"ablation"}
 
 
-@pytest.mark.usefixtures("without_fresh_process")
 def test_distances_in_slots_rather_than_keys(source: Path, make_pair: Any, monkeypatch: Any) -> None:
     """Counting the slots of a row, as the obvious code would, is wrong where a static cache has room to spare."""
     locate = blocks.locate_keys
@@ -95,7 +91,6 @@ def test_distances_in_slots_rather_than_keys(source: Path, make_pair: Any, monke
     assert "n: static cache" in found and found <= N
 
 
-@pytest.mark.usefixtures("without_fresh_process")
 def test_sinks_by_slot_rather_than_by_document(source: Path, make_pair: Any, monkeypatch: Any) -> None:
     locate = blocks.locate_keys
 

@@ -64,6 +64,7 @@ def with_code(make_source: Any, tmp_path_factory: pytest.TempPathFactory, trace:
     return folder
 
 
+@pytest.mark.fresh
 def test_verify_goes_on_without_the_tokenizer(with_code: Path, trace: Path, tmp_path: Path) -> None:
     out = convert(with_code, form="paper", output=tmp_path / "out").output
     result = verify(out, against=with_code)

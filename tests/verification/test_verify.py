@@ -63,6 +63,7 @@ def by_status(result: Verification, status: str) -> set[str]:
     return {check.name for check in result.checks if check.status == status}
 
 
+@pytest.mark.fresh
 def test_a_fresh_conversion_passes_every_check(make_pair: Callable[..., Path], source: Path) -> None:
     out = make_pair()
     before = tree(source)
@@ -77,7 +78,6 @@ def test_a_fresh_conversion_passes_every_check(make_pair: Callable[..., Path], s
     assert tree(source) == before
 
 
-@pytest.mark.usefixtures("without_fresh_process")
 @pytest.mark.parametrize("form", ["bias", "logn", "paper"])
 def test_every_form_passes(make_pair: Callable[..., Path], source: Path, form: str) -> None:
     result = verify(make_pair(form=form, layers="0,2"), against=source)
@@ -87,7 +87,6 @@ def test_every_form_passes(make_pair: Callable[..., Path], source: Path, form: s
     assert by_status(result, "passed") == (FILES | OTHERS | N) - skipped
 
 
-@pytest.mark.usefixtures("without_fresh_process")
 def test_without_the_source_the_comparing_checks_are_skipped_and_say_so(make_pair: Callable[..., Path]) -> None:
     result = verify(make_pair())
     assert by_status(result, "skipped") == COMPARING
@@ -96,7 +95,6 @@ def test_without_the_source_the_comparing_checks_are_skipped_and_say_so(make_pai
     assert result.verdict.endswith(f", {len(COMPARING)} skipped")
 
 
-@pytest.mark.usefixtures("without_fresh_process")
 def test_the_first_layers_only(make_pair: Callable[..., Path], source: Path) -> None:
     out = make_pair(form="paper")
     result = verify(out, against=source, layers=1)
@@ -114,7 +112,6 @@ def test_the_first_layers_must_hold_an_operation(make_pair: Callable[..., Path])
         verify(make_pair(layers="2"), layers=2)
 
 
-@pytest.mark.usefixtures("without_fresh_process")
 def test_the_record_grows_and_the_card_shows_the_last_run(
     make_pair: Callable[..., Path], source: Path, tmp_path: Path
 ) -> None:
@@ -137,7 +134,6 @@ def test_the_record_grows_and_the_card_shows_the_last_run(
     assert tree(tmp_path / "back") == tree(source)
 
 
-@pytest.mark.usefixtures("without_fresh_process")
 def test_no_absolute_path_is_recorded(make_pair: Callable[..., Path], source: Path, tmp_path: Path) -> None:
     verify(make_pair(), against=source)
     for name in ("README.md", "surgery/verify.json"):
@@ -156,7 +152,6 @@ def test_what_cannot_be_verified(source: Path, tmp_path: Path, make_pair: Callab
         verify(tmp_path / "out", against=tmp_path / "nowhere")
 
 
-@pytest.mark.usefixtures("without_fresh_process")
 @pytest.mark.parametrize("family", ["gemma2", "qwen3_moe", "gpt_neox", "gpt2"])
 def test_families_without_a_tokenizer(make_source: Any, family: str, tmp_path: Path) -> None:
     """Sliding layers, renamed experts, fused projections, own spellings; also the first layers of each."""
@@ -169,7 +164,6 @@ def test_families_without_a_tokenizer(make_source: Any, family: str, tmp_path: P
         assert result.failed == (), result.failed
 
 
-@pytest.mark.usefixtures("without_fresh_process")
 @pytest.mark.parametrize("form", ["anchored", "logn"])
 def test_no_longer_than_a_model_has_positions_for(make_source: Any, form: str, tmp_path: Path) -> None:
     """CTRL reads its positions from a table, which ends."""
