@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from surgery.data import Row, SourceReader
 from surgery.data.recall import MEASURING, TRAINING, FactFamily, draw_facts, draw_haystack, encode_haystack, most_facts
+from surgery.errors import UsageError
 from surgery.evaluation.retrieval.probes import abcdigits, needle, passkey
 from surgery.training.dataset import TrainingData, read_data
 from surgery.training.text_options import Data
@@ -113,6 +114,13 @@ def test_a_short_text_gives_a_short_haystack() -> None:
     haystack = draw_haystack("One line.\n\nAnother line.", TRAINING, (2000, 2000), (3, 3), random.Random(0))
     ids, answers = encode_haystack(haystack, _characters)
     assert len(ids) < 1000 and any(answers)
+
+
+def test_facts_without_room_are_an_error() -> None:
+    """A tokenizer of characters needs more tokens for a fact than a draw allows for."""
+    haystack = draw_haystack(TEXT, TRAINING, (160, 160), (2, 2), random.Random(1))
+    with pytest.raises(UsageError, match=r"2 facts and their questions take \d+ tokens, and the haystack may have 160"):
+        encode_haystack(haystack, _characters)
 
 
 @pytest.fixture(scope="module")

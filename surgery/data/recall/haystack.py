@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from surgery.data.recall.templates import Fact, FactFamily, draw_facts
+from surgery.errors import UsageError
 
 # Token ids of a text, and for each the characters that it stands for.
 Offsets = Callable[[str], tuple[list[int], list[tuple[int, int]]]]
@@ -69,6 +70,9 @@ def encode_haystack(haystack: Haystack, offsets: Offsets) -> tuple[list[int], li
 
     The text is cut between lines, so that everything has at most ``haystack.length`` tokens; a short text gives a
     short haystack.
+
+    Raises:
+        UsageError: the facts and questions alone take more than ``haystack.length`` tokens.
     """
     questions, spans = _questions(haystack)
     fixed = sum(len(offsets(line)[0]) + 2 for fact in haystack.facts for line in fact.lines)
@@ -77,8 +81,14 @@ def encode_haystack(haystack: Haystack, offsets: Offsets) -> tuple[list[int], li
     while True:
         body = place_facts(part, [*zip(haystack.facts, haystack.depths, strict=True)]) + "\n\n"
         ids, places = offsets(body + questions)
-        if len(ids) <= haystack.length or not part:
+        if len(ids) <= haystack.length:
             break
+        if not part:
+            raise UsageError(
+                f"kind: recall: {len(haystack.facts)} facts and their questions take {len(ids)} tokens, and the haystack "
+                f"may have {haystack.length}",
+                hint="Set greater lengths or fewer facts in the source.",
+            )
         part = _shorter(part, len(ids) - haystack.length, offsets)
     marked = [(len(body) + first, len(body) + last) for first, last in spans]
     answers = [end > start and any(start < last and end > first for first, last in marked) for start, end in places]
