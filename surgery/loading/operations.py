@@ -46,12 +46,12 @@ def operations_off(model: torch.nn.Module, *, keep: Collection[str] = ()) -> Ite
             setattr(parent, attribute, converted)
 
 
-def switch_off(model: torch.nn.Module) -> None:
-    """Switch the operations off permanently."""
-    modules: list[Any] = list(operation_modules(model).values())
+def switch_off(model: torch.nn.Module, *, keep: Collection[str] = ()) -> None:
+    """Switch the operations off permanently, except those named in ``keep``."""
+    modules: list[Any] = [one for path, one in operation_modules(model).items() if operation_of(path) not in keep]
     for module in modules:
         module.enabled = False
-    for parent, attribute, _, source in _source_modules(model, ()):
+    for parent, attribute, _, source in _source_modules(model, keep):
         setattr(parent, attribute, source)
 
 

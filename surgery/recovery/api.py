@@ -25,6 +25,7 @@ from surgery.recovery.recipe import Recipe
 from surgery.recovery.recipe_file import read_recipe
 from surgery.recovery.recovery_run import RecoveryRun
 from surgery.recovery.result import FinetuneResult
+from surgery.recovery.teacher_choice import kept_operations
 from surgery.training.dataset import Encode, EncodeChat, TrainingData, read_data
 from surgery.training.folder import TrainingFolder
 from surgery.training.processes import is_first, leave_at_exit, process_count
@@ -86,6 +87,7 @@ def finetune(
         check_objective(stage, layout)
         check_sections(stage, layout)
         check_quantized(stage, checkpoint.config)
+    kept_operations(valid.stage_recipes(), layout)
     for control in valid.controls:
         check_control(control, layout)
     output = check_output(Path(valid.output), force=force, source=source.folder)

@@ -15,7 +15,7 @@ def check_objective(stage: Recipe, layout: Layout) -> None:
     Raises:
         PlanRefusedError: positions were changed, and layers are matched or texts exceed the source's positions.
     """
-    if not stage.objective.needs_teacher:
+    if not stage.objective.needs_teacher or stage.objective.keeps_positions:
         return
     for options in layout.operations:
         operation = OPERATIONS[str(options["name"])]

@@ -12,8 +12,9 @@ from surgery.recovery.converted import converted_source
 from surgery.recovery.layout import Layout, Variant
 from surgery.recovery.needs import effective_precision
 from surgery.recovery.parameters import choose_trained, optimizer_groups
-from surgery.recovery.plan import FinetunePlan, needs_second_copy
+from surgery.recovery.plan import FinetunePlan
 from surgery.recovery.recipe import Recipe
+from surgery.recovery.teacher_choice import kept_operations, needs_second_copy
 from surgery.training.dataset import TrainingData
 from surgery.training.folder import TrainingFolder
 from surgery.training.processes import is_first, on_first
@@ -215,12 +216,13 @@ class ModelRun:
             return None
         from surgery.recovery.teachers import SameWeights, SecondCopy
 
+        kept = kept_operations(self.stages, self.setup.layout)
         if not needs_second_copy(self.stages):
-            return SameWeights()
+            return SameWeights(kept)
         from surgery.loading import switch_off
 
         model = self._load().requires_grad_(False)
-        switch_off(model)
+        switch_off(model, keep=kept)
         if self.setup.sharded:
             self._share(model)
         plan = self.setup.plan

@@ -14,6 +14,7 @@ from surgery.recovery.layout import Layout
 from surgery.recovery.needs import Memory, effective_precision, memory_needed, trained_counts
 from surgery.recovery.operation_sections import OWNERS, changes_model, given_sections
 from surgery.recovery.recipe import Recipe
+from surgery.recovery.teacher_choice import needs_second_copy, teacher_in_words
 from surgery.training.dataset import TrainingData
 from surgery.training.run import count_steps
 
@@ -115,7 +116,6 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: Trai
     once = {length: sum(row.tokens for rows in sources for row in rows) for length, sources in data.by_length.items()}
     passes = sum(stage.tokens / once[stage.sequence_length] for stage in stages)
     second = needs_second_copy(recipes)
-    teaches = any(own.objective.needs_teacher for own in recipes)
     memories = [
         memory_needed(own, checkpoint, layout, precision, sum(stage.parameters.values()), second)
         for own, stage in whole
@@ -142,9 +142,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: Trai
         parameters_total=checkpoint.total_parameters,
         memory=max(memories, key=lambda memory: memory.total),
         streaming=data.stream is not None,
-        teacher=("a second copy of the model" if second else "the same weights, operation and adapter off")
-        if teaches
-        else None,
+        teacher=teacher_in_words(recipes, layout),
         controls=recipe.controls,
         stages=tuple(stages) if recipe.stages else (),
         section_summaries={} if recipe.stages else stages[0].section_summaries,
@@ -189,12 +187,6 @@ def _starts_as_source(checkpoint: Checkpoint) -> bool:
         return False
     starts = load_json(checkpoint.folder / PLAN_NAME).get("identity")
     return isinstance(starts, list) and all(start == "everywhere" for start in starts)
-
-
-def needs_second_copy(stages: Sequence[Recipe]) -> bool:
-    """Whether the source model must be loaded as a second copy: it teaches while the weights are trained."""
-    changes = any(stage.train.changes_weights for stage in stages)
-    return changes and any(stage.objective.needs_teacher for stage in stages)
 
 
 def _plan_stage(recipe: Recipe, number: int, checkpoint: Checkpoint, layout: Layout, data: TrainingData) -> StagePlan:

@@ -10,10 +10,10 @@ from surgery.checkpoint import sha256_json
 from surgery.operations.parameters import is_operation
 from surgery.recovery.comparison import Comparison, compare
 from surgery.recovery.model_run import ModelRun, RunSetup, TrainedModel
-from surgery.recovery.plan import needs_second_copy
 from surgery.recovery.recipe_file import dump_recipe
 from surgery.recovery.result import FinetuneResult
 from surgery.recovery.result_folder import Record, plan_space, write_adapter, write_result
+from surgery.recovery.teacher_choice import teacher_in_words
 from surgery.recovery.trained_weights import TrainedWeights
 from surgery.training.errors import DivergedError
 from surgery.training.folder import TrainingFolder
@@ -169,10 +169,7 @@ class RecoveryRun:
         self.folder.remove()
 
     def _who_teaches(self) -> str | None:
-        stages = self.setup.stage_recipes()
-        if not any(stage.objective.needs_teacher for stage in stages):
-            return None
-        return "a second copy" if needs_second_copy(stages) else "the same weights, operation and adapter off"
+        return teacher_in_words(self.setup.stage_recipes(), self.setup.layout)
 
     def _identity(self) -> dict[str, str]:
         checkpoint = self.setup.checkpoint

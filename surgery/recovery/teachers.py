@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
@@ -15,15 +15,20 @@ _PEFT = "base_model.model."
 
 
 class SameWeights(Teacher):
-    """The trained model with operation and adapter off; its attention modules can be matched."""
+    """The trained model with operation and adapter off; its attention modules can be matched.
 
-    def __init__(self) -> None:
+    Args:
+        keep: names of operations that stay on.
+    """
+
+    def __init__(self, keep: Collection[str] = ()) -> None:
         super().__init__(attention_modules)
+        self._keep = keep
 
     @contextmanager
     def teaching(self, model: nn.Module) -> Iterator[nn.Module]:
         """The same model as it was before operation and adapter."""
-        with original(model):
+        with original(model, keep=self._keep):
             yield model
 
 
@@ -41,10 +46,14 @@ def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def original(model: nn.Module) -> Iterator[None]:
+def original(model: nn.Module, *, keep: Collection[str] = ()) -> Iterator[None]:
     """Switch operation and adapter off within a ``with`` block, which gives the source model on the same weights.
 
     ``requires_grad`` of every parameter is restored: PEFT's switch would turn on the gradients of every adapter.
+
+    Args:
+        model: with operations, and perhaps an adapter.
+        keep: names of operations that stay on.
     """
     chosen = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     was_training = model.training
@@ -58,6 +67,6 @@ def original(model: nn.Module) -> Iterator[None]:
         stack.callback(restore)
         if hasattr(model, "disable_adapter"):
             stack.enter_context(cast(Any, model).disable_adapter())
-        stack.enter_context(operations_off(model))
+        stack.enter_context(operations_off(model, keep=keep))
         model.eval()  # a teacher without dropout
         yield

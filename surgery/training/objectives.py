@@ -33,6 +33,7 @@ class Objective(Section):
     Class attributes:
         needs_teacher: whether another model's output is the target.
         logits_held: matrices of logits (rows x positions x vocabulary, float32) that a step holds at once.
+        keeps_positions: whether the teacher has the positions of the model, also where an operation changed them.
         calls_modules: whether it runs matched modules on their own, outside the model's forward pass.
         least_rise: a rise of the loss below this is never a divergence.
     """
@@ -40,6 +41,7 @@ class Objective(Section):
     name: str
     needs_teacher: ClassVar[bool] = False
     logits_held: ClassVar[int] = 2
+    keeps_positions: ClassVar[bool] = False
     calls_modules: ClassVar[bool] = False
     least_rise: ClassVar[float] = _LEAST_RISE
 
@@ -131,7 +133,8 @@ class Hold(Objective):
     """Learn the answers and keep the rest: cross-entropy of marked answers, divergence from the original elsewhere.
 
     Sources of kind recall and chats mark their answers. All other tokens, and whole plain texts, are held: there the
-    Kullback-Leibler divergence from the original model counts, so that the text itself teaches nothing.
+    Kullback-Leibler divergence from the original model counts, so that the text itself teaches nothing. Where the
+    positions were changed for longer texts, the original model has the new positions too.
     """
 
     name: Literal["hold"]
@@ -139,6 +142,7 @@ class Hold(Objective):
         default=0.1, description="Weight of the divergence of one held token against the loss of one answer token."
     )
     needs_teacher: ClassVar[bool] = True
+    keeps_positions: ClassVar[bool] = True
     logits_held: ClassVar[int] = 4
 
     def total(self, model: nn.Module, batch: Batch, teacher: Teacher | None = None) -> torch.Tensor:

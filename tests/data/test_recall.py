@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +117,16 @@ def test_a_short_text_gives_a_short_haystack() -> None:
     assert len(ids) < 1000 and any(answers)
 
 
-def test_facts_without_room_are_an_error() -> None:
+def test_facts_without_room_are_left_out() -> None:
     """A tokenizer of characters needs more tokens for a fact than a draw allows for."""
-    haystack = draw_haystack(TEXT, TRAINING, (160, 160), (2, 2), random.Random(1))
-    with pytest.raises(UsageError, match=r"2 facts and their questions take \d+ tokens, and the haystack may have 160"):
-        encode_haystack(haystack, _characters)
+    haystack = draw_haystack(TEXT, TRAINING, (260, 260), (3, 3), random.Random(1))
+    ids, answers = encode_haystack(haystack, _characters)
+    whole = "".join(map(chr, ids))
+    assert len(ids) <= 260 and any(answers)
+    asked = [fact for fact in haystack.facts if fact.question + fact.space + fact.answer in whole]
+    assert 0 < len(asked) < 3 and all(line in whole for fact in asked for line in fact.lines)
+    with pytest.raises(UsageError, match=r"a fact and its question take \d+ tokens, and the haystack may have 20"):
+        encode_haystack(replace(haystack, length=20), _characters)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from surgery.checkpoint import open_checkpoint
+from surgery.conversion import convert
+from surgery.data import collate, make_rows
 from surgery.errors import PlanRefusedError
 from surgery.loading import RunOptions, load_model
 from surgery.recovery import finetune, read_recipe
@@ -18,6 +21,9 @@ from surgery.recovery.controls import apply_control
 from surgery.recovery.layout import Layout
 from surgery.recovery.parameters import operation_parameters
 from surgery.recovery.stage_hooks import stage_hooks
+from surgery.recovery.teacher_choice import kept_operations
+from surgery.recovery.teachers import SameWeights
+from surgery.training.objectives import Hold
 from tests.recovery.conftest import Converted, MakeRecipe, crash
 
 
@@ -95,3 +101,39 @@ def test_a_price_without_parameters_is_refused(converted: Converted, make_recipe
 def test_a_plan_needs_no_torch_model(make_recipe: MakeRecipe, pages: Path) -> None:
     plan = finetune(_recipe(make_recipe, pages), dry_run=True).plan
     assert plan.steps == 4 and plan.train_tokens > 1000
+
+
+def test_the_text_is_held_to_the_model_with_the_new_positions(
+    make_recipe: MakeRecipe, converted: Converted, pages: Path, tmp_path: Path
+) -> None:
+    """Rows beyond the source's positions, which the source itself could not teach."""
+    source = converted().parent / "source"
+    positions = json.loads((source / "config.json").read_text())["max_position_embeddings"]
+    assert positions < 300
+    operations = [{"name": "rope", "factor": 8}, {"name": "ssmax", "form": "anchored", "reference_length": 64}]
+    recipe = {**_recipe(make_recipe, pages), "model": str(source), "operations": operations}
+    plan = finetune(recipe, dry_run=True).plan
+    assert plan.teacher == "the same weights, operation and adapter off; rope stays on"
+    with pytest.raises(PlanRefusedError, match=f"the source model has {positions} positions, so it cannot teach"):
+        finetune({**recipe, "objective": {"name": "distill"}}, dry_run=True)
+
+    out = convert(source, operations, output=tmp_path / "both").output
+    model = load_model(out, RunOptions(device="cpu"))
+    kept = kept_operations(read_recipe(recipe).stage_recipes(), Layout(open_checkpoint(out).config))
+    row = make_rows([list(range(5, 60)) * 5], 275, packing=False, predicted=[[False] * 272 + [True] * 3])
+    held = Hold(name="hold", weight=1.0)
+    batch = collate(row)
+    # At the start only the answers cost anything; against the source's positions the text would cost too.
+    answers = held.total(model, {**batch}, SameWeights(kept)).item()
+    assert answers == pytest.approx(Hold(name="hold", weight=5.0).total(model, batch, SameWeights(kept)).item())
+    assert held.total(model, batch, SameWeights()).item() > answers + 1e-4
+
+
+def test_two_teachers_with_other_positions_are_refused(make_recipe: MakeRecipe, converted: Converted) -> None:
+    recipe = make_recipe(
+        converted().parent / "source",
+        operations=[{"name": "rope", "factor": 8}, {"name": "ssmax", "form": "anchored"}],
+        stages=[{"objective": {"name": name}, "budget": {"steps": 1}} for name in ("hold", "distill")],
+    )
+    with pytest.raises(PlanRefusedError, match="hold needs a teacher with the model's positions, distill one"):
+        finetune(recipe, dry_run=True)

@@ -227,6 +227,7 @@ def test_shipped_recipes() -> None:
         "ssmax-scale",
         "ssmax-lora",
         "ssmax-recall",
+        "recall-extend",
         "ssmax-full-cpt",
         "ssmax-from-paper-start",
         "distill",

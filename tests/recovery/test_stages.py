@@ -159,7 +159,7 @@ def test_full_is_taught_by_a_second_copy(
     rows = _log(tmp_path / "out")
     assert rows[0]["teacher"] == "a second copy of the model"
     entry = json.loads((tmp_path / "out" / "surgery" / "history.json").read_text())["entries"][0]
-    assert entry["teacher"] == "a second copy"
+    assert entry["teacher"] == "a second copy of the model"
 
 
 def test_a_second_copy_teaches_what_the_first_would(make_recipe: MakeRecipe, converted: Converted) -> None:

@@ -6,7 +6,7 @@ import math
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from surgery.data.recall.templates import Fact, FactFamily, draw_facts
 from surgery.errors import UsageError
@@ -71,8 +71,10 @@ def encode_haystack(haystack: Haystack, offsets: Offsets) -> tuple[list[int], li
     The text is cut between lines, so that everything has at most ``haystack.length`` tokens; a short text gives a
     short haystack.
 
+    Facts that do not fit even without a text are left out.
+
     Raises:
-        UsageError: the facts and questions alone take more than ``haystack.length`` tokens.
+        UsageError: not even one fact with its question fits.
     """
     questions, spans = _questions(haystack)
     fixed = sum(len(offsets(line)[0]) + 2 for fact in haystack.facts for line in fact.lines)
@@ -84,15 +86,23 @@ def encode_haystack(haystack: Haystack, offsets: Offsets) -> tuple[list[int], li
         if len(ids) <= haystack.length:
             break
         if not part:
-            raise UsageError(
-                f"kind: recall: {len(haystack.facts)} facts and their questions take {len(ids)} tokens, and the haystack "
-                f"may have {haystack.length}",
-                hint="Set greater lengths or fewer facts in the source.",
-            )
+            return encode_haystack(_with_fewer_facts(haystack, len(ids)), offsets)
         part = _shorter(part, len(ids) - haystack.length, offsets)
     marked = [(len(body) + first, len(body) + last) for first, last in spans]
     answers = [end > start and any(start < last and end > first for first, last in marked) for start, end in places]
     return ids, answers
+
+
+def _with_fewer_facts(haystack: Haystack, tokens: int) -> Haystack:
+    """The haystack without its last fact."""
+    last = len(haystack.facts) - 1
+    if last == 0:
+        raise UsageError(
+            f"kind: recall: a fact and its question take {tokens} tokens, and the haystack may have {haystack.length}",
+            hint="Set greater lengths in the source.",
+        )
+    order = tuple(number for number in haystack.order if number != last)
+    return replace(haystack, facts=haystack.facts[:last], depths=haystack.depths[:last], order=order)
 
 
 def place_facts(text: str, facts: Sequence[tuple[Fact, Sequence[float]]]) -> str:
