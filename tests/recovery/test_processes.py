@@ -132,7 +132,7 @@ def test_two_processes_equal_one(make_recipe: MakeRecipe, converted: Converted, 
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["one", "two"]
 
 
-@pytest.mark.early
+@pytest.mark.slow
 def test_an_error_of_one_stops_both(make_recipe: MakeRecipe, converted: Converted, tmp_path: Path) -> None:
     done = _launch(tmp_path, _recipe(make_recipe, converted, tmp_path / "two", 1), resume=True)
     assert done.returncode != 0

@@ -109,6 +109,7 @@ def test_another_model_teaches(data: TrainingData, tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow  # lint-imports has a contract of it; here also what is imported at run time
 def test_no_room_above_is_imported(tmp_path: Path) -> None:
     import subprocess
     import sys
