@@ -177,7 +177,7 @@ def _too_long(positions: Any, stages: Sequence[StagePlan]) -> list[str]:
     extending = " or ".join(name for name, operation in OPERATIONS.items() if operation.extends_positions)
     return [
         f"sequences of {longest:,} tokens are longer than the model's {positions:,} positions; the operation "
-        f"{extending} adds positions, as in the recipe extend-context"
+        f"{extending} adds positions, as in the recipes extend-context and recall-extend"
     ]
 
 
