@@ -29,6 +29,12 @@ class ExitCode(IntEnum):
     TERMINATED = 143, "terminated by SIGTERM"
 
 
+def shown(value: object, most: int = 200) -> str:
+    """A wrong value as an error message shows it: its repr, shortened to ``most`` characters."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 40]}... ({len(text):,} characters)"
+
+
 class SurgeryError(Exception):
     """Base of all expected errors; shown without a traceback unless ``-v`` is given."""
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from surgery.anatomy.families import Family
-from surgery.errors import CheckpointError
+from surgery.errors import CheckpointError, shown
 
 Kind = Literal["full", "sliding", "linear", "latent", "chunked", "none"]
 # Names of the kinds in ``layer_types``. In a hybrid the tensors tell which layers have attention.
@@ -40,7 +40,7 @@ class ConfigValues:
             value = otherwise
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
             name = self.family.spelling(key)
-            raise CheckpointError(f"config.json: {name} must be a whole number, at least {least}, not {value!r}")
+            raise CheckpointError(f"config.json: {name} must be a whole number, at least {least}, not {shown(value)}")
         return value
 
     def layers(self) -> int:
@@ -57,7 +57,7 @@ class ConfigValues:
         key = self.family.softcap
         value = self.value(key) if key else None
         if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or not value > 0):
-            raise CheckpointError(f"config.json: {key} must be a positive number, not {value!r}")
+            raise CheckpointError(f"config.json: {key} must be a positive number, not {shown(value)}")
         return value
 
     def window(self) -> int | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgery.anatomy.families import Family
-from surgery.errors import CheckpointError
+from surgery.errors import CheckpointError, shown
 
 # Older keys of the same values, at the top level.
 THETA_KEYS = ("rope_theta", "rotary_emb_base")
@@ -100,7 +100,7 @@ def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise CheckpointError(f"config.json: {key} must be an object, not {value!r}")
+        raise CheckpointError(f"config.json: {key} must be an object, not {shown(value)}")
     return value
 
 
@@ -114,7 +114,7 @@ def _filled(given: Mapping[str, Any], theta: Any, partial: Any) -> dict[str, Any
     for name in ("rope_theta", "partial_rotary_factor", "factor"):
         value = parameters.get(name)
         if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or not value > 0):
-            raise CheckpointError(f"config.json: {name} must be a positive number, not {value!r}")
+            raise CheckpointError(f"config.json: {name} must be a positive number, not {shown(value)}")
     return parameters
 
 

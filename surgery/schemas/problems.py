@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from rapidfuzz import process
 
+from surgery.errors import shown
 from surgery.schemas.schema import Problem, Schema
 from surgery.schemas.unions import TAGS, models_in
 from surgery.schemas.yaml_text import Keys, dotted
@@ -71,13 +72,13 @@ def _message(fault: Any, path: Keys, schema: Schema) -> str:
         return message
     if isinstance(given, float) and not math.isfinite(given):
         given = str(given)
-    return f"{message[0].lower()}{message[1:]}, not {given!r}"
+    return f"{message[0].lower()}{message[1:]}, not {shown(given)}"
 
 
 def _unknown_tag(context: Any, tags: str) -> str:
     close = process.extractOne(context["tag"], [tag.strip(" '") for tag in tags.split(",")], score_cutoff=70)
     guess = f"did you mean `{close[0]}`? One of {tags}" if close is not None else f"one of {tags}"
-    return f"unknown {context['discriminator'].strip(chr(39))} {context['tag']!r}; {guess}"
+    return f"unknown {context['discriminator'].strip(chr(39))} {shown(context['tag'])}; {guess}"
 
 
 def _unknown_key(path: Keys, location: Keys, schema: Schema) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from pathlib import Path
@@ -84,6 +85,16 @@ output: out
         (11, "operations"),
     ]
     assert "did you mean `form`" in caught.value.problems[2].message
+
+
+def test_a_wrong_value_is_shown_shortened(tmp_path: Path) -> None:
+    """Ten thousand characters for each of several keys made messages that nobody reads."""
+    path = tmp_path / "zoo.yaml"
+    path.write_text(json.dumps({"output": "out", "models": [{"path": [["x" * 9000]]}], "parallel": [["y" * 9000]]}))
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path)
+    message = str(caught.value)
+    assert len(message) < 1000 and "[['xxx" in message and "(9,006 characters)" in message
 
 
 def test_what_is_no_manifest(tmp_path: Path) -> None:
