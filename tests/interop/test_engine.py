@@ -281,7 +281,7 @@ def test_an_engine_in_bfloat16(operated: Operated, strict: bool) -> None:
 
 
 @pytest.mark.usefixtures("registered")
-@pytest.mark.parametrize(("form", "message"), [("gated", "a mask per head"), ("unit", "has no softmax")])
+@pytest.mark.parametrize(("form", "message"), [("gated", "a mask per head"), ("unit", "form unit does not run with")])
 def test_screening_refuses_an_engine_when_the_model_is_built(
     make_source: Any, tmp_path: Path, form: str, message: str
 ) -> None:
