@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
@@ -46,11 +48,10 @@ class Screening(Acceptance, name="screening"):
         if not screening.learns() and screening.is_open():
             screening.path = "open"
             return None
-        mask = call.attention_mask
-        read_later = isinstance(mask, torch.Tensor) and mask.shape[-1] != call.key.shape[2]
-        if "read_index" in call.options and (call.window is not None or read_later):
+        paged = "read_index" in call.options
+        if paged and (call.window is not None or "cache" in inspect.signature(call.backend).parameters):
             # A page is used again once its keys have left the window, so keys do not lie in the order of the text.
-            # Before 5.24, transformers reads the pages in the backend, after this point.
+            # Before 5.24, transformers reads the pages in the backend, which then takes the cache.
             raise ValueError(
                 "screening does not run in continuous batching in layers with a sliding window, or with transformers "
                 "before 5.24: use generate."
