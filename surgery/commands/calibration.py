@@ -12,10 +12,11 @@ from surgery.commands import console
 from surgery.commands.flags import spelled
 from surgery.errors import UsageError
 from surgery.operations import OPERATIONS
-from surgery.operations.base import Operation
+from surgery.operations.base import CalibrationRecord, CalibrationSummary, Operation
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+    from rich.table import Table
 
     from surgery.conversion.plan import PreparedPlan
     from surgery.loading import RunOptions
@@ -150,8 +151,32 @@ def _spelled(field: str) -> str:
     return owner.names[0] if owner else spelled(field)
 
 
+def summary_of(calibration: CalibrationRecord) -> CalibrationSummary:
+    """What a calibration chose, in words."""
+    return OPERATIONS[calibration.operation].summarize_calibration(calibration.to_dict())
+
+
+def chosen_table(summary: CalibrationSummary) -> Table:
+    """The values that a calibration chose; one row for each run of equal layers."""
+    from rich.table import Table
+
+    table = Table(title="Calibration, by query head", title_justify="left")
+    for column in summary.columns:
+        table.add_column(column)
+    runs: list[list[tuple[str, ...]]] = []
+    for row in summary.rows:
+        if runs and runs[-1][0][1:] == row[1:] and int(runs[-1][-1][0]) + 1 == int(row[0]):
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    for run in runs:
+        first, last = run[0][0], run[-1][0]
+        table.add_row(first if first == last else f"{first}-{last}", *run[0][1:])
+    return table
+
+
 def print_calibration(calibration: Any) -> None:
-    """Print the held-out passages and the number of open heads."""
+    """Print the held-out passages, the chosen values, and the number of open heads."""
     from rich.table import Table
 
     from surgery.conversion.card import summarize_numbers
@@ -163,6 +188,7 @@ def print_calibration(calibration: Any) -> None:
         name = console.printable(Path(text.text).name)
         table.add_row(name, str(text.tokens), f"{text.loss:.4f}", f"{text.change:+z.4f}", f"{text.rejected:.1%}")
     console.out.print(table)
+    console.out.print(chosen_table(summary_of(calibration)))
     heads = sum(len(layer.open) for layer in calibration.layers)
     opened = sum(sum(layer.open) for layer in calibration.layers)
     whole = [layer.layer for layer in calibration.layers if all(layer.open)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from surgery.commands import completion, console
-from surgery.commands.calibration import CalibrationRequest, plan_with_calibration, print_calibration
+from surgery.commands.calibration import CalibrationRequest, plan_with_calibration, print_calibration, summary_of
 from surgery.commands.flags import run_flags, with_flags
 from surgery.commands.help import command_app
 from surgery.commands.operation_flags import (
@@ -142,7 +142,7 @@ def _show_dry_run(prepared: PreparedPlan, output: Path | None, *, force: bool, a
     if as_json:
         console.emit("plan", {"output": target.as_posix(), **prepared.plan.to_dict()})
     else:
-        _print_plan(prepared.plan, target)
+        _print_plan(prepared, target)
         console.next_step("the same without --dry-run")
 
 
@@ -166,7 +166,7 @@ def _show_result(
     prepared: PreparedPlan, result: ConversionResult, pushed: PushResult | None, model: str, *, quiet: bool
 ) -> None:
     if not quiet:
-        _print_plan(prepared.plan, result.output)
+        _print_plan(prepared, result.output)
         if prepared.calibration is not None:
             print_calibration(prepared.calibration)
     how = ", ".join(sorted(set(result.placed.values())))
@@ -176,9 +176,12 @@ def _show_result(
     console.next_step("surgery", "verify", str(result.output), "--against", model)
 
 
-def _print_plan(plan: Plan, target: Path) -> None:
-    console.listing("Plan", [(name, value) for name, value in _plan_rows(plan, target) if value])
-    for warning in plan.warnings:
+def _print_plan(prepared: PreparedPlan, target: Path) -> None:
+    rows = _plan_rows(prepared.plan, target)
+    if prepared.calibration is not None:
+        rows[-1:-1] = summary_of(prepared.calibration).facts.items()
+    console.listing("Plan", [(name, value) for name, value in rows if value])
+    for warning in prepared.plan.warnings:
         console.note(warning)
 
 

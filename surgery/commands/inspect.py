@@ -47,6 +47,7 @@ def inspect(
     console.out.print(_summary(inspection))
     notes: dict[str, int] = {}
     console.out.print(_layer_table(inspection, notes))
+    _print_calibration(inspection)
     for note in _notes(inspection, notes):
         console.say(_wrapped(console.printable(note)))
     for line in _advice(inspection, console.printable(shlex.quote(model))):
@@ -94,6 +95,19 @@ def _summary(inspection: Inspection) -> Table:
     for name, value in rows.items():
         table.add_row(Text(name, style=LABEL), Text(console.printable(value)))
     return table
+
+
+def _print_calibration(inspection: Inspection) -> None:
+    """What a calibration chose, saves and costs."""
+    from surgery.commands.calibration import chosen_table
+    from surgery.conversion.card import calibration_summary
+    from surgery.conversion.records import read_history
+
+    for options in inspection.anatomy.operations:
+        if summary := calibration_summary(inspection.folder, options):
+            when = ", before the training" if read_history(inspection.folder) else ""
+            console.listing(f"Calibration of {options['name']}{when}", list(summary.facts.items()))
+            console.out.print(chosen_table(summary))
 
 
 def _by_layer(inspection: Inspection, attribute: str, words: Mapping[Any, str]) -> str:

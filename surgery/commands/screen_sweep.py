@@ -1,4 +1,4 @@
-"""``surgery screen-sweep``: the loss against the share of keys that screening rejects, to choose from."""
+"""``surgery screen-sweep``: the loss against what screening saves, to choose from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ app = command_app()
 
 # The operation whose calibration is swept.
 _OPERATION = next(operation for operation in OPERATIONS.values() if operation.calibrates)
-_SETTINGS = ("lengths", "observe", "softness", "windows")
+_SETTINGS = ("save", "context", "lengths", "observe", "softness", "windows")
 
 
 @app.command("screen-sweep", cls=CommandHelp)
@@ -66,7 +66,7 @@ def screen_sweep(
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
 ) -> None:
-    """Measure the loss against the share of rejected keys.
+    """Measure the loss against what screening saves: keys, memory or time.
 
     Each loss increase that --allow names gives a point. The model is loaded once; nothing is converted.
     """
@@ -178,16 +178,19 @@ def _print(result: Sweep) -> None:
     from rich.table import Table
 
     where = "other text" if result.other_text else "held-out text"
-    table = Table(title=f"Loss against keys rejected, measured on {where}", title_justify="left")
-    for column in ("allowed", "tokens", "passages", "keys rejected", "blocks skipped", "change", "worst"):
+    save, context = result.settings["save"], result.settings["context"]
+    what = "keys rejected" if context is None else f"{save} saved at {context:,} tokens"
+    table = Table(title=f"Loss against {what}, measured on {where}", title_justify="left")
+    for column in ("allowed", "saved", "tokens", "keys rejected", "cache kept", "blocks skipped", "change", "worst"):
         table.add_column(column, justify="right", overflow="fold")
     for point in result.points:
         for number, length in enumerate(point.lengths):
             table.add_row(
                 f"{point.allowed:g}" if number == 0 else "",
+                f"{point.saved:.1%}" if number == 0 else "",
                 f"{length.tokens:,}",
-                str(length.passages),
                 f"{length.rejected:.1%}",
+                f"{length.cache:.1%}",
                 f"{length.blocks:.1%}",
                 f"{length.change:+.4f}",
                 f"{length.worst:+.4f}",

@@ -11,11 +11,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from surgery.checkpoint import replace_file
+from surgery.checkpoint import load_json, replace_file
+from surgery.checkpoint.record import CALIBRATION_NAME
 from surgery.conversion.code import code_files
 from surgery.errors import CheckpointError
 from surgery.markdown import escape_markdown
 from surgery.operations import OPERATIONS
+from surgery.operations.base import CalibrationSummary
 
 # Words of card.md.jinja.
 _OWN_WORDS = "attention was changed by model-surgery"
@@ -48,7 +50,7 @@ def write_card(
     environment = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     environment.filters["md"] = escape_markdown
     template = environment.from_string(files(__package__).joinpath("card.md.jinja").read_text(encoding="utf-8"))
-    operations = [
+    operations: list[dict[str, Any]] = [
         {
             "name": options["name"],
             "description": describe(options),
@@ -59,6 +61,8 @@ def write_card(
         }
         for options, identity in zip(plan["operations"], plan["identity"], strict=True)
     ]
+    for entry, options in zip(operations, plan["operations"], strict=True):
+        entry["calibration"] = calibration_summary(path.parent, options)
     name = str(plan["source"]["name"]).rsplit("/", 1)[-1]
     title = f"{name} with {' and '.join(str(entry['name']) for entry in operations)}"
     text = template.render(
@@ -75,6 +79,17 @@ def write_card(
         has_record=has_record,
     )
     replace_file(path, text.encode("utf-8"))
+
+
+def calibration_summary(folder: Path, options: Mapping[str, Any]) -> CalibrationSummary | None:
+    """What the calibration in a converted checkpoint chose for an operation; None if it has none, or not this one."""
+    path = folder / CALIBRATION_NAME
+    if options.get("calibration") is None or not path.is_file():
+        return None
+    try:
+        return OPERATIONS[str(options["name"])].summarize_calibration(load_json(path))
+    except (KeyError, TypeError, ValueError, CheckpointError):
+        return None  # `surgery verify` names a record that is not the plan's
 
 
 def is_own_card(path: Path) -> bool:

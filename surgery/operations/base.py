@@ -124,6 +124,20 @@ class CalibrationRecord(Protocol):
         """Plain data, as written into ``surgery/calibration.json``."""
 
 
+@dataclass(frozen=True)
+class CalibrationSummary:
+    """What a calibration chose, in words.
+
+    Attributes:
+        facts: label -> text, for plans, cards and `surgery inspect`.
+        columns, rows: a small table of the chosen values, one row for each layer.
+    """
+
+    facts: Mapping[str, str]
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
 class Operation(MeasuredOperation, TrainableOperation, ABC):
     """One operation on attention.
 
@@ -306,6 +320,10 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
         It is loaded by its name on first use, because it stands above evaluation and needs torch.
         """
         return import_module(f"surgery.operations.{self.name}.calibration")
+
+    def summarize_calibration(self, record: Mapping[str, Any]) -> CalibrationSummary:
+        """What a calibration chose, from its record as plain data."""
+        raise NotImplementedError(f"{self.name} has no calibration")
 
     def uncalibrated(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """The options that a user gave, marked so that a plan can be made before the calibration has run."""

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from surgery.anatomy import FAMILIES, REFUSED, Anatomy, AttentionLayer, Family, read_anatomy
 from surgery.anatomy.anatomy import MODEL_TYPE_PREFIX
-from surgery.checkpoint import Checkpoint, open_checkpoint, resolve
+from surgery.checkpoint import Checkpoint, load_json, open_checkpoint, resolve
+from surgery.checkpoint.record import CALIBRATION_NAME
 from surgery.operations import OPERATIONS
 
 Choice = Literal["default", "if asked", "never"]
@@ -46,6 +47,15 @@ class Inspection:
             return "default"
         return "never" if self.options[operation][layer] is None else "if asked"
 
+    @property
+    def calibration(self) -> dict[str, Any] | None:
+        """Settings of the calibration that a converted checkpoint started from, and what it saves; None without."""
+        path = self.folder / CALIBRATION_NAME
+        if not self.anatomy.operations or not path.is_file():
+            return None
+        record = load_json(path)
+        return {name: record.get(name) for name in ("settings", "saved", "estimated")}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         anatomy = self.anatomy
@@ -59,6 +69,7 @@ class Inspection:
             **{name: value for operation in OPERATIONS.values() for name, value in operation.facts(anatomy).items()},
             "tied_embeddings": anatomy.tied_embeddings,
             "dtypes": dict(anatomy.dtypes),
+            "calibration": self.calibration,
             "parameters": anatomy.parameters,
             "bytes": anatomy.bytes,
             "shards": anatomy.shards,

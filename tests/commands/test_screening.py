@@ -38,11 +38,35 @@ def test_calibrate_and_convert(surgery: Any, runnable: Path, texts: Path, tmp_pa
     for part in ("Held-out text", "keys rejected", "heads", "calibration ", f"wrote {out}"):
         assert part in ran.out, part
     assert json.loads((out / "surgery" / "calibration.json").read_text())["settings"]["observe"] == 2
+    _says_what_is_saved(surgery, ran.out, out, "keys: most rejected keys")
 
     again = tmp_path / "again"
     record = out / "surgery" / "calibration.json"
     assert surgery("convert", runnable, "--to", "screening", "--calibration", record, "-o", again).code == 0
     assert (again / "config.json").read_bytes() == (out / "config.json").read_bytes()
+
+
+def _says_what_is_saved(surgery: Any, plan: str, out: Path, chosen_for: str) -> None:
+    """The plan, the card and `inspect` have the same words."""
+    inspected = surgery("inspect", out).out
+    for text in (plan, (out / "README.md").read_text(), inspected):
+        flat = " ".join(text.replace("|", " ").split())
+        for part in (chosen_for, "at 16,384 tokens", "of the cache stays", "on average", "passages of 48 tokens"):
+            assert part in flat, (part, flat)
+    record = surgery("inspect", out, "--json").document()["calibration"]
+    assert [entry["tokens"] for entry in record["saved"]][-1] == 65536 and record["settings"]["lengths"] == [48]
+
+
+def test_memory_is_saved_at_a_context(surgery: Any, runnable: Path, texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    given = ("--to", "screening", "--calibrate", texts, *CALIBRATE, "--save", "memory", "--context", "1000")
+    ran = surgery("convert", runnable, *given, "-o", out)
+    assert ran.code == 0, ran.err
+    _says_what_is_saved(surgery, ran.out, out, "memory: the smallest cache at 1,000 tokens")
+    assert "calibrated at up to 48 tokens; longer texts were not measured" in ran.err.replace("\n", " ")
+    record = json.loads((out / "surgery" / "calibration.json").read_text())
+    assert [entry["tokens"] for entry in record["saved"]] == [1000, 4096, 16384, 65536]
+    assert all(max(layer["threshold"]) < -1 for layer in record["layers"])
 
 
 def test_with_ssmax_in_one_plan(surgery: Any, runnable: Path, texts: Path, tmp_path: Path) -> None:

@@ -21,6 +21,17 @@ class CalibrationSettings(BaseModel):
         allow_inf_nan=False,
         description="Largest increase of the loss of any held-out passage, in nats per token.",
     )
+    save: Literal["keys", "memory", "time"] = Field(
+        default="keys",
+        description="What the allowed loss is spent on. keys: thresholds and windows that reject most keys; memory: a "
+        "window for each key-value group, without thresholds, for the smallest cache; time: the same for the least "
+        "time of attention, by a measured model of its cost.",
+    )
+    context: Annotated[PositiveInt | None, Flag(absent="the longest of --lengths")] = Field(
+        default=None,
+        description="Tokens at which memory or time is saved; may lie beyond --lengths. No window is "
+        "longer than half of the longest of --lengths.",
+    )
     budget: float | None = Field(
         default=None,
         gt=0,
@@ -45,12 +56,17 @@ class CalibrationSettings(BaseModel):
     softness: float = Field(
         default=SOFTNESS, ge=0, le=0.5, description="Width of the ramp below each threshold; 0 is a hard threshold."
     )
-    windows: Literal["head", "group"] = Field(
-        default="head",
+    windows: Annotated[Literal["head", "group"] | None, Flag(absent="head, with --save memory or time group")] = Field(
+        default=None,
         description="A window for each query head, or one for each key-value group, so that the cache of the group can "
         "shrink; one open head in a group keeps its whole cache.",
     )
     seed: Annotated[int, NO_FLAG] = Field(default=0, description="Seed of the sample of queries.")
+
+    @property
+    def by_group(self) -> bool:
+        """Whether all query heads of a key-value head share a window."""
+        return self.windows == "group" or (self.windows is None and self.save != "keys")
 
     @field_validator("lengths", mode="before")
     @classmethod

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from surgery.anatomy import Anatomy, AttentionLayer, Family
 from surgery.errors import PlanRefusedError, UsageError
-from surgery.operations.base import LayerWord, Operation, OperationOptions, PlannedTensor
+from surgery.operations.base import CalibrationSummary, LayerWord, Operation, OperationOptions, PlannedTensor
 from surgery.operations.measured import ObservedRows
 from surgery.operations.screening.calibration_settings import CalibrationSettings
 from surgery.operations.screening.options import SOFTNESS, ScreeningOptions
@@ -199,6 +199,12 @@ class ScreeningOperation(Operation):
         if options.calibration == PENDING:
             return "the plan shows shapes only: its thresholds and windows need a calibration"
         return None
+
+    def summarize_calibration(self, record: Mapping[str, Any]) -> CalibrationSummary:
+        """What is saved, what it costs, and windows and thresholds by layer."""
+        from surgery.operations.screening.summary import summarize
+
+        return summarize(record)
 
     def uncalibrated(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """With a mark in place of the hash of a calibration."""

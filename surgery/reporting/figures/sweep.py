@@ -1,4 +1,4 @@
-"""Picture of a sweep: the loss by share of rejected keys."""
+"""Picture of a sweep: the loss by the share that is saved."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from surgery.reporting.formats import count, signed
 from surgery.reporting.theme import Theme, grid, new_figure
 
 Plain = Mapping[str, Any]
+_SAVED = {"memory": "cache", "time": "time of attention"}
 
 
-def loss_against_rejected(result: Plain, theme: Theme) -> Figure:
+def loss_against_saved(result: Plain, theme: Theme) -> Figure:
     """For each length the mean change of the loss and that of the worst passage, and the estimated change."""
     figure = new_figure(height=4.0)
     axes = figure.subplots()
     grid(axes, theme)
     points = result["points"]
+    save, context = result["settings"].get("save"), result["settings"].get("context")
     tokens = [length["tokens"] for length in points[0]["lengths"]]
     for place, length in enumerate(tokens):
         own = [point["lengths"][place] for point in points]
-        shares = [100 * one["rejected"] for one in own]
+        shares = [100 * one["rejected"] for one in own] if context is None else [100 * one["saved"] for one in points]
         colour, marker = theme.series[place % len(theme.series)], "o^Dv"[place % 4]
         axes.plot(
             shares, [one["change"] for one in own], color=colour, marker=marker, label=f"{count(length)} tokens, mean"
@@ -32,7 +34,7 @@ def loss_against_rejected(result: Plain, theme: Theme) -> Figure:
             shares, worst, color=colour, linestyle=":", linewidth=1.2, label=f"{count(length)} tokens, worst passage"
         )
     axes.plot(
-        [100 * point["observed"] for point in points],
+        [100 * point["observed" if context is None else "saved"] for point in points],
         [point["estimated"] for point in points],
         color=theme.quiet,
         linestyle="--",
@@ -40,7 +42,7 @@ def loss_against_rejected(result: Plain, theme: Theme) -> Figure:
         label="estimated from the observed texts",
     )
     axes.axhline(0, color=theme.ink, linewidth=0.9)
-    axes.set_xlabel("keys rejected (%)")
+    axes.set_xlabel("keys rejected (%)" if context is None else f"{_SAVED[save]} saved at {count(context)} tokens (%)")
     axes.set_ylabel("change of the loss (nats per token)")
     axes.yaxis.set_major_formatter(lambda value, _: signed(value, 3))
     axes.legend()

@@ -17,6 +17,7 @@ from surgery.operations.screening.calibration.passages import divide, short_name
 from surgery.operations.screening.calibration.results import Calibration, Trial
 from surgery.operations.screening.calibration.settings_check import check_settings, known_lengths, recorded
 from surgery.operations.screening.calibration_settings import CalibrationSettings
+from surgery.operations.screening.savings import savings
 
 
 def calibrate(
@@ -69,6 +70,7 @@ def calibrate(
     calibrator = Calibrator(loaded, screening, anatomy, settings, on_progress)
     trials: list[Trial] = []
     warnings = []
+    estimated = None
     if exponent is not None and exponent < 1:
         layers, guard = calibrator.fit_units(passages.observed, passages.held_out)
         warnings.append(
@@ -79,6 +81,7 @@ def calibrate(
         effects, grid = calibrator.observe(passages.observed)
         choice, guard, trials = calibrator.choose(effects, grid, passages.held_out)
         layers = calibrator.layers(choice, effects, grid)
+        estimated = choice.loss_increase
         if exponent is not None:
             layers = calibrator.with_gains(layers, passages.observed)
     if len(documents) < 3:
@@ -89,17 +92,20 @@ def calibrate(
         warnings.append(
             "held-out passages come from fewer than 3 texts: on others the loss may rise by more than the guard allowed"
         )
-    if max(lengths) < anatomy.trained_length:
+    longest = max(anatomy.trained_length, settings.context or 0)
+    if max(lengths) < longest:
         warnings.append(f"calibrated at up to {max(lengths)} tokens; longer texts were not measured")
     return Calibration(
         model=source.name,
         commit=source.commit,
-        settings=recorded(settings, lengths, screening, before),
+        settings=(kept := recorded(settings, lengths, screening, before)),
         texts=passages.texts,
         layers=layers,
         guard=tuple(guard),
         trials=tuple(trials),
         warnings=tuple(warnings),
+        saved=savings(layers, anatomy, kept),
+        estimated=estimated,
     )
 
 

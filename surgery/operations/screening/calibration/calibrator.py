@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from surgery.anatomy import Anatomy
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from surgery.operations.screening.calibration.choice import Choice, Effects
     from surgery.operations.screening.calibration.grid import Grid, PassageSums
     from surgery.operations.screening.calibration.unit_fit import Fit
+    from surgery.operations.screening.calibration.window_choice import GroupEffects
 
 OnProgress = Callable[[int, int, str], None]
 
@@ -47,12 +49,12 @@ class Calibrator:
         self.on_progress, self.done, self.total = on_progress, 0, 0
         # For each screened layer the number of query heads that share a window; None if each head has its own.
         self.shared: tuple[int, ...] | None = None
-        if settings.windows == "group":
+        if settings.by_group:
             assert isinstance(screening.layers, tuple)
             self.shared = tuple(anatomy.heads // anatomy.layers[int(layer)].kv_heads for layer in screening.layers)
 
-    def observe(self, passages: Sequence[Passage]) -> tuple[Effects, Grid]:
-        """The effects of every threshold and window on each head in these passages."""
+    def observe(self, passages: Sequence[Passage]) -> tuple[Effects | GroupEffects, Grid]:
+        """The effects of every threshold and window on each head in these passages; or of windows on each group."""
         import torch
 
         from surgery.operations.screening.calibration.choice import mean_effects
@@ -60,7 +62,9 @@ class Calibrator:
         from surgery.operations.screening.calibration.observation import observe_passage, sample_rows
 
         assert self.screening.full_window is not None
-        grid = Grid.up_to(max(len(passage.tokens) for passage in passages), self.screening.full_window)
+        longest = max(len(passage.tokens) for passage in passages)
+        saves_keys = self.settings.save == "keys"
+        grid = (Grid.up_to if saves_keys else Grid.of_windows)(longest, self.screening.full_window)
         generator = torch.Generator().manual_seed(self.settings.seed)
         # Without the trials, whose number is not known yet.
         self.total = BACKWARD_COST * sum(len(passage.tokens) for passage in passages)
@@ -71,24 +75,43 @@ class Calibrator:
             tokens = torch.tensor([passage.tokens], device=self.model.device)
             found.append((len(passage.tokens), observe_passage(self.model, tokens, grid, rows)))
             self.report(BACKWARD_COST * len(passage.tokens), f"observing {passage.document}")
-        return mean_effects(found), grid
+        return mean_effects(found) if saves_keys else self._group_effects(found, grid, longest), grid
+
+    def _group_effects(self, found: Sequence[tuple[int, PassageSums]], grid: Grid, longest: int) -> GroupEffects:
+        from surgery.operations.screening.calibration.currency import currency
+        from surgery.operations.screening.calibration.window_choice import group_effects
+
+        assert self.shared is not None
+        own = currency(self.settings, self.anatomy, self.screening, self.settings.context or longest)
+        windows = [*grid.windows[:-1], math.inf]
+        layers = [int(layer) for layer in self.screening.layers]
+        return group_effects(found, self.shared, [[own(layer, window) for window in windows] for layer in layers])
+
+    def chooser(self, effects: Effects | GroupEffects) -> Callable[[float], Choice]:
+        """The choice for a price on the loss, or for a budget of softmax mass."""
+        from surgery.operations.screening.calibration.choice import Effects, choose_by_loss, choose_by_mass
+
+        if not isinstance(effects, Effects):
+            return effects.choose
+        return partial(choose_by_loss if self.settings.budget is None else choose_by_mass, effects, shared=self.shared)
 
     def choose(
-        self, effects: Effects, grid: Grid, passages: Sequence[Passage]
+        self, effects: Effects | GroupEffects, grid: Grid, passages: Sequence[Passage]
     ) -> tuple[Choice, list[GuardedPassage], list[Trial]]:
-        """Of the tried choices within the allowed loss on every held-out passage, the one that rejects most keys.
+        """Of the tried choices within the allowed loss on every held-out passage, the one that saves most.
 
         Raises:
             SurgeryError: no choice is within the allowed loss.
         """
-        from surgery.operations.screening.calibration.choice import choose_by_loss, choose_by_mass, price_for
+        from surgery.operations.screening.calibration.choice import price_for
         from surgery.operations.screening.calibration.guard import HeldOutLoss, head_values, set_values
 
         allowed = self.settings.max_loss_increase
         guard = HeldOutLoss(self.model, passages, self.report)
         self.total += (TRIALS + 1) * guard.tokens
         budget = self.settings.budget
-        strength = budget if budget is not None else price_for(effects, allowed, self.shared)
+        chooser = self.chooser(effects)
+        strength = budget if budget is not None else price_for(chooser, allowed)
         holds: float | None = None
         fails: float | None = None
         best: tuple[Choice, list[GuardedPassage]] | None = None
@@ -96,7 +119,7 @@ class Calibrator:
         last = TRIALS
         fall = FIRST_STEP
         while best is None or len(trials) < last:
-            choice = (choose_by_loss if budget is None else choose_by_mass)(effects, strength, self.shared)
+            choice = chooser(strength)
             set_values(self.model, head_values(choice, grid, self.settings.softness), self.screening.heads)
             measured = guard.measure(until=allowed)
             worst = max(text.change for text in measured)
@@ -105,7 +128,7 @@ class Calibrator:
                 if holds is None:
                     last = max(TRIALS, len(trials) + TRIALS_AFTER_HOLDING)
                 holds = strength
-                if best is None or choice.rejected > best[0].rejected:
+                if best is None or choice.saved > best[0].saved:
                     best = choice, measured
                 if budget is not None and fails is None:
                     break  # the budget holds, and a larger one was not asked for
@@ -123,7 +146,7 @@ class Calibrator:
             )
         return (*best, trials)
 
-    def layers(self, choice: Choice, effects: Effects, grid: Grid) -> tuple[CalibratedLayer, ...]:
+    def layers(self, choice: Choice, effects: Effects | GroupEffects, grid: Grid) -> tuple[CalibratedLayer, ...]:
         """The choice as start values."""
         from surgery.operations.screening.calibration.guard import head_values
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,12 +55,14 @@ class Choice:
         threshold, window: ``(layers, heads)``.
         rejected: share of all keys.
         loss_increase: estimated increase of the loss, in nats per token.
+        saved: share of what the calibration saves: of the keys, of the cache or of the time of attention.
     """
 
     threshold: NDArray[np.int64]
     window: NDArray[np.int64]
     rejected: float
     loss_increase: float
+    saved: float
 
     def is_open(self, grid: Grid) -> NDArray[np.bool_]:
         """Heads that reject nothing, ``(layers, heads)``."""
@@ -79,18 +81,17 @@ def choose_by_loss(effects: Effects, price: float, shared: Sequence[int] | None 
     return _best(effects, effects.rejected / heads - effects.loss_increase / price, shared)
 
 
-def price_for(effects: Effects, allowed: float, shared: Sequence[int] | None = None) -> float:
+def price_for(choose: Callable[[float], Choice], allowed: float) -> float:
     """The price at which the estimated increase of the loss equals ``allowed``, by bisection.
 
     Args:
-        effects: of every threshold and window.
+        choose: the choice for a price.
         allowed: increase of the loss, in nats per token.
-        shared: as in `choose_by_loss`.
     """
     low, high = 1e-9, 1e6
     while high / low > 1.05:
         middle = math.sqrt(low * high)
-        if choose_by_loss(effects, middle, shared).loss_increase <= allowed:
+        if choose(middle).loss_increase <= allowed:
             low = middle
         else:
             high = middle
@@ -113,4 +114,5 @@ def _best(effects: Effects, worth: Array, shared: Sequence[int] | None) -> Choic
     layer_index, head_index = np.ogrid[:layers, :heads]
     threshold = worth[layer_index, head_index, :, window].argmax(-1)
     chosen = (layer_index, head_index, threshold, window)
-    return Choice(threshold, window, float(effects.rejected[chosen].mean()), float(effects.loss_increase[chosen].sum()))
+    rejected = float(effects.rejected[chosen].mean())
+    return Choice(threshold, window, rejected, float(effects.loss_increase[chosen].sum()), saved=rejected)

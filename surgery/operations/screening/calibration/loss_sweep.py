@@ -6,7 +6,6 @@ measured on other text. Each point is a calibration that `convert --calibration`
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,30 +17,29 @@ from surgery.data import read_documents
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.loading import RunOptions, load_tokenizer
 from surgery.operations.inspection import converted_already, unverified_family
-from surgery.operations.screening import ScreeningOptions
 from surgery.operations.screening.calibration.calibration import resolved_options
 from surgery.operations.screening.calibration.calibrator import Calibrator, OnProgress
 from surgery.operations.screening.calibration.passages import cut_from_start, divide, short_names
 from surgery.operations.screening.calibration.results import Calibration, GuardedPassage, Trial
 from surgery.operations.screening.calibration.settings_check import check_settings, known_lengths, recorded
 from surgery.operations.screening.calibration_settings import CalibrationSettings
+from surgery.operations.screening.savings import savings
 
 # Estimated increases of the loss, in nats per token; a sweep measures the true increases.
 ALLOWED = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
-BLOCK = 128
 
 
 @dataclass(frozen=True)
 class LengthResult:
     """Results of a point on the measured passages of one length: means, and the passage with the largest increase.
 
-    ``blocks`` is the share of blocks of 128 queries and 128 keys that are outside the windows of all query heads of a
-    key-value head, so that a kernel can skip them.
+    ``cache`` and ``blocks`` are those of `Saving`.
     """
 
     tokens: int
     passages: int
     rejected: float
+    cache: float
     blocks: float
     change: float
     worst: float
@@ -57,6 +55,7 @@ class SweepPoint:
         price: price on loss that gives this estimate, as in `choose_by_loss`.
         estimated: estimated increase of the loss by the choice.
         observed: share of keys rejected in the observed passages.
+        saved: share of what the settings save: of the keys, of the cache or of the time of attention.
         lengths: measured results by length.
         calibration: the choice, for `convert --calibration`; its guard has every measured passage.
     """
@@ -65,15 +64,17 @@ class SweepPoint:
     price: float
     estimated: float
     observed: float
+    saved: float
     lengths: tuple[LengthResult, ...]
     calibration: Calibration
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without the values of every head."""
-        plain = {name: getattr(self, name) for name in ("allowed", "price", "estimated", "observed")}
+        plain = {name: getattr(self, name) for name in ("allowed", "price", "estimated", "observed", "saved")}
         return {
             **plain,
             "lengths": [asdict(length) for length in self.lengths],
+            "savings": [dict(saving) for saving in self.calibration.saved],
             "passages": [{**asdict(text), "change": text.change} for text in self.calibration.guard],
             "calibration_sha256": self.calibration.hash,
         }
@@ -164,7 +165,7 @@ def sweep(
     if measure_on:
         measured = cut_from_start(short_names(read_documents(measure_on)), tokenizer, lengths, settings.hold_out)
 
-    from surgery.operations.screening.calibration.choice import choose_by_loss, price_for
+    from surgery.operations.screening.calibration.choice import price_for
     from surgery.operations.screening.calibration.guard import HeldOutLoss, head_values, set_values
     from surgery.operations.screening.calibration.source_model import open_model
 
@@ -172,66 +173,48 @@ def sweep(
         open_model(source.folder, anatomy, [screening.resolved()], run), screening, anatomy, settings, on_progress
     )
     effects, grid = calibrator.observe(passages.observed)
+    chooser = calibrator.chooser(effects)
     guard = HeldOutLoss(calibrator.model, measured, calibrator.report)
     calibrator.total += (len(allowed) + 1) * guard.tokens
     kept = {**recorded(settings, lengths, screening), "max_loss_increase": None}
     points = []
     for limit in sorted(set(allowed)):
-        price = price_for(effects, limit, calibrator.shared)
-        choice = choose_by_loss(effects, price, calibrator.shared)
+        price = price_for(chooser, limit)
+        choice = chooser(price)
         set_values(calibrator.model, head_values(choice, grid, settings.softness), screening.heads)
         found = guard.measure()
         worst = max(text.change for text in found)
+        layers = calibrator.layers(choice, effects, grid)
         calibration = Calibration(
             model=source.name,
             commit=source.commit,
             settings=kept,
             texts=passages.texts,
-            layers=calibrator.layers(choice, effects, grid),
+            layers=layers,
             guard=tuple(found),
             trials=(Trial(price, choice.rejected, choice.loss_increase, worst),),
             warnings=("a point of a sweep, which no guard checked",),
+            saved=savings(layers, anatomy, kept),
+            estimated=choice.loss_increase,
         )
-        measures = by_length(found, _group_windows(calibration, anatomy, screening), screening.sinks)
-        points.append(SweepPoint(limit, price, choice.loss_increase, choice.rejected, measures, calibration))
+        measures = by_length(found, calibration, anatomy)
+        points.append(
+            SweepPoint(limit, price, choice.loss_increase, choice.rejected, choice.saved, measures, calibration)
+        )
     return Sweep(source.name, source.commit, kept, passages.texts, bool(measure_on), tuple(points))
 
 
-def by_length(measured: Sequence[GuardedPassage], windows: Sequence[float], sinks: int) -> tuple[LengthResult, ...]:
-    """Means over the passages of each length; ``windows`` of the key-value heads of all layers."""
+def by_length(
+    measured: Sequence[GuardedPassage], calibration: Calibration, anatomy: Anatomy
+) -> tuple[LengthResult, ...]:
+    """Means over the passages of each length."""
     found = []
     for tokens in sorted({text.tokens for text in measured}):
         own = [text for text in measured if text.tokens == tokens]
         worst = max(own, key=lambda text: text.change)
         rejected = sum(text.rejected for text in own) / len(own)
         change = sum(text.change for text in own) / len(own)
-        blocks = sum(blocks_outside(window, tokens, sinks) for window in windows) / len(windows)
-        found.append(LengthResult(tokens, len(own), rejected, blocks, change, worst.change, worst.text))
+        (saved,) = savings(calibration.layers, anatomy, calibration.settings, (tokens,))
+        of_windows = saved["cache"], saved["blocks"]
+        found.append(LengthResult(tokens, len(own), rejected, *of_windows, change, worst.change, worst.text))
     return tuple(found)
-
-
-def blocks_outside(window: float, tokens: int, sinks: int) -> float:
-    """Share of the causal blocks of 128 queries and 128 keys without a key in the window and without a sink."""
-    count = math.ceil(tokens / BLOCK)
-    outside = sum(
-        1
-        for row in range(count)
-        for column in range(row)
-        # The nearest pair of the block: its first query and its last key.
-        if row * BLOCK - (column * BLOCK + BLOCK - 1) >= window and column * BLOCK >= sinks
-    )
-    return outside / (count * (count + 1) / 2)
-
-
-def _group_windows(calibration: Calibration, anatomy: Anatomy, screening: ScreeningOptions) -> list[float]:
-    """The widest window of each key-value head of the screened layers; infinite if a query head has no window."""
-    assert screening.full_window is not None
-    found = []
-    for layer in calibration.layers:
-        each = anatomy.heads // anatomy.layers[layer.layer].kv_heads
-        chosen = range(anatomy.heads) if screening.heads is None else screening.heads
-        widths = dict(zip(chosen, (round(2**value) for value in layer.log2_window), strict=True))
-        windows = [float(widths.get(head, screening.full_window)) for head in range(anatomy.heads)]
-        windows = [math.inf if window >= screening.full_window else window for window in windows]
-        found += [max(windows[first : first + each]) for first in range(0, anatomy.heads, each)]
-    return found

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
 from surgery.loading.head import LOGITS_AT_ONCE, base_output, head_logits, vocabulary, with_hidden
 from surgery.loading.model import recompute
-from surgery.operations.screening.calibration.grid import Grid, PassageSums, sum_over_keys
+from surgery.operations.screening.calibration.grid import Grid, PassageSums, sum_over_keys, sum_over_windows
 
 # Longer passages, in tokens, do not keep activations: the backward pass computes them again, layer by layer.
 LONGEST_KEPT = 1536
@@ -50,16 +52,30 @@ def observe_passage(model: Any, tokens: torch.Tensor, grid: Grid, rows: torch.Te
     sums = PassageSums((len(layers), next(iter(layers.values()))[1].num_heads, *grid.shape))
     again = tokens.shape[1] > LONGEST_KEPT
     with ExitStack() as stack:
+        observers = stack.enter_context(ExitStack())
         for number, (attention, screening) in enumerate(layers.values()):
-            _Watcher(sums, number, grid, screening, rows).attach(attention, stack)
+            _Watcher(sums, number, grid, screening, rows).attach(attention, stack, observers)
         if again:
             recompute(model, True)
             model.train()
             stack.callback(model.eval)
             stack.callback(recompute, model, False)
-        _backward(model, tokens)
-    sums.queries = len(rows)
+        # What the backward pass computes again has been seen.
+        _backward(model, tokens, on_forward=observers.close)
+    sums.queries, sums.places = len(rows), rows.numpy()
     return sums
+
+
+class _Seen(NamedTuple):
+    """What is kept of an observation until the gradient arrives; ``relevance`` only for a grid with thresholds."""
+
+    rows: torch.Tensor
+    weights: torch.Tensor
+    relevance: torch.Tensor | None
+    distance: torch.Tensor
+    allowed: torch.Tensor
+    sinks: torch.Tensor
+    value: torch.Tensor
 
 
 class _Watcher:
@@ -67,17 +83,17 @@ class _Watcher:
 
     def __init__(self, sums: PassageSums, number: int, grid: Grid, screening: Any, rows: torch.Tensor) -> None:
         self.sums, self.number, self.grid, self.screening, self.rows = sums, number, grid, screening, rows
-        self.seen: list[Any] = []
+        self.seen: list[_Seen] = []
         self.output: torch.Tensor | None = None
 
-    def attach(self, attention: Any, stack: ExitStack) -> None:
-        """Observe the layer until the stack is closed."""
+    def attach(self, attention: Any, stack: ExitStack, observers: ExitStack) -> None:
+        """Observe the layer until ``observers`` is closed, and wait for its gradient until ``stack`` is."""
         self.screening.observer, self.screening.observed_rows = self._show, self.rows
 
         def detach() -> None:
             self.screening.observer = self.screening.observed_rows = None
 
-        stack.callback(detach)
+        observers.callback(detach)
         # The projection of the heads' outputs runs last, and families give it several names.
         for child in attention.children():
             if getattr(child, "weight", None) is not None and child.weight.dim() == 2:
@@ -89,7 +105,9 @@ class _Watcher:
         self.seen, self.output = [], None
 
     def _show(self, observation: Any) -> None:
-        self.seen.append(observation)
+        relevance = observation.relevance if len(self.grid.thresholds) > 1 else None
+        located = (observation.distance.int(), observation.allowed, observation.sinks)
+        self.seen.append(_Seen(observation.rows, observation.weights, relevance, *located, observation.value))
 
     def _input(self, module: Any, arguments: Any) -> None:
         self.output = arguments[0]
@@ -101,31 +119,57 @@ class _Watcher:
         self.seen, self.output = [], None
 
     @torch.no_grad()
-    def _arrived(self, gradient: torch.Tensor, seen: list[Any]) -> None:
+    def _arrived(self, gradient: torch.Tensor, seen: list[_Seen]) -> None:
         heads = self.screening.num_heads
         gradient = gradient.reshape(gradient.shape[0], gradient.shape[1], heads, -1)
         sums = self.sums
         for block in seen:
-            free = block.allowed & ~block.sinks
-            groups = heads // block.value.shape[1]
             if self.number == 0:
                 sums.keys += float(block.allowed.sum())
-            for head in range(heads):
-                pull = gradient[0, block.rows, head].float() @ block.value[0, head // groups].float().T
-                found = sum_over_keys(
-                    self.grid,
-                    block.weights[0, head].float() * block.allowed[0, 0],
-                    block.relevance[0, head],
-                    block.distance[0, 0],
-                    free[0, 0],
-                    pull,
-                )
-                for total, values in zip((sums.rejected, sums.mass, sums.squared_change), found, strict=True):
-                    total[self.number, head] += values.cpu().numpy()
+            own = gradient[0, block.rows].float().transpose(0, 1)
+            value = block.value[0].float().repeat_interleave(heads // block.value.shape[1], 0)
+            if block.relevance is None:
+                self._add_windows(block, own @ value.transpose(-1, -2))
+            else:
+                self._add_all(block, own, value)
+
+    def _add_all(self, block: _Seen, gradient: torch.Tensor, value: torch.Tensor) -> None:
+        """Add a block for every threshold and window, head by head, since all cells of a head take much memory."""
+        assert block.relevance is not None
+        sums, free = self.sums, block.allowed & ~block.sinks
+        for head in range(len(gradient)):
+            found = sum_over_keys(
+                self.grid,
+                block.weights[0, head].float() * block.allowed[0, 0],
+                block.relevance[0, head],
+                block.distance[0, 0],
+                free[0, 0],
+                gradient[head] @ value[head].T,
+            )
+            for total, values in zip((sums.rejected, sums.mass, sums.squared_change), found, strict=True):
+                total[self.number, head] += values.cpu().numpy()
+
+    def _add_windows(self, block: _Seen, pull: torch.Tensor) -> None:
+        """Add a block for every window, and keep the changes of its queries."""
+        sums = self.sums
+        weights = block.weights[0].float() * block.allowed[0]
+        free = (block.allowed & ~block.sinks)[0, 0]
+        rejected, mass, changed = sum_over_windows(self.grid, weights, block.distance[0, 0], free, pull)
+        sums.rejected[self.number] += rejected.cpu().numpy()
+        sums.mass[self.number, :, 0] += mass.cpu().numpy()
+        sums.squared_change[self.number, :, 0] += changed.double().square().sum(1).cpu().numpy()
+        groups = block.value.shape[1]
+        of_groups = changed.unflatten(0, (groups, -1)).sum(1).transpose(0, 1)
+        shape = (len(self.rows), groups, of_groups.shape[-1])
+        kept = sums.changes.setdefault(self.number, np.zeros(shape, dtype=np.float32))
+        kept[torch.searchsorted(self.rows, block.rows.cpu()).numpy()] = of_groups.cpu().numpy()
 
 
-def _backward(model: Any, tokens: torch.Tensor) -> None:
-    """Backward pass of the summed next-token loss, with the logits of some rows at a time."""
+def _backward(model: Any, tokens: torch.Tensor, on_forward: Callable[[], None]) -> None:
+    """Backward pass of the summed next-token loss, with the logits of some rows at a time.
+
+    ``on_forward`` is called between the forward and the backward pass.
+    """
     length = tokens.shape[1]
     with ExitStack() as stack:
         # No parameter needs a gradient, so the graph begins at the embeddings. A family may scale them in place, and
@@ -136,6 +180,7 @@ def _backward(model: Any, tokens: torch.Tensor) -> None:
             .remove
         )
         output = base_output(model, input_ids=tokens, use_cache=False)
+    on_forward()
     hidden = output["last_hidden_state"]
     cut = hidden.detach().requires_grad_()
     output = with_hidden(output, cut)

@@ -82,6 +82,8 @@ class Calibration:
         guard: the held-out passages with the choice.
         trials: every measured choice, in order.
         warnings: for users.
+        saved: what the windows save at each of several lengths, as plain `Saving`.
+        estimated: the estimated increase of the loss, in nats per token; None for units.
     """
 
     model: str
@@ -92,6 +94,8 @@ class Calibration:
     guard: tuple[GuardedPassage, ...]
     trials: tuple[Trial, ...]
     warnings: tuple[str, ...] = ()
+    saved: tuple[Mapping[str, Any], ...] = ()
+    estimated: float | None = None
 
     @property
     def operation(self) -> str:
@@ -115,7 +119,10 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as written into ``surgery/calibration.json``."""
-        return {"schema": SCHEMA, **asdict(self), "layers": tuple(layer.to_dict() for layer in self.layers)}
+        content = {"schema": SCHEMA, **asdict(self), "layers": tuple(layer.to_dict() for layer in self.layers)}
+        # Earlier versions had neither; their records keep their hash.
+        new = {"saved": (), "estimated": None}
+        return {key: value for key, value in content.items() if key not in new or value != new[key]}
 
     @property
     def hash(self) -> str:
@@ -172,6 +179,8 @@ def read_calibration(path: Path) -> Calibration:
             guard=tuple(GuardedPassage(**entry) for entry in content["guard"]),
             trials=tuple(Trial(**entry) for entry in content["trials"]),
             warnings=tuple(content["warnings"]),
+            saved=tuple(content.get("saved", ())),
+            estimated=content.get("estimated"),
         )
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path.name} is not a complete calibration: {error}") from error

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,11 +12,8 @@ from surgery.data import read_documents
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.evaluation.loss.token_losses import token_losses
 from surgery.loading import load_model, load_tokenizer, operations_off
-from surgery.operations.screening import ScreeningOptions
 from surgery.operations.screening.calibration import CalibrationSettings, Sweep, sweep
-from surgery.operations.screening.calibration.loss_sweep import BLOCK, _group_windows, blocks_outside
 from surgery.operations.screening.calibration.passages import cut_from_start
-from surgery.operations.screening.calibration.results import CalibratedLayer
 from tests.anatomy.test_probe import tiny
 from tests.families import _MOE
 from tests.tokenizers import save_tiny_tokenizer
@@ -64,28 +57,22 @@ def test_a_point_is_a_calibration_that_gives_what_was_measured(
     assert [one.worst for one in point.lengths] == pytest.approx([max(changes[:2]), max(changes[2:])], abs=1e-5)
 
 
-@pytest.mark.parametrize("window", [1, 2, 127, 128, 129, 130, 300, math.inf])
-@pytest.mark.parametrize("sinks", [0, 4, 130])
-def test_blocks_outside_a_window_are_those_without_a_key_in_it(window: float, sinks: int) -> None:
-    tokens = 4 * BLOCK
-    distance = np.arange(tokens)[:, None] - np.arange(tokens)
-    looked_at = (distance >= 0) & ((distance < window) | (np.arange(tokens) < sinks))
-    blocks = looked_at.reshape(4, BLOCK, 4, BLOCK).any((1, 3))
-    assert blocks_outside(window, tokens, sinks) == pytest.approx((10 - blocks.sum()) / 10)
+def test_cache_and_blocks_of_a_length(swept: Sweep) -> None:
+    assert all(one.blocks == 0 for point in swept.points for one in point.lengths)  # 64 tokens are one block
+    for place, tokens in enumerate((32, 64)):
+        shares = [point.lengths[place].cache for point in swept.points]
+        assert all(0 < share <= 1 for share in shares) and len(swept.points[0].calibration.saved) == 3, tokens
 
 
-def test_a_group_reaches_as_far_as_its_widest_head(swept: Sweep) -> None:
-    shares = [[one.blocks for one in point.lengths] for point in swept.points]
-    assert all(share == [0, 0] for share in shares)  # a passage of 64 tokens is one block
-    layer = CalibratedLayer(0, (0.0,) * 4, (0.0,) * 4, (3.0, 5.0, 2.0, 7.0), (0.0,) * 4, (False,) * 4)
-    calibration = replace(swept.points[0].calibration, layers=(layer,))
-    anatomy = SimpleNamespace(heads=4, layers=[SimpleNamespace(kv_heads=2)])
-    options = ScreeningOptions(full_window=64, open=True)
-    assert _group_windows(calibration, anatomy, options) == [32, math.inf]  # type: ignore[arg-type]
-    some = options.model_copy(update={"heads": (0, 1)})
-    two = replace(layer, log2_window=(3.0, 2.0))
-    calibration = replace(calibration, layers=(two,))
-    assert _group_windows(calibration, anatomy, some) == [8, math.inf]  # type: ignore[arg-type]
+def test_a_sweep_of_memory(source: Path, texts: Path) -> None:
+    settings = CalibrationSettings.model_validate({**SETTINGS.model_dump(exclude_unset=True), "save": "memory"})
+    found = sweep(source, [texts], allowed=ALLOWED, settings=settings)
+    saved = [point.saved for point in found.points]
+    assert saved == sorted(saved) and saved[-1] > 0.1
+    for point in found.points:
+        assert point.estimated <= point.allowed
+        assert point.lengths[1].cache == pytest.approx(1 - point.saved)
+        assert {one["tokens"] for one in point.calibration.saved} == {64, 4096, 16384, 65536}
 
 
 def test_without_other_text_what_is_held_out_is_measured(source: Path, texts: Path) -> None:
