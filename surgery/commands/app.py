@@ -23,7 +23,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "finetune": "Train a checkpoint as a recipe says.",
         "evaluate": "Measure models and compare them with the base.",
         "report": "Write a report from finished measurements.",
-        "screen-sweep": "Measure the loss against what screening saves: keys, memory or time.",
+        "screen-sweep": "Measure the loss against saved keys, memory or time.",
         "merge": "Merge a LoRA adapter into its base.",
         "revert": "Restore the source of a converted checkpoint.",
         "refresh": "Update the modelling code of a converted checkpoint.",

@@ -66,7 +66,7 @@ def screen_sweep(
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
 ) -> None:
-    """Measure the loss against what screening saves: keys, memory or time.
+    """Measure the loss against saved keys, memory or time.
 
     Each loss increase that --allow names gives a point. The model is loaded once; nothing is converted.
     """
