@@ -300,9 +300,12 @@ class WindowedCache(OperationCache):
         plain = bool(real.all()) and bool((visible_keys == places).all())
         if plain:
             visible_keys, real = visible_keys[:1], real[:1]
+        made: dict[int, NewTokens] = {}  # for each number of first keys
         for layer in self.layers:
             if isinstance(layer, WindowedLayer):
-                layer.new_tokens = NewTokens(real, visible_keys <= layer.first_keys, plain)
+                if layer.first_keys not in made:
+                    made[layer.first_keys] = NewTokens(real, visible_keys <= layer.first_keys, plain)
+                layer.new_tokens = made[layer.first_keys]
 
     def nbytes(self) -> int:
         """Memory of all keys and values, in bytes."""

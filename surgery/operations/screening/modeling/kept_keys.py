@@ -41,20 +41,20 @@ def attend_to_cached_keys(screening: Acceptance, call: AttentionCall) -> tuple[t
     if call.attention_mask is not None:
         without_empty_keys(call._replace(query=query[:, :, :1]))  # refuses masks of other kinds
     each = query.shape[1] // key.shape[1]
-    output = query.new_empty(query.shape[0], query.shape[2], query.shape[1], call.value.shape[-1])
     single = key.plain and call.attention_mask is None and query.shape[2] == 1
-    rest = []
+    rest, parts = [], []
     for group in key.groups:
         if dense or not _sees_all(group, reach, single):
             rest.append((group, not dense and _has_a_window_alone(group, reach)))
             continue
         members = _members(group, each)
         # Of an open group the mask, if any, holds; of others there is none.
-        part = call.backend(
-            call.module, take_heads(query, members), group.keys, group.values, call.attention_mask, **call.options
-        )[0]
-        if len(members) == query.shape[1]:
-            return part, None
+        tensors = (take_heads(query, members), group.keys, group.values)
+        parts.append((members, call.backend(call.module, *tensors, call.attention_mask, **call.options)[0]))
+    if len(key.groups) == len(parts) == 1:
+        return parts[0][1], None
+    output = query.new_empty(query.shape[0], query.shape[2], query.shape[1], call.value.shape[-1])
+    for members, part in parts:
         output[:, :, members] = part
     if rest:
         _attend_in_blocks(call, rest, dense, output)
