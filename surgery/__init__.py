@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from surgery.conversion import convert, make_plan, refresh, revert
     from surgery.evaluation import evaluate
     from surgery.loading import RunOptions
+    from surgery.models import new
     from surgery.operations.inspection import inspect
     from surgery.operations.screening.calibration import CalibrationSettings, Sweep, calibrate, sweep
     from surgery.recovery import finetune, merge
@@ -36,6 +37,7 @@ _HOMES = {
     "inspect": "surgery.operations.inspection",
     "make_plan": "surgery.conversion",
     "merge": "surgery.recovery",
+    "new": "surgery.models",
     "refresh": "surgery.conversion",
     "revert": "surgery.conversion",
     "sweep": "surgery.operations.screening.calibration",
@@ -54,6 +56,7 @@ __all__ = [
     "inspect",
     "make_plan",
     "merge",
+    "new",
     "refresh",
     "register",
     "revert",

@@ -11,7 +11,7 @@ from surgery.checkpoint.folder import CONFIG_NAME
 from surgery.checkpoint.hub_client import limit_silence
 from surgery.checkpoint.hub_errors import upload_error
 from surgery.checkpoint.names import quote, quoted_list
-from surgery.checkpoint.record import ENTRY_NAME, HISTORY_NAME, PLAN_NAME, VERIFICATION_NAME
+from surgery.checkpoint.record import ENTRY_NAME, HISTORY_NAME, NEW_NAME, PLAN_NAME, VERIFICATION_NAME
 from surgery.checkpoint.source import check_folder
 from surgery.checkpoint.strict_json import load_config
 from surgery.errors import CheckpointError, UsageError
@@ -87,7 +87,7 @@ def check_push(repository: str, *, force: bool = False) -> None:
     except Exception as error:
         raise upload_error(error, repository, asked_only=True) from error
     files = {str(sibling.rfilename) for sibling in found.siblings or ()} - _MADE_WITH_A_REPOSITORY
-    ours = bool(files & {PLAN_NAME, HISTORY_NAME, VERIFICATION_NAME, ENTRY_NAME})
+    ours = bool(files & {PLAN_NAME, HISTORY_NAME, NEW_NAME, VERIFICATION_NAME, ENTRY_NAME})
     if files and not (ours and force):
         raise UsageError(
             f"the repository {repository} exists and holds {quoted_list(files)}"
@@ -125,11 +125,11 @@ def check_pushable(folder: Path) -> None:
         CheckpointError: it is not a model folder, or has no card.
     """
     check_folder(folder)
-    recorded = (folder / PLAN_NAME).is_file() or (folder / HISTORY_NAME).is_file()
+    recorded = any((folder / name).is_file() for name in (PLAN_NAME, HISTORY_NAME, NEW_NAME))
     if not recorded and not _has_operations(folder):
         raise UsageError(
             f"{quote(folder.name)} was not written by surgery and is not uploaded",
-            hint="Give an output of `surgery convert`, `finetune` or `merge`.",
+            hint="Give an output of `surgery convert`, `new`, `finetune` or `merge`.",
         )
     if not (folder / CARD_NAME).is_file():
         raise CheckpointError(

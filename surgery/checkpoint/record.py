@@ -9,6 +9,7 @@ FORMAT_VERSION = 1  # of converted checkpoints; newer ones are refused
 ENTRY_NAME = "modeling_surgery.py"  # the code that config.json names
 PLAN_NAME = f"{RECORD_FOLDER}/plan.json"
 HISTORY_NAME = f"{RECORD_FOLDER}/history.json"
+NEW_NAME = f"{RECORD_FOLDER}/new.json"  # of a model that `surgery new` made
 SHARDS_NAME = f"{RECORD_FOLDER}/shards.json"
 CALIBRATION_NAME = f"{RECORD_FOLDER}/calibration.json"
 VERIFICATION_NAME = f"{RECORD_FOLDER}/verify.json"

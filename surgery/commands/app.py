@@ -17,6 +17,7 @@ from surgery.version import __version__
 # Every command in the order of the work, with the line that `surgery --help` shows. The file of a command has its name.
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
+        "new": "Make a model from random weights.",
         "inspect": "Show the attention of a model and which operations apply.",
         "convert": "Convert a checkpoint, or show the plan of a conversion.",
         "verify": "Check that a converted checkpoint is correct.",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from surgery.anatomy import Anatomy, read_anatomy
 from surgery.anatomy.anatomy import MODEL_TYPE_PREFIX
 from surgery.checkpoint import Checkpoint, Source, open_checkpoint, quote, resolve, sha256_json
-from surgery.checkpoint.record import FORMAT_VERSION, PLAN_NAME, RECORD_FOLDER
+from surgery.checkpoint.record import FORMAT_VERSION, NEW_NAME, PLAN_NAME, RECORD_FOLDER
 from surgery.checkpoint.tokenizer_code import tokenizer_code
 from surgery.conversion.completeness import check_complete
 from surgery.conversion.config import kept_auto_map
@@ -220,12 +220,13 @@ def _check_source(checkpoint: Checkpoint, anatomy: Anatomy) -> None:
             else "Another program saved it. Convert its source instead.",
         )
     done = bool(anatomy.operations)
+    is_new = NEW_NAME in checkpoint.other_files  # its record is kept below the record of the conversion
     taken = [
         name
         for name in (*checkpoint.other_files, *checkpoint.shards)
         if name == NEW_SHARD
         or is_code_name(name)
-        or (not done and _in_record(name))
+        or (not done and not is_new and _in_record(name))
         or (not done and name.startswith(SHARD_PREFIX) and name.endswith(".safetensors"))
     ]
     if taken:

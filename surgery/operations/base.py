@@ -156,6 +156,8 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
         test_ranges: ranges that `surgery verify` draws learned parameters from, by name, so that the operation has an
             effect; a parameter without a range is moved by a small random amount.
         constants: parameters that no check may change.
+        initial_options: the schema of the options that `surgery new NAME` offers, where a model can have the operation
+            from the start; each is an option of ``options`` too. None where `surgery new` has no such model.
     """
 
     name: ClassVar[str]
@@ -170,6 +172,7 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
     multiplies_queries: ClassVar[bool] = False
     test_ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
     constants: ClassVar[tuple[str, ...]] = ()
+    initial_options: ClassVar[type[BaseModel] | None] = None
 
     # Where it applies. Called by: plans, `surgery inspect`, `surgery families`.
 
@@ -285,6 +288,10 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
         A plan calls this hook of both operations; one reason is enough.
         """
         return None
+
+    def learned_per_head(self, options: Mapping[str, Any]) -> int:
+        """Learned numbers in each head of a new model; options are those of ``initial_options``."""
+        raise NotImplementedError(f"{self.name} has no initial options")
 
     def unfinished(self, options: Any) -> str | None:
         """The reason why a plan with these options can be shown but not executed yet, or None."""

@@ -26,6 +26,7 @@ from surgery.checkpoint import (
     write_safetensors,
 )
 from surgery.checkpoint.record import HISTORY_NAME
+from surgery.checkpoint.tokenizer_files import is_tokenizer_file
 from surgery.errors import CheckpointError
 from surgery.operations.parameters import is_operation
 from surgery.recovery.quantized import renames_alone
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 _TORCH_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _TRAINED = "trained-"
-_TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "spiece")
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def write_adapter(source: Checkpoint, output: Path, adapter: Any, record: Record
     """
     with StagedFolder(output, force=force, source=source.folder) as staged:
         for name in source.other_files:
-            if "/" not in name and name.startswith(_TOKENIZER):
+            if is_tokenizer_file(name):
                 place_file(source.folder / name, staged.path / name)
         adapter(staged.path)
         _write_record(source, staged.path, record)

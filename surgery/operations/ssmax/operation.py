@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from surgery.anatomy import Anatomy, AttentionLayer, Family
 from surgery.errors import PlanRefusedError
 from surgery.operations.base import Operation, PlannedTensor
-from surgery.operations.ssmax.options import FORMS, SSMaxOptions
+from surgery.operations.ssmax.options import FORMS, InitialOptions, SSMaxOptions
 from surgery.operations.ssmax.sections import Identity
 from surgery.operations.training import RecipeSection, StageHooks
 
@@ -39,6 +39,7 @@ class SSMaxOperation(Operation):
     title = "SSMax"
     summary = "a learned scale per head times ln n, so that attention does not fade with length"
     options = SSMaxOptions
+    initial_options = InitialOptions
     multiplies_queries = True
     learns = "SSMax's scale"
     controls = ("temperature",)
@@ -110,6 +111,10 @@ class SSMaxOperation(Operation):
             if isinstance(layer, int)
             for parameter in FORMS[options.form].parameters
         )
+
+    def learned_per_head(self, options: Mapping[str, Any]) -> int:
+        """The parameters of the form."""
+        return len(FORMS[options["form"]].parameters)
 
     def identity(self, options: SSMaxOptions) -> str | None:
         """Where the converted model equals the source: if the multiplier starts at exactly 1."""

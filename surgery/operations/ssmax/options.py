@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from surgery.flag import Flag
 from surgery.operations.base import HeadOptions
@@ -72,3 +72,16 @@ class SSMaxOptions(HeadOptions):
                     f"the form {self.form!r} has no parameter {name!r}; it has {', '.join(known) or 'none'}"
                 )
         return self
+
+
+class InitialOptions(BaseModel):
+    """SSMax in a new model. The paper's forms only: the others start as the model that they are applied to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    form: Literal["paper", "bias"] = Field(
+        default="paper", description="Multiplier of the query. paper: s ln n; bias: s ln n + b."
+    )
+    start: Annotated[
+        dict[str, StartValue] | None, Flag(absent="scale=1 / mean ln n over the length; for bias scale=0, bias=1")
+    ] = Field(default=None, description="Start value of a parameter of the form: scale=0.1, bias=1 (repeatable).")
