@@ -130,7 +130,7 @@ def _operated(options: Mapping[str, Any]) -> str:
 
     kind = options.get("form") or options.get("type")
     said = [f"{options.get('name')} ({kind})" if kind else str(options.get("name"))]
-    if "reference_length" in options:
+    if options.get("reference_length"):
         said.append(f"N = {options['reference_length']}")
     for key in ("layers", "heads"):
         value = options.get(key)

@@ -32,7 +32,7 @@ def check_control(variant: Variant, layout: Layout) -> None:
         if not OPERATIONS[str(options["name"])].has_control(variant, options):
             kind = options.get("form") or options.get("name")
             raise PlanRefusedError(
-                f"control: {variant} learns a constant in place of each learned parameter; {kind} has none",
+                f"control: {variant} puts a constant in place of what the length changes; {kind} has none",
                 hint="Set control: untouched.",
             )
 

@@ -18,11 +18,17 @@ LENGTH = 512
 
 
 def _model(form: str, scale: list[list[float]], *, heads: list[int] | None = None, bias: Any = None) -> Any:
-    start = {"paper": {"scale": 0.1}, "bias": {"scale": 0.0, "bias": 1.0}, "anchored": {"scale": 0.0}, "logn": {}}
+    start = {
+        "paper": {"scale": 0.1},
+        "bias": {"scale": 0.0, "bias": 1.0},
+        "anchored": {"scale": 0.0},
+        "logn": {},
+        "constant": {"bias": 1.0},
+    }
     options = {
         "name": "ssmax",
         "form": form,
-        "reference_length": 64,
+        "reference_length": None if form == "constant" else 64,
         "layers": [1, 3],
         "heads": heads,
         "start": start[form],
@@ -31,9 +37,9 @@ def _model(form: str, scale: list[list[float]], *, heads: list[int] | None = Non
     for row, layer in enumerate((1, 3)):
         operation = SSMax(options, num_heads=4)
         with torch.no_grad():
-            if form != "logn":
+            if form not in ("logn", "constant"):
                 operation.scale.copy_(torch.tensor(scale[row]))
-            if form == "bias":
+            if form in ("bias", "constant"):
                 operation.bias.copy_(torch.tensor(bias[row]))
         modules[str(layer)] = nn.ModuleDict({"attention": nn.ModuleDict({"ssmax": operation})})
     base = nn.Module()
@@ -45,11 +51,15 @@ def _model(form: str, scale: list[list[float]], *, heads: list[int] | None = Non
 SCALES = [[0.1, -0.2, 0.3, 0.0], [0.5, 0.02, -0.4, 0.26]]
 
 
-@pytest.mark.parametrize("form", ["paper", "bias", "anchored", "logn"])
+@pytest.mark.parametrize("form", ["paper", "bias", "anchored", "logn", "constant"])
 def test_multipliers_are_those_of_the_modelling_file(form: str) -> None:
     model = _model(form, SCALES, bias=SCALES[::-1])
     (found,) = learned_numbers(model, LENGTH)
-    assert [point.n for point in found.multipliers] == [1, 16, 64, 128, 256]
+    assert [point.n for point in found.multipliers] == [
+        1,
+        16,
+        *((256, LENGTH) if form == "constant" else (64, 128, 256)),
+    ]
     for row, layer in enumerate(("1", "3")):
         operation = model.base_model.layers[layer]["attention"]["ssmax"]
         for point in found.multipliers:
@@ -57,7 +67,7 @@ def test_multipliers_are_those_of_the_modelling_file(form: str) -> None:
             torch.testing.assert_close(torch.tensor(point.values[row]), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["paper", "bias", "anchored"])
+@pytest.mark.parametrize("form", ["paper", "bias", "anchored", "constant"])
 def test_negative_heads_are_found_exactly(form: str) -> None:
     model = _model(form, SCALES, bias=[[1.0, 0.5, -0.9, -1.0], [1.0, -0.01, 0.7, -0.7]])
     (found,) = learned_numbers(model, LENGTH)

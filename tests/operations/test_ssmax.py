@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from surgery.anatomy import FAMILIES, Anatomy, read_anatomy
 from surgery.checkpoint import open_checkpoint
-from surgery.errors import PlanRefusedError
+from surgery.errors import PlanRefusedError, UsageError
 from surgery.operations.ssmax import FORMS
 from surgery.operations.ssmax.operation import mean_log
 from tests.anatomy.builders import LAYERS, SIZES_OF, bare_source
@@ -44,6 +44,13 @@ def test_the_reference_length_is_the_trained_one_unless_given(anatomy: Anatomy) 
     assert resolve(anatomy, reference_length=77).reference_length == 77
 
 
+def test_a_constant_has_no_reference_length(anatomy: Anatomy) -> None:
+    resolved = resolve(anatomy, form="constant")
+    assert resolved.reference_length is None and "N =" not in SSMAX.describe(resolved)
+    with pytest.raises(UsageError, match="leave reference_length out"):
+        resolve(anatomy, form="constant", reference_length=77)
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -51,6 +58,8 @@ def test_the_reference_length_is_the_trained_one_unless_given(anatomy: Anatomy) 
         ({"form": "bias"}, "everywhere"),
         ({"form": "logn"}, "n <= 8192"),
         ({"form": "logn", "reference_length": 50}, "n <= 50"),
+        ({"form": "constant"}, "everywhere"),
+        ({"form": "constant", "start": {"bias": 1.01}}, None),
         ({"form": "paper"}, None),
         ({"form": "anchored", "start": {"scale": 0.01}}, None),
         ({"form": "bias", "start": {"scale": 0.01}}, None),

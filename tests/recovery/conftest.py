@@ -14,7 +14,13 @@ import pytest
 from tests.families import tiny_model
 
 WORDS = ["query", "finds", "key", "and", "value", "weighted", "by", "how", "near", "they", "are", "in", "many", "heads"]
-START = {"anchored": {"scale": 0.0}, "bias": {"scale": 0.0, "bias": 1.0}, "paper": {"scale": 0.2}, "logn": {}}
+START = {
+    "anchored": {"scale": 0.0},
+    "bias": {"scale": 0.0, "bias": 1.0},
+    "paper": {"scale": 0.2},
+    "logn": {},
+    "constant": {"bias": 1.0},
+}
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -147,9 +147,12 @@ def test_a_control_that_diverges_is_a_result(
     assert (tmp_path / "out" / "config.json").is_file()
 
 
-def test_no_constant_for_what_has_no_numbers(make_recipe: MakeRecipe, converted: Converted) -> None:
-    recipe = make_recipe(converted(form="logn"), train={"what": "scale+lora"}, control="temperature")
-    with pytest.raises(PlanRefusedError, match="logn has none"):
+@pytest.mark.parametrize("form", ["logn", "constant"])
+def test_no_constant_for_what_does_not_change_with_length(
+    make_recipe: MakeRecipe, converted: Converted, form: str
+) -> None:
+    recipe = make_recipe(converted(form=form), train={"what": "scale+lora"}, control="temperature")
+    with pytest.raises(PlanRefusedError, match=f"{form} has none"):
         finetune(recipe, dry_run=True)
 
 

@@ -109,15 +109,20 @@ def test_forms_follow_their_equations(n: int, reference: int, scale: float) -> N
         "bias": scale * log_n + 0.5,
         "anchored": 1 + scale * (log_n - log_reference),
         "logn": (log_n / log_reference).clamp(min=1),
+        "constant": torch.tensor(scale),
     }
     starts = {
         "paper": {"scale": scale},
         "bias": {"scale": scale, "bias": 0.5},
         "anchored": {"scale": scale},
         "logn": {},
+        "constant": {"bias": scale},
     }
     for form, value in expected.items():
-        module = SSMax({"form": form, "reference_length": reference, "start": starts[form]}, num_heads=1)
+        module = SSMax(
+            {"form": form, "reference_length": None if form == "constant" else reference, "start": starts[form]},
+            num_heads=1,
+        )
         assert module(count).item() == pytest.approx(value.item(), rel=1e-5, abs=1e-5)
 
 

@@ -23,7 +23,7 @@ from tests.families import TINY, VOCABULARY, WINDOW, auto_class, families_for_th
 LENGTH = 3 * WINDOW
 BOUND = 1e-4
 MULTIPLIER_BOUND = 1e-6
-FORMS = ("anchored", "bias", "logn", "paper")
+FORMS = ("anchored", "bias", "constant", "logn", "paper")
 
 
 def tokens(length: int = LENGTH) -> torch.Tensor:
@@ -95,7 +95,7 @@ def check_equalities(model: Any, model_type: str) -> None:
     assert found.keys() == family.breaks.keys(), {**found, "sdpa": model._supports_sdpa}
 
 
-@pytest.mark.parametrize("form", ["anchored", "bias", "logn"])
+@pytest.mark.parametrize("form", ["anchored", "bias", "constant", "logn"])
 def test_identity_at_the_start(make_source: Any, tmp_path: Path, family: str, form: str) -> None:
     if form == "logn" and is_bounded(make_source(family)):  # n never gets beyond the default N, which is the window
         with pytest.raises(PlanRefusedError, match=f"N = {WINDOW} has no effect: .* sees at most {WINDOW} keys"):

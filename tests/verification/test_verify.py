@@ -78,7 +78,7 @@ def test_a_fresh_conversion_passes_every_check(make_pair: Callable[..., Path], s
     assert tree(source) == before
 
 
-@pytest.mark.parametrize("form", ["bias", "logn", "paper"])
+@pytest.mark.parametrize("form", ["bias", "constant", "logn", "paper"])
 def test_every_form_passes(make_pair: Callable[..., Path], source: Path, form: str) -> None:
     result = verify(make_pair(form=form, layers="0,2"), against=source)
     assert result.failed == ()

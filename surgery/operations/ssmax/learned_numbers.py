@@ -34,9 +34,9 @@ def read_multipliers(
 ) -> LearnedNumbers:
     """Parameters, multipliers at some n, and the heads whose multiplier is negative for some n up to ``length``."""
     numbers = read_numbers(modules, options, layers, heads, start)
-    reference = int(options["reference_length"])
-    at = _multiplier(options["form"], modules, reference, (len(layers), len(heads)))
-    contexts = sorted({*SHORT_CONTEXTS, reference, 2 * reference})
+    reference = options["reference_length"]
+    at = _multiplier(options["form"], modules, reference or 1, (len(layers), len(heads)))
+    contexts = sorted({*SHORT_CONTEXTS, *((reference, 2 * reference) if reference else (length,))})
     return replace(
         numbers,
         reference_length=reference,
@@ -48,10 +48,10 @@ def read_multipliers(
 
 def _multiplier(form: str, modules: Sequence[Any], reference: int, shape: tuple[int, int]) -> Callable[[float], Array]:
     """m as a function of ln n, ``(layers, heads)``."""
-    values = [torch.from_numpy(parameter_values(modules, name)) for name in PARAMETERS[form]]
+    values = {name: torch.from_numpy(parameter_values(modules, name)) for name in PARAMETERS[form]}
 
     def at(log_n: float) -> Array:
-        found = multiplier(form, torch.tensor(log_n, dtype=torch.float64), math.log(reference), *values)
+        found = multiplier(form, torch.tensor(log_n, dtype=torch.float64), math.log(reference), **values)
         return found.expand(shape).numpy()
 
     return at

@@ -79,8 +79,9 @@ class SSMaxOperation(Operation):
         layers = self.choose_layers(options, anatomy)
         self.check_heads(options, anatomy)
         most = _most_keys(layers, anatomy)
+        form = FORMS[options.form]
         reference = options.reference_length or most
-        if reference < 2:
+        if form.has_reference and reference < 2:
             raise PlanRefusedError(f"the reference length must be at least 2, not {reference}")
         if options.form == "logn" and most < anatomy.trained_length and reference >= most:
             raise PlanRefusedError(
@@ -92,11 +93,12 @@ class SSMaxOperation(Operation):
             "paper": {"scale": 1.0 / mean_log(reference)},
             "bias": {"scale": 0.0, "bias": 1.0},
             "logn": {},
+            "constant": {"bias": 1.0},
         }[options.form]
         return options.model_copy(
             update={
                 "layers": layers,
-                "reference_length": reference,
+                "reference_length": reference if form.has_reference else None,
                 "start": {**default, **(options.start or {})},
             }
         )
@@ -126,8 +128,9 @@ class SSMaxOperation(Operation):
     def describe(self, options: SSMaxOptions) -> str:
         """Form, equation, N and start values."""
         start = ", ".join(f"{name} = {value:.6g}" for name, value in (options.start or {}).items())
-        equation = FORMS[options.form].equation
-        return f"form {options.form}, m(n) = {equation}, N = {options.reference_length}, start {start or 'none'}"
+        form = FORMS[options.form]
+        reference = f", N = {options.reference_length}" if form.has_reference else ""
+        return f"form {options.form}, m(n) = {form.equation}{reference}, start {start or 'none'}"
 
     def learned_numbers(
         self,
@@ -169,12 +172,13 @@ class SSMaxOperation(Operation):
         return [check_beyond_reference(checked)] if options.form == "logn" else []
 
     def effective_values(self, module: Any) -> tuple[Any, tuple[Any, ...]]:
-        """The scale, and another value of it."""
-        return module.scale, (module.scale.detach() + 0.1,)
+        """The first parameter of the form, and another value of it."""
+        parameter = getattr(module, FORMS[module.form].parameters[0])
+        return parameter, (parameter.detach() + 0.1,)
 
     def has_control(self, control: str, options: Mapping[str, Any]) -> bool:
-        """Whether the form has a control: every form with parameters has one."""
-        return control in self.controls and bool(FORMS[options["form"]].parameters)
+        """Whether the form has a control: every form that learns something of n has one."""
+        return control in self.controls and "scale" in FORMS[options["form"]].parameters
 
     def check_sections(self, sections: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         """``identity`` needs learned parameters."""

@@ -12,19 +12,23 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from surgery.flag import Flag
 from surgery.operations.base import HeadOptions
 
-FormName = Literal["anchored", "paper", "bias", "logn"]
+FormName = Literal["anchored", "paper", "bias", "logn", "constant"]
 # The range of float32, in which it is stored.
 StartValue = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
 class Form:
-    """One form of the multiplier m(n): its equation, its parameters, and the start values with m = 1 for every n."""
+    """One form of the multiplier m(n): its equation, its parameters, and the start values with m = 1 for every n.
+
+    ``has_reference`` is False for a form that has no N.
+    """
 
     equation: str
     parameters: tuple[str, ...]
     remark: str
     identity: Mapping[str, float] | None = None
+    has_reference: bool = True
 
 
 FORMS: MappingProxyType[FormName, Form] = MappingProxyType(
@@ -43,6 +47,13 @@ FORMS: MappingProxyType[FormName, Form] = MappingProxyType(
             MappingProxyType({"scale": 0.0, "bias": 1.0}),
         ),
         "logn": Form("max(1, ln n / ln N)", (), "no learned parameters; equals the source model up to N keys"),
+        "constant": Form(
+            "b",
+            ("bias",),
+            "one temperature per head, the same for every n",
+            MappingProxyType({"bias": 1.0}),
+            has_reference=False,
+        ),
     }
 )
 
@@ -54,10 +65,10 @@ class SSMaxOptions(HeadOptions):
     form: FormName = Field(
         default="anchored",
         description="Multiplier m(n). anchored: 1 + s (ln n - ln N), the source model at the start; paper: s ln n; "
-        "bias: s ln n + b; logn: max(1, ln n / ln N), no parameters.",
+        "bias: s ln n + b; logn: max(1, ln n / ln N), no parameters; constant: b, the same for every n.",
     )
     reference_length: Annotated[int | None, Flag(("--reference-length", "-N"), absent="the trained length")] = Field(
-        default=None, ge=2, le=2**31, description="N of the multiplier: the length that the model was trained at."
+        default=None, ge=2, le=2**31, description="N of the multiplier: the length at which it is the source model's."
     )
     start: Annotated[dict[str, StartValue] | None, Flag(absent="the identity; for paper 1 / mean ln n")] = Field(
         default=None, description="Start value of a parameter of the form: scale=0.1, bias=1 (repeatable)."
@@ -71,6 +82,8 @@ class SSMaxOptions(HeadOptions):
                 raise ValueError(
                     f"the form {self.form!r} has no parameter {name!r}; it has {', '.join(known) or 'none'}"
                 )
+        if self.reference_length is not None and not FORMS[self.form].has_reference:
+            raise ValueError(f"the form {self.form!r} is the same at every length; leave reference_length out")
         return self
 
 

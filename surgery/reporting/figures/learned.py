@@ -68,9 +68,12 @@ def multiplier_curves(learned: Plain, theme: Theme) -> Figure:
     axes.axhline(1, color=theme.ink, linewidth=1.1, linestyle="--", label="softmax alone")
     if values.min() < 0:
         axes.axhspan(min(axes.get_ylim()[0], float(values.min())), 0, color=theme.worse, alpha=0.12, linewidth=0)
-    axes.axvline(learned["reference_length"], color=theme.quiet, linewidth=0.9, linestyle=":")
+    label, reference = "n, keys that the query may attend to", learned["reference_length"]
+    if reference is not None:
+        axes.axvline(reference, color=theme.quiet, linewidth=0.9, linestyle=":")
+        label += f" (dotted: N = {count(reference)})"
     tokens_axis(axes, contexts[-1])
-    axes.set_xlabel(f"n, keys that the query may attend to (dotted: N = {count(learned['reference_length'])})")
+    axes.set_xlabel(label)
     axes.set_ylabel("multiplier m(n)")
     axes.legend(loc="upper center", ncols=3)
     return figure

@@ -17,15 +17,12 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "bias": ("scale", "bias"),
     "anchored": ("scale",),
     "logn": (),
+    "constant": ("bias",),
 }
 
 
 def multiplier(
-    form: str,
-    log_n: torch.Tensor,
-    log_reference: float,
-    scale: Any = None,
-    bias: Any = None,
+    form: str, log_n: torch.Tensor, log_reference: float, scale: Any = None, bias: Any = None
 ) -> torch.Tensor:
     """m(n), by which SSMax multiplies the query.
 
@@ -36,10 +33,11 @@ def multiplier(
     bias     s ln n + b                    scale s, bias b
     anchored 1 + s (ln n - ln N)           scale s
     logn     max(1, ln n / ln N)           nothing
+    constant b                             bias b
     ======== ============================= =========================
 
     Args:
-        form: one of the four.
+        form: one of the five.
         log_n: ln n, of a shape that broadcasts with those of the parameters.
         log_reference: ln N, of the reference length N.
         scale, bias: the parameters of the form, tensors.
@@ -52,6 +50,8 @@ def multiplier(
         return scale * log_n + bias
     if form == "anchored":
         return scale * (log_n - log_reference) + 1.0
+    if form == "constant":
+        return bias + torch.zeros_like(log_n)
     raise ValueError(f"SSMax has no form {form!r}")
 
 
@@ -67,7 +67,7 @@ class SSMax(OperationModule, name="ssmax"):
     def __init__(self, options: dict[str, Any], num_heads: int) -> None:
         super().__init__(options, num_heads)
         self.form: str = options["form"]
-        self.log_reference = math.log(options["reference_length"])
+        self.log_reference = math.log(options["reference_length"] or 1)
         if self.form not in PARAMETERS:
             raise ValueError(f"ssmax: unknown form {self.form!r}")
         self._add_parameters(*PARAMETERS[self.form])
@@ -87,8 +87,8 @@ class SSMax(OperationModule, name="ssmax"):
         """
         # Views rather than indexing: in decoding, the cost of these few numbers is that of the calls.
         log_n = visible_keys.log().unsqueeze(1).unsqueeze(-1)
-        values = (getattr(self, name).float().view(-1, 1, 1) for name in PARAMETERS[self.form])
-        found = multiplier(self.form, log_n, self.log_reference, *values)
+        values = {name: getattr(self, name).float().view(-1, 1, 1) for name in PARAMETERS[self.form]}
+        found = multiplier(self.form, log_n, self.log_reference, **values)
         if self.form == "logn":
             found = found.expand(-1, self.num_heads if self.heads is None else len(self.heads), -1, -1)
         if self.heads is not None:
