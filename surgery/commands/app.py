@@ -17,13 +17,13 @@ from surgery.version import __version__
 # Every command in the order of the work, with the line that `surgery --help` shows. The file of a command has its name.
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
-        "new": "Make a model from random weights.",
         "inspect": "Show the attention of a model and which operations apply.",
         "convert": "Convert a checkpoint, or show the plan of a conversion.",
         "verify": "Check that a converted checkpoint is correct.",
         "finetune": "Train a checkpoint as a recipe says.",
         "evaluate": "Measure models and compare them with the base.",
         "report": "Write a report from finished measurements.",
+        "new": "Make a model from random weights.",
         "screen-sweep": "Measure the loss against saved keys, memory or time.",
         "merge": "Merge a LoRA adapter into its base.",
         "revert": "Restore the source of a converted checkpoint.",

@@ -110,7 +110,8 @@ def _make(
     if not quiet:
         _print(made.plan, made.output)
     console.say(f"wrote {made.output}")
-    console.next_step("surgery", "inspect", str(output))
+    recipe = ("surgery", "finetune", f"{name}-pretrain", "--set", f"model={output}")
+    console.next_step(*recipe, "--set", "data.text=TEXTS", "--set", f"output={output}-trained")
 
 
 def _print(plan: NewPlan, output: Path) -> None:

@@ -71,7 +71,7 @@ def finetune(
         UsageError: no text, an output that exists, nothing to resume, an unknown device, FSDP settings that are not
             available.
         CheckpointError: the model is missing or broken, or the disk is too small.
-        PlanRefusedError: the model was not converted, or the recipe trains no parameter of it.
+        PlanRefusedError: the model was not converted and the recipe does not pretrain, or no parameter is trained.
         DivergedError: the loss or gradient is no longer finite; the last good checkpoint is kept.
         TrainingStoppedError: interrupted, with a checkpoint to resume from.
     """
@@ -80,7 +80,7 @@ def finetune(
     source = resolve(valid.model)
     conversion = plan_operations(valid)
     checkpoint = open_checkpoint(source) if conversion is None else planned_checkpoint(conversion)
-    layout = Layout(checkpoint.config)
+    layout = Layout(checkpoint.config, needs_operations=valid.needs_operations)
     # Before reading the text, which takes longer.
     for stage in valid.stage_recipes():
         trained_names(stage, layout, checkpoint.tensors)

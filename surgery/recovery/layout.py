@@ -7,40 +7,71 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from surgery.anatomy.anatomy import count_layers, family_of
+from surgery.anatomy.families import FAMILIES, Family
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.operations import OPERATIONS
 from surgery.recovery.recipe import Recipe
 
 Variant = Literal["operated", "untouched", "temperature"]
+_ATTENTION = "layers.{layer}.self_attn"
 
 
 class Layout:
-    """Finds the layer of a tensor, by the block ``surgery`` of config.json."""
+    """Finds the layer of a tensor, by the block ``surgery`` of config.json.
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    Without operations, the layers are those of the family, or, for an architecture without a family, ``layers.N``.
+    """
+
+    def __init__(self, config: Mapping[str, Any], *, needs_operations: bool = True) -> None:
         """Read the block.
+
+        Args:
+            config: config.json.
+            needs_operations: whether a model without operations is refused.
 
         Raises:
             PlanRefusedError: the model was not converted, or its family is not supported.
             CheckpointError: config.json does not have the number of layers.
         """
         block = config.get("surgery")
+        self.family: Family | None = None
         if not isinstance(block, Mapping) or not block.get("operations"):
+            if not needs_operations:
+                self._without_operations(config)
+                return
             raise PlanRefusedError(
                 "the model was not converted: its config.json has no operations",
                 hint=f"Convert it first (`surgery convert --to {next(iter(OPERATIONS))} MODEL`), or list operations "
                 "in the recipe.",
             )
-        self.attention = str(block.get("attention", "layers.{layer}.self_attn"))
         self.operations: list[Mapping[str, Any]] = list(block["operations"])
         self.family = family_of(config)
+        self._find(str(block.get("attention", _ATTENTION)))
+        self.count = count_layers(config, self.family)
+
+    def _without_operations(self, config: Mapping[str, Any]) -> None:
+        self.operations = []
+        if config.get("model_type") in FAMILIES:
+            self.family = family_of(config)
+            self.count = count_layers(config, self.family)
+        else:
+            self.count = int(config.get("num_hidden_layers", 0))
+        self._find(_ATTENTION if self.family is None else self.family.attention)
+
+    def _find(self, attention: str) -> None:
+        """Set the patterns of the names, from the path of a layer's attention."""
+        self.attention = attention
         # A model of several parts has other names on disk, and its other parts have layers too.
-        paths = [self.attention, *(self.family.module_paths if self.family.text is not None else ())]
+        own = self.family
+        paths = [attention, *(own.module_paths if own is not None and own.text is not None else ())]
         before = "|".join(re.escape(path.partition("{layer}")[0]) for path in paths)
         after = re.escape(self.attention.partition("{layer}")[2])
         self._layer = re.compile(rf"(?:^|\.)(?:{before})(\d+)\.")
         self._attention = re.compile(rf"(?:^|\.)(?:{before})(\d+){after}\.(.+)")
-        self.count = count_layers(config, self.family)
+
+    def value(self, config: Mapping[str, Any], key: str) -> Any:
+        """A value of config.json, or the default of the family."""
+        return config.get(key) if self.family is None else self.family.value(config, key)
 
     @staticmethod
     def described(options: Mapping[str, Any]) -> list[str]:

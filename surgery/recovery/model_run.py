@@ -245,9 +245,11 @@ class ModelRun:
         if not fresh:
             return self.folder.losses()
         trainer = self.training.trainer(number, Progress(0, 0, 0.0))
-        with original(self.model):
-            source = trainer.held_out_losses()
-        losses = {"source": source, "converted": trainer.held_out_losses()}
+        losses: dict[str, Losses] = {}
+        if self.setup.recipe.needs_operations:  # a model that has learned nothing has no source to compare with
+            with original(self.model):
+                losses["source"] = trainer.held_out_losses()
+        losses["converted"] = trainer.held_out_losses()
         self.training.note_held_out(trainer, losses["converted"])
         if trainer.is_world_process_zero():
             self.folder.keep_losses(losses)

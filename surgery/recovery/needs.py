@@ -80,7 +80,7 @@ def memory_needed(
     compute = 2 if precision.startswith("bfloat16") else _FLOAT
 
     def size_of(key: str) -> int:
-        return int(layout.family.value(checkpoint.config, key) or 0)
+        return int(layout.value(checkpoint.config, key) or 0)
 
     hidden, vocabulary = size_of("hidden_size"), size_of("vocab_size")
     inner = size_of("intermediate_size") or 4 * hidden

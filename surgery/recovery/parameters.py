@@ -44,7 +44,7 @@ def trained_names(recipe: Recipe, layout: Layout, names: Iterable[str], variant:
             hint="Set train.what to scale+lora or full, or convert with an operation that has learned parameters: "
             f"{' or '.join(names_with_parameters())}.",
         )
-    if recipe.train.what != "full":
+    if not recipe.train.changes_weights:
         return scales
     return [
         name
@@ -66,7 +66,7 @@ def choose_trained(model: nn.Module, stage: Recipe, layout: Layout, variant: Var
     lora = {name for name in names if _LORA.search(name)}
     if isinstance(stage.train, TrainLora):
         own |= {name for name in lora if layout.layer(name) in chosen}
-    elif stage.train.what == "full":
+    elif stage.train.changes_weights:
         own -= lora
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in own and not _is_unlearned(name, stage))

@@ -148,7 +148,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: Trai
         section_summaries={} if recipe.stages else stages[0].section_summaries,
         notes=(
             *_notes(checkpoint, passes if data.stream is None else 0.0, recipes[0]),
-            *_too_long(layout.family.value(checkpoint.config, "max_position_embeddings"), stages),
+            *_too_long(layout.value(checkpoint.config, "max_position_embeddings"), stages),
         ),
     )
 

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from surgery.operations import AnyOperation
 from surgery.recovery.operation_sections import RecipeSections, StageSections
-from surgery.recovery.train_choice import TrainFull, TrainLora, TrainOperation
+from surgery.recovery.train_choice import TrainFull, TrainLora, TrainOperation, TrainPretraining
 from surgery.schemas.section import Section
 from surgery.training.objectives import AnyObjective, NextToken
 from surgery.training.options import (
@@ -31,7 +31,7 @@ from surgery.training.text_options import Data
 
 ControlName = Literal["untouched", "temperature"]
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "bfloat16-mixed"]
-AnyTrain = Annotated[TrainOperation | TrainLora | TrainFull, Field(discriminator="what")]
+AnyTrain = Annotated[TrainOperation | TrainLora | TrainFull | TrainPretraining, Field(discriminator="what")]
 
 
 class _ScaleRate(Section):
@@ -129,6 +129,9 @@ class Recipe(_RecipeTail, RecipeSections, _RecipeHead):
             raise ValueError(f"evaluation.{idle[0]} has no effect when data.held_out is 0")
         if self.controls and self.data.held_out == 0:
             raise ValueError("control has no effect when data.held_out is 0, because nothing can be compared")
+        if not self.needs_operations and (self.controls or self.objective.needs_teacher):
+            key = "control" if self.controls else f"objective {self.objective.name}"
+            raise ValueError(f"{key} needs a model that has learned something: train.what is pretraining")
         if self.optimizer.warmup >= 1 and self.optimizer.warmup != int(self.optimizer.warmup):
             raise ValueError(f"optimizer.warmup {self.optimizer.warmup:g} must be below 1 or a number of steps")
         if self.operations and isinstance(self.train, TrainLora) and not self.train.merge:
@@ -156,6 +159,8 @@ class Recipe(_RecipeTail, RecipeSections, _RecipeHead):
         if faults:
             raise ValueError("; ".join(faults))
         what = {stage.train.what for stage in stages}
+        if "pretraining" in what and len(what) > 1:
+            raise ValueError("stages cannot mix pretraining with another train.what")
         if {"scale+lora", "full"} <= what:
             raise ValueError("stages cannot train scale+lora and full in one run: an adapter needs fixed weights")
         shapes = [stage.train.model_dump(exclude={"layers"}) for stage in stages if isinstance(stage.train, TrainLora)]
@@ -202,6 +207,11 @@ class Recipe(_RecipeTail, RecipeSections, _RecipeHead):
     def stage_name(self, number: int) -> str:
         """The name of a stage, or ``stage N``."""
         return (self.stages[number].name if self.stages else None) or f"stage {number + 1}"
+
+    @property
+    def needs_operations(self) -> bool:
+        """Whether only a converted model can be trained."""
+        return all(train.needs_operations for train in (self.train, *(stage.train for stage in self.stages)) if train)
 
     @property
     def controls(self) -> tuple[ControlName, ...]:

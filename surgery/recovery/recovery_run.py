@@ -62,7 +62,8 @@ class RecoveryRun:
                 losses.update(control.losses)
         if "untouched" in controls and controls["untouched"] is None and "source" in losses:
             losses["untouched"] = losses["source"]
-        comparison = compare(losses, learned if losses else {}, notes)
+        compared = losses and setup.recipe.needs_operations
+        comparison = compare(losses, learned, notes) if compared else None
         result = self._result(trained, comparison, resumed_from)
 
         def write() -> None:

@@ -17,9 +17,11 @@ class Train(Section):
 
     Attributes:
         changes_weights: whether the weights of the source are trained, so that they cannot teach.
+        needs_operations: whether only a converted model can be trained, and the run compares it with its source.
     """
 
     changes_weights: ClassVar[bool] = False
+    needs_operations: ClassVar[bool] = True
 
     layers: str | list[NonNegativeInt] = Field(
         default="all", description="Layers to train: all, ranges such as 0-9,20, or a list."
@@ -78,6 +80,14 @@ class TrainLora(Train):
     targets: Literal["auto"] | list[str] = Field(
         default="auto", description="Names of linear layers in the attention; auto takes all."
     )
+
+
+class TrainPretraining(Train):
+    """Every weight of a model that `surgery new` made, with or without an operation."""
+
+    what: Literal["pretraining"]
+    changes_weights: ClassVar[bool] = True
+    needs_operations: ClassVar[bool] = False
 
 
 class TrainFull(Train):
