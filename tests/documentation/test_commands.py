@@ -84,8 +84,11 @@ def test_options_in_code_spans_exist() -> None:
 def test_options_of_benchmarks_exist() -> None:
     for page in _PAGES:
         text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
-        for name, rest in re.findall(r"python -m bench\.(\w+)(.*)", text):
-            source = "".join((ROOT / "bench" / f"{file}.py").read_text(encoding="utf-8") for file in (name, "harness"))
+        for name, rest in re.findall(r"python -m bench\.([\w.]*\w)(.*)", text):
+            # Commands of a folder share the arguments of its file `runs`.
+            shared = "papers.runs" if name.startswith("papers.") else "harness"
+            files = (ROOT / "bench" / f"{file.replace('.', '/')}.py" for file in (name, shared))
+            source = "".join(file.read_text(encoding="utf-8") for file in files)
             for option in re.findall(r"(?<=\s)--[a-z-]+", rest.partition("`")[0]):
                 assert f'"{option}"' in source, f"{page.name}: bench.{name} {option}"
 

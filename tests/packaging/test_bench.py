@@ -10,7 +10,10 @@ import pytest
 
 import bench
 
-NAMES = sorted(path.stem for path in Path(bench.__path__[0]).glob("*.py") if path.stem != "__init__")
+FOLDER = Path(bench.__path__[0])
+NAMES = sorted(
+    ".".join(path.relative_to(FOLDER).with_suffix("").parts) for path in FOLDER.rglob("*.py") if path.stem != "__init__"
+)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,106 @@
+"""Shared parts: settings that one option scales, units whose results are kept, and one training on the engine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from surgery.data import Row
+from surgery.training import TrainingData, TrainingFolder, TrainingOptions, train
+from surgery.training.options import AdamW, Batch, Budget, Checkpoints, Evaluation
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The sizes of all reproductions; ``--scale`` chooses one."""
+
+    layers: int
+    heads: int
+    width: int
+    length: int
+    steps: int
+    sequences: int
+    trials: int
+
+
+SCALES = {
+    "toy": Scale(layers=1, heads=2, width=32, length=32, steps=6, sequences=4, trials=4),
+    "minutes": Scale(layers=2, heads=4, width=64, length=64, steps=1500, sequences=32, trials=64),
+    "cpu": Scale(layers=2, heads=4, width=128, length=256, steps=1500, sequences=16, trials=64),
+    "gpu": Scale(layers=12, heads=12, width=768, length=1024, steps=20_000, sequences=64, trials=512),
+}
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the arguments of every reproduction."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--state", type=Path, required=True, help="folder of models and finished units")
+    parser.add_argument("--scale", choices=SCALES, default="cpu")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="training steps, in place of those of the scale")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--picture", type=Path, help="PNG file")
+    return parser
+
+
+def kept(path: Path, work: Callable[[], Any]) -> Any:
+    """The result of a unit: read if an earlier run finished it, else worked out and written."""
+    if not path.is_file():
+        result = work()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".partial")
+        unfinished.write_text(json.dumps(result), encoding="utf-8")
+        unfinished.replace(path)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def data_of(rows: Sequence[Row], length: int, name: str) -> TrainingData:
+    """Rows as the engine takes them, with none held out: the reproductions measure by themselves."""
+    return TrainingData({length: (tuple(rows),)}, length, (), len(rows), 0, 0, name)
+
+
+def fit(
+    model: Any, rows: Sequence[Row], scale: Scale, steps: int, folder: Path, *, seed: int, device: str, lr: float
+) -> None:
+    """Train in place with the optimizer of the paper of SSMax and a constant rate; an interrupted run is resumed."""
+    options = TrainingOptions(
+        sequence_length=scale.length,
+        budget=Budget(steps=steps),
+        batch=Batch(sequences=scale.sequences),
+        optimizer=AdamW(lr=lr, weight_decay=0.1, betas=[0.9, 0.95], schedule="constant", warmup=min(100, steps // 4)),
+        checkpoints=Checkpoints(every=200, keep=1),
+        evaluation=Evaluation(every=0),
+        seed=seed,
+    )
+    place = TrainingFolder(folder)
+    begun = place.path.is_dir()
+    train(model, data_of(rows, scale.length, folder.name), options, place, device=device, resume=begun)
+    place.remove()
+
+
+def load(folder: Path, device: str = "cpu") -> Any:
+    """A model in float32, without gradients switched off."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).to(device)
+
+
+def raise_theta(model: Any, factor: float) -> None:
+    """Multiply RoPE's base, in place: the paper does so at evaluation, without training."""
+    rotary = model.model.rotary_emb
+    dimensions = 2 * rotary.inv_freq.numel()
+    exponents = torch.arange(0, dimensions, 2, device=rotary.inv_freq.device).float() / dimensions
+    theta = model.config.rope_parameters["rope_theta"] * factor
+    rotary.inv_freq.copy_(theta**-exponents)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean, least and greatest value over seeds."""
+    return {"mean": sum(values) / len(values), "least": min(values), "greatest": max(values)}

@@ -1,0 +1,78 @@
+"""The reproductions of the papers run from start to end at the smallest size, and a second run repeats no work."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.papers import free_multiplier, loss_by_position, retrieval
+from tests.tokenizers import write_texts
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    write_texts(folder, documents=20, words=700)
+    return folder
+
+
+def no_work(*_: Any, **__: Any) -> None:
+    raise AssertionError("a finished unit was worked out again")
+
+
+def test_retrieval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [
+        "--state",
+        str(tmp_path),
+        "--scale",
+        "toy",
+        "--seeds",
+        "2",
+        "--device",
+        "cpu",
+        "--models",
+        "fixed",
+        "during",
+    ]
+    rows = retrieval.main([*given, "--picture", str(tmp_path / "picture.png")])
+    assert {(row["model"], row["theta"], row["times"]) for row in rows} == {
+        (name, theta, times) for name in ("during",) for theta in (1, 50) for times in (1, 2, 4, 8, 16)
+    }
+    assert all(0 <= row["least"] <= row["mean"] <= row["greatest"] <= 1 and row["seeds"] == 2 for row in rows)
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    monkeypatch.setattr(retrieval, "measure", no_work)
+    assert retrieval.main(given) == rows
+
+
+def test_a_row_of_recall_can_be_answered() -> None:
+    """Each question's answer is the value after its key in the body."""
+    tokens, answers = retrieval.recall_row(40, random.Random(0))
+    assert len(tokens) == len(answers) == 40 and sum(answers) == retrieval.PAIRS
+    for place in (number for number, flag in enumerate(answers) if flag):
+        assert tokens[place - 2] == retrieval.ASK
+        assert tokens[tokens.index(tokens[place - 1]) + 1] == tokens[place]
+
+
+def test_the_free_multiplier(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [str(texts), "--state", str(tmp_path), "--scale", "toy", "--seeds", "1", "--device", "cpu"]
+    rows = free_multiplier.main(given)
+    p = free_multiplier.kept(tmp_path / "free-toy-6" / "0" / "p.json", no_work)
+    assert len(p) == 31 and all(value != 1.0 for value in p[1:])
+    monkeypatch.setattr(free_multiplier, "learned", no_work)
+    assert free_multiplier.main(given) == rows
+
+
+def test_the_fit_finds_the_logarithm() -> None:
+    p = [0.3 * math.log(n) + 0.2 for n in range(1, 65)]
+    assert free_multiplier.fitted(p, "ln n") == pytest.approx({"a1": 0.3, "a2": 0.2, "R2": 1.0})
+    assert free_multiplier.fitted(p, "n")["R2"] < 0.9
+
+
+def test_loss_by_position(texts: Path, tmp_path: Path) -> None:
+    given = [str(texts), "--state", str(tmp_path), "--scale", "toy", "--seeds", "1", "--models", "fixed", "after"]
+    rows = loss_by_position.main(given)
+    assert len(rows) == 2 * 2 * 5 and all(0 < row["mean"] < 20 for row in rows)
