@@ -149,6 +149,25 @@ def test_generate_uses_it_where_the_config_says_so(make_source: Any, tmp_path: P
     assert torch.equal(found.sequences, expected.sequences)
 
 
+@pytest.mark.parametrize("chunk", [7, 20])
+def test_generate_prefills_in_chunks_with_the_same_answer(make_source: Any, tmp_path: Path, chunk: int) -> None:
+    model = windowed(make_source, tmp_path / "out")
+    ids, mask = rows((0, 0), (11, 0))
+    given = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False}
+    given |= {"return_dict_in_generate": True, "output_logits": True}
+    expected = model.generate(ids, **given)  # at once, with all keys
+    model.config.windowed_cache = True
+    lengths: list[int] = []
+    model.model.register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    found = model.generate(ids, prefill_chunk_size=chunk, **given)
+    assert isinstance(cache_of(found), WindowedCache)
+    assert max(lengths) == chunk and sum(lengths) == 40 + 5
+    for one, other in zip(found.logits, expected.logits, strict=True):
+        assert (one - other).abs().max() < BOUND
+
+
 def test_from_pretrained_takes_it_and_a_plain_forward_makes_it(make_source: Any, tmp_path: Path) -> None:
     model = windowed(make_source, tmp_path / "out")
     model.save_pretrained(tmp_path / "saved")
