@@ -16,6 +16,7 @@ from surgery.anatomy.registration import register
 from surgery.version import __version__
 
 if TYPE_CHECKING:
+    from surgery.checkpoint.hub_upload import push
     from surgery.conversion import convert, make_plan, refresh, revert
     from surgery.evaluation import evaluate
     from surgery.loading import RunOptions
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from surgery.operations.screening.calibration import CalibrationSettings, Sweep, calibrate, sweep
     from surgery.recovery import finetune, merge
     from surgery.verification import verify
+    from surgery.zoo.run import run_zoo
+    from surgery.zoo.zoo import open_zoo
 
 # Imported on first use, so that `import surgery` stays fast.
 _HOMES = {
@@ -38,8 +41,11 @@ _HOMES = {
     "make_plan": "surgery.conversion",
     "merge": "surgery.recovery",
     "new": "surgery.models",
+    "open_zoo": "surgery.zoo.zoo",
+    "push": "surgery.checkpoint.hub_upload",
     "refresh": "surgery.conversion",
     "revert": "surgery.conversion",
+    "run_zoo": "surgery.zoo.run",
     "sweep": "surgery.operations.screening.calibration",
     "verify": "surgery.verification",
 }
@@ -57,9 +63,12 @@ __all__ = [
     "make_plan",
     "merge",
     "new",
+    "open_zoo",
+    "push",
     "refresh",
     "register",
     "revert",
+    "run_zoo",
     "sweep",
     "verify",
 ]
@@ -72,7 +81,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return list(__all__)
 
 
 register()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from surgery.errors import CheckpointError, UsageError
 
 CARD_NAME = "README.md"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+_NOT_SENT = (".*", "*.partial")
 _MADE_WITH_A_REPOSITORY = {".gitattributes"}
 
 
@@ -36,6 +38,27 @@ class PushResult:
     url: str
     commit: str | None
     private: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PushPlan:
+    """An upload that the hub would accept.
+
+    Attributes:
+        repository: hub id.
+        exists: whether the repository exists; its contents are replaced then.
+        private: whether a new repository is private.
+        files: size in bytes of each file, by its name in the repository.
+    """
+
+    repository: str
+    exists: bool
+    private: bool
+    files: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -66,8 +89,11 @@ def check_owner(owner: str) -> None:
         )
 
 
-def check_push(repository: str, *, force: bool = False) -> None:
+def check_push(repository: str, *, force: bool = False) -> bool:
     """Ask the hub whether an upload is possible, without creating anything. A long run calls this first.
+
+    Returns:
+        Whether the repository exists.
 
     Raises:
         UsageError: the name is not valid; the repository holds something else, or an earlier output and ``force`` is
@@ -83,7 +109,7 @@ def check_push(repository: str, *, force: bool = False) -> None:
     try:
         found: Any = HfApi().model_info(repository)
     except RepositoryNotFoundError:
-        return
+        return False
     except Exception as error:
         raise upload_error(error, repository, asked_only=True) from error
     files = {str(sibling.rfilename) for sibling in found.siblings or ()} - _MADE_WITH_A_REPOSITORY
@@ -94,6 +120,7 @@ def check_push(repository: str, *, force: bool = False) -> None:
             + (", an earlier output of surgery" if ours else ", which surgery did not write"),
             hint="Replace it with --force; its history is kept." if ours else "Choose another name.",
         )
+    return True
 
 
 def push(folder: str | Path, repository: str, *, private: bool = True, force: bool = False) -> PushResult:
@@ -115,6 +142,30 @@ def push(folder: str | Path, repository: str, *, private: bool = True, force: bo
     check_pushable(folder)
     check_push(repository, force=force)
     return upload(folder, repository, private=private, force=force)
+
+
+def plan_push(folder: str | Path, repository: str, *, private: bool = True, force: bool = False) -> PushPlan:
+    """Check an upload as :func:`push` does, and list what it would send. Uploads and creates nothing.
+
+    Args:
+        folder: an output of ``convert``, ``finetune`` or ``merge``.
+        repository: hub id, name/model.
+        private: whether a new repository would be private.
+        force: replace an earlier output of surgery in the repository.
+
+    Raises:
+        UsageError, CheckpointError: as :func:`push`.
+    """
+    folder = Path(folder).expanduser()
+    check_pushable(folder)
+    exists = check_push(repository, force=force)
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    sent = {
+        name: path.stat().st_size
+        for name, path in files.items()
+        if not any(fnmatch(name, pattern) for pattern in _NOT_SENT)
+    }
+    return PushPlan(repository, exists, private, sent)
 
 
 def check_pushable(folder: Path) -> None:
@@ -158,7 +209,7 @@ def upload(folder: Path, repository: str, *, private: bool, force: bool) -> Push
             folder_path=folder,
             repo_id=repository,
             commit_message="Upload with model-surgery",
-            ignore_patterns=[".*", "*.partial"],
+            ignore_patterns=list(_NOT_SENT),
             delete_patterns="*" if force else None,
         )
         found = api.model_info(repository)

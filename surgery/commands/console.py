@@ -68,6 +68,7 @@ if not TYPE_CHECKING:
 
 
 _settings = {"verbose": False, "quiet": False, "json": False, "emitted": False, "terminated": False}
+_arguments: list[str] = []  # of the command that runs
 
 
 def setup(*, verbose: bool = False, quiet: bool = False) -> None:
@@ -197,6 +198,11 @@ def next_step(*what: str) -> None:
         say(f"Next: {printable(line)}")
 
 
+def next_run(*added: str, without: Sequence[str] = ("--dry-run",)) -> None:
+    """Print the command that runs as the next one: without the options that kept it from work, and with others."""
+    next_step("surgery", *(word for word in _arguments if word not in without), *added)
+
+
 def printable(text: object) -> str:
     """Untrusted text for the terminal: control characters are written as escapes."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in str(text))
@@ -207,6 +213,7 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     # No schema here uses plug-ins of pydantic, and the search reads the metadata of every installed package.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    _arguments[:] = given
     _settings.update(
         emitted=False, terminated=False, json="--json" in given[: given.index("--") if "--" in given else None]
     )

@@ -137,13 +137,18 @@ def _show_dry_run(prepared: PreparedPlan, output: Path | None, *, force: bool, a
     from surgery.checkpoint.disk import check_writable
     from surgery.conversion.execution import default_output
 
-    target = output or default_output(prepared)
-    check_writable(check_output(target, force=force, source=prepared.checkpoint.folder).parent)
+    target, source = output or default_output(prepared), prepared.checkpoint.folder
+    checked = check_output(target, force=True, source=source)  # the plan is also of use beside an earlier output
+    check_writable(checked.parent)
+    replaces = not force and checked.exists() and any(checked.iterdir())
     if as_json:
         console.emit("plan", {"output": target.as_posix(), **prepared.plan.to_dict()})
     else:
         _print_plan(prepared, target)
-        console.next_step("the same without --dry-run")
+    if replaces:
+        console.note(f"the output {target} holds an earlier output; the run needs --force, or another -o")
+    if not as_json:
+        console.next_run(*(["--force"] if replaces else []))
 
 
 def _write(

@@ -108,15 +108,33 @@ def _show_result(result: FinetuneResult, *, json_: bool) -> None:
         console.out.print(_plan_table(result.plan))
         for note in result.plan.notes:
             console.note(note)
-        console.next_step("the same without --dry-run")
+        console.next_run(without=("--dry-run", "--measure"))
         return
     console.out.print(_result_table(result))
     if result.comparison is not None:
         console.out.print(_comparison_table(result.comparison))
     if (result.output / CONFIG_NAME).is_file():
-        console.next_step("surgery", "evaluate", str(result.output), "--against", "SOURCE", "--text", "TEXTS")
+        console.next_step(*_evaluation_of(result.output))
     else:
         console.next_step("surgery", "merge", str(result.output / "adapter"), "-o", f"{result.output}-merged")
+
+
+def _evaluation_of(output: Path) -> list[str]:
+    """The command that compares a trained checkpoint with its source, on the texts of its recipe.
+
+    A word in capitals stands for what is not known here: a source that was moved, or text that a recipe does not name
+    as files.
+    """
+    from surgery.conversion.records import read_history
+    from surgery.conversion.source_search import find_source
+    from surgery.recovery import read_recipe
+
+    recipe = read_recipe(output / "surgery" / str(read_history(output)[-1]["recipe"]))
+    held_out = recipe.data.held_out if isinstance(recipe.data.held_out, list) else []
+    texts = held_out or recipe.data.patterns or ["TEXTS"]
+    source = find_source(output, beside=[Path(recipe.model)]) or "SOURCE"
+    named = (word for text in texts for word in ("--text", text))
+    return ["surgery", "evaluate", str(output), "--against", source, *named]
 
 
 def _show_config(settings: Sequence[Setting], *, json_: bool) -> None:
@@ -181,6 +199,11 @@ class _Bar:
                 + (f", {event['rejected']:.1%} of the keys rejected" if "rejected" in event else ""),
                 rate=f"{event['tokens_per_second']:,.0f} tokens/s",
             )
+        elif kind == "stopping":
+            last = event["checkpoint"]
+            saved = "no checkpoint yet" if last is None else f"last checkpoint step {last}"
+            text = f"finishing step {event['step']}, then saving; again: stop now, {saved}"
+            console.err.print(text, highlight=False, markup=False, soft_wrap=True)
         elif kind == "control":
             self._bar.update(self._task, description=f"control: {event['control']}", completed=0)
         elif kind == "writing":

@@ -225,7 +225,12 @@ def _notes(inspection: Inspection, notes: dict[str, int]) -> list[str]:
 
 def _advice(inspection: Inspection, model: str) -> list[str]:
     """The commands that come next. Of an operation that no layer has by default: with the layers that may be asked."""
-    found = [f"Next: surgery verify {model}"] if inspection.anatomy.operations else []
+    from surgery.conversion.source_search import find_source
+
+    found = []
+    if inspection.anatomy.operations:
+        source = find_source(inspection.folder)
+        found.append(f"Next: surgery verify {model}" + (f" --against {shlex.quote(source)}" if source else ""))
     if inspection.anatomy.family.unverified and not inspection.anatomy.operations:
         model += " --allow-unverified"
     for name, reasons in inspection.reasons.items():

@@ -87,7 +87,7 @@ def _show_plan(
         console.emit("new-plan", {"output": output.as_posix(), **plan.to_dict()})
     else:
         _print(plan, output)
-        console.next_step("the same without --dry-run")
+        console.next_run()
 
 
 def _make(

@@ -6,12 +6,14 @@ Imported when a bar is drawn and not before: ``--help`` and plans draw none.
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
+    Task,
     TaskID,
     TaskProgressColumn,
     TextColumn,
@@ -38,8 +40,19 @@ class Lines(Progress):
             return
         self._said = now
         task = next(task for task in self.tasks if task.id == task_id)
-        share = "" if task.total is None else f", {task.percentage:.0f}%"
-        self.console.print(f"{task.description}{share}", markup=False, highlight=False, soft_wrap=True)
+        self.console.print(line_of(task), markup=False, highlight=False, soft_wrap=True)
+
+
+def line_of(task: Task) -> str:
+    """A task as a line of a log: what is done, its share, its rate, and the time that remains, as far as known."""
+    parts = [task.description]
+    if task.total is not None:
+        parts.append(f"{task.percentage:.0f}%")
+    if rate := task.fields.get("rate"):
+        parts.append(rate)
+    if not task.finished and task.time_remaining is not None:
+        parts.append(f"{timedelta(seconds=int(task.time_remaining))} left")
+    return ", ".join(parts)
 
 
 def bar(console: Console, *, silent: bool) -> Progress:
@@ -57,6 +70,8 @@ def bar(console: Console, *, silent: bool) -> Progress:
         TaskProgressColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
+        TextColumn("elapsed,"),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     return Progress(*columns, console=console, transient=True, disable=silent)

@@ -94,8 +94,8 @@ def screen_sweep(
     _print(result)
     console.say(f"wrote {folder}: {', '.join(written)}")
     middle = f"{folder}/{_calibration_name(result.points[len(result.points) // 2].allowed)}"
-    unverified = ["--allow-unverified"] if allow_unverified else []
-    console.next_step("surgery", "convert", "--to", _OPERATION.name, model, "--calibration", middle, *unverified)
+    same = [*(["--revision", revision] if revision else []), *(["--allow-unverified"] if allow_unverified else [])]
+    console.next_step("surgery", "convert", "--to", _OPERATION.name, model, "--calibration", middle, *same)
 
 
 def _sweep(model: str, text: list[str], **settings: Any) -> Sweep:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from surgery.colours import NOTE
 from surgery.commands import console
 from surgery.commands.help import SETTINGS, CommandHelp, GroupHelp
+from surgery.commands.zoo_manifests import check, init, reference, schema
 from surgery.errors import ExitCode, UsageError
 from surgery.zoo.engines import SUMMARIES, EngineName
 
@@ -139,13 +139,8 @@ def report(manifest: _Manifest, as_json: console.JsonOption = False, verbose: co
             console.say(f"wrote {path}")
 
 
-@app.command(cls=CommandHelp)
-def reference() -> None:
-    """Print an example manifest and the meaning of every key, as Markdown."""
-    from surgery.schemas.reference import reference as markdown
-    from surgery.zoo.manifest import EXAMPLE, Manifest
-
-    sys.stdout.write(f"```yaml\n{EXAMPLE}```\n\n{markdown(Manifest)}")
+for _command in (init, check, schema, reference):
+    app.command(cls=CommandHelp)(_command)
 
 
 def _run(

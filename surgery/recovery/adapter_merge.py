@@ -22,6 +22,7 @@ from surgery.operations.parameters import is_operation
 from surgery.recovery.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_RECORD, base_identity
 from surgery.recovery.lora import quiet_peft
 from surgery.recovery.result_folder import Record, changed_tensors, plan_space, write_result
+from surgery.version import __version__
 
 _PROBE = (2, 48)
 # Largest relative difference of the logits (root mean square). Rounding weights to bfloat16 costs about 0.5%.
@@ -234,13 +235,12 @@ def _logits(model: Any, tokens: Any) -> Any:
 
 
 def _record(folder: Path, names: list[str]) -> Record:
-    import surgery
 
     config = folder / ADAPTER_CONFIG
     return Record(
         entry={
             "step": "merge",
-            "version": surgery.__version__,
+            "version": __version__,
             "label": "merge",
             "trained": "scale" if all(map(is_operation, names)) else "scale+lora",
             "adapter_sha256": sha256_json([sha256_file(config), sha256_file(folder / ADAPTER_WEIGHTS)]),

@@ -64,7 +64,8 @@ def finetune(
         attn_implementation: attention backend; by default transformers' choice.
         trust_remote_code: run code that the model's folder brings for its tokenizer.
         on_progress: called with each event, a dictionary whose ``event`` is plan, sharding, teacher, trial,
-            evaluation, step, checkpoint, control, writing or done.
+            evaluation, step, checkpoint, control, stopping, writing or done. A signal gives stopping at once, in its
+            handler.
 
     Raises:
         RecipeError: the recipe is not valid; every fault is listed.

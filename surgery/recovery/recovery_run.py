@@ -20,6 +20,7 @@ from surgery.training.folder import TrainingFolder
 from surgery.training.interruption import stop_on_signals
 from surgery.training.processes import is_first, on_first
 from surgery.training.progress import progress_of
+from surgery.version import __version__
 
 if TYPE_CHECKING:
     from surgery.training.callbacks import StopCallback
@@ -118,7 +119,6 @@ class RecoveryRun:
         )
 
     def _write(self, weights: TrainedWeights, result: FinetuneResult, controls: Sequence[str], *, force: bool) -> None:
-        import surgery
         from surgery.reporting.training_log import draw_training_log
 
         setup, recipe, rows = self.setup, self.setup.recipe, self.folder.rows()
@@ -126,7 +126,7 @@ class RecoveryRun:
         what = dict.fromkeys(stage.train.what for stage in stages)
         entry = {
             "step": "finetune",
-            "version": surgery.__version__,
+            "version": __version__,
             "recipe_sha256": sha256_json(recipe.model_dump(mode="json")),
             "label": f"finetune {', '.join(what)}",
             "trained": " then ".join(what),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from transformers import TrainerCallback
@@ -54,6 +55,12 @@ class StopCallback(TrainerCallback):
     def __init__(self) -> None:
         self.requested = False
         self.active = False
+        self.acknowledge: Callable[[], None] = lambda: None
+
+    def request(self) -> None:
+        """Ask to stop after the current step, and tell the user so at once."""
+        self.requested = True
+        self.acknowledge()
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Called by Trainer."""

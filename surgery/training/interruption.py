@@ -24,7 +24,7 @@ def stop_on_signals(stop: StopCallback) -> Iterator[None]:
     def ask(number: int, frame: Any) -> None:
         if stop.requested or not stop.active:  # outside the steps there is nothing to finish
             raise KeyboardInterrupt
-        stop.requested = True
+        stop.request()
 
     for kind in kinds:
         signal.signal(kind, ask)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +140,7 @@ class TrainingRun:
             # Within a stage, the checkpoint has the counters of the stage itself.
             earlier = Progress(progress.step - progress.stage_step, progress.tokens, progress.seconds)
             trainer = self.trainer(number, progress if resumed is None else earlier, snapshot)
+            self.stop.acknowledge = partial(self._acknowledge_stop, trainer)
             _train_stage(trainer, resumed)
             progress = trainer.progress
             # The next stage reads on where this one stopped, as its own first row.
@@ -208,6 +210,17 @@ class TrainingRun:
         if trainer.is_world_process_zero():
             self.folder.append(row)
         self.tell({"event": "evaluation", "steps": self.total_steps, **row})
+
+    def _acknowledge_stop(self, trainer: StageTrainer) -> None:
+        """Give an event as soon as the run is asked to stop: the step that is finished first, and what is saved now."""
+        last = self.folder.last_complete()
+        self.tell(
+            {
+                "event": "stopping",
+                "step": min(trainer.step + 1, self.total_steps),
+                "checkpoint": None if last is None else progress_of(last).step,
+            }
+        )
 
     def tell(self, event: dict[str, Any]) -> None:
         """Give an event, in the first process."""

@@ -139,7 +139,7 @@ _SCHEMA = Schema(
     root=Manifest,
     error=ManifestError,
     example="models: [{path: models/*}]",
-    missing_hint="`surgery zoo reference` prints a manifest to begin with, and every key.",
+    missing_hint="`surgery zoo init` writes a manifest to begin with; `surgery zoo reference` prints every key.",
     repeated=("models", "operations"),
 )
 
@@ -171,6 +171,11 @@ def read_manifest(manifest: str | Path | Manifest | Mapping[str, Any]) -> Manife
         problems.sort(key=lambda problem: (problem.line is None, problem.line or 0))
         raise ManifestError(name, problems, hint="`surgery zoo reference` prints every key.")
     return valid
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a manifest, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Manifest.model_json_schema()}
 
 
 def operations_of(manifest: Manifest, model: Model) -> list[OperationOptions]:

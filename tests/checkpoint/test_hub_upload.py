@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import constants
 
 from surgery.checkpoint import hub_client, resolve
-from surgery.checkpoint.hub_upload import check_push, push
+from surgery.checkpoint.hub_upload import check_push, plan_push, push
 from surgery.conversion import convert
 from surgery.errors import CheckpointError, UsageError
 from tests.anatomy.builders import bare_source
@@ -42,6 +42,19 @@ def test_a_new_repository_is_private_and_holds_the_output_in_one_commit(hub: Hub
     assert {name: content for name, content in files.items() if name != ".gitattributes"} == contents(output)
     assert result.commit == commit and result.url == f"{hub.url}/{NAME}"
     assert listing(output) == before, "nothing is left in the folder"
+
+
+def test_a_planned_upload_lists_what_is_sent_and_sends_nothing(hub: Hub, output: Path) -> None:
+    (output / ".hidden").write_text("")
+    plan = plan_push(output, NAME)
+    assert NAME not in hub.repositories and not plan.exists and plan.private
+    push(output, NAME)
+    files = hub.repositories[NAME].commits[-1][1]
+    sent = {name: len(content) for name, content in files.items() if name != ".gitattributes"}
+    assert plan.files == sent
+    with pytest.raises(UsageError, match="an earlier output of surgery"):
+        plan_push(output, NAME)
+    assert plan_push(output, NAME, force=True).exists
 
 
 def test_public_and_in_an_organization(hub: Hub, output: Path) -> None:

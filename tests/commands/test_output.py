@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
 import surgery as package
 from surgery.checkpoint.record import HISTORY_NAME
@@ -72,9 +74,27 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(surgery: Any, gemma: Path,
     assert ran.document() == {**SCHEMA, "kind": "plan", **expected}
     table = surgery("convert", gemma, "--to", "ssmax", "--dry-run")
     assert table.code == 0 and listing(tmp_path) == before
-    assert table.out.endswith("Next: the same without --dry-run\n")
+    assert table.out.endswith(f"Next: surgery convert {gemma} --to ssmax\n")
     assert plan.hash[:16] in table.out and "layers 0, 2: n saturates" in table.out
     assert "soft-capped" in table.err and "soft-capped" not in table.out
+
+
+def test_a_dry_run_works_beside_an_earlier_output(surgery: Any, gemma: Path, tmp_path: Path) -> None:
+    out = convert(gemma, output=tmp_path / "out").output
+    before = listing(tmp_path)
+    ran = surgery("convert", gemma, "--to", "ssmax", "-o", out, "--dry-run")
+    assert ran.code == 0 and listing(tmp_path) == before
+    assert ran.out.endswith(f"Next: surgery convert {gemma} --to ssmax -o {out} --force\n")
+    assert "holds an earlier output; the run needs --force" in ran.err
+    shutil.rmtree(out / "surgery")  # not to be replaced by any option
+    assert surgery("convert", gemma, "--to", "ssmax", "-o", out, "--dry-run").code == 2
+
+
+def test_inspect_names_the_source_that_it_finds(surgery: Any, gemma: Path, tmp_path: Path) -> None:
+    out = convert(gemma, output=tmp_path / "out").output
+    assert surgery("inspect", out).out.endswith(f"Next: surgery verify {out} --against {gemma}\n")
+    (gemma / "config.json").write_text((gemma / "config.json").read_text() + "\n")
+    assert surgery("inspect", out).out.endswith(f"Next: surgery verify {out}\n"), "another model of the same name"
 
 
 def test_a_conversion_is_that_of_the_dry_run(surgery: Any, gemma: Path, tmp_path: Path) -> None:
@@ -259,3 +279,15 @@ def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatc
                 now[0] = at
                 bar.update(task, description=what, completed=done)
         assert file.getvalue().splitlines() == expected
+
+
+def test_a_line_has_the_rate_and_the_time_that_remains() -> None:
+    now = [0.0]
+    with Progress(console=Console(file=io.StringIO()), disable=True, get_time=lambda: now[0]) as bar:
+        task = bar.add_task("training, loss 2.5", total=10, rate="120 tokens/s")
+        for second in range(3):
+            now[0] = float(second)
+            bar.update(task, completed=second)
+        assert progress.line_of(bar.tasks[0]) == "training, loss 2.5, 20%, 120 tokens/s, 0:00:08 left"
+        bar.update(task, completed=10)
+        assert progress.line_of(bar.tasks[0]) == "training, loss 2.5, 100%, 120 tokens/s"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from surgery.reporting.zoo import render_zoo_page
+from surgery.zoo.manifest import EXAMPLE, Manifest
 from surgery.zoo.run import run_zoo
 from surgery.zoo.zoo import open_zoo
 from tests.anatomy.builders import bare_source
@@ -62,6 +63,25 @@ def test_plan_run_status_report(surgery: Any, manifest: Path, tmp_path: Path) ->
     written = surgery("zoo", "report", manifest, "--json")
     assert written.code == 0 and (tmp_path / "out" / "report.html").read_text() == page
     assert surgery("zoo", "retry", manifest).code == 5
+
+
+def test_a_manifest_is_written_and_checked(surgery: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bare_source(tmp_path / "models" / "one")
+    made = surgery("zoo", "init", "models/*", "-o", "sub.yaml", "--to", "ssmx")
+    assert made.code == 2 and "ssmax" in made.err and not Path("sub.yaml").exists(), "valid, or not written"
+    assert surgery("zoo", "init", "models/*").out.endswith("Next: surgery zoo check zoo.yaml\n")
+    checked = surgery("zoo", "check", "zoo.yaml", "--json").document()
+    assert checked["valid"] and checked["items"] == ["one-ssmax"]
+    assert surgery("zoo", "check", "zoo.yaml").out.startswith("zoo.yaml: valid, 1 item(s)\n")
+    assert surgery("zoo", "init").code == 2, "not replaced"
+    assert surgery("zoo", "init", "-o", "example.yaml").code == 0 and Path("example.yaml").read_text() == EXAMPLE
+    Path("zoo.yaml").write_text("models: [{pat: models/*}]\noperations: [{name: ssmax}]\noutput: out\n")
+    wrong = surgery("zoo", "check", "zoo.yaml", "--json")
+    assert wrong.code == 2 and not wrong.document()["valid"]
+    assert wrong.document()["problems"][0]["line"] == 1 and "path" in wrong.err
+    schema = surgery("zoo", "schema").document()
+    assert set(schema["properties"]) == set(Manifest.model_fields) and schema["additionalProperties"] is False
 
 
 def test_push(surgery: Any, hub: Hub, tmp_path: Path) -> None:

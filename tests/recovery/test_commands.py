@@ -100,7 +100,7 @@ def test_dry_run(surgery_command: Any, recipe_file: Path, tmp_path: Path) -> Non
     assert document["kind"] == "finetune" and document["output"] is None
     assert document["plan"]["steps"] == 2 and document["plan"]["parameters"] == {"scale": 12}
     shown = surgery_command("finetune", str(recipe_file), "--dry-run", "--dtype", "bfloat16").out
-    assert "12 of the operation" in shown and shown.endswith("Next: the same without --dry-run\n")
+    assert "12 of the operation" in shown and shown.endswith(f"Next: surgery finetune {recipe_file} --dtype bfloat16\n")
     assert "bfloat16" in shown and "memory" in shown
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.training").exists()
 
@@ -142,6 +142,31 @@ def test_what_it_shall_run_on_is_looked_at_before_the_text(
     monkeypatch.setattr("surgery.recovery.api.read_rows", None)
     ran = surgery_command("finetune", str(recipe_file), *words)
     assert ran.code == 2 and said in ran.err
+
+
+def test_the_next_command_has_the_source_and_the_texts(
+    surgery_command: Any, recipe_file: Path, tmp_path: Path, texts: Path, converted: Converted
+) -> None:
+    source = converted().parent / "source"
+    performed = ("--set", f"model={source}", "--set", "operations=[{name: ssmax}]")
+    ran = surgery_command("finetune", str(recipe_file), *performed)
+    expected = f"surgery evaluate {tmp_path / 'out'} --against {source} --text {texts}"
+    assert ran.code == 0 and ran.out.endswith(f"Next: {expected}\n"), ran.out[-300:]
+
+
+def test_ctrl_c_is_answered_in_words(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from surgery.commands.finetune import _listening
+
+    monkeypatch.setattr(console, "err", Console(stderr=True, width=120))
+    with _listening(None, quiet=False) as tell:
+        tell({"event": "stopping", "step": 6, "checkpoint": 5})
+        tell({"event": "stopping", "step": 1, "checkpoint": None})
+    assert capsys.readouterr().err.splitlines() == [
+        "finishing step 6, then saving; again: stop now, last checkpoint step 5",
+        "finishing step 1, then saving; again: stop now, no checkpoint yet",
+    ]
 
 
 @pytest.mark.parametrize("words", [[], ["--dry-run"]])

@@ -97,6 +97,8 @@ def test_a_signal_finishes_the_step_and_saves(
     assert signal.getsignal(kind) is before
     assert (tmp_path / "out.training" / "checkpoint-4" / MARKER).is_file()
     assert events[-1] == {"event": "checkpoint", "step": 4}
+    signalled = next(number for number, event in enumerate(events) if event.get("step") == 3)
+    assert events[signalled + 1] == {"event": "stopping", "step": 4, "checkpoint": 2}, "at once, in the same step"
     assert finetune(path, resume=True).resumed_from == 4
     _same(undisturbed, tmp_path / "out")
 
