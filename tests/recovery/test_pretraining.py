@@ -14,7 +14,11 @@ from surgery.errors import PlanRefusedError
 from surgery.models import new
 from surgery.recovery import finetune
 from surgery.recovery.errors import RecipeError
+from surgery.recovery.recipe_file import read_recipe
 from surgery.schemas.shipped import shipped_file
+from tests.recovery.conftest import crash
+from tests.recovery.test_processes import SHARDED
+from tests.recovery.test_processes import _launch as launch
 from tests.tokenizers import write_texts
 
 SIZES: dict[str, Any] = {"layers": 2, "heads": 2, "width": 32, "length": 64}
@@ -87,3 +91,31 @@ def test_nothing_is_compared_with_a_model_that_learned_nothing(override: str, te
     path = recipe("ssmax-pretrain", tmp_path)
     with pytest.raises(RecipeError, match="pretraining"):
         finetune(path, overrides=[*sets(tmp_path, texts, tmp_path / "out"), override], dry_run=True)
+
+
+def test_it_resumes_to_the_same_bits(texts: Path, tmp_path: Path) -> None:
+    model = new("ssmax", tmp_path / "model", vocab_size=300, train_tokenizer=[str(texts)], **SIZES).output
+    path = recipe("ssmax-pretrain", tmp_path)
+    given = read_recipe(path, [*sets(model, texts, tmp_path / "out"), "checkpoints.every=1"])
+    crash(given, step=3)
+    resumed = finetune(given, resume=True)
+    assert resumed.steps == 4 and resumed.resumed_from is not None
+    whole = finetune(path, overrides=sets(model, texts, tmp_path / "whole"), device="cpu")
+    assert whole.output is not None
+    first, second = load(tmp_path / "out").state_dict(), load(whole.output).state_dict()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.slow  # two processes
+@pytest.mark.parametrize("architecture", ["softmax", "ssmax"])
+def test_two_processes_share_the_model(architecture: str, texts: Path, tmp_path: Path) -> None:
+    """FSDP2 shards by layers, of a model without an operation too."""
+    model = new(architecture, tmp_path / "model", vocab_size=300, train_tokenizer=[str(texts)], **SIZES).output
+    given = read_recipe(recipe(f"{architecture}-pretrain", tmp_path), sets(model, texts, tmp_path / "out"))
+    done = launch(tmp_path, given.model_dump(mode="json", exclude_unset=True), environment=SHARDED)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["steps"] == 4 and result["shares"][0] < 0.6
+    assert result["held_out_loss_after"] < result["held_out_loss_before"]
+    before, after = load(model).state_dict(), load(tmp_path / "out").state_dict()
+    assert not [name for name in before if torch.equal(before[name], after[name])]
