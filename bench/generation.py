@@ -7,7 +7,8 @@
 Each cell runs in a process of its own, source and screened in turn. Finished cells lie in --cells and are not run
 again. The time of attention is that of the attention modules in the prefill, without their projections. Memory is the
 greatest resident memory above that after the weights were loaded and used once. `--chunk` prefills that many tokens at
-a time (transformers' `prefill_chunk_size`). `--rows 2` adds a row of half the length, padded on the left.
+a time (transformers' `prefill_chunk_size`). `--rows 2` adds a row of half the length, padded on the left. On a machine
+that runs other programs, `--clock processor` with OMP_NUM_THREADS=1 counts processor seconds.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from bench.harness import arguments, environment, report
 
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 WARM = 16  # tokens of a first forward pass, which touches all weights
 
 
@@ -35,6 +38,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=0)
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     parser.add_argument("--cells", type=Path, default=Path("cells"))
     parser.add_argument("--cell", action="store_true", help="measure one model in this process and print JSON")
     options = parser.parse_args()
@@ -56,13 +60,16 @@ def compared(options: Any, length: int, dtype: str) -> dict[str, Any]:
     found: dict[str, list[dict[str, Any]]] = {"source": [], "screened": []}
     for repeat in range(options.repeats):
         for name, model in (("source", options.against), ("screened", options.model)):
-            place = options.cells / f"{name}-{length}-{dtype}-{options.rows}-{options.chunk}-{repeat}.json"
+            place = (
+                options.cells / f"{name}-{length}-{dtype}-{options.rows}-{options.chunk}-{options.clock}-{repeat}.json"
+            )
             if not place.is_file():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_text(json.dumps(run(options, model, length, dtype)) + "\n", encoding="utf-8")
             found[name].append(json.loads(place.read_text(encoding="utf-8")))
             print(name, found[name][-1], flush=True)
     row: dict[str, Any] = {"tokens": length, "dtype": dtype, "rows": options.rows, "chunk": options.chunk}
+    row["clock"] = options.clock
     for measure in ("first token, s", "attention, s", "token, s", "peak, MiB", "cache, MiB"):
         values = {name: median(cell[measure] for cell in cells) for name, cells in found.items()}
         row |= {f"{measure}, source": values["source"], f"{measure}, ratio": values["screened"] / values["source"]}
@@ -73,7 +80,7 @@ def run(options: Any, model: Path, length: int, dtype: str) -> dict[str, Any]:
     """One cell, measured in a process of its own."""
     command = [sys.executable, "-m", "bench.generation", str(model), "--cell", "--text", options.text]
     command += ["--lengths", str(length), "--dtypes", dtype, "--rows", str(options.rows)]
-    command += ["--chunk", str(options.chunk), "--new-tokens", str(options.new_tokens)]
+    command += ["--chunk", str(options.chunk), "--new-tokens", str(options.new_tokens), "--clock", options.clock]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -94,13 +101,13 @@ def cell(options: Any) -> dict[str, Any]:
     if len(tokens) < length:
         raise SystemExit(f"{options.text} has {len(tokens)} tokens; {length} are needed")
     ids, mask = unequal(torch.tensor(tokens[:length]), options.rows)
-    clock = Clock(model)
+    clock = Clock(model, CLOCKS[options.clock])
     given: dict[str, Any] = {"prefill_chunk_size": options.chunk} if options.chunk else {}
     with torch.no_grad():
         model(input_ids=ids[:1, -WARM:], use_cache=False)
         clock.attention = 0.0
         before = memory()
-        start = time.perf_counter()
+        start = clock.now()
         out = model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -150,10 +157,11 @@ def cache_bytes(cache: Any) -> int:
 class Clock:
     """Stopping criterion that stops nothing: notes when each token is there, and the time of attention until then."""
 
-    def __init__(self, model: Any) -> None:
-        """Hooks on the attention modules of ``model`` and their projections sum up the time of attention."""
+    def __init__(self, model: Any, now: Callable[[], float]) -> None:
+        """Hooks on the attention modules of ``model`` and their projections sum up the time of attention by ``now``."""
         import torch
 
+        self.now = now
         self.moments: list[float] = []
         self.attention = self.attention_of_prefill = 0.0
         for module in model.modules():
@@ -165,16 +173,16 @@ class Clock:
 
     def _watch(self, module: Any, sign: int) -> None:
         started: list[float] = []
-        module.register_forward_pre_hook(lambda *_: started.append(time.perf_counter()))
+        module.register_forward_pre_hook(lambda *_: started.append(self.now()))
 
         def stop(*_: Any) -> None:
-            self.attention += sign * (time.perf_counter() - started.pop())
+            self.attention += sign * (self.now() - started.pop())
 
         module.register_forward_hook(stop)
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         """False for each row; called after every token."""
-        self.moments.append(time.perf_counter())
+        self.moments.append(self.now())
         if len(self.moments) == 1:
             self.attention_of_prefill = self.attention
         return input_ids.new_zeros(len(input_ids), dtype=bool)
