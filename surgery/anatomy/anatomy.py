@@ -22,6 +22,10 @@ MODEL_TYPE_PREFIX = "surgery_"
 _QUERY_TENSOR = re.compile(r"\.\d+\..*\b(q_proj|qkv_proj|query_key_value|c_attn|Wqkv|wq|q_b_proj)\.weight$")
 
 
+# Names of the norm of queries in an attention module.
+_QUERY_NORMS = ("q_norm", "q_layernorm", "query_layernorm")
+
+
 @dataclass(frozen=True)
 class AttentionLayer:
     """One attention layer.
@@ -234,7 +238,8 @@ def _operations(block: Any, what: str = "surgery") -> tuple[Mapping[str, Any], .
 
 
 def _query_norm(checkpoint: Checkpoint, module: str, heads: int, head_dim: int) -> Literal["head", "all"] | None:
-    norm = checkpoint.tensors.get(f"{module}.q_norm.weight")
+    names = (f"{module}.{name}.weight" for name in _QUERY_NORMS)
+    norm = next((checkpoint.tensors[name] for name in names if name in checkpoint.tensors), None)
     if norm is None:
         return None
     return "all" if norm.shape == (heads * head_dim,) and heads > 1 else "head"

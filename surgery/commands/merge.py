@@ -1,4 +1,4 @@
-"""``surgery merge``: an adapter into the weights of its base."""
+"""``surgery merge``: an adapter, or learned constants, into the weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from surgery.checkpoint.record import PLAN_NAME
 from surgery.commands import console
 from surgery.commands.flags import run_flags, with_flags
 from surgery.commands.help import CommandHelp, command_app
@@ -18,33 +19,38 @@ app = command_app()
 @app.command(cls=CommandHelp)
 @with_flags(run=run_flags("device"))
 def merge(
-    adapter: Annotated[Path, typer.Argument(help="Folder of a LoRA adapter, such as OUT/adapter.")],
+    model: Annotated[
+        Path, typer.Argument(help="LoRA adapter, such as OUT/adapter, or a converted checkpoint of constants.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the merged checkpoint.")],
     run: Mapping[str, Any],
-    base: Annotated[str | None, typer.Option(help="Folder or hub id; by default what the adapter names.")] = None,
+    base: Annotated[str | None, typer.Option(help="Of an adapter: folder or hub id; by default what it names.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier output of this tool.")] = False,
     json_: console.JsonOption = False,
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
 ) -> None:
-    """Merge a LoRA adapter into its base.
+    """Merge a LoRA adapter, or SSMax's form constant, into the weights.
 
-    Writes the merged checkpoint after checking that it gives the logits of the adapter on its base.
+    An adapter is added to its base. A checkpoint of the form constant becomes one of the source's own class, which
+    every program loads without code. The result is written after checking that it gives the same logits.
     """
     console.setup(verbose=verbose, quiet=quiet)
-    from surgery.recovery.adapter_merge import merge as merge_adapter
+    from surgery.recovery.weight_merge import merge as merge_weights
 
     with console.progress() as bar:
         bar.add_task("merging and comparing", total=None, rate="")
-        result = merge_adapter(adapter, output=output, base=base, force=force, **run)
+        result = merge_weights(model, output=output, base=base, force=force, **run)
     if json_:
         console.emit("merge", result.to_dict())
     else:
         console.out.print(
             f"wrote {result.output}: {result.changed_tensors} tensors changed, {result.operation_tensors} of them the "
-            f"operation's; logits differ from the adapter on its base by {result.logit_difference:.1e} "
+            f"operation's; logits differ from the unmerged model by {result.logit_difference:.1e} "
             f"(allowed {result.tolerance:.0e})",
             markup=False,
             soft_wrap=True,
         )
-        console.next_step("surgery", "verify", str(result.output))
+        console.next_step(
+            "surgery", "verify" if (result.output / PLAN_NAME).is_file() else "inspect", str(result.output)
+        )

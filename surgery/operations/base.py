@@ -362,6 +362,16 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
         """The operation's own checks, for `surgery verify`; others apply to every operation."""
         return []
 
+    def query_factors(self, options: Mapping[str, Any]) -> tuple[str, ...] | None:
+        """The parameters whose product is the factor of each head's queries, if the operation is nothing else.
+
+        Such an operation can be written into the weights. None if it is more than that.
+
+        Args:
+            options: of the operation, from config.json.
+        """
+        return None
+
     def effective_values(self, module: Any) -> tuple[Any, tuple[Any, ...]]:
         """A learned parameter of one of its modules, and test values; at least one must change the logits.
 

@@ -3,9 +3,9 @@
 Nothing here imports torch before a run starts.
 """
 
-from surgery.recovery.adapter_merge import MergeResult, merge
 from surgery.recovery.api import finetune
 from surgery.recovery.errors import RecipeError
+from surgery.recovery.logit_comparison import MergeResult
 from surgery.recovery.plan import FinetunePlan
 from surgery.recovery.recipe import Recipe, json_schema
 from surgery.recovery.recipe_file import (
@@ -17,6 +17,7 @@ from surgery.recovery.recipe_file import (
     read_recipe,
 )
 from surgery.recovery.result import FinetuneResult
+from surgery.recovery.weight_merge import merge
 from surgery.schemas import Problem
 from surgery.training.errors import DivergedError, TrainingStoppedError
 

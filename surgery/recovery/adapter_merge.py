@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,14 @@ from surgery.checkpoint import (
     sha256_json,
 )
 from surgery.checkpoint.source import check_folder
-from surgery.errors import CheckpointError, PlanRefusedError, UsageError, VerificationError
+from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.operations.parameters import is_operation
 from surgery.recovery.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_RECORD, base_identity
+from surgery.recovery.logit_comparison import MergeResult, compare_logits, logits_of, probe_tokens, tolerance_of
 from surgery.recovery.lora import quiet_peft
 from surgery.recovery.result_folder import Record, changed_tensors, plan_space, write_result
 from surgery.version import __version__
 
-_PROBE = (2, 48)
-# Largest relative difference of the logits (root mean square). Rounding weights to bfloat16 costs about 0.5%.
-_TOLERANCE = {"F32": 1e-5, "F16": 2e-2, "BF16": 5e-2}
 _TIED = ("lm_head", "embed_tokens", "embed_in", "embed_out", "wte")
 
 # Keys of adapter_config.json with which a merged checkpoint could not be the same model.
@@ -36,23 +33,7 @@ _UNMERGEABLE = {
 }
 
 
-@dataclass(frozen=True)
-class MergeResult:
-    """The result of a merge; ``logit_difference`` is relative to base with adapter (root mean square)."""
-
-    output: Path
-    base: str
-    changed_tensors: int
-    operation_tensors: int
-    logit_difference: float
-    tolerance: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {**asdict(self), "output": str(self.output)}
-
-
-def merge(
+def merge_adapter(
     adapter: str | Path,
     *,
     output: str | Path,
@@ -88,21 +69,19 @@ def merge(
 
     options = RunOptions(device=device, dtype="float32")
     model = load_model(source.folder, options)
-    tokens = _probe_tokens(checkpoint, config)
+    rows = config.get("trainable_token_indices") or []
+    tokens = probe_tokens(
+        checkpoint, [row for part in (rows.values() if isinstance(rows, dict) else [rows]) for row in part]
+    )
     expected, merged, names = _merged(model, folder, tokens)
-    dtypes = {info.dtype for name, info in checkpoint.tensors.items() if not is_operation(name)}
-    tolerance = max(_TOLERANCE.get(dtype, 1e-2) for dtype in dtypes)
+    tolerance = tolerance_of(checkpoint)
     found: list[float] = []
 
     def verify(staged: Path) -> None:
-        again = _logits(load_model(staged, options), tokens)
-        found.append(float((again - expected).square().mean().sqrt() / expected.square().mean().sqrt()))
-        if not found[0] <= tolerance:
-            raise VerificationError(
-                f"logits of the merged checkpoint differ from those of base and adapter by {found[0]:.2e}, more than "
-                f"{tolerance:.0e}; nothing was written",
-                hint="Load the adapter with PEFT on its base instead, and report this.",
-            )
+        again = load_model(staged, options)
+        found.append(
+            compare_logits(again, tokens, expected, tolerance, "Load the adapter with PEFT on its base instead")
+        )
 
     write_result(checkpoint, target, changed_tensors(merged, names), _record(folder, names), force=force, verify=verify)
     operations = [name for name in names if is_operation(name)]
@@ -196,7 +175,7 @@ def _merged(model: Any, folder: Path, tokens: Any) -> tuple[Any, Any, list[str]]
             f"the adapter does not fit the base: {str(error).splitlines()[0]}",
             hint="Pass the base of the training: --base MODEL.",
         ) from error
-    expected = _logits(adapted, tokens)
+    expected = logits_of(adapted, tokens)
     try:
         merged = adapted.merge_and_unload(safe_merge=True)
     except (NotImplementedError, RuntimeError, ValueError) as error:
@@ -211,27 +190,6 @@ def _merged(model: Any, folder: Path, tokens: Any) -> tuple[Any, Any, list[str]]
             hint="Load the adapter with PEFT on its base instead.",
         )
     return expected, merged, [name for name, own in after.items() if not torch.equal(before[name], own)]
-
-
-def _probe_tokens(checkpoint: Checkpoint, config: dict[str, Any]) -> Any:
-    """Tokens for the comparison: random tokens, and the tokens whose rows the adapter trained."""
-    import torch
-
-    rows = config.get("trainable_token_indices") or []
-    own = sorted({row for part in (rows.values() if isinstance(rows, dict) else [rows]) for row in part})
-    text = checkpoint.config.get("text_config")
-    size = (text if isinstance(text, dict) else checkpoint.config).get("vocab_size")
-    count = size if isinstance(size, int) else max([1, *own]) + 1
-    tokens = torch.randint(0, count, _PROBE, generator=torch.Generator().manual_seed(0))
-    rows = torch.tensor(own, dtype=torch.long).expand(_PROBE[0], -1)
-    return torch.cat([tokens, rows], 1)
-
-
-def _logits(model: Any, tokens: Any) -> Any:
-    import torch
-
-    with torch.no_grad():
-        return model(input_ids=tokens.to(model.device), use_cache=False).logits.float().cpu()
 
 
 def _record(folder: Path, names: list[str]) -> Record:

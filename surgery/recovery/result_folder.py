@@ -27,6 +27,7 @@ from surgery.checkpoint import (
 )
 from surgery.checkpoint.record import HISTORY_NAME
 from surgery.checkpoint.tokenizer_files import is_tokenizer_file
+from surgery.conversion.plan import SHARD_PREFIX
 from surgery.errors import CheckpointError
 from surgery.operations.parameters import is_operation
 from surgery.recovery.quantized import renames_alone
@@ -147,31 +148,51 @@ def write_adapter(source: Checkpoint, output: Path, adapter: Any, record: Record
         return staged.commit()
 
 
+def write_shard(source: Checkpoint, shard: str, changed: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a shard again, with the dtypes of the source; one without changes is placed as it is.
+
+    Args:
+        source: the checkpoint that has the shard.
+        shard: name of its file.
+        changed: new values of tensors by name; those of other shards are left alone.
+        path: of the new file.
+    """
+    infos = {name: info for name, info in source.tensors.items() if info.shard == shard}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not infos.keys() & changed.keys():
+        place_file(source.folder / shard, path)
+        return
+    tensors = {
+        name: NewTensor(
+            info.dtype,
+            info.shape,
+            _to_bytes(changed[name], info.dtype)
+            if name in changed
+            else bytes(tensor_bytes(source.folder / shard, info)),
+        )
+        for name, info in infos.items()
+    }
+    write_safetensors(path, tensors, source.metadata.get(shard))
+
+
+def plain_name(shard: str) -> str:
+    """The name that a shard of a converted checkpoint has in the source."""
+    place, slash, name = shard.rpartition("/")
+    return f"{place}{slash}{name.removeprefix(_TRAINED).removeprefix(SHARD_PREFIX)}"
+
+
 def _place_shard(source: Checkpoint, shard: str, changed: Mapping[str, torch.Tensor], folder: Path) -> str:
     """Place or rewrite one shard; returns its name in the result."""
-    infos = {name: info for name, info in source.tensors.items() if info.shard == shard}
-    touched = infos.keys() & changed.keys()
-    path = folder / shard
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not touched:
-        place_file(source.folder / shard, path)
-        return shard
-    name = shard if all(map(is_operation, infos)) else _trained_name(shard)
-    tensors: dict[str, NewTensor] = {}
-    for tensor_name, info in infos.items():
-        data = (
-            _to_bytes(changed[tensor_name], info.dtype)
-            if tensor_name in touched
-            else bytes(tensor_bytes(source.folder / shard, info))
-        )
-        tensors[tensor_name] = NewTensor(info.dtype, info.shape, data)
-    write_safetensors(folder / name, tensors, source.metadata.get(shard))
+    infos = [name for name, info in source.tensors.items() if info.shard == shard]
+    trained = not changed.keys().isdisjoint(infos) and not all(map(is_operation, infos))
+    name = _trained_name(shard) if trained else shard
+    write_shard(source, shard, changed, folder / name)
     return name
 
 
 def _trained_name(shard: str) -> str:
     place, slash, name = shard.rpartition("/")
-    return f"{place}{slash}{_TRAINED}{name.removeprefix('source-').removeprefix(_TRAINED)}"
+    return f"{place}{slash}{_TRAINED}{plain_name(name)}"
 
 
 def _to_bytes(tensor: torch.Tensor, dtype: str) -> bytes:

@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 import surgery.commands.merge  # noqa: F401
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError, VerificationError
 from surgery.loading import RunOptions, load_model
-from surgery.recovery import finetune
-from surgery.recovery.adapter_merge import merge
+from surgery.recovery import finetune, merge
 from tests.families import tiny_model
 from tests.recovery.conftest import Converted, MakeRecipe, convert_by_hand, write_tokenizer
 from tests.recovery.test_commands import surgery_command  # noqa: F401
@@ -142,7 +141,10 @@ def test_ties(make_recipe: MakeRecipe, tmp_path: Path) -> None:
 
 def test_what_is_no_adapter(make_recipe: MakeRecipe, converted: Converted, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not an adapter"):
+        merge(tmp_path, output=tmp_path / "never")
+    with pytest.raises(PlanRefusedError, match="anchored is more than a constant") as caught:
         merge(converted(), output=tmp_path / "never")
+    assert caught.value.hint is not None and "OUT/adapter" in caught.value.hint
     adapter = _kept(make_recipe)
     config = json.loads((adapter / "adapter_config.json").read_text())
     other = shutil.copytree(adapter, tmp_path / "other")

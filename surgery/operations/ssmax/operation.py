@@ -171,6 +171,10 @@ class SSMaxOperation(Operation):
 
         return [check_beyond_reference(checked)] if options.form == "logn" else []
 
+    def query_factors(self, options: Mapping[str, Any]) -> tuple[str, ...] | None:
+        """The temperature of the form without ln n."""
+        return ("bias",) if options["form"] == "constant" else None
+
     def effective_values(self, module: Any) -> tuple[Any, tuple[Any, ...]]:
         """The first parameter of the form, and another value of it."""
         parameter = getattr(module, FORMS[module.form].parameters[0])

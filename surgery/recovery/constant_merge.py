@@ -1,0 +1,188 @@
+"""Write an operation's constants into the weights: a checkpoint of the source's own class, without code of its own.
+
+A constant b of a head multiplies the head's queries. So it can multiply the rows of the query projection, q = (b W) x.
+Where the queries of all heads are normalised together, it multiplies the weight of that norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgery.anatomy import Anatomy, AttentionLayer, read_anatomy
+from surgery.checkpoint import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    Checkpoint,
+    StagedFolder,
+    check_output,
+    load_config,
+    open_checkpoint,
+    place_file,
+    require_space,
+    write_index,
+    write_json,
+)
+from surgery.checkpoint.record import RECORD_FOLDER
+from surgery.conversion.external_save import is_saved_externally
+from surgery.conversion.plan import CARD_NAME
+from surgery.conversion.records import read_plan
+from surgery.errors import PlanRefusedError
+from surgery.operations import OPERATIONS
+from surgery.operations.parameters import is_operation
+from surgery.recovery.logit_comparison import MergeResult, compare_logits, logits_of, probe_tokens, tolerance_of
+from surgery.recovery.result_folder import plain_name, write_shard
+
+if TYPE_CHECKING:
+    import torch
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def merge_constants(folder: Path, *, output: Path, force: bool = False, device: str = "auto") -> MergeResult:
+    """Write a converted checkpoint whose learned parameters are constants as a checkpoint of the source's class.
+
+    Args:
+        folder: the converted checkpoint.
+        output: folder for the result, in the dtypes of the source.
+        force: replace an earlier output of this tool.
+        device: for the comparison.
+
+    Raises:
+        PlanRefusedError: an operation is more than constants, or a projection cannot take them.
+        VerificationError: the result has other logits; nothing was written.
+    """
+    checkpoint = open_checkpoint(folder)
+    anatomy = read_anatomy(checkpoint)
+    factors = _factors(checkpoint, anatomy)
+    plan = read_plan(folder)
+    if is_saved_externally(folder) or plan["source"]["operations"]:
+        raise PlanRefusedError(
+            f"{folder.name}: its source is no plain checkpoint with a record of its config.json",
+            hint="Merge a folder that `surgery convert` or `surgery finetune` wrote from a plain model.",
+        )
+    target = check_output(output, force=force, source=folder)
+    changed = {
+        name: tensor
+        for index, found in factors.items()
+        for name, tensor in _scaled(checkpoint, anatomy, anatomy.layers[index], found).items()
+    }
+    require_space(target.parent, checkpoint.disk_bytes)
+    from surgery.loading import RunOptions, load_model
+
+    options = RunOptions(device=device, dtype="float32")
+    tokens, tolerance = probe_tokens(checkpoint), tolerance_of(checkpoint)
+    model = load_model(folder, options)
+    _check_norms_without_weights(folder.name, model)
+    expected = logits_of(model, tokens)
+    with StagedFolder(target, force=force, source=folder) as staged:
+        _write(checkpoint, plan, changed, staged.path)
+        found = compare_logits(load_model(staged.path, options), tokens, expected, tolerance, "Keep the checkpoint")
+        staged.commit()
+    return MergeResult(target, folder.name, len(changed), 0, found, tolerance)
+
+
+def _factors(checkpoint: Checkpoint, anatomy: Anatomy) -> dict[int, torch.Tensor]:
+    """The factor of each head's queries, ``(heads,)``, by layer; all operations together."""
+    import torch
+
+    found: dict[int, torch.Tensor] = {}
+    for options in anatomy.operations:
+        operation = OPERATIONS[str(options["name"])]
+        if operation.in_config_alone:
+            continue
+        names = operation.query_factors(options)
+        if names is None:
+            kind = options.get("form") or operation.name
+            raise PlanRefusedError(
+                f"{checkpoint.folder.name}: {kind} is more than a constant for each head, so weights cannot hold it",
+                hint="Serve the checkpoint with its code. To merge a LoRA adapter, pass its folder: OUT/adapter.",
+            )
+        for index in options["layers"]:
+            own = found.setdefault(index, torch.ones(anatomy.heads, dtype=torch.float64))
+            heads = options.get("heads") or range(anatomy.heads)
+            for name in names:
+                own[list(heads)] *= _read(
+                    checkpoint, f"{anatomy.layers[index].module}.{operation.name}.{name}"
+                ).double()
+    return found
+
+
+def _scaled(
+    checkpoint: Checkpoint, anatomy: Anatomy, layer: AttentionLayer, factors: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The tensors of a layer that hold its factors, by name."""
+    folder, family = checkpoint.folder.name, anatomy.family
+    if layer.query_norm == "head" or layer.query_tensor is None:
+        raise _norm_error(folder, layer.module)
+    if family.query_rows != "queries":
+        raise PlanRefusedError(
+            f"{folder}: {layer.query_tensor} holds more than queries, and only projections of queries alone are merged",
+            hint="Serve the checkpoint with its code.",
+        )
+    rows = factors.repeat_interleave(layer.head_dim)
+    if layer.query_norm == "all":
+        name = f"{layer.module}.q_norm.weight"
+        return {name: _read(checkpoint, name).double() * rows}
+    names = [layer.query_tensor, layer.query_tensor.removesuffix("weight") + "bias"]
+    return {
+        name: (value * (rows[:, None] if value.dim() > 1 else rows))
+        for name in names
+        if name in checkpoint.tensors
+        for value in [_read(checkpoint, name).double()]
+    }
+
+
+def _norm_error(folder: str, module: str) -> PlanRefusedError:
+    return PlanRefusedError(
+        f"{folder}: {module} normalises the queries of each head after the projection, so weights cannot hold a "
+        "constant for each head",
+        hint="Serve the checkpoint with its code.",
+    )
+
+
+def _check_norms_without_weights(folder: str, model: Any) -> None:
+    """Refuse norms of queries that no tensor on the disk shows."""
+    from surgery.loading import operation_modules
+
+    for path in operation_modules(model):
+        module = path.rpartition(".")[0]
+        for name, child in model.get_submodule(module).named_children():
+            if name in ("q_norm", "qk_norm") and not list(child.parameters()):
+                raise _norm_error(folder, module)
+
+
+def _read(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    from safetensors import safe_open
+
+    info = checkpoint.tensors[name]
+    if info.dtype not in _FLOATS:
+        raise PlanRefusedError(
+            f"{checkpoint.folder.name}: {name} is stored as {info.dtype}, which cannot be multiplied without loss",
+            hint="Merge before the weights are quantized.",
+        )
+    with safe_open(checkpoint.folder / info.shard, framework="pt") as file:
+        found: torch.Tensor = file.get_tensor(name)
+    return found
+
+
+def _write(checkpoint: Checkpoint, plan: Mapping[str, Any], changed: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """The source's files with the changed tensors, and config.json with what operations changed in it alone."""
+    record = checkpoint.folder / RECORD_FOLDER / "source"
+    own = {name: info for name, info in checkpoint.tensors.items() if not is_operation(name)}
+    shards = {info.shard: plain_name(info.shard) for info in own.values()}
+    for shard, name in shards.items():
+        write_shard(checkpoint, shard, changed, folder / name)
+    if len(shards) > 1 or (record / INDEX_NAME).is_file():
+        weight_map = {name: shards[info.shard] for name, info in own.items()}
+        write_index(folder / INDEX_NAME, weight_map, sum(info.end - info.begin for info in own.values()))
+    for name in plan["kept_files"]:
+        place_file(checkpoint.folder / name, folder / name)
+    if (record / CARD_NAME).is_file():
+        place_file(record / CARD_NAME, folder / CARD_NAME)
+    config = {**load_config(record / CONFIG_NAME), **plan["config"]}
+    write_json(
+        folder / CONFIG_NAME,
+        {name: value for name, value in config.items() if not (value is None and name in plan["config"])},
+    )

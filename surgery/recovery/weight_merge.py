@@ -1,0 +1,50 @@
+"""Merge into the weights what was learned beside them: a LoRA adapter, or an operation's constants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from surgery.checkpoint.record import PLAN_NAME
+from surgery.checkpoint.source import check_folder
+from surgery.errors import UsageError
+from surgery.recovery.logit_comparison import MergeResult
+
+
+def merge(
+    model: str | Path,
+    *,
+    output: str | Path,
+    base: str | Path | None = None,
+    force: bool = False,
+    device: str = "auto",
+) -> MergeResult:
+    """Write a full checkpoint in which the weights hold what was learned beside them.
+
+    A LoRA adapter is added to its base, with the parameters of operations in it. A converted checkpoint whose learned
+    parameters are constants (SSMax's form ``constant``) becomes a checkpoint of the source's own class, which needs
+    no code.
+
+    Args:
+        model: folder of an adapter, or of a converted checkpoint.
+        output: folder for the result, in the dtypes of the base.
+        base: of an adapter: folder or hub id; by default the base that the adapter names.
+        force: replace an earlier output of this tool.
+        device: for the comparison.
+
+    Raises:
+        UsageError: the folder is no adapter, or the base is not found.
+        CheckpointError: the folder is missing, or the adapter was trained on another base or does not fit.
+        PlanRefusedError: the weights cannot hold what was learned.
+        VerificationError: the merged model has other logits; nothing was written.
+    """
+    folder = Path(model).expanduser()
+    check_folder(folder)
+    if not (folder / PLAN_NAME).is_file():
+        from surgery.recovery.adapter_merge import merge_adapter
+
+        return merge_adapter(folder, output=output, base=base, force=force, device=device)
+    if base is not None:
+        raise UsageError("--base is for adapters", hint="Leave it out: a converted checkpoint has its own weights.")
+    from surgery.recovery.constant_merge import merge_constants
+
+    return merge_constants(folder, output=Path(output), force=force, device=device)
