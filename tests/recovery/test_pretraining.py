@@ -16,11 +16,13 @@ from surgery.recovery import finetune
 from surgery.recovery.errors import RecipeError
 from surgery.recovery.recipe_file import read_recipe
 from surgery.schemas.shipped import shipped_file
+from tests.commands.conftest import surgery as surgery_command
 from tests.recovery.conftest import crash
 from tests.recovery.test_processes import SHARDED
 from tests.recovery.test_processes import _launch as launch
 from tests.tokenizers import write_texts
 
+surgery = surgery_command  # the fixture
 SIZES: dict[str, Any] = {"layers": 2, "heads": 2, "width": 32, "length": 64}
 SHORT = ("data.sequence_length=64", "budget.tokens=null", "budget.steps=4", "evaluation.every=2", "data.held_out=0.3")
 
@@ -77,6 +79,15 @@ def test_the_operation_comes_after_the_training(texts: Path, tmp_path: Path) -> 
     assert second is not None
     scale = load(second).model.layers[0].self_attn.ssmax.scale
     assert not torch.equal(scale, load(swapped).model.layers[0].self_attn.ssmax.scale)
+
+
+def test_the_command_says_how_to_go_on(surgery: Any, texts: Path, tmp_path: Path) -> None:
+    """A model that was made has no source to be compared with."""
+    model = new("softmax", tmp_path / "model", vocab_size=300, train_tokenizer=[str(texts)], **SIZES).output
+    words = [word for item in sets(model, texts, tmp_path / "out") for word in ("--set", item)]
+    ran = surgery("finetune", recipe("softmax-pretrain", tmp_path), *words, "--device", "cpu")
+    assert ran.code == 0, ran.err
+    assert "Next: surgery evaluate" in ran.out and "--against" not in ran.out
 
 
 def test_other_recipes_still_need_an_operation(texts: Path, tmp_path: Path) -> None:
