@@ -79,6 +79,8 @@ def verify(
     if as_json:
         console.emit("verification", result.to_dict())
     else:
+        if result.sentence and layers is None:
+            console.say(result.sentence)
         console.out.print(_table(result))
         console.out.print(result.verdict, style=f"bold {STATES['failed' if result.failed else 'passed']}")
     if result.failed:

@@ -12,6 +12,10 @@ from surgery.evaluation.estimates import Estimate, Finding, Interval, Verdict, W
 INTERVAL = Interval(method="percentile bootstrap over documents", level=0.95, samples=2000, seed=0)
 
 
+# An interval from fewer groups is too narrow: it excludes zero by chance more often than its level says.
+FEWEST_FOR_GAIN = 8
+
+
 class Resampling:
     """Means with intervals that resample whole groups, since the items of one document are not independent.
 
@@ -52,17 +56,32 @@ class Resampling:
         return Estimate(value, min(low, value), max(high, value))
 
 
-def judge(difference: Estimate, margin: float, *, more_is_better: bool = False) -> Word:
-    """Kept if the interval lies within the margin, lost or gained if it excludes zero, else undecided."""
+def judge(difference: Estimate, margin: float, *, more_is_better: bool = False, groups: int | None = None) -> Word:
+    """Kept if the interval lies within the margin, lost or gained if it excludes zero, else undecided.
+
+    Args:
+        difference: model minus base.
+        margin: a change that counts as kept.
+        more_is_better: whether a rise is a gain.
+        groups: documents that the interval resamples; with fewer than `FEWEST_FOR_GAIN` nothing is gained. A loss
+            needs no such number, so that a warning is not kept back.
+    """
     if difference.low is None or difference.high is None:
         return "undecided"
     if -margin <= difference.low and difference.high <= margin:
         return "kept"
-    if difference.low > 0:
-        return "gained" if more_is_better else "lost"
-    if difference.high < 0:
-        return "lost" if more_is_better else "gained"
-    return "undecided"
+    if difference.low <= 0 <= difference.high:
+        return "undecided"
+    if (difference.low > 0) is not more_is_better:
+        return "lost"
+    return "undecided" if groups is not None and groups < FEWEST_FOR_GAIN else "gained"
+
+
+def why_undecided(difference: Estimate, groups: int, noun: str) -> str:
+    """Why a difference with an interval is undecided: the interval includes zero, or it is of too few groups."""
+    if difference.low is None or difference.high is None or difference.low <= 0 <= difference.high:
+        return f"the interval is too wide to decide; measure more {noun}s."
+    return f"gained on {groups} {noun}s, not enough to say; measure {FEWEST_FOR_GAIN} or more."
 
 
 def change_in_words(difference: Estimate, interval: Interval = INTERVAL) -> str:

@@ -10,7 +10,7 @@ from surgery.anatomy import Anatomy
 from surgery.loading import operation_modules, operation_of, operations_off
 from surgery.operations import OPERATIONS, Operation
 from surgery.operations.check import CheckedModel
-from surgery.verification.checks import Check, bounded
+from surgery.verification.checks import STARTS_AS_SOURCE, Check, bounded
 from surgery.verification.presentations import (
     Multipliers,
     PresentationError,
@@ -65,7 +65,7 @@ def identity_checks(
         trained: the run that trained the weights, or None.
         wanted: the requested number of tokens, which may exceed the positions of the model.
     """
-    off_name, on_name = "operation off = source", "starts as the source"
+    off_name, on_name = "operation off = source", STARTS_AS_SOURCE
     if source_logits is None:
         reason = "needs the source: pass --against"
         return [Check(off_name, "skipped", reason), Check(on_name, "skipped", reason)]

@@ -11,6 +11,10 @@ from surgery.operations.check import Check, Status, bounded
 __all__ = ["Check", "Status", "Verification", "bounded"]
 
 
+SOURCE_TENSORS = "source tensors byte for byte"
+STARTS_AS_SOURCE = "starts as the source"
+
+
 @dataclass(frozen=True)
 class Verification:
     """All checks of a converted checkpoint."""
@@ -25,6 +29,15 @@ class Verification:
     def failed(self) -> tuple[Check, ...]:
         """The checks that failed."""
         return tuple(check for check in self.checks if check.status == "failed")
+
+    @property
+    def sentence(self) -> str | None:
+        """What the checks mean for the weights and the output; None if a check failed, or nothing was compared."""
+        passed = {check.name.split(",")[0] for check in self.checks if check.status == "passed"}
+        if self.failed or SOURCE_TENSORS not in passed:
+            return None
+        same = "; the output is identical to the source's" if STARTS_AS_SOURCE in passed else ""
+        return f"Your weights are untouched{same}."
 
     @property
     def verdict(self) -> str:

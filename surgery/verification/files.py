@@ -16,11 +16,9 @@ from surgery.conversion.external_save import is_saved_externally
 from surgery.conversion.records import trained_weights
 from surgery.operations.code import ENTRY_NAME, code_hashes, is_code_name, travelling_code
 from surgery.operations.parameters import is_operation
-from surgery.verification.checks import Check
+from surgery.verification.checks import SOURCE_TENSORS, Check
 from surgery.verification.merge_record import merge_checks
 from surgery.verification.source_config import config_checks
-
-SOURCE_TENSORS = "source tensors byte for byte"
 
 
 def file_checks(

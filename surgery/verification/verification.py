@@ -26,8 +26,8 @@ from surgery.verification.behaviour import (
     plain_logits,
     presentation_checks,
 )
-from surgery.verification.checks import Check, Verification
-from surgery.verification.files import SOURCE_TENSORS, file_checks
+from surgery.verification.checks import SOURCE_TENSORS, Check, Verification
+from surgery.verification.files import file_checks
 from surgery.verification.foreign_inputs import FOREIGN, foreign_checks
 from surgery.verification.fresh import TOKENIZER_CHECK, FreshRequest, fresh_checks
 from surgery.verification.merge_record import check_operations_kept

@@ -101,6 +101,16 @@ def test_differences_that_cancel_are_not_no_difference() -> None:
     assert Sample(model, base).bucket(1, 4, MARGIN).verdict == "kept"
 
 
+@pytest.mark.parametrize("documents", [4, 8])
+def test_a_gain_needs_enough_documents_and_a_loss_does_not(documents: int) -> None:
+    base = _losses(documents, 50)
+    better = Sample([losses - 0.1 for losses in base], base).bucket(1, 49, MARGIN)
+    said = conclude("loss", better, [better], MARGIN).sentence
+    assert better.verdict == ("gained" if documents == 8 else "undecided")
+    assert ("gained on 4 documents, not enough to say" in said) is (documents == 4)
+    assert Sample([losses + 0.1 for losses in base], base).bucket(1, 49, MARGIN).verdict == "lost"
+
+
 def test_one_sequence_decides_nothing() -> None:
     base = _losses(1, 50)
     overall = Sample([base[0] + 1.0], base).bucket(1, 49, MARGIN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from surgery.checkpoint import load_json
 from surgery.conversion import revert
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.verification import Verification, verify
+from surgery.verification.checks import Check
 from tests.conversion.conftest import tree
 
 FILES = {
@@ -73,6 +75,9 @@ def test_a_fresh_conversion_passes_every_check(make_pair: Callable[..., Path], s
     assert len({check.name for check in result.checks}) == len(result.checks)
     values = {check.name: check.value for check in result.checks}
     assert values["operation off = source"] == values["starts as the source"] == 0.0
+    assert result.sentence == "Your weights are untouched; the output is identical to the source's."
+    wrong = replace(result, checks=(*result.checks, Check("another", "failed", "")))
+    assert wrong.sentence is None
     assert values["same logits without surgery"] == 0.0
     assert all(0.0 <= float(values[name] or 0.0) <= 1e-4 for name in N)
     assert tree(source) == before
@@ -93,6 +98,7 @@ def test_without_the_source_the_comparing_checks_are_skipped_and_say_so(make_pai
     assert all("--against" in check.detail for check in result.checks if check.status == "skipped")
     assert result.against is None and result.failed == ()
     assert result.verdict.endswith(f", {len(COMPARING)} skipped")
+    assert result.sentence is None, "nothing was compared"
 
 
 def test_the_first_layers_only(make_pair: Callable[..., Path], source: Path) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from surgery.evaluation.estimates import Estimate, Finding, Interval, perplexity
 from surgery.evaluation.loss.result import Bucket, CurvePoint
-from surgery.evaluation.statistics import INTERVAL, Resampling, change_in_words, judge
+from surgery.evaluation.statistics import INTERVAL, Resampling, change_in_words, judge, why_undecided
 
 Losses = Sequence[NDArray[np.float64]]
 
@@ -64,7 +64,9 @@ class Sample:
             base_loss=base_loss,
             base_perplexity=perplexity(base_loss.value),
             difference=difference,
-            verdict="no difference" if not any(part.any() for part in paired) else judge(difference, margin),
+            verdict="no difference"
+            if not any(part.any() for part in paired)
+            else judge(difference, margin, groups=bucket.documents),
         )
 
     def curve(self, length: int) -> tuple[CurvePoint, ...]:
@@ -100,7 +102,7 @@ def conclude(measure: str, overall: Bucket, buckets: Sequence[Bucket], margin: f
         "kept": f", within the margin of ±{margin:g} that counts as kept.",
         "lost": ": the model predicts worse than its base.",
         "gained": ": the model predicts better than its base.",
-        "undecided": ": the interval is too wide to decide; measure more texts.",
+        "undecided": f": {why_undecided(overall.difference, overall.documents, 'document')}",
     }[overall.verdict]
     for word in ("lost", "gained"):
         ranges = [f"{bucket.first} to {bucket.last}" for bucket in buckets if bucket.verdict == word]
