@@ -1,0 +1,61 @@
+"""Multiscreen as an architecture of `surgery new`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgery.models.base import Architecture, Vocabulary
+from surgery.models.multiscreen.options import MultiscreenOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_SPECIAL = ("bos", "eos", "pad")
+
+
+class MultiscreenArchitecture(Architecture):
+    """Gated tiles in place of attention and MLP; the code travels with the checkpoint."""
+
+    name = "multiscreen"
+    summary = "a Multiscreen model, whose heads judge each key alone"
+    options = MultiscreenOptions
+
+    def sizes(self, options: MultiscreenOptions) -> Mapping[str, str]:
+        """Layers, heads, width, windows and the variant."""
+        return {
+            "layers": f"{options.psi}, each with {options.psi} heads; keys of 16, values of 64",
+            "width": f"{options.psi**2}; the head is the embedding at unit length",
+            "windows": f"learned, 2 to 257 tokens at the start; infinite at inference beyond {options.length}",
+            "variant": options.variant,
+        }
+
+    def count_parameters(self, options: MultiscreenOptions, vocabulary_size: int) -> int:
+        """Embedding, 224 psi^4 of the matrices, three numbers per head and two of the model."""
+        return vocabulary_size * options.psi**2 + 224 * options.psi**4 + 3 * options.psi**2 + 2
+
+    def build(self, options: MultiscreenOptions, vocabulary: Vocabulary) -> PreTrainedModel:
+        """A model with the paper's start values."""
+        from surgery.models.multiscreen.configuration import MultiscreenConfig
+        from surgery.models.multiscreen.modeling import MultiscreenForCausalLM
+
+        special: dict[str, Any] = {
+            f"{name}_token_id": vocabulary.special_tokens.get(f"{name}_token_id") for name in _SPECIAL
+        }
+        config = MultiscreenConfig(
+            vocab_size=vocabulary.size,
+            hidden_size=options.psi**2,
+            num_hidden_layers=options.psi,
+            num_attention_heads=options.psi,
+            max_position_embeddings=options.length,
+            variant=options.variant,
+            **special,
+        )
+        return MultiscreenForCausalLM(config)
+
+    def save(self, model: PreTrainedModel, folder: Path) -> None:
+        """Write the model and its code; ``auto_map`` in config.json names the code."""
+        type(model.config).register_for_auto_class()
+        type(model).register_for_auto_class("AutoModelForCausalLM")
+        model.save_pretrained(folder)
