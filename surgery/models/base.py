@@ -56,11 +56,13 @@ class Architecture(ABC):
         name: as in `surgery new NAME`.
         summary: one line for listings.
         options: the schema of its sizes.
+        has_recipe: whether a recipe NAME-pretrain exists; the command names it as the next step.
     """
 
     name: str
     summary: str
     options: type[ArchitectureOptions]
+    has_recipe: bool = True
 
     @abstractmethod
     def sizes(self, options: Any) -> Mapping[str, str]:

@@ -21,6 +21,7 @@ class MultiscreenArchitecture(Architecture):
     name = "multiscreen"
     summary = "a Multiscreen model, whose heads judge each key alone"
     options = MultiscreenOptions
+    has_recipe = False
 
     def sizes(self, options: MultiscreenOptions) -> Mapping[str, str]:
         """Layers, heads, width, windows and the variant."""
