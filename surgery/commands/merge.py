@@ -44,10 +44,10 @@ def merge(
     if json_:
         console.emit("merge", result.to_dict())
     else:
+        own = f", {result.operation_tensors} of them the operation's" if result.operation_tensors else ""
         console.out.print(
-            f"wrote {result.output}: {result.changed_tensors} tensors changed, {result.operation_tensors} of them the "
-            f"operation's; logits differ from the unmerged model by {result.logit_difference:.1e} "
-            f"(allowed {result.tolerance:.0e})",
+            f"wrote {result.output}: {result.changed_tensors} tensors changed{own}; logits differ from the unmerged "
+            f"model by {result.logit_difference:.1e} (allowed {result.tolerance:.0e})",
             markup=False,
             soft_wrap=True,
         )

@@ -92,7 +92,8 @@ def _adapter_config(folder: Path) -> dict[str, Any]:
     if not (folder / ADAPTER_CONFIG).is_file():
         raise UsageError(
             f"{folder.name} is not an adapter: {ADAPTER_CONFIG} is missing",
-            hint="Pass the folder that PEFT or `surgery finetune` wrote, such as OUT/adapter.",
+            hint="Pass the folder that PEFT or `surgery finetune` wrote, such as OUT/adapter, or a converted "
+            "checkpoint whose learned parameters are constants.",
         )
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(

@@ -42,6 +42,29 @@ def test_another_rope_alone_and_with_ssmax(kind: str, tmp_path: Path) -> None:
     assert checks["starts as the source, RoPE apart"].value == 0.0
 
 
+def test_constants_become_a_stock_model_with_the_same_predictions(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert MODEL is not None
+    out = surgery.convert(MODEL, "ssmax", form="constant", output=tmp_path / "constant").output
+    numbers = load_file(out / "surgery-operations.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    drawn = {name: 0.8 + 0.4 * torch.rand(value.shape, generator=generator) for name, value in numbers.items()}
+    save_file(drawn, out / "surgery-operations.safetensors", metadata={"format": "pt"})
+    result = surgery.merge(out, output=tmp_path / "plain")
+    assert result.changed_tensors == len(numbers) == 30
+    stock = AutoModelForCausalLM.from_pretrained(result.output, trust_remote_code=False)
+    assert type(stock).__name__ == "LlamaForCausalLM"
+    converted = AutoModelForCausalLM.from_pretrained(out)
+    text = (Path(__file__).parents[2] / "docs" / "guide" / "ssmax.md").read_text()
+    ids = torch.tensor([AutoTokenizer.from_pretrained(MODEL)(text)["input_ids"][:512]])
+    with torch.no_grad():
+        found, expected = (model(input_ids=ids).logits.log_softmax(-1) for model in (stock, converted))
+    assert (found - expected).abs().max() <= 1e-3
+
+
 def test_paper_form_starts_worse_and_a_short_training_recovers_some(tmp_path: Path) -> None:
     assert MODEL is not None
     from pydoc_data.topics import topics
