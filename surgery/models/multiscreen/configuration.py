@@ -67,3 +67,15 @@ class MultiscreenConfig(PretrainedConfig):
         # The head is the embedding itself, at unit length: there is no second tensor to tie.
         kwargs["tie_word_embeddings"] = False
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers, except that a keyword cannot give a checkpoint another variant.
+
+        Raises:
+            ValueError: the variant is not that of the checkpoint, whose learned numbers would get the wrong sign.
+        """
+        own = config_dict.get("variant", "v3")
+        if kwargs.get("variant", own) != own:
+            raise ValueError(f"the checkpoint has the variant {own!r}; load it, and call change_variant on the model")
+        return super().from_dict(config_dict, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +41,16 @@ def test_the_variants_are_one_model(tokens: Any) -> None:
     assert model.config.variant == "v3" and torch.equal(model(tokens).logits, before)
     with pytest.raises(ValueError, match="unknown variant"):
         model.change_variant("v2")
+
+
+def test_a_keyword_cannot_change_the_variant_of_a_checkpoint(tokens: Any, tmp_path: Path) -> None:
+    model = make("v1")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has the variant 'v1'; load it, and call change_variant"):
+        type(model.config).from_pretrained(tmp_path, variant="v3")
+    assert type(model.config).from_pretrained(tmp_path, variant="v1").variant == "v1"
+    again = type(model).from_pretrained(tmp_path)
+    assert torch.equal(again(tokens).logits, model(tokens).logits)
 
 
 def test_gradients_are_finite_where_everything_is_rejected(tokens: Any) -> None:
