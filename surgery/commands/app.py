@@ -25,7 +25,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "report": "Write a report from finished measurements.",
         "new": "Make a model from random weights.",
         "screen-sweep": "Measure the loss against saved keys, memory or time.",
-        "merge": "Merge a LoRA adapter into its base.",
+        "merge": "Merge a LoRA adapter, or constants, into the weights.",
         "revert": "Restore the source of a converted checkpoint.",
         "refresh": "Update the modelling code of a converted checkpoint.",
         "push": "Upload an output to the Hugging Face hub.",

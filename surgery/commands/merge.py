@@ -30,9 +30,9 @@ def merge(
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
 ) -> None:
-    """Merge a LoRA adapter, or SSMax's form constant, into the weights.
+    """Merge a LoRA adapter, or constants, into the weights.
 
-    An adapter is added to its base. A checkpoint of the form constant becomes one of the source's own class, which
+    An adapter is added to its base. A checkpoint of SSMax's form constant becomes one of the source's own class, which
     every program loads without code. The result is written after checking that it gives the same logits.
     """
     console.setup(verbose=verbose, quiet=quiet)

@@ -21,14 +21,16 @@ def find_source(folder: Path, beside: Iterable[Path] = ()) -> str | None:
     Returns:
         None if no such folder is found.
     """
-    try:
-        source = load_json(folder / PLAN_NAME, limit=64_000_000)["source"]
-        recorded = (folder / RECORD_FOLDER / "source" / CONFIG_NAME).read_bytes()
-    except (OSError, KeyError):
+    config_then = folder / RECORD_FOLDER / "source" / CONFIG_NAME
+    if not (folder / PLAN_NAME).is_file() or not config_then.is_file():
+        return None  # another program saved it
+    source = load_json(folder / PLAN_NAME, limit=64_000_000).get("source")
+    if not isinstance(source, dict):
         return None
-    if source["hub_id"]:
+    recorded = config_then.read_bytes()
+    if source.get("hub_id"):
         return str(source["hub_id"])
-    name = str(source["name"])
+    name = str(source.get("name"))
     places = [folder.parent / name, *(path for given in beside for path in (given, given.parent / name)), Path(name)]
     for place in places:
         config = place / CONFIG_NAME
