@@ -39,8 +39,7 @@ def config_after(source: Mapping[str, Any], plan: Plan, family: Family) -> dict[
         **family.for_runtime,
         "operations": [dict(options) for options in plan.operations],
     }
-    config = {**source, **plan.config, "surgery": block}
-    config = {name: value for name, value in config.items() if not (value is None and name in plan.config)}
+    config = {**with_changes(source, plan.config), "surgery": block}
     if not plan.has_code:
         return config
     module = ENTRY_NAME.removesuffix(".py")
@@ -57,6 +56,12 @@ def config_after(source: Mapping[str, Any], plan: Plan, family: Family) -> dict[
     if family.text is not None:
         config["auto_map"]["AutoModelForImageTextToText"] = f"{module}.{plan.architecture}"
     return lock(config, family)
+
+
+def with_changes(source: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A source's config.json with the entries that operations change in it; None removes an entry."""
+    config = {**source, **changes}
+    return {name: value for name, value in config.items() if not (value is None and name in changes)}
 
 
 def kept_auto_map(config: Mapping[str, Any]) -> dict[str, Any]:

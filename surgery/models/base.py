@@ -1,6 +1,6 @@
 """The base class of architectures: models that `surgery new` makes from random weights.
 
-To add an architecture, make a folder beside this file and add one line to ``ARCHITECTURES`` in ``__init__.py``:
+To add an architecture, make a folder beside this file and add one line to ``ARCHITECTURES`` in ``catalogue.py``:
 
 - ``options.py``: the sizes, a subclass of :class:`ArchitectureOptions`. Its fields are the flags of `surgery new NAME`.
 - ``architecture.py``: a subclass of :class:`Architecture`. It imports torch and transformers inside functions only.
@@ -30,12 +30,17 @@ class Vocabulary:
 
     Attributes:
         size: number of tokens: the rows of the embedding.
-        special_tokens: token ids as config.json names them: ``bos_token_id``, ``eos_token_id``, ``pad_token_id``; an
-            absent one is None there.
+        special_tokens: token ids as config.json names them, those that there are: ``bos_token_id``, ``eos_token_id``,
+            ``pad_token_id``.
     """
 
     size: int
     special_tokens: Mapping[str, int]
+
+    @property
+    def token_ids(self) -> dict[str, Any]:
+        """All three special tokens for config.json; an absent one is None."""
+        return {name: self.special_tokens.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
 class ArchitectureOptions(BaseModel):

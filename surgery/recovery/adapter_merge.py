@@ -15,7 +15,6 @@ from surgery.checkpoint import (
     sha256_file,
     sha256_json,
 )
-from surgery.checkpoint.source import check_folder
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.operations.parameters import is_operation
 from surgery.recovery.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_RECORD, base_identity
@@ -34,7 +33,7 @@ _UNMERGEABLE = {
 
 
 def merge_adapter(
-    adapter: str | Path,
+    folder: Path,
     *,
     output: str | Path,
     base: str | Path | None = None,
@@ -44,7 +43,7 @@ def merge_adapter(
     """Add a LoRA adapter, with the parameters of operations in it, to its base and write a full checkpoint.
 
     Args:
-        adapter: folder with adapter_config.json and adapter_model.safetensors.
+        folder: with adapter_config.json and adapter_model.safetensors.
         output: folder for the result, in the format and dtypes of the base.
         base: folder or hub id; by default the base that the adapter names.
         force: replace an earlier output of this tool.
@@ -52,12 +51,10 @@ def merge_adapter(
 
     Raises:
         UsageError: the folder is no adapter, or the base is not found.
-        CheckpointError: the folder is missing, or the adapter was trained on another base or does not fit.
+        CheckpointError: the adapter was trained on another base or does not fit.
         PlanRefusedError: the adapter is of another kind, or changes tied weights.
         VerificationError: the merged model has other logits; nothing was written.
     """
-    folder = Path(adapter).expanduser()
-    check_folder(folder)
     config = _adapter_config(folder)
     source = _base(folder, config, base)
     checkpoint = open_checkpoint(source)

@@ -25,6 +25,7 @@ from surgery.checkpoint import (
     write_json,
 )
 from surgery.checkpoint.record import RECORD_FOLDER
+from surgery.conversion.config import with_changes
 from surgery.conversion.external_save import is_saved_externally
 from surgery.conversion.plan import CARD_NAME
 from surgery.conversion.records import read_plan
@@ -181,8 +182,4 @@ def _write(checkpoint: Checkpoint, plan: Mapping[str, Any], changed: Mapping[str
         place_file(checkpoint.folder / name, folder / name)
     if (record / CARD_NAME).is_file():
         place_file(record / CARD_NAME, folder / CARD_NAME)
-    config = {**load_config(record / CONFIG_NAME), **plan["config"]}
-    write_json(
-        folder / CONFIG_NAME,
-        {name: value for name, value in config.items() if not (value is None and name in plan["config"])},
-    )
+    write_json(folder / CONFIG_NAME, with_changes(load_config(record / CONFIG_NAME), plan["config"]))

@@ -77,7 +77,7 @@ def test_the_softmax_twin_is_inside(sizes: Any, tmp_path: Path) -> None:
 
 
 def test_a_new_model_is_converted(sizes: Any, tmp_path: Path) -> None:
-    """Its record does not stand in the way of the operation, and is kept."""
+    """The conversion accepts the record of the new model, and keeps it."""
     made = new("softmax", tmp_path / "softmax", vocab_size=50, **sizes)
     result = convert(made.output, "ssmax", output=tmp_path / "out", form="paper")
     kept = json.loads((result.output / "surgery/source/surgery/new.json").read_text())

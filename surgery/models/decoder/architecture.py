@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-_SPECIAL = ("bos", "eos", "pad")
-
-
 class DecoderArchitecture(Architecture):
     """Softmax attention, for experiments and as the twin of other architectures."""
 
@@ -47,7 +44,6 @@ class DecoderArchitecture(Architecture):
         """transformers' ``LlamaForCausalLM``, whose weights are drawn with deviation 0.02."""
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        special = {f"{name}_token_id": vocabulary.special_tokens.get(f"{name}_token_id") for name in _SPECIAL}
         # By strings, because a config of transformers has more keywords than its signature types.
         values: dict[str, Any] = {
             "vocab_size": vocabulary.size,
@@ -59,6 +55,6 @@ class DecoderArchitecture(Architecture):
             "max_position_embeddings": options.length,
             "rope_parameters": {"rope_type": "default", "rope_theta": options.theta},
             "tie_word_embeddings": not options.untied,
-            **special,
+            **vocabulary.token_ids,
         }
         return LlamaForCausalLM(LlamaConfig(**values))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from surgery.models.base import Architecture, Vocabulary
 from surgery.models.multiscreen.options import MultiscreenOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_SPECIAL = ("bos", "eos", "pad")
 
 
 class MultiscreenArchitecture(Architecture):
@@ -41,9 +39,6 @@ class MultiscreenArchitecture(Architecture):
         from surgery.models.multiscreen.configuration import MultiscreenConfig
         from surgery.models.multiscreen.modeling import MultiscreenForCausalLM
 
-        special: dict[str, Any] = {
-            f"{name}_token_id": vocabulary.special_tokens.get(f"{name}_token_id") for name in _SPECIAL
-        }
         config = MultiscreenConfig(
             vocab_size=vocabulary.size,
             hidden_size=options.psi**2,
@@ -51,7 +46,7 @@ class MultiscreenArchitecture(Architecture):
             num_attention_heads=options.psi,
             max_position_embeddings=options.length,
             variant=options.variant,
-            **special,
+            **vocabulary.token_ids,
         )
         return MultiscreenForCausalLM(config)
 

@@ -68,7 +68,10 @@ class SSMaxOptions(HeadOptions):
         "bias: s ln n + b; logn: max(1, ln n / ln N), no parameters; constant: b, the same for every n.",
     )
     reference_length: Annotated[int | None, Flag(("--reference-length", "-N"), absent="the trained length")] = Field(
-        default=None, ge=2, le=2**31, description="N of the multiplier: the length at which it is the source model's."
+        default=None,
+        ge=2,
+        le=2**31,
+        description="N of the multiplier, a number of keys; the multiplier of anchored is 1 at n = N.",
     )
     start: Annotated[dict[str, StartValue] | None, Flag(absent="the identity; for paper 1 / mean ln n")] = Field(
         default=None, description="Start value of a parameter of the form: scale=0.1, bias=1 (repeatable)."
