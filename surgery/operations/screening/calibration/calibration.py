@@ -9,11 +9,11 @@ from typing import Any
 from surgery.anatomy import Anatomy, Family, read_anatomy
 from surgery.checkpoint import open_checkpoint, resolve
 from surgery.data import read_documents
+from surgery.evaluation.held_out_passages import divide, short_names
 from surgery.loading import RunOptions, load_tokenizer
 from surgery.operations import OPERATIONS, OperationOptions
 from surgery.operations.screening import ScreeningOptions
 from surgery.operations.screening.calibration.calibrator import Calibrator, OnProgress
-from surgery.operations.screening.calibration.passages import divide, short_names
 from surgery.operations.screening.calibration.results import Calibration, Trial
 from surgery.operations.screening.calibration.settings_check import check_settings, known_lengths, recorded
 from surgery.operations.screening.calibration_settings import CalibrationSettings
@@ -61,7 +61,7 @@ def calibrate(
     documents = short_names(read_documents([text] if isinstance(text, str | Path) else text))
     passages = divide(documents, tokenizer, lengths, observe=settings.observe, hold_out=settings.hold_out)
 
-    from surgery.operations.screening.calibration.source_model import open_model
+    from surgery.loading.operated import open_model
 
     # A unit is observed at the start of its bridge, where it equals the source.
     exponent = screening.renormalisation

@@ -15,11 +15,11 @@ from surgery.anatomy import Anatomy, read_anatomy
 from surgery.checkpoint import open_checkpoint, resolve
 from surgery.data import read_documents
 from surgery.errors import PlanRefusedError, UsageError
+from surgery.evaluation.held_out_passages import cut_from_start, divide, short_names
 from surgery.loading import RunOptions, load_tokenizer
 from surgery.operations.inspection import converted_already, unverified_family
 from surgery.operations.screening.calibration.calibration import resolved_options
 from surgery.operations.screening.calibration.calibrator import Calibrator, OnProgress
-from surgery.operations.screening.calibration.passages import cut_from_start, divide, short_names
 from surgery.operations.screening.calibration.results import Calibration, GuardedPassage, Trial
 from surgery.operations.screening.calibration.settings_check import check_settings, known_lengths, recorded
 from surgery.operations.screening.calibration_settings import CalibrationSettings
@@ -165,9 +165,9 @@ def sweep(
     if measure_on:
         measured = cut_from_start(short_names(read_documents(measure_on)), tokenizer, lengths, settings.hold_out)
 
+    from surgery.loading.operated import open_model
     from surgery.operations.screening.calibration.choice import price_for
     from surgery.operations.screening.calibration.guard import HeldOutLoss, head_values, set_values
-    from surgery.operations.screening.calibration.source_model import open_model
 
     calibrator = Calibrator(
         open_model(source.folder, anatomy, [screening.resolved()], run), screening, anatomy, settings, on_progress

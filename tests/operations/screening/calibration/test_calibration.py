@@ -16,12 +16,12 @@ import torch
 from surgery.anatomy import FAMILIES
 from surgery.conversion import convert, make_plan, revert
 from surgery.errors import PlanRefusedError, SurgeryError, UsageError
+from surgery.evaluation.held_out_passages import divide, short_names
 from surgery.loading import load_model, operation_modules
 from surgery.operations import OPERATIONS
 from surgery.operations.screening.calibration import Calibration, CalibrationSettings, calibrate, read_calibration
 from surgery.operations.screening.calibration.choice import Effects, choose_by_loss, choose_by_mass
 from surgery.operations.screening.calibration.guard import HeldOutLoss
-from surgery.operations.screening.calibration.passages import divide, short_names
 from surgery.operations.screening.calibration.results import GuardedPassage
 from surgery.operations.screening.rejection import counting_rejections
 from tests.families import REPRESENTATIVES, VOCABULARY, families_for_the_matrix

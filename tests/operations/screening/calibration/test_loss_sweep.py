@@ -10,10 +10,10 @@ import torch
 from surgery.conversion import convert
 from surgery.data import read_documents
 from surgery.errors import PlanRefusedError, UsageError
+from surgery.evaluation.held_out_passages import cut_from_start
 from surgery.evaluation.loss.token_losses import token_losses
 from surgery.loading import load_model, load_tokenizer, operations_off
 from surgery.operations.screening.calibration import CalibrationSettings, Sweep, sweep
-from surgery.operations.screening.calibration.passages import cut_from_start
 from tests.anatomy.test_probe import tiny
 from tests.families import _MOE
 from tests.tokenizers import save_tiny_tokenizer

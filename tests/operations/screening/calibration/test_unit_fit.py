@@ -11,10 +11,10 @@ import torch
 from surgery.conversion import convert
 from surgery.data import read_documents
 from surgery.errors import UsageError
+from surgery.evaluation.held_out_passages import divide
 from surgery.loading import load_model, load_tokenizer, operation_modules, operations_off
 from surgery.operations.screening import UNIT_PARAMETERS
 from surgery.operations.screening.calibration import Calibration, CalibrationSettings, calibrate, read_calibration
-from surgery.operations.screening.calibration.passages import divide
 from surgery.operations.screening.calibration.unit_fit import _fit_lengths
 from tests.families import VOCABULARY
 

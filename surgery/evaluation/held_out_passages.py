@@ -1,4 +1,4 @@
-"""The calibration texts cut into passages: some to observe, some held out for the guard."""
+"""The texts of a calibration cut into passages: some to observe, some held out for the guard."""
 
 from __future__ import annotations
 

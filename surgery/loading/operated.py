@@ -1,4 +1,4 @@
-"""The source model in memory with open screening on its layers, without a converted checkpoint on disk."""
+"""A source model in memory with operations on it, without a converted checkpoint on disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def open_model(folder: Path, anatomy: Anatomy, operations: Sequence[Mapping[str,
     for options in operations:
         operation = OPERATIONS[str(options["name"])]
         changes |= operation.config_changes(operation.options.model_validate(dict(options)), anatomy)
-    with tempfile.TemporaryDirectory(prefix="surgery-calibration-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="surgery-operated-") as scratch:
         model = load_model(_changed(folder, Path(scratch), changes) if changes else folder, run)
     travelling = [dict(options) for options in operations if not OPERATIONS[str(options["name"])].in_config_alone]
     operate(model, {**anatomy.family.for_runtime, "operations": travelling})
