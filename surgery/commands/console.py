@@ -8,6 +8,7 @@ stderr. If a command fails before its document, the document is
 from __future__ import annotations
 
 import json
+import logging as standard_logging
 import os
 import shlex
 import shutil
@@ -89,6 +90,7 @@ def silence_transformers() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    standard_logging.getLogger("ContinuousBatchingLogger").setLevel(standard_logging.ERROR)  # it is none of theirs
 
 
 def emit(kind: str, payload: dict[str, Any]) -> None:
@@ -174,6 +176,14 @@ def listing(title: str, rows: Sequence[tuple[str, str]]) -> None:
 def note(text: str) -> None:
     """Print a note to stderr."""
     _to_stderr("note:", NOTE, f" {printable(text)}")
+
+
+def expect(seconds: float, what: str) -> None:
+    """Say before a long command how long it takes about, unless ``-q``; a few seconds are not worth a word."""
+    from surgery.loading.pace import SHORT, duration
+
+    if seconds >= SHORT and not _settings["quiet"]:
+        _to_stderr("time:", NOTE, f" {what} takes {duration(seconds)} on this processor (--dry-run says for what)")
 
 
 def _to_stderr(label: str, style: str, text: str) -> None:

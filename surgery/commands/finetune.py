@@ -180,8 +180,13 @@ class _Bar:
     def __call__(self, event: dict[str, Any]) -> None:
         """Show one event."""
         kind = event["event"]
-        if kind == "plan":
-            self._bar.update(self._task, description="trial step and save", total=event["steps"])
+        if kind in ("reading", "tokenizing"):
+            self._bar.update(self._task, description=_reading(kind, event["documents"], event["of"]))
+        elif kind == "held_out":
+            share = f"{event['done']:,} of {event['total']:,} sequences"
+            self._bar.update(self._task, description=f"held-out loss, {share}")
+        elif kind == "plan":
+            self._bar.reset(self._task, description="trial step and save", total=event["steps"])
             for note in event["notes"]:
                 console.err.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         elif kind == "sharding":
@@ -210,6 +215,10 @@ class _Bar:
             self._bar.update(self._task, description=f"control: {event['control']}", completed=0)
         elif kind == "writing":
             self._bar.update(self._task, description="writing")
+
+
+def _reading(what: str, documents: int, of: int | None) -> str:
+    return f"{what}, {documents:,} documents" if of is None else f"{what}, {documents:,} of {of:,} documents"
 
 
 def _times(passes: float) -> str:

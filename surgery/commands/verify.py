@@ -17,10 +17,15 @@ from surgery.errors import ExitCode
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from surgery.verification import Verification
+    from surgery.verification import Verification, VerificationPlan
 
 
 app = command_app()
+
+_Length = Annotated[
+    int | None,
+    typer.Option(min=16, help="Tokens for the comparison with the source.", show_default="128, or 512 with --thorough"),
+]
 
 
 @app.command(cls=CommandHelp)
@@ -36,7 +41,10 @@ def verify(
     layers: Annotated[
         int | None, typer.Option(min=1, help="Run only the first N layers (a big model on a small machine).")
     ] = None,
-    length: Annotated[int, typer.Option(min=16, help="Tokens for the comparison with the source.")] = 512,
+    length: _Length = None,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Repeat more, on more tokens; the checks are the same.")
+    ] = False,
     max_loss_increase: Annotated[
         float | None,
         typer.Option(help="Fail if the loss on --text rises by more nats per token than this.", show_default=False),
@@ -44,6 +52,7 @@ def verify(
     text: Annotated[
         list[str] | None, typer.Option("--text", help="Text for --max-loss-increase: file, folder or quoted glob.")
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the steps and their time; run nothing.")] = False,
     as_json: console.JsonOption = False,
     verbose: console.VerboseOption = False,
     quiet: console.QuietOption = False,
@@ -53,29 +62,22 @@ def verify(
     Checks files, loading, logits and n, in float32. Exit code 4 if a check fails.
     """
     console.setup(verbose=verbose, quiet=quiet)
-    if not files_only:
-        console.silence_transformers()
-    from surgery.loading import RunOptions
-    from surgery.verification import verify as verify_checkpoint
+    from surgery.verification.workload import plan_verification
 
-    with console.progress() as bar:
-        task = bar.add_task("verifying", total=None, rate="")
-
-        def on_progress(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
-        result = verify_checkpoint(
-            model,
-            against=against,
-            revision=revision,
-            files_only=files_only,
-            layers=layers,
-            length=length,
-            max_loss_increase=max_loss_increase,
-            text=text or (),
-            run=RunOptions(**run),
-            on_progress=on_progress,
-        )
+    how: dict[str, Any] = {
+        "against": against,
+        "revision": revision,
+        "files_only": files_only,
+        "layers": layers,
+        "length": length,
+        "thorough": thorough,
+    }
+    plan = plan_verification(model, with_loss=max_loss_increase is not None, **how)
+    if dry_run:
+        _show_plan(plan, as_json=as_json)
+        return
+    console.expect(plan.seconds, "verify")
+    result = _verify(model, **how, max_loss_increase=max_loss_increase, text=text or (), run=run)
     if as_json:
         console.emit("verification", result.to_dict())
     else:
@@ -85,6 +87,31 @@ def verify(
         console.out.print(result.verdict, style=f"bold {STATES['failed' if result.failed else 'passed']}")
     if result.failed:
         raise typer.Exit(ExitCode.VERIFICATION_FAILED)
+
+
+def _verify(model: Path, *, run: Mapping[str, Any], **how: Any) -> Verification:
+    """Verify with a progress bar."""
+    if not how["files_only"]:
+        console.silence_transformers()
+    from surgery import verification
+    from surgery.loading import RunOptions
+
+    with console.progress() as bar:
+        task = bar.add_task("verifying", total=None, rate="")
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        return verification.verify(model, run=RunOptions(**run), on_progress=on_progress, **how)
+
+
+def _show_plan(plan: VerificationPlan, *, as_json: bool) -> None:
+    if as_json:
+        console.emit("verification-plan", plan.to_dict())
+        return
+    console.listing(f"Verify {plan.model}", [(step.what, f"{step.seconds:.1f} s") for step in plan.steps])
+    console.say(f"{plan.estimate} on this processor; on a GPU less")
+    console.next_run()
 
 
 def _table(result: Verification) -> Table:

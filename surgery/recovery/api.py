@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,13 +28,15 @@ from surgery.recovery.recipe_file import read_recipe
 from surgery.recovery.recovery_run import RecoveryRun
 from surgery.recovery.result import FinetuneResult
 from surgery.recovery.teacher_choice import kept_operations
-from surgery.training.dataset import Encode, EncodeChat, TrainingData, read_data
+from surgery.training.dataset import Encode, EncodeChat, OnDocuments, TrainingData, read_data
 from surgery.training.folder import TrainingFolder
 from surgery.training.processes import is_first, leave_at_exit, process_count
 from surgery.training.sharding import own_sharding
 
 OnProgress = Callable[[dict[str, Any]], None]
 PLACEHOLDER = "path/to/"
+# Seconds between two events while text is read.
+_EVENTS_APART = 0.5
 
 
 def finetune(
@@ -63,9 +67,9 @@ def finetune(
         device: auto, cpu, cuda or mps.
         attn_implementation: attention backend; by default transformers' choice.
         trust_remote_code: run code that the model's folder brings for its tokenizer.
-        on_progress: called with each event, a dictionary whose ``event`` is plan, sharding, teacher, trial,
-            evaluation, step, checkpoint, control, stopping, writing or done. A signal gives stopping at once, in its
-            handler.
+        on_progress: called with each event, a dictionary whose ``event`` is reading, tokenizing, plan, sharding,
+            teacher, trial, held_out, evaluation, step, checkpoint, control, stopping, writing or done. A signal gives
+            stopping at once, in its handler, but never within another call.
 
     Raises:
         RecipeError: the recipe is not valid; every fault is listed.
@@ -103,7 +107,8 @@ def finetune(
         if attn_implementation is not None:
             check_attention(attn_implementation)
     encoders = _light_encoders(source.folder) if light and not _has_chat(valid) else None
-    data = read_rows(valid, *(encoders or _encoders(source.folder, trust_remote_code)))
+    encode, chat, offsets = encoders or _encoders(source.folder, trust_remote_code)
+    data = read_rows(valid, encode, chat, offsets, on_documents=_on_documents(on_progress))
     plan = make_plan(valid, checkpoint, layout, data)
     if on_progress is not None and is_first():
         on_progress({"event": "plan", **plan.to_dict()})
@@ -136,8 +141,27 @@ def finetune(
         return result
 
 
+def _on_documents(on_progress: OnProgress | None) -> OnDocuments | None:
+    """Reading as events, a few a second; the first process gives them."""
+    if on_progress is None or not is_first():
+        return None
+    last = -math.inf
+
+    def tell(what: str, done: int, total: int | None) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _EVENTS_APART or done == total:
+            last = time.monotonic()
+            on_progress({"event": what, "documents": done, "of": total})
+
+    return tell
+
+
 def read_rows(
-    recipe: Recipe, encode: Encode, chat: EncodeChat | None = None, offsets: Offsets | None = None
+    recipe: Recipe,
+    encode: Encode,
+    chat: EncodeChat | None = None,
+    offsets: Offsets | None = None,
+    on_documents: OnDocuments | None = None,
 ) -> TrainingData:
     """The rows of a recipe, for the sequence length of every stage.
 
@@ -146,13 +170,23 @@ def read_rows(
         encode: returns the token ids of each text.
         chat: returns the token ids of a conversation.
         offsets: returns the token ids of a text, and the characters of each.
+        on_documents: called with what is done, and the number of documents that are done and of all, if known.
 
     Raises:
         UsageError: there is no text, or too little to train or to hold out.
     """
     lengths = [stage.data.sequence_length for stage in recipe.stage_recipes()]
     rows = recipe.evaluation.sequences
-    return read_data(recipe.data, encode, chat, offsets, lengths=lengths, seed=recipe.seed, held_out_rows=rows)
+    return read_data(
+        recipe.data,
+        encode,
+        chat,
+        offsets,
+        lengths=lengths,
+        seed=recipe.seed,
+        held_out_rows=rows,
+        on_documents=on_documents,
+    )
 
 
 def _has_chat(recipe: Recipe) -> bool:

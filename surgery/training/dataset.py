@@ -31,6 +31,7 @@ Encode = Callable[[list[str]], list[list[int]]]
 # Token ids of a conversation, and flags for the answers; the name is for errors.
 EncodeChat = Callable[[Sequence[Mapping[str, str]], str], tuple[list[int], list[bool]]]
 OpenStream = Callable[[int, int, StreamSnapshot | None], RowStream]
+OnDocuments = Callable[[str, int, int | None], None]
 _AT_ONCE = 64
 # While looking for held-out documents in a stream, the most documents read for each one wanted.
 _PATIENCE = 50
@@ -93,6 +94,7 @@ def read_data(
     lengths: Iterable[int] = (),
     seed: int = 0,
     held_out_rows: int = 64,
+    on_documents: OnDocuments | None = None,
 ) -> TrainingData:
     """Read, split, tokenize and pack text.
 
@@ -104,11 +106,14 @@ def read_data(
         lengths: tokens of a row, beside ``options.sequence_length``: one for each stage.
         seed: of the split and of the order.
         held_out_rows: at most this many held-out rows.
+        on_documents: called with what is done ("reading" or "tokenizing"), the number of documents that are done, and
+            the number of all, if known.
 
     Raises:
         UsageError: no text, or too little to train on or to hold out.
     """
-    reading = _Reading(options, encode, chat, offsets, lengths, seed, held_out_rows)
+    say = on_documents or (lambda what, done, total: None)
+    reading = _Reading(options, encode, chat, offsets, lengths, seed, held_out_rows, say)
     return reading.streamed() if options.streaming else reading.whole()
 
 
@@ -122,8 +127,10 @@ class _Reading:
         lengths: Iterable[int],
         seed: int,
         held_out_rows: int,
+        on_documents: OnDocuments,
     ) -> None:
         self.data, self.encode, self.chat, self.offsets = data, encode, chat, offsets
+        self.on_documents = on_documents
         self.seed, self.held_out_rows = seed, held_out_rows
         self.lengths = dict.fromkeys([data.sequence_length, *lengths])
         named = self.data.all_sources
@@ -135,7 +142,11 @@ class _Reading:
     def whole(self) -> TrainingData:
         """Read all text at once."""
         data = self.data
-        documents = [document for reader in self.readers for document, _ in reader.documents()]
+        documents: list[Document] = []
+        for reader in self.readers:
+            for document, _ in reader.documents():
+                documents.append(document)
+                self.on_documents("reading", len(documents), None)
         if not documents:
             raise UsageError(f"{self.readers[0].key} has no text", hint="Give more text.")
         dropped = 0
@@ -263,6 +274,8 @@ class _Reading:
                     raise UsageError("format: chat needs a tokenizer with a chat template")
                 else:
                     encoded.append(self.chat(document.messages, document.name))
+            if len(documents) > 1:  # a stream reads one after the other, while it trains
+                self.on_documents("tokenizing", len(encoded), len(documents))
         return encoded
 
     def _rows(self, tokens: Sequence[TokenizedDocument], length: int) -> list[Row]:

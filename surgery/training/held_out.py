@@ -19,7 +19,15 @@ Losses = list[NDArray[np.float64]]
 
 
 @torch.no_grad()
-def document_losses(model: nn.Module, rows: Sequence[Row], *, size: int, device: torch.device, pad: int = 0) -> Losses:
+def document_losses(
+    model: nn.Module,
+    rows: Sequence[Row],
+    *,
+    size: int,
+    device: torch.device,
+    pad: int = 0,
+    on_rows: Callable[[int, int], None] | None = None,
+) -> Losses:
     """Next-token losses in nats of each document's predicted tokens, documents in the order of their numbers.
 
     Args:
@@ -28,6 +36,7 @@ def document_losses(model: nn.Module, rows: Sequence[Row], *, size: int, device:
         size: of them in one forward pass.
         device: of the model.
         pad: token id that fills rows up.
+        on_rows: called after each forward pass with the number of rows that are measured, and of all.
     """
     was_training = model.training
     model.eval()
@@ -47,6 +56,8 @@ def document_losses(model: nn.Module, rows: Sequence[Row], *, size: int, device:
                 key = (row.origins[place], -1) if row.origins else (start + number, place)
                 found.setdefault(key, []).append(losses[number, here][counted].double().cpu().numpy())
                 begin += len(document)
+        if on_rows is not None:
+            on_rows(start + len(chosen), len(rows))
     model.train(was_training)
     return [np.concatenate(found[key]) for key in sorted(found)]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from surgery.data import Row
 from surgery.training.dataset import TrainingData
 from surgery.training.errors import DivergedError, TrainingStoppedError
+from surgery.training.events import InTurn
 from surgery.training.folder import TrainingFolder
 from surgery.training.options import Batch, Budget, TrainingOptions
 from surgery.training.processes import is_first
@@ -103,6 +104,7 @@ class TrainingRun:
     ) -> None:
         self.model, self.settings, self.folder, self.stop = model, settings, folder, stop
         self.kept, self.teacher = kept, teacher
+        self._give = InTurn(settings.on_progress) if settings.on_progress is not None else None
         self.total_steps = sum(settings.steps(number) for number in range(len(settings.stages)))
 
     def try_out(self, numbers: Sequence[int]) -> None:
@@ -224,8 +226,8 @@ class TrainingRun:
 
     def tell(self, event: dict[str, Any]) -> None:
         """Give an event, in the first process."""
-        if self.settings.on_progress is not None and is_first():
-            self.settings.on_progress(event)
+        if self._give is not None and is_first():
+            self._give(event)
 
 
 def _train_stage(trainer: StageTrainer, resumed: Path | None) -> None:

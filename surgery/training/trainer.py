@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -176,12 +176,15 @@ class StageTrainer(CheckpointedTrainer):
     def held_out_losses(self) -> Losses:
         """Next-token losses of each held-out document, for every objective; empty without held-out text."""
         with torch.random.fork_rng(devices=self.devices), self.accelerator.autocast():
-            return self._document_losses(len(self.rows.held_out))
+            return self._document_losses(len(self.rows.held_out), self._tell_held_out)
 
-    def _document_losses(self, count: int) -> Losses:
+    def _document_losses(self, count: int, on_rows: Callable[[int, int], None] | None = None) -> Losses:
         rows = self.rows.held_out[:count]
         size, device = self.options.batch.sequences, self.args.device
-        return document_losses(self.module, rows, size=size, device=device, pad=self.rows.pad)
+        return document_losses(self.module, rows, size=size, device=device, pad=self.rows.pad, on_rows=on_rows)
+
+    def _tell_held_out(self, done: int, total: int) -> None:
+        self.steps_log.tell({"event": "held_out", "done": done, "total": total})
 
     def held_out_seconds(self) -> float:
         """Estimated seconds of one measurement of the held-out rows, from some of them."""

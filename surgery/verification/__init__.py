@@ -2,5 +2,6 @@
 
 from surgery.verification.checks import Check, Verification
 from surgery.verification.verification import verify
+from surgery.verification.workload import VerificationPlan, plan_verification
 
-__all__ = ["Check", "Verification", "verify"]
+__all__ = ["Check", "Verification", "VerificationPlan", "plan_verification", "verify"]

@@ -109,6 +109,8 @@ def presentation_checks(
     tokens: torch.Tensor,
     breaks: Mapping[str, str],
     on_progress: Callable[[str], None] | None = None,
+    *,
+    measures_source: bool = True,
 ) -> list[Check]:
     """The equalities of n on the real weights, with scales moved at random so that none holds trivially.
 
@@ -127,25 +129,29 @@ def presentation_checks(
         tokens: ``(1, length)``.
         breaks: presentations in which the family's own model differs, with the reason.
         on_progress: called with the name of each presentation before it runs.
+        measures_source: measure the differences with the operation off too where no bound needs them.
     """
-    with operations_off(model):
-        try:
-            without = presentation_differences(model, tokens, on_progress)
-        except PresentationError as error:  # a family that was converted unverified may be of such a kind
-            return [Check(f"n: {error.name}", "failed", error.detail)]
-    with randomized(model):
-        checks = multiplier_checks(model, tokens[:, :MULTIPLIER_TOKENS])
-        n_agrees = bool(checks) and all(check.status == "passed" for check in checks)
-        found = presentation_differences(model, tokens, on_progress)
-        bounds = {name: max(EQUALITY_BOUND, 2 * without[name]) for name in found}
-        details = dict.fromkeys(found, "greatest logit difference")
-        if any(found[name] > bounds[name] for name in found):
-            is_quantized = getattr(model, "hf_quantizer", None) is not None
+    try:
+        with randomized(model):
+            checks = multiplier_checks(model, tokens[:, :MULTIPLIER_TOKENS], on_progress)
+            found = presentation_differences(model, tokens, on_progress)
+        without = dict.fromkeys(found, 0.0)
+        if measures_source or not all(value <= EQUALITY_BOUND for value in found.values()):
+            with operations_off(model):
+                without = presentation_differences(model, tokens, on_progress)
+    except PresentationError as error:  # a family that was converted unverified may be of such a kind
+        return [Check(f"n: {error.name}", "failed", error.detail)]
+    n_agrees = bool(checks) and all(check.status == "passed" for check in checks)
+    bounds = {name: max(EQUALITY_BOUND, 2 * without[name]) for name in found}
+    details = dict.fromkeys(found, "greatest logit difference")
+    if any(found[name] > bounds[name] for name in found):
+        is_quantized = getattr(model, "hf_quantizer", None) is not None
+        with randomized(model):
             rounding = max(without.values()) if is_quantized else rounding_error(model, tokens)
-            for name in found:
-                if found[name] > bounds[name]:
-                    bounds[name] = max(bounds[name], 2 * rounding)
-                    details[name] = f"rounding alone moves a logit by {rounding:.3g}; {details[name]}"
+        for name in found:
+            if found[name] > bounds[name]:
+                bounds[name] = max(bounds[name], 2 * rounding)
+                details[name] = f"rounding alone moves a logit by {rounding:.3g}; {details[name]}"
     for name, value in found.items():
         if name in breaks and n_agrees and without[name] > EQUALITY_BOUND and value > bounds[name]:
             own = f"the family's own model differs too, by {without[name]:.3g}: {breaks[name]}"
@@ -155,7 +161,9 @@ def presentation_checks(
     return checks
 
 
-def multiplier_checks(model: PreTrainedModel, tokens: torch.Tensor) -> list[Check]:
+def multiplier_checks(
+    model: PreTrainedModel, tokens: torch.Tensor, on_progress: Callable[[str], None] | None = None
+) -> list[Check]:
     """The query multipliers of every layer, head and position are the same in every presentation.
 
     Where no operation multiplies queries, n itself is compared in every operated layer.
@@ -165,7 +173,7 @@ def multiplier_checks(model: PreTrainedModel, tokens: torch.Tensor) -> list[Chec
         return []
     multiplies = any(OPERATIONS[operation_of(path)].multiplies_queries for path in modules)
     asked, of_what = (Multipliers(model), "a multiplier") if multiplies else (VisibleKeys(model), "n")
-    differences = presentation_differences(asked, tokens)
+    differences = presentation_differences(asked, tokens, on_progress)
     worst = max(differences, key=lambda name: (math.isnan(differences[name]), differences[name]))
     what = f"{len(differences)} presentations, greatest difference of {of_what} ({worst})"
     name = "n: multipliers" if multiplies else "n: visible keys"

@@ -9,8 +9,7 @@ from typing import Any
 from surgery.evaluation import evaluate
 from surgery.loading import RunOptions
 from surgery.verification.checks import Check
-
-SEQUENCES = 8
+from surgery.verification.workload import LOSS_SEQUENCES
 
 
 def loss_check(
@@ -37,7 +36,7 @@ def loss_check(
         if event["event"] == "tokens":
             say(f"loss of {event['model']}", event["done"], event["total"])
 
-    part = {"kind": "loss", "length": length, "documents": SEQUENCES}
+    part = {"kind": "loss", "length": length, "documents": LOSS_SEQUENCES}
     result = evaluate(
         model, against=source, text=texts, suite={"name": "verify", "parts": [part]}, run=run, on_event=on_event
     )

@@ -33,6 +33,7 @@ from surgery.verification.fresh import TOKENIZER_CHECK, FreshRequest, fresh_chec
 from surgery.verification.merge_record import check_operations_kept
 from surgery.verification.presentations import DECODED_TOKENS, PADDING, PRESENTATIONS, randomized
 from surgery.verification.truncated import truncate
+from surgery.verification.workload import ABLATION_TOKENS, FOREIGN_TOKENS, FRESH_TOKENS, LOSS_LENGTH, Repetitions
 from surgery.version import __version__
 
 if TYPE_CHECKING:
@@ -40,12 +41,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Progress = Callable[[str, int, int], None]
-
-# Enough to tell counts apart, few enough that a check of thirty layers takes seconds on a laptop.
-PRESENTATION_TOKENS = 48
-FOREIGN_TOKENS = 32
-ABLATION_TOKENS = 16
-FRESH_TOKENS = 32
 
 # Any text serves that is long enough for the equalities.
 TEXT = """A model reads a text one token at a time, and at each token it decides where to look. With softmax the weights
@@ -63,7 +58,8 @@ def verify(
     revision: str | None = None,
     files_only: bool = False,
     layers: int | None = None,
-    length: int = 512,
+    length: int | None = None,
+    thorough: bool = False,
     max_loss_increase: float | None = None,
     text: Sequence[str | Path] = (),
     run: RunOptions | None = None,
@@ -79,7 +75,10 @@ def verify(
         revision: of a hub source.
         files_only: check every byte of the files and run no model; needs no torch.
         layers: check only the first N layers, so that a large model fits a small machine.
-        length: tokens for the comparison with the source, limited to the positions of the model.
+        length: tokens for the comparison with the source, limited to the positions of the model; by default 128, and
+            512 if ``thorough``.
+        thorough: repeat more: a longer comparison, longer rows, and every presentation of the source too. The checks
+            are the same.
         max_loss_increase: nats per token by which the loss may rise over the source's on ``text``.
         text: files, folders and globs of text, for the loss.
         run: device and attention backend. Checks compute in float32 whatever the dtype of the checkpoint.
@@ -95,7 +94,8 @@ def verify(
     folder = Path(model).expanduser()
     check_operations_kept(folder)
     plan = read_plan(folder, check_hash=False)  # a plan that was changed is a check that fails
-    if length < 16:
+    repetitions = Repetitions.choose(thorough, length)
+    if repetitions.length < 16:
         raise UsageError(f"the length must be at least 16 tokens, not {length}")
     if files_only and layers is not None:
         raise UsageError(f"layers={layers} has no effect with files_only, which runs no model")
@@ -117,13 +117,13 @@ def verify(
                 checkpoint, source = _truncated(stack, checkpoint, source, plan, layers)
             same = any(check.name == SOURCE_TENSORS and check.status == "passed" for check in checks)
             trained = None if same else trained_weights(folder)
-            checks += _running_checks(checkpoint, source, plan, folder, length, trained, run or RunOptions(), say)
+            checks += _running_checks(checkpoint, source, plan, folder, repetitions, trained, run or RunOptions(), say)
         if max_loss_increase is not None and source is not None:
             # Only here: evaluation imports torch, which files alone do without.
             from surgery.verification.loss import loss_check
 
             exact = (run or RunOptions()).model_copy(update={"dtype": "float32"})
-            checks.append(loss_check(folder, source.folder, text, max_loss_increase, length, exact, say))
+            checks.append(loss_check(folder, source.folder, text, max_loss_increase, length or LOSS_LENGTH, exact, say))
         ran_with = environment() | ({"layers": f"first {layers}"} if layers is not None else {})
     verification = Verification(
         model=name or folder.name,
@@ -192,7 +192,7 @@ def _running_checks(
     source: Checkpoint | None,
     plan: dict[str, Any],
     folder: Path,
-    length: int,
+    repetitions: Repetitions,
     trained: str | None,
     run: RunOptions,
     say: Progress,
@@ -208,7 +208,7 @@ def _running_checks(
     tokenizer, without = _tokenizer(folder, run)
     anatomy = read_anatomy(checkpoint)
     vocabulary = int(anatomy.family.value(checkpoint.config, "vocab_size"))
-    tokens = _tokens(tokenizer, min(length, anatomy.positions), vocabulary)
+    tokens = _tokens(tokenizer, min(repetitions.length, anatomy.positions), vocabulary)
     source_logits = None
     if source is not None:
         say("running the source", 0, 1)
@@ -248,15 +248,17 @@ def _running_checks(
     if without is not None:
         checks.append(Check(TOKENIZER_CHECK, "skipped", without))
     say("comparing with the source", 0, 1)
-    checks += identity_checks(model, tokens, source_logits, plan, trained, length)
+    checks += identity_checks(model, tokens, source_logits, plan, trained, repetitions.length)
     checks += own_checks(model, tokens[:, :FRESH_TOKENS], plan, anatomy)
     device_tokens = tokens.to(model.device)
     with torch.no_grad():
-        # Each presentation is run twice: with the operation off, and on.
-        each = _counting(say, "n", 2 * len(PRESENTATIONS) + len(FOREIGN))
+        rounds = 3 if repetitions.measures_source else 2
+        each = _counting(say, "n", rounds * len(PRESENTATIONS) + len(FOREIGN))
         room = max(anatomy.positions - PADDING, 2 * DECODED_TOKENS)
-        presented = device_tokens[:, : min(PRESENTATION_TOKENS, room)]
-        checks += presentation_checks(model, presented, anatomy.family.breaks, each)
+        presented = device_tokens[:, : min(repetitions.presented, room)]
+        checks += presentation_checks(
+            model, presented, anatomy.family.breaks, each, measures_source=repetitions.measures_source
+        )
         with randomized(model):
             checks += foreign_checks(model, presented[:, :FOREIGN_TOKENS], each)
         each = _counting(say, "ablation", len(operation_modules(model)))
@@ -265,9 +267,9 @@ def _running_checks(
 
 
 def _counting(say: Progress, label: str, total: int) -> Callable[[str], None]:
-    """Numbers the things that a check names as it goes on."""
+    """Numbers the things that a check names as it goes on; there may be more of them than ``total``."""
     numbers = itertools.count()
-    return lambda name: say(f"{label}: {name}", next(numbers), total)
+    return lambda name: say(f"{label}: {name}", min(next(numbers), total), total)
 
 
 def _tokenizer(folder: Path, run: RunOptions) -> tuple[PreTrainedTokenizerBase | None, str | None]:

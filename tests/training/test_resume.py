@@ -84,10 +84,16 @@ def test_a_signal_finishes_the_step_and_saves(
     path.write_text(json.dumps(make_long()))  # JSON is YAML
     events: list[dict[str, Any]] = []
 
+    running = 0
+
     def stop(event: dict[str, Any]) -> None:
+        nonlocal running
         events.append(event)
+        running += 1
         if event["event"] == "step" and event["step"] == 3:
             os.kill(os.getpid(), kind)
+        assert running == 1, "a handler that writes a line is not called within it"
+        running -= 1
 
     before = signal.getsignal(kind)
     with pytest.raises(TrainingStoppedError, match="after step 4 of 7") as caught:

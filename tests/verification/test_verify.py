@@ -179,7 +179,7 @@ def test_no_longer_than_a_model_has_positions_for(make_source: Any, form: str, t
     result = verify(convert(source, form=form, output=tmp_path / "out").output, against=source, record=False)
     assert result.failed == (), result.failed
     (off,) = (check for check in result.checks if check.name == "operation off = source")
-    assert off.detail.startswith("64 tokens (of 512; the model has no more positions)")
+    assert off.detail.startswith("64 tokens (of 128; the model has no more positions)")
 
 
 def test_files_alone_run_no_model(make_pair: Callable[..., Path], source: Path) -> None:
