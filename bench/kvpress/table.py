@@ -1,0 +1,52 @@
+"""The table: each press and model minus the source, with paired intervals that resample whole cases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.kvpress.case import Case
+from surgery.evaluation.statistics import Resampling
+
+TASKS = ("loss", "passkey", "recall")
+
+
+def rows(cases: list[Case], work: Path) -> list[dict[str, Any]]:
+    """A row for each task, press and share, from the cases that every side has finished.
+
+    ``loss``: nats per scored token; ``right``: share of exact continuations. Changes are those to the source.
+    """
+    sides = sorted(folder.name for folder in work.iterdir() if folder.is_dir())
+    found: dict[str, dict[tuple[str, float], dict[str, Any]]] = {}
+    for case in cases:
+        files = [work / side / f"{case.name}.json" for side in sides]
+        if all(file.is_file() for file in files):
+            every = [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
+            found[case.name] = {(row["press"], row.get("asked", 0.0)): row for row in every}
+    return [row for task in TASKS for row in of_task(task, cases, found)]
+
+
+def of_task(task: str, cases: list[Case], found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    own = [case.name for case in cases if case.task == task and case.name in found]
+    if not own:
+        return
+    resampling = Resampling([name for name in own for _ in found[name]["source", 0.0]["loss"]])
+
+    def values(key: tuple[str, float], measure: str) -> Any:
+        return np.array([value for name in own for value in found[name][key][measure]], dtype=np.float64)
+
+    for key in sorted(found[own[0]], key=lambda key: (-found[own[0]][key]["share"], key[0])):
+        row: dict[str, Any] = {"task": task, "press": key[0], "cases": len(own)}
+        row["share"] = float(np.mean([found[name][key]["share"] for name in own]))
+        for measure, title in (("loss", "loss"), ("exact", "right")):
+            mine = values(key, measure)
+            change = resampling.mean(mine - values(("source", 0.0), measure), np.ones_like(mine))
+            row |= {title: float(mine.mean()), f"{title}, change": change.value}
+            row |= {f"{title}, low": change.low, f"{title}, high": change.high}
+        if task == "loss":
+            row["worst change"] = float((values(key, "loss") - values(("source", 0.0), "loss")).max())
+        yield row
