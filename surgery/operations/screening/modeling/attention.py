@@ -21,6 +21,9 @@ from surgery.runtime.operation import AttentionCall
 # Name of the code that ran, for a layer that went through its own dense code.
 PATHS = {"gated": "reference", "unit": "reference, unit", "between": "reference, between gated and unit"}
 
+# What a family may add to the scores before its softmax, or to the softmax.
+ADDITIONS = ("softcap", "position_bias", "s_aux")
+
 
 def screened_attention(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention over the accepted keys, in blocks of queries so that memory is bounded.
@@ -47,7 +50,7 @@ def screened_attention(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor 
     elif not reference and name != "sdpa":
         raise ValueError(no_mask_message(name))
     call = without_empty_keys(call)
-    additions = ("softcap", "position_bias", "s_aux") if kind == "gated" else ()
+    additions = ADDITIONS if kind == "gated" else ()
     unusual = [word for word in additions if call.options.get(word) is not None]
     unusual += ["dropout"] if module.training and call.options.get("dropout") else []
     if not reference and call.attention_mask is None and not unusual and not torch.is_grad_enabled():

@@ -4,71 +4,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from surgery.operations.screening.modeling.acceptance import Acceptance
-from surgery.operations.screening.modeling.blocks import pieces, take_heads, take_slices
+from surgery.operations.screening.modeling.blocks import take_heads
+from surgery.operations.screening.modeling.key_store import KeyGroup, KeyStore, NewTokens
 from surgery.runtime.operation import OperationCache
-
-
-class KeyGroup(NamedTuple):
-    """The cached keys of key-value heads that share a window.
-
-    Attributes:
-        heads: numbers of the key-value heads.
-        window: how many keys back their query heads look, the query's own included; None for all keys.
-        keys, values: ``(batch, heads, cached, head_dim)``.
-        columns: numbers of these keys in the sequence, ``(batch or 1, cached)``, rising; -1 where a row holds fewer.
-        sinks: which of them are the first of their document, of the same shape.
-    """
-
-    heads: list[int]
-    window: int | None
-    keys: torch.Tensor
-    values: torch.Tensor
-    columns: torch.Tensor
-    sinks: torch.Tensor
-
-    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> KeyGroup:
-        """With every tensor that has the batch's rows changed."""
-        rows = [change(one) if len(one) > 1 else one for one in (self.columns, self.sinks)]
-        return KeyGroup(self.heads, self.window, change(self.keys), change(self.values), *rows)
-
-
-class NewTokens(NamedTuple):
-    """The tokens that a forward pass adds to a cache; see :meth:`WindowedCache.note`.
-
-    Attributes:
-        real: which of them are no padding, ``(batch or 1, tokens)``.
-        first: which of them are the first of their document, of the same shape.
-        plain: whether no row is padded and no document begins within a row.
-    """
-
-    real: torch.Tensor
-    first: torch.Tensor
-    plain: bool
 
 
 class WindowedKeys(torch.Tensor):
     """Stands for all keys (or values) of a layer while the family's code passes them on; holds the cached ones.
 
     Only screened attention can compute with it; any other computation raises an error. ``plain``: as in
-    :class:`NewTokens`, of all tokens so far.
+    :class:`NewTokens`, of all tokens so far. ``exact``: whether there is one query a row, and of a window no key
+    outside it is cached, so that every real key is seen.
     """
 
     groups: list[KeyGroup]
     plain: bool
+    exact: bool
 
     @classmethod
-    def of(cls, groups: list[KeyGroup], states: torch.Tensor, length: int, plain: bool) -> WindowedKeys:
+    def of(cls, groups: list[KeyGroup], states: torch.Tensor, length: int, plain: bool, exact: bool) -> WindowedKeys:
         """A stand-in with the shape of all keys, in the memory of one number."""
         batch, heads, _, size = states.shape
         made = states.new_full((1,), torch.nan).expand(batch, heads, length, size).as_subclass(cls)
-        made.groups, made.plain = groups, plain
+        made.groups, made.plain, made.exact = groups, plain, exact
         return made
 
     @classmethod
@@ -100,7 +65,7 @@ class WindowedLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget everything."""
-        self.groups: list[KeyGroup] = []
+        self.stores: list[KeyStore] = []
         self.new_tokens: NewTokens | None = None
         self.length = 0
         self.plain = True  # whether every row holds the same columns
@@ -116,11 +81,7 @@ class WindowedLayer(CacheLayerMixin):
             own = self.windows[head * each : (head + 1) * each]
             widest = None if None in own else max(window for window in own if window is not None)
             members.setdefault(widest, []).append(head)
-        none = torch.empty(1, 0, dtype=torch.long, device=self.device)
-        self.groups = [
-            KeyGroup(heads, window, key_states[:, heads, :0], value_states[:, heads, :0], none, none.bool())
-            for window, heads in members.items()
-        ]
+        self.stores = [KeyStore(heads, window, self.first_keys) for window, heads in members.items()]
         self.is_initialized = True
 
     def update(
@@ -138,74 +99,24 @@ class WindowedLayer(CacheLayerMixin):
         numbers = torch.arange(past, self.length, device=key_states.device)[None]
         columns = numbers if self.plain else numbers.masked_fill(~new_tokens.real, -1)
         now = []
-        for number, old in enumerate(self.groups):
+        for store in self.stores:
             # At first in memory of their own: a view would hold the keys of the other heads too.
             keys, values = (
-                states[:, old.heads] if past == 0 else take_heads(states, old.heads)
+                states[:, store.heads] if past == 0 else take_heads(states, store.heads)
                 for states in (key_states, value_states)
             )
-            new = KeyGroup(old.heads, old.window, keys, values, columns, new_tokens.first)
-            whole = new if past == 0 else self._joined(old, new)
-            now.append(whole)
-            # A single token is trimmed when the next one comes, which saves a copy of the window.
-            self.groups[number] = whole if added == 1 else self._trimmed(whole, key_states.shape[0])
+            now.append(store.add((keys, values, columns, new_tokens.first), new_tokens.steady, self.plain))
         if past == 0 or [part.window for part in now] == [None]:
             # The first call brings all keys itself; and a layer without windows has all.
             whole = now[0]
             return (key_states, value_states) if past == 0 else (whole.keys, whole.values)
-        return tuple(WindowedKeys.of(now, states, self.length, self.plain) for states in (key_states, value_states))  # type: ignore[return-value]
-
-    def _joined(self, old: KeyGroup, new: KeyGroup) -> KeyGroup:
-        """The keys of ``old`` that a later query can look at, and those of ``new``."""
-        if self.plain:
-            parts = self._reachable(old)
-        else:
-            old = self._trimmed(old, len(new.keys))
-            parts = [slice(0, old.columns.shape[-1])]
-            rows = max(len(old.columns), len(new.columns))
-            old, new = (
-                one._replace(columns=one.columns.expand(rows, -1), sinks=one.sinks.expand(rows, -1))
-                for one in (old, new)
-            )
-        joined = (
-            torch.cat([*pieces(before, parts, dimension), added], dimension)
-            for before, added, dimension in zip(old[2:], new[2:], (2, 2, 1, 1), strict=True)
-        )
-        return KeyGroup(old.heads, old.window, *joined)
-
-    def _reachable(self, group: KeyGroup) -> list[slice]:
-        """Where, if every row holds the same columns, the keys lie that a later query can look at."""
-        count = group.columns.shape[-1]
-        if group.window is None or count <= self.first_keys + group.window - 1:
-            return [slice(0, count)]
-        return [slice(0, self.first_keys), slice(count - group.window + 1, count)]
-
-    def _trimmed(self, group: KeyGroup, batch: int) -> KeyGroup:
-        """The group without the keys that no later query can look at; in new memory if any are dropped."""
-        if group.window is None:
-            return group
-        count, room = group.columns.shape[-1], self.first_keys + group.window - 1
-        if count <= room:
-            return group
-        if self.plain:
-            parts = self._reachable(group)
-            taken = [take_slices(tensor, parts, 2) for tensor in (group.keys, group.values)]
-            return KeyGroup(group.heads, group.window, *taken, *(take_slices(one, parts, 1) for one in group[4:]))
-        columns, sinks = (one.expand(batch, -1) for one in group[4:])
-        real = columns >= 0
-        later = real.flip(-1).cumsum(-1).flip(-1) - real.long()  # real keys after this one
-        columns = columns.masked_fill(~(real & (sinks | (later < group.window - 1))), -1)
-        order = columns.argsort(-1)[:, count - room :]  # those to be dropped come first
-
-        def gathered(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.gather(2, order[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3]))
-
-        tensors = (gathered(group.keys), gathered(group.values), columns.gather(1, order), sinks.gather(1, order))
-        return KeyGroup(group.heads, group.window, *tensors)
+        exact = added == 1 and new_tokens.known and (self.plain or new_tokens.steady)
+        given = (self.length, self.plain, exact)
+        return tuple(WindowedKeys.of(now, states, *given) for states in (key_states, value_states))  # type: ignore[return-value]
 
     def nbytes(self) -> int:
         """Memory of the keys and values, in bytes."""
-        return sum(group.keys.nbytes + group.values.nbytes for group in self.groups)
+        return sum(store.nbytes() for store in self.stores)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Sizes as if all keys were cached: masks are made for all of them, and each head takes its columns."""
@@ -220,7 +131,8 @@ class WindowedLayer(CacheLayerMixin):
         return -1
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self.groups = [group.each(change) for group in self.groups]
+        for store in self.stores:
+            store.each(change)
 
     def offload(self) -> None:
         """To the processor's memory."""
@@ -260,6 +172,7 @@ class WindowedCache(OperationCache):
     def __init__(self, model: PreTrainedModel) -> None:
         """``model``: with screening on some layers; its windows must not grow while the cache is in use."""
         super().__init__(config=model.config)
+        self._seen: torch.Tensor | None = None  # the mask of the tokens so far; None if none of them is padding
         module: Any
         screened: dict[int, Acceptance] = {}
         for module in model.modules():
@@ -297,15 +210,37 @@ class WindowedCache(OperationCache):
             real = attention_mask[:, past:].to(visible_keys.device) != 0
             visible_keys, real = torch.broadcast_tensors(visible_keys, real)
         places = torch.arange(past + 1, past + added + 1, device=visible_keys.device)
-        plain = bool(real.all()) and bool((visible_keys == places).all())
+        whole = bool(real.all())
+        plain = whole and bool((visible_keys == places).all())
+        known = self._known(attention_mask, past, whole)
+        # One real token a row, of the row's only document.
+        one = added == 1 and whole and (plain or (self._seen is not None and self._of_one_document(visible_keys)))
         if plain:
             visible_keys, real = visible_keys[:1], real[:1]
         made: dict[int, NewTokens] = {}  # for each number of first keys
         for layer in self.layers:
             if isinstance(layer, WindowedLayer):
                 if layer.first_keys not in made:
-                    made[layer.first_keys] = NewTokens(real, visible_keys <= layer.first_keys, plain)
+                    first = visible_keys <= layer.first_keys
+                    steady = one and not bool(first.any())
+                    made[layer.first_keys] = NewTokens(real, first, plain, steady, known)
                 layer.new_tokens = made[layer.first_keys]
+
+    def _of_one_document(self, visible_keys: torch.Tensor) -> bool:
+        """Whether the last token of each row may look at every real token of its row."""
+        assert self._seen is not None
+        return bool((visible_keys[:, -1] == self._seen.sum(-1).to(visible_keys.device)).all())
+
+    def _known(self, attention_mask: torch.Tensor | None, past: int, whole: bool) -> bool:
+        """Whether a mask is what it was for the tokens before; takes note of it. ``whole``: all new tokens are real."""
+        if attention_mask is None:
+            before, self._seen = self._seen, None
+            return before is None
+        mask = attention_mask != 0
+        earlier = mask[:, :past]
+        known = bool(earlier.all()) if self._seen is None else torch.equal(earlier, self._seen)
+        self._seen = None if self._seen is None and known and whole else mask
+        return known
 
     def nbytes(self) -> int:
         """Memory of all keys and values, in bytes."""

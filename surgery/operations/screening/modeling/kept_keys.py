@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from surgery.operations.screening.modeling.acceptance import Acceptance, Reach
 from surgery.operations.screening.modeling.attention import (
+    ADDITIONS,
     PATHS,
     dense_block,
     masked_block,
@@ -16,7 +18,8 @@ from surgery.operations.screening.modeling.attention import (
     without_empty_keys,
 )
 from surgery.operations.screening.modeling.blocks import blocks, take_heads
-from surgery.operations.screening.modeling.cache import KeyGroup, WindowedKeys
+from surgery.operations.screening.modeling.cache import WindowedKeys
+from surgery.operations.screening.modeling.key_store import KeyGroup
 from surgery.runtime.operation import AttentionCall
 
 
@@ -41,40 +44,48 @@ def attend_to_cached_keys(screening: Acceptance, call: AttentionCall) -> tuple[t
     if call.attention_mask is not None:
         without_empty_keys(call._replace(query=query[:, :, :1]))  # refuses masks of other kinds
     each = query.shape[1] // key.shape[1]
-    single = key.plain and call.attention_mask is None and query.shape[2] == 1
-    rest, parts = [], []
-    for group in key.groups:
-        if dense or not _sees_all(group, reach, single):
-            rest.append((group, not dense and _has_a_window_alone(group, reach)))
-            continue
-        members = _members(group, each)
-        # Of an open group the mask, if any, holds; of others there is none.
-        tensors = (take_heads(query, members), group.keys, group.values)
-        parts.append((members, call.backend(call.module, *tensors, call.attention_mask, **call.options)[0]))
-    if len(key.groups) == len(parts) == 1:
-        return parts[0][1], None
+    parts: dict[int, torch.Tensor] = {}  # number of the group -> ``(batch, queries, heads, head_dim)``
+    rest = []
+    for number, group in enumerate(key.groups):
+        alone = not dense and _is_alone(group, reach)
+        if alone and key.exact:
+            parts[number] = _one_query(call, group, key.plain)
+        elif alone and group.window is None:
+            # Of an open group the mask, if any, holds; of others there is none.
+            tensors = (take_heads(query, _members(group, each)), group.keys, group.values)
+            parts[number] = call.backend(call.module, *tensors, call.attention_mask, **call.options)[0]
+        else:
+            rest.append((group, alone))
+    if not rest and [head for group in key.groups for head in group.heads] == list(range(key.shape[1])):
+        return torch.cat(list(parts.values()), 2) if len(parts) > 1 else parts[0], None
     output = query.new_empty(query.shape[0], query.shape[2], query.shape[1], call.value.shape[-1])
-    for members, part in parts:
-        output[:, :, members] = part
+    for number, part in parts.items():
+        output[:, :, _members(key.groups[number], each)] = part
     if rest:
         _attend_in_blocks(call, rest, dense, output)
     return output, None
 
 
-def _sees_all(group: KeyGroup, reach: Reach, single: bool) -> bool:
-    """Whether every query may attend to every key of a group that the mask allows.
+def _one_query(call: AttentionCall, group: KeyGroup, plain: bool) -> torch.Tensor:
+    """One query a row of a group whose real keys are all seen, ``(batch, 1, heads, head_dim)``."""
+    query = take_heads(call.query, _members(group, call.query.shape[1] // call.key.shape[1]))
+    mask = None if plain else (group.columns >= 0)[:, None, None]
+    unusual = any(call.options.get(word) is not None for word in ADDITIONS)
+    if call.name != "sdpa" or unusual:
+        return call.backend(call.module, query, group.keys, group.values, mask, **call.options)[0]
+    # The query heads of a key-value head as further queries: so the kernel reads its keys once, and none is repeated.
+    batch, heads, _, size = query.shape
+    folded = query.reshape(batch, len(group.heads), -1, size)
+    scale = call.options.get("scaling")
+    output = nn.functional.scaled_dot_product_attention(folded, group.keys, group.values, mask, scale=scale)
+    return output.reshape(batch, 1, heads, -1)
 
-    So it is in an open group. With a window it is so for a ``single`` query without a mask.
-    """
-    if group.window is None:
-        return all(reach.accepting[number] for number in group.heads)
-    return single and _has_a_window_alone(group, reach)
 
-
-def _has_a_window_alone(group: KeyGroup, reach: Reach) -> bool:
+def _is_alone(group: KeyGroup, reach: Reach) -> bool:
     """Whether no query head of a group has a threshold, and none looks less far than the group."""
     return all(
-        reach.accepting[number] and reach.same[number] and reach.windows[number] == group.window
+        reach.accepting[number]
+        and (group.window is None or (reach.same[number] and reach.windows[number] == group.window))
         for number in group.heads
     )
 
