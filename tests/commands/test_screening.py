@@ -33,7 +33,8 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_calibrate_and_convert(surgery: Any, runnable: Path, texts: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    ran = surgery("convert", runnable, "--to", "screening", "--calibrate", texts, *CALIBRATE, "-o", out)
+    given = ("--to", "screening", "--calibrate", texts, *CALIBRATE, "--save", "keys")
+    ran = surgery("convert", runnable, *given, "-o", out)
     assert ran.code == 0
     for part in ("Held-out text", "keys rejected", "heads", "calibration ", f"wrote {out}"):
         assert part in ran.out, part
@@ -59,7 +60,7 @@ def _says_what_is_saved(surgery: Any, plan: str, out: Path, chosen_for: str) -> 
 
 def test_memory_is_saved_at_a_context(surgery: Any, runnable: Path, texts: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    given = ("--to", "screening", "--calibrate", texts, *CALIBRATE, "--save", "memory", "--context", "1000")
+    given = ("--to", "screening", "--calibrate", texts, *CALIBRATE, "--context", "1000")
     ran = surgery("convert", runnable, *given, "-o", out)
     assert ran.code == 0, ran.err
     _says_what_is_saved(surgery, ran.out, out, "memory: the smallest cache at 1,000 tokens")

@@ -24,7 +24,7 @@ RECORD = "calibration.json is the plan's"
 def calibration(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     texts = tmp_path_factory.mktemp("texts")
     write_texts(texts, documents=3, words=120)
-    settings = CalibrationSettings(lengths=(64,), observe=2, hold_out=1, rows=16, max_loss_increase=1.0)
+    settings = CalibrationSettings(save="keys", lengths=(64,), observe=2, hold_out=1, rows=16, max_loss_increase=1.0)
     return calibrate(source, [texts], settings=settings)
 
 

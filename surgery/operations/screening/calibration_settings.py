@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
@@ -22,10 +22,10 @@ class CalibrationSettings(BaseModel):
         description="Largest increase of the loss of any held-out passage, in nats per token.",
     )
     save: Literal["keys", "memory", "time"] = Field(
-        default="keys",
-        description="What the allowed loss is spent on. keys: thresholds and windows that reject most keys; memory: a "
-        "window for each key-value group, without thresholds, for the smallest cache; time: the same for the least "
-        "time of attention, by a measured model of its cost.",
+        default="memory",
+        description="What the allowed loss is spent on. memory: a window for each key-value group, without "
+        "thresholds, for the smallest cache; time: the same for the least time of attention, by a measured model of "
+        "its cost; keys: thresholds and windows that reject most keys, as a screening unit always needs them.",
     )
     context: Annotated[PositiveInt | None, Flag(absent="the longest of --lengths")] = Field(
         default=None,
@@ -56,12 +56,17 @@ class CalibrationSettings(BaseModel):
     softness: float = Field(
         default=SOFTNESS, ge=0, le=0.5, description="Width of the ramp below each threshold; 0 is a hard threshold."
     )
-    windows: Annotated[Literal["head", "group"] | None, Flag(absent="head, with --save memory or time group")] = Field(
+    windows: Annotated[Literal["head", "group"] | None, Flag(absent="group, with --save keys head")] = Field(
         default=None,
         description="A window for each query head, or one for each key-value group, so that the cache of the group can "
         "shrink; one open head in a group keeps its whole cache.",
     )
     seed: Annotated[int, NO_FLAG] = Field(default=0, description="Seed of the sample of queries.")
+
+    def suited(self, form: str) -> Self:
+        """With ``save: keys`` for a screening unit, if nothing else was asked for: a unit needs its thresholds."""
+        chosen = form != "unit" or "save" in self.model_fields_set
+        return self if chosen else self.model_copy(update={"save": "keys"})
 
     @property
     def by_group(self) -> bool:

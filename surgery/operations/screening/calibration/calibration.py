@@ -50,7 +50,7 @@ def calibrate(
         PlanRefusedError: screening cannot be applied to this model.
         SurgeryError: no choice keeps the loss, even if it rejects almost nothing.
     """
-    settings = settings or CalibrationSettings()
+    settings = (settings or CalibrationSettings()).suited(str((options or {}).get("form")))
     run = run or RunOptions()
     check_settings(settings, options or {})
     source = resolve(model, revision)

@@ -145,7 +145,7 @@ def sweep(
     """
     if not allowed or min(allowed) <= 0:
         raise UsageError(f"allowed losses {list(allowed)}: each must be above 0, in nats per token")
-    settings = settings or CalibrationSettings()
+    settings = (settings or CalibrationSettings()).suited(str((options or {}).get("form")))
     check_settings(settings, options or {})
     run = run or RunOptions()
     source = resolve(model, revision)

@@ -10,6 +10,8 @@ from surgery.errors import UsageError
 from surgery.operations.screening import ScreeningOptions
 from surgery.operations.screening.calibration_settings import CalibrationSettings
 
+_BY_KEYS = "choose by keys: --save keys"
+
 
 def check_settings(settings: CalibrationSettings, options: Mapping[str, Any]) -> None:
     """Refuse settings without effect.
@@ -22,7 +24,7 @@ def check_settings(settings: CalibrationSettings, options: Mapping[str, Any]) ->
     if settings.by_group and options.get("heads") is not None:
         raise UsageError(
             "windows by group need all heads of a group, but heads chooses some of them",
-            hint="Leave heads out, or let each head have its own window.",
+            hint="Leave heads out, or let each head have its own window: save keys, and windows by head.",
         )
     if options.get("form") != "unit" or options.get("renormalisation") == 1:
         return
@@ -51,12 +53,17 @@ def _check_save(settings: CalibrationSettings, options: Mapping[str, Any]) -> No
     if settings.windows == "head":
         raise UsageError(
             f"save {settings.save} needs windows by group: one open head keeps the whole cache of its group",
-            hint="Leave windows out.",
+            hint=f"Leave windows out, or {_BY_KEYS}.",
         )
     if settings.budget is not None:
         raise UsageError(
             f"budget chooses by softmax mass what rejects most keys; it has no effect with save {settings.save}",
-            hint="Leave it out: max_loss_increase bounds the loss.",
+            hint=f"Leave it out (max_loss_increase bounds the loss), or {_BY_KEYS}.",
+        )
+    if "softness" in settings.model_fields_set:
+        raise UsageError(
+            f"softness is that of thresholds, and save {settings.save} chooses none",
+            hint=f"Leave it out, or {_BY_KEYS}.",
         )
 
 

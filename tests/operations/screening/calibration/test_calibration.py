@@ -29,7 +29,7 @@ from tests.operations.screening.calibration.conftest import with_tokenizer
 from tests.tokenizers import save_tiny_tokenizer
 
 GUARD_LOSS = "surgery.operations.screening.calibration.guard.HeldOutLoss._loss"
-SETTINGS = CalibrationSettings(lengths=(32, 64), observe=4, hold_out=2, rows=24, max_loss_increase=0.05)
+SETTINGS = CalibrationSettings(save="keys", lengths=(32, 64), observe=4, hold_out=2, rows=24, max_loss_increase=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,9 @@ def test_windows_by_group(source: Path, texts: Path, calibration: Calibration) -
 )
 def test_windows_by_group_are_refused(source: Path, texts: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        calibrate(source, [texts], options=options, settings=SETTINGS.model_validate({"windows": "group"}))
+        calibrate(
+            source, [texts], options=options, settings=SETTINGS.model_validate({"save": "keys", "windows": "group"})
+        )
 
 
 def test_a_shared_window_is_the_best_for_all_its_heads_together() -> None:
@@ -266,7 +268,7 @@ QUICK = (*REPRESENTATIVES, "ctrl", "falcon_h1", "modernbert-decoder", "opt", "so
 @pytest.mark.parametrize("family", families_for_the_matrix(QUICK))
 def test_every_family(make_source: Any, texts: Path, tmp_path: Path, family: str) -> None:
     source = with_tokenizer(make_source(family), tmp_path)
-    settings = CalibrationSettings(lengths=(48,), observe=2, hold_out=1, rows=16, max_loss_increase=0.05)
+    settings = CalibrationSettings(save="keys", lengths=(48,), observe=2, hold_out=1, rows=16, max_loss_increase=0.05)
     try:
         found = calibrate(source, [texts], options={"layers": "all"}, settings=settings)
         done = convert(source, "screening", calibration=found, output=tmp_path / "out")

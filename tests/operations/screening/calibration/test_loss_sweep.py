@@ -18,7 +18,7 @@ from tests.anatomy.test_probe import tiny
 from tests.families import _MOE
 from tests.tokenizers import save_tiny_tokenizer
 
-SETTINGS = CalibrationSettings(lengths=(32, 64), observe=4, hold_out=2, rows=24)
+SETTINGS = CalibrationSettings(save="keys", lengths=(32, 64), observe=4, hold_out=2, rows=24)
 ALLOWED = (0.001, 0.02, 0.3)
 
 

@@ -67,7 +67,7 @@ def test_the_lengths_that_come_out_are_those_that_went_in() -> None:
 
 
 def test_the_other_end_of_the_bridge_is_calibrated_as_gated(source: Path, texts: Path, tmp_path: Path) -> None:
-    settings = CalibrationSettings(lengths=(64,), observe=2, hold_out=2, rows=16, max_loss_increase=0.05)
+    settings = CalibrationSettings(save="keys", lengths=(64,), observe=2, hold_out=2, rows=16, max_loss_increase=0.05)
     gated = calibrate(source, [texts], options={"layers": (1, 2)}, settings=settings)
     bridge = calibrate(source, [texts], options={**UNIT, "renormalisation": 1.0}, settings=settings)
     for plain, own in zip(gated.layers, bridge.layers, strict=True):

@@ -15,7 +15,7 @@ from surgery.operations.screening.calibration import Calibration, CalibrationSet
 from surgery.operations.screening.calibration.grid import Grid, sum_over_keys, sum_over_windows
 from surgery.operations.screening.calibration.window_choice import GroupEffects, position_shares
 
-SETTINGS = CalibrationSettings(lengths=(32, 64), observe=4, hold_out=2, rows=24, max_loss_increase=0.05, save="memory")
+SETTINGS = CalibrationSettings(lengths=(32, 64), observe=4, hold_out=2, rows=24, max_loss_increase=0.05)
 
 
 def effects(seed: int, groups: int = 4, windows: int = 3, queries: int = 50) -> GroupEffects:
@@ -81,7 +81,8 @@ def test_memory_gives_windows_by_group_and_no_thresholds(calibration: Calibratio
         ({"windows": "head"}, {}, "needs windows by group"),
         ({"budget": 0.1}, {}, "budget chooses by softmax mass"),
         ({"save": "keys", "context": 64}, {}, "context has no effect"),
-        ({}, {"form": "unit"}, "a screening unit needs both"),
+        ({"softness": 0.1}, {}, "softness is that of thresholds"),
+        ({"save": "memory"}, {"form": "unit"}, "a screening unit needs both"),
         ({}, {"heads": "0"}, "need all heads"),
     ],
 )
