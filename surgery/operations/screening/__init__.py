@@ -1,11 +1,10 @@
 """Screening: keys are rejected by an absolute threshold on their relevance and a window, per head."""
 
-from surgery.operations.screening.operation import PENDING, SOFTNESS, ScreeningOperation, open_start
+from surgery.operations.screening.operation import SOFTNESS, ScreeningOperation, open_start
 from surgery.operations.screening.options import PARAMETERS, UNIT_PARAMETERS, ScreeningOptions
 
 __all__ = [
     "PARAMETERS",
-    "PENDING",
     "SOFTNESS",
     "UNIT_PARAMETERS",
     "ScreeningOperation",

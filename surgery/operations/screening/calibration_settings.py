@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt
 
 from surgery.flag import NO_FLAG, Flag
+from surgery.operations.calibration_settings import BaseCalibrationSettings
 from surgery.operations.screening.options import SOFTNESS
 
 
-class CalibrationSettings(BaseModel):
+class CalibrationSettings(BaseCalibrationSettings):
     """How to calibrate."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
-
-    max_loss_increase: float = Field(
-        default=0.005,
-        gt=0,
-        allow_inf_nan=False,
-        description="Largest increase of the loss of any held-out passage, in nats per token.",
-    )
     save: Literal["keys", "memory", "time"] = Field(
         default="memory",
         description="What the allowed loss is spent on. memory: a window for each key-value group, without "
@@ -38,9 +31,6 @@ class CalibrationSettings(BaseModel):
         lt=1,
         description="Choose by softmax mass: the largest share that a head may lose in any observed passage. "
         "It is lowered where the loss would increase by more than --max-loss-increase.",
-    )
-    lengths: Annotated[tuple[PositiveInt, ...] | None, Flag(absent="1024,4096")] = Field(
-        default=None, description="Tokens per passage, no more than the trained length."
     )
     observe: Annotated[PositiveInt, Flag(("--passages",), absent="8,4", second="hold_out")] = Field(
         default=8,
@@ -61,7 +51,6 @@ class CalibrationSettings(BaseModel):
         description="A window for each query head, or one for each key-value group, so that the cache of the group can "
         "shrink; one open head in a group keeps its whole cache.",
     )
-    seed: Annotated[int, NO_FLAG] = Field(default=0, description="Seed of the sample of queries.")
 
     def suited(self, form: str) -> Self:
         """With ``save: keys`` for a screening unit, if nothing else was asked for: a unit needs its thresholds."""
@@ -72,21 +61,3 @@ class CalibrationSettings(BaseModel):
     def by_group(self) -> bool:
         """Whether all query heads of a key-value head share a window."""
         return self.windows == "group" or (self.windows is None and self.save != "keys")
-
-    @field_validator("lengths", mode="before")
-    @classmethod
-    def _numbers(cls, value: Any) -> Any:
-        """``1024,4096`` as (1024, 4096)."""
-        if not isinstance(value, str):
-            return value
-        parts = [part.strip() for part in value.split(",")]
-        if not all(part.isascii() and part.isdigit() for part in parts):
-            raise ValueError("not whole numbers with commas between, such as 1024,4096")
-        return tuple(map(int, parts))
-
-    @field_validator("lengths")
-    @classmethod
-    def _long_enough(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if value is not None and (not value or min(value) < 16):
-            raise ValueError("a passage needs at least 16 tokens")
-        return value

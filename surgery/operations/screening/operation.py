@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from surgery.anatomy import Anatomy, AttentionLayer, Family
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.operations.base import CalibrationSummary, LayerWord, Operation, OperationOptions, PlannedTensor
+from surgery.operations.calibrated_options import PENDING
 from surgery.operations.measured import ObservedRows
 from surgery.operations.screening.calibration_settings import CalibrationSettings
 from surgery.operations.screening.options import SOFTNESS, ScreeningOptions
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
 # The options that a calibration is made for.
 _CALIBRATED = ("form", "renormalisation", "layers", "heads", "sinks", "full_window")
-
-# What a plan holds in place of a hash while its calibration has not been run.
-PENDING = "pending"
 
 # Of the form unit where nothing was calibrated: a sum over some sixteen keys, bounded at a length of 4.
 UNIT_START = {"log2_gain": -4.0, "log2_bound": 2.0}
@@ -105,16 +103,13 @@ class ScreeningOperation(Operation):
         layers = self._layers(options, anatomy)
         self.check_heads(options, anatomy)
         full_window = options.full_window or anatomy.trained_length
-        if options.values is None and options.calibration not in (None, PENDING):
-            raise PlanRefusedError("options name a calibration without its values")
+        options.check_values(layers, anatomy)
         if not (options.open or options.start or options.values or options.calibration == PENDING):
             raise PlanRefusedError(
                 "screening has no thresholds",
                 hint="Pass --calibrate 'texts/*.txt' to choose them on texts, --calibration FILE to take them from an "
                 "earlier calibration, or --open to start with all keys accepted and train from there.",
             )
-        if options.values is not None:
-            self._check_values(options, layers, anatomy)
         start = {**open_start(full_window), **(options.start or {})}
         if options.start and "softness" in options.start and "threshold" not in options.start:
             start["threshold"] = open_start(full_window, options.start["softness"])["threshold"]
@@ -146,37 +141,12 @@ class ScreeningOperation(Operation):
             raise PlanRefusedError("nothing to convert: every full-attention layer keeps its softmax")
         return left
 
-    def _check_values(self, options: ScreeningOptions, layers: tuple[int, ...], anatomy: Anatomy) -> None:
-        assert options.values is not None
-        size = anatomy.heads if options.heads is None else len(options.heads)
-        if sorted(options.values) != sorted(layers):
-            raise PlanRefusedError(
-                f"the calibration is for layers {sorted(options.values)}, but layers {list(layers)} are chosen",
-                hint="Calibrate again with the same --layers.",
-            )
-        for layer, found in options.values.items():
-            wrong = [name for name in options.parameters if len(found[name]) != size]
-            if wrong:
-                raise PlanRefusedError(
-                    f"the calibration holds {len(found[wrong[0]])} values of {wrong[0]} for layer {layer}, but "
-                    f"{size} heads are chosen",
-                    hint="Calibrate again with the same --heads.",
-                )
-
     def tensors(self, options: ScreeningOptions, anatomy: Anatomy) -> tuple[PlannedTensor, ...]:
         """Each parameter of the form, and the exponent of ``unit``: one vector over the chosen heads per layer."""
         assert options.start is not None
-        size = anatomy.heads if options.heads is None else len(options.heads)
-        found = []
-        for layer in options.layers:
-            assert isinstance(layer, int)
-            values = options.start if options.values is None else options.values[layer]
-            starts = [(name, values[name]) for name in options.parameters]
-            if options.renormalisation is not None:
-                starts.append(("renormalisation", options.renormalisation))
-            module = f"{anatomy.layers[layer].module}.{self.name}"
-            found += [PlannedTensor(f"{module}.{name}", (size,), start) for name, start in starts]
-        return tuple(found)
+        exponent = options.renormalisation
+        constants = {} if exponent is None else {"renormalisation": exponent}
+        return options.planned_tensors(self.name, anatomy, options.start, constants)
 
     def identity(self, options: ScreeningOptions) -> str | None:
         """The identity where every head is open, and has its softmax."""

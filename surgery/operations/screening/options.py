@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from surgery.flag import NO_FLAG, Flag
-from surgery.operations.base import HeadOptions, Number
+from surgery.operations.base import Number
+from surgery.operations.calibrated_options import CalibratedOptions, Value
 
 FormName = Literal["gated", "unit"]
 # Width of the ramp below a threshold, unless told otherwise.
@@ -16,12 +16,9 @@ SOFTNESS = 0.05
 PARAMETERS = ("threshold", "softness", "log2_window")
 # What the form ``unit`` has beside them: factors on the sum of values and on the length of the output, base 2.
 UNIT_PARAMETERS = (*PARAMETERS, "log2_gain", "log2_bound")
-Value = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
-# For each layer and parameter, one value per chosen head.
-Values = Mapping[int, Mapping[str, tuple[Value, ...]]]
 
 
-class ScreeningOptions(HeadOptions):
+class ScreeningOptions(CalibratedOptions):
     """Screening on the chosen layers and heads."""
 
     name: Literal["screening"] = "screening"
@@ -57,16 +54,6 @@ class ScreeningOptions(HeadOptions):
         description="Start value of a parameter for all heads: threshold, softness, log2_window; with form unit also "
         "log2_gain, log2_bound (repeatable).",
     )
-    values: Annotated[Values | None, NO_FLAG] = Field(
-        default=None,
-        exclude=True,
-        repr=False,
-        description="Start values for each layer and head, from a calibration. They are stored in the tensors, not in "
-        "config.json.",
-    )
-    calibration: Annotated[str | None, NO_FLAG] = Field(
-        default=None, description="SHA-256 of the calibration that the values come from."
-    )
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -93,11 +80,4 @@ class ScreeningOptions(HeadOptions):
             raise ValueError("renormalisation belongs to the form unit; gated always renormalises")
         if self.values is not None and (self.open or self.start):
             raise ValueError("values of a calibration exclude open and start")
-        if self.values is not None and self.calibration is None:
-            raise ValueError("values need the hash of the calibration that they come from")
-        for layer, found in (self.values or {}).items():
-            if sorted(found) != sorted(self.parameters):
-                raise ValueError(
-                    f"values of layer {layer} must have {', '.join(self.parameters)}, not {', '.join(found)}"
-                )
         return self

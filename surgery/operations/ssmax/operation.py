@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from surgery.anatomy import Anatomy, AttentionLayer, Family
 from surgery.errors import PlanRefusedError
 from surgery.operations.base import Operation, PlannedTensor
+from surgery.operations.calibrated_options import PENDING
 from surgery.operations.ssmax.options import FORMS, InitialOptions, SSMaxOptions
 from surgery.operations.ssmax.sections import Identity
 from surgery.operations.training import RecipeSection, StageHooks
@@ -78,6 +79,7 @@ class SSMaxOperation(Operation):
         """Fill in layers, N and start values."""
         layers = self.choose_layers(options, anatomy)
         self.check_heads(options, anatomy)
+        options.check_values(layers, anatomy)
         most = _most_keys(layers, anatomy)
         form = FORMS[options.form]
         reference = options.reference_length or most
@@ -106,13 +108,7 @@ class SSMaxOperation(Operation):
     def tensors(self, options: SSMaxOptions, anatomy: Anatomy) -> tuple[PlannedTensor, ...]:
         """One vector over the chosen heads for each layer and parameter, ``(heads,)``."""
         assert options.start is not None
-        size = anatomy.heads if options.heads is None else len(options.heads)
-        return tuple(
-            PlannedTensor(f"{anatomy.layers[layer].module}.{self.name}.{parameter}", (size,), options.start[parameter])
-            for layer in options.layers
-            if isinstance(layer, int)
-            for parameter in FORMS[options.form].parameters
-        )
+        return options.planned_tensors(self.name, anatomy, options.start)
 
     def learned_per_head(self, options: Mapping[str, Any]) -> int:
         """The parameters of the form."""
@@ -122,15 +118,23 @@ class SSMaxOperation(Operation):
         """Where the converted model equals the source: if the multiplier starts at exactly 1."""
         if options.form == "logn":
             return f"n <= {options.reference_length}"
+        if options.calibration is not None:
+            return None
         identity = FORMS[options.form].identity
         return "everywhere" if identity is not None and options.start == identity else None
 
     def describe(self, options: SSMaxOptions) -> str:
         """Form, equation, N and start values."""
-        start = ", ".join(f"{name} = {value:.6g}" for name, value in (options.start or {}).items())
         form = FORMS[options.form]
+        if options.calibration == PENDING:
+            start = "values not calibrated yet"
+        elif options.calibration is not None:
+            start = f"values of calibration {options.calibration[:16]}"
+        else:
+            values = ", ".join(f"{name} = {value:.6g}" for name, value in (options.start or {}).items())
+            start = f"start {values or 'none'}"
         reference = f", N = {options.reference_length}" if form.has_reference else ""
-        return f"form {options.form}, m(n) = {form.equation}{reference}, start {start or 'none'}"
+        return f"form {options.form}, m(n) = {form.equation}{reference}, {start}"
 
     def learned_numbers(
         self,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from surgery.flag import Flag
-from surgery.operations.base import HeadOptions
+from surgery.operations.calibrated_options import CalibratedOptions
 
 FormName = Literal["anchored", "paper", "bias", "logn", "constant"]
 # The range of float32, in which it is stored.
@@ -58,7 +58,7 @@ FORMS: MappingProxyType[FormName, Form] = MappingProxyType(
 )
 
 
-class SSMaxOptions(HeadOptions):
+class SSMaxOptions(CalibratedOptions):
     """SSMax on the chosen layers and heads."""
 
     name: Literal["ssmax"] = "ssmax"
@@ -76,6 +76,15 @@ class SSMaxOptions(HeadOptions):
     start: Annotated[dict[str, StartValue] | None, Flag(absent="the identity; for paper 1 / mean ln n")] = Field(
         default=None, description="Start value of a parameter of the form: scale=0.1, bias=1 (repeatable)."
     )
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of what the form learns, one value per head each."""
+        return FORMS[self.form].parameters
+
+    def resolved(self) -> dict[str, Any]:
+        """As written into config.json: ``calibration`` only where there was one."""
+        return self.model_dump(mode="json", exclude=None if self.calibration else {"calibration"})
 
     @model_validator(mode="after")
     def _start_fits_form(self) -> SSMaxOptions:

@@ -15,7 +15,7 @@ from surgery.operations import OPERATIONS, OperationOptions
 from surgery.operations.screening import ScreeningOptions
 from surgery.operations.screening.calibration.calibrator import Calibrator, OnProgress
 from surgery.operations.screening.calibration.results import Calibration, Trial
-from surgery.operations.screening.calibration.settings_check import check_settings, known_lengths, recorded
+from surgery.operations.screening.calibration.settings_check import check_settings, recorded
 from surgery.operations.screening.calibration_settings import CalibrationSettings
 from surgery.operations.screening.savings import savings
 
@@ -56,7 +56,7 @@ def calibrate(
     source = resolve(model, revision)
     anatomy = read_anatomy(open_checkpoint(source), family=family)
     screening = resolved_options(options or {}, anatomy)
-    lengths = known_lengths(settings, anatomy)
+    lengths = settings.known_lengths(anatomy)
     tokenizer = load_tokenizer(source.folder, trust_remote_code=run.trust_remote_code)
     documents = short_names(read_documents([text] if isinstance(text, str | Path) else text))
     passages = divide(documents, tokenizer, lengths, observe=settings.observe, hold_out=settings.hold_out)

@@ -21,7 +21,7 @@ from surgery.operations.inspection import converted_already, unverified_family
 from surgery.operations.screening.calibration.calibration import resolved_options
 from surgery.operations.screening.calibration.calibrator import Calibrator, OnProgress
 from surgery.operations.screening.calibration.results import Calibration, GuardedPassage, Trial
-from surgery.operations.screening.calibration.settings_check import check_settings, known_lengths, recorded
+from surgery.operations.screening.calibration.settings_check import check_settings, recorded
 from surgery.operations.screening.calibration_settings import CalibrationSettings
 from surgery.operations.screening.savings import savings
 
@@ -157,7 +157,7 @@ def sweep(
             hint="Sweep its source, which `surgery revert` restores.",
         )
     screening = resolved_options(options or {}, anatomy)
-    lengths = known_lengths(settings, anatomy)
+    lengths = settings.known_lengths(anatomy)
     tokenizer = load_tokenizer(source.folder, trust_remote_code=run.trust_remote_code)
     documents = short_names(read_documents(text))
     passages = divide(documents, tokenizer, lengths, observe=settings.observe, hold_out=settings.hold_out)

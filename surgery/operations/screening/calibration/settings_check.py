@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from surgery.anatomy import Anatomy
 from surgery.errors import UsageError
 from surgery.operations.screening import ScreeningOptions
 from surgery.operations.screening.calibration_settings import CalibrationSettings
@@ -65,22 +64,6 @@ def _check_save(settings: CalibrationSettings, options: Mapping[str, Any]) -> No
             f"softness is that of thresholds, and save {settings.save} chooses none",
             hint=f"Leave it out, or {_BY_KEYS}.",
         )
-
-
-def known_lengths(settings: CalibrationSettings, anatomy: Anatomy) -> tuple[int, ...]:
-    """The lengths of the settings, or the default lengths.
-
-    Raises:
-        UsageError: a length is beyond the trained length.
-    """
-    lengths = settings.lengths or tuple(length for length in (1024, 4096) if length <= anatomy.trained_length)
-    if not lengths or max(lengths) > anatomy.trained_length:
-        raise UsageError(
-            f"the model was trained at {anatomy.trained_length} tokens; passages of "
-            f"{' and '.join(map(str, lengths or (1024, 4096)))} tokens are longer",
-            hint=f"Pass lengths up to the trained length: --lengths {anatomy.trained_length}.",
-        )
-    return lengths
 
 
 def recorded(
