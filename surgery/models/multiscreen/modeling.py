@@ -13,7 +13,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .configuration import MultiscreenConfig
-from .tiles import PADDING, Heads, accepted_sum
+from .groups import PADDING, Heads
+from .tiles import accepted_sum
 
 # The keyword of the cache, since transformers 5.24 and before.
 _CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"

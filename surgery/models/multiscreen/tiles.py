@@ -2,33 +2,22 @@
 
     alpha = max(1 - (1 - q.k) / r, 0)^2    m = (cos(pi d / w) + 1) / 2 for 0 <= d < w, else 0    h = sum alpha m v
 
-Nothing is normalized over the keys, so blocks of queries are independent of each other. Heads with finite windows take
-blocks of queries and the keys within the window; other heads take blocks of queries and all keys before them.
+Nothing is normalized over the keys, so blocks of queries are independent of each other. Blocks of a group with a reach
+take the keys within the reach, other blocks all keys before them. The backward pass computes each block again, with the
+gradients in closed form, so that memory is linear in the length.
 """
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (the usual name)
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
-_BLOCK = 128
-PADDING = -(2.0**30)  # the document of padding
-
-
-class Heads(NamedTuple):
-    """What each head has learned, each (heads,) in float32: the inverse acceptance width and the window in tokens."""
-
-    tightness: Tensor
-    window: Tensor
-
-    def select(self, heads: Tensor) -> Heads:
-        """Those of some heads."""
-        return Heads(self.tightness[heads], self.window[heads])
+from .blocks import Blocks
+from .groups import PADDING, Group, Heads, group_heads
 
 
 def accepted_sum(
@@ -47,98 +36,74 @@ def accepted_sum(
     Returns:
         (batch, heads, queries, value_dim); 0 where a query accepts no key.
     """
-    if torch.compiler.is_compiling():  # windows are numbers on the device; reading them would break the graph
-        return _all_before(query, key, value, document, key_document, heads)
-    keys = key.shape[2]
-    groups: dict[int, list[int]] = {}
-    for head, window in enumerate(heads.window.tolist()):
-        reach = 2 ** max(math.ceil(math.log2(window)), 5) if window < keys else keys
-        groups.setdefault(min(reach, keys), []).append(head)
-    if len(groups) == 1:
-        (reach,) = groups
-        return _one_group(query, key, value, document, key_document, heads, reach)
-    sums, order = [], []
-    for reach, members in groups.items():
-        chosen = torch.tensor(members, device=query.device)
-        some = query[:, chosen], key[:, chosen], value[:, chosen]
-        sums.append(_one_group(*some, document, key_document, heads.select(chosen), reach))
-        order += members
-    back = torch.tensor(order, device=query.device).argsort()
-    return torch.cat(sums, dim=1)[:, back]
+    if torch.compiler.is_compiling():  # windows and documents are on the device; reading them would break the graph
+        groups, alone = [Group(list(range(key.shape[1])), None, False)], False
+    else:
+        groups = group_heads(heads.window, key.shape[2])
+        first = key_document[:, :1]
+        alone = bool(((key_document == first) & (first != PADDING)).all())
+    documents = (None, None) if alone else (document, key_document)
+    with torch.autocast(query.device.type, enabled=False):
+        total: Tensor = AcceptedSum.apply(query, key, value, *heads, *documents, groups)
+    return total
 
 
-def _one_group(
-    query: Tensor, key: Tensor, value: Tensor, document: Tensor, key_document: Tensor, heads: Heads, reach: int
-) -> Tensor:
-    if reach >= key.shape[2]:
-        return _all_before(query, key, value, document, key_document, heads)
-    return _banded(query, key, value, document, key_document, heads, reach)
+class AcceptedSum(torch.autograd.Function):
+    """:func:`accepted_sum`; the documents are None if no row has a second one or padding."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        tightness: Tensor,
+        window: Tensor,
+        document: Tensor | None,
+        key_document: Tensor | None,
+        groups: Sequence[Group],
+    ) -> Tensor:
+        """The sum, one group after another."""
+        ctx.save_for_backward(query, key, value, tightness, window, document, key_document)
+        ctx.groups = groups
+        total = query.new_empty(*query.shape[:3], value.shape[-1])
+        for group in groups:
+            own, rows = _taken(group, total, (query, key, value), (tightness, window))
+            blocks = Blocks(*own, document, key_document, group)
+            part = torch.cat([blocks.total(piece) for piece in blocks.pieces()], dim=2)[:, :, : query.shape[2]]
+            if rows is None:
+                return part
+            total[:, rows] = part
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of query, key, value, tightness and window."""
+        *tensors, tightness, window, document, key_document = ctx.saved_tensors
+        whole = [torch.empty_like(tensor) for tensor in (*tensors, tightness, window)]
+        for group in ctx.groups:
+            own, rows = _taken(group, gradient, tensors, (tightness, window))
+            blocks = Blocks(*own, document, key_document, group)
+            found = blocks.gradients(gradient if rows is None else gradient[:, rows])
+            if rows is None:
+                return *found, None, None, None
+            for target, part in zip(whole, found, strict=True):
+                if target.dim() == 1:
+                    target[rows] = part
+                else:
+                    target[:, rows] = part
+        return *whole, None, None, None
 
 
-def _all_before(
-    query: Tensor, key: Tensor, value: Tensor, document: Tensor, key_document: Tensor, heads: Heads
-) -> Tensor:
-    """Blocks of queries against all keys before them; in training, the backward pass computes each block again."""
-    queries, past = query.shape[2], key.shape[2] - query.shape[2]
-    again = torch.is_grad_enabled() and queries > _BLOCK and not torch.compiler.is_compiling()
-    sums = []
-    for start in range(0, queries, _BLOCK):
-        end = min(start + _BLOCK, queries)
-        part = (
-            query[:, :, start:end],
-            key[:, :, : past + end],
-            value[:, :, : past + end],
-            document[:, None, start:end],
-            key_document[:, None, : past + end],
-            heads.tightness[:, None, None],
-            heads.window[:, None, None],
-            past + start,
-        )
-        sums.append(checkpoint(_block, *part, use_reentrant=False) if again else _block(*part))
-    return torch.cat(sums, dim=2)
-
-
-def _banded(
-    query: Tensor, key: Tensor, value: Tensor, document: Tensor, key_document: Tensor, heads: Heads, reach: int
-) -> Tensor:
-    """Blocks of queries, all at once, each against its own keys and the ``reach`` keys before its first."""
-    queries, past = query.shape[2], key.shape[2] - query.shape[2]
-    block = min(_BLOCK, queries)
-    behind = -queries % block
-    first = max(past - reach, 0)
-    before = reach - (past - first)
-    key, value = (F.pad(tensor[:, :, first:], (0, 0, before, behind)) for tensor in (key, value))
-    key_document = F.pad(key_document[:, first:], (before, behind), value=PADDING)
-    query = F.pad(query, (0, 0, 0, behind))
-    document = F.pad(document, (0, behind), value=PADDING)
-    span = block + reach
-    total = _block(
-        query.unflatten(2, (-1, block)),
-        key.unfold(2, span, block).transpose(-1, -2),
-        value.unfold(2, span, block).transpose(-1, -2),
-        document.unflatten(1, (-1, block))[:, None],
-        key_document.unfold(1, span, block)[:, None],
-        heads.tightness[:, None, None, None],
-        heads.window[:, None, None, None],
-        reach,
-    )
-    return total.flatten(2, 3)[:, :, :queries]
-
-
-def _block(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    document: Tensor,
-    key_document: Tensor,
-    tightness: Tensor,
-    window: Tensor,
-    offset: int,
-) -> Tensor:
-    """The equations for one block; the first query stands ``offset`` keys after the first key."""
-    alpha = (1 - tightness * (1 - query @ key.transpose(-1, -2))).relu().square()
-    own = torch.arange(query.shape[-2], device=query.device) + offset
-    distance = own[:, None] - torch.arange(key.shape[-2], device=query.device)
-    seen = (distance >= 0) & (document[..., None] == key_document[..., None, :]) & (document[..., None] != PADDING)
-    near = torch.where(distance < window, (torch.cos(math.pi * distance / window) + 1) / 2, 0.0)
-    return torch.where(seen, alpha * near, 0.0) @ value
+def _taken(
+    group: Group, like: Tensor, tensors: Sequence[Tensor], learned: Sequence[Tensor]
+) -> tuple[list[Tensor], slice | Tensor | None]:
+    """The tensors of the heads of a group, and which heads these are; None for all heads."""
+    first, count = group.heads[0], len(group.heads)
+    if count == like.shape[1]:
+        return [*tensors, *learned], None
+    rows: slice | Tensor = slice(first, first + count)  # neighbours need no copy
+    if group.heads != list(range(first, first + count)):
+        rows = torch.tensor(group.heads, device=like.device)
+    return [*(tensor[:, rows] for tensor in tensors), *(numbers[rows] for numbers in learned)], rows

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from surgery.models import plan_new
-from surgery.models.multiscreen import tiles
+from surgery.models.multiscreen import blocks
 from tests.models.multiscreen.conftest import make
 from tests.models.multiscreen.oracle import oracle
 
@@ -17,7 +17,8 @@ from tests.models.multiscreen.oracle import oracle
 @pytest.mark.parametrize("variant", ["v1", "v3"])
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 def test_values_and_gradients(variant: str, training: bool, tokens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "_BLOCK", 8)  # several blocks, in bands and against all keys
+    monkeypatch.setattr(blocks, "_BLOCK", 8)
+    monkeypatch.setattr(blocks, "_LEAST_BLOCK", 4)  # several blocks, in bands and against all keys
     model = make(variant).train(training)
     row = tokens[:1, :36]
     logits = model(row, use_cache=False).logits

@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from surgery.models import new
+from surgery.models.multiscreen import blocks
 from surgery.models.multiscreen.modeling import _CACHE
 from tests.models.multiscreen.conftest import make
 
@@ -50,6 +51,20 @@ def test_packed_documents_are_apart(model: Any, tokens: Any) -> None:
     packed = logits(model, tokens[:1], position_ids=positions)
     apart = [logits(model, part) for part in tokens[:1].split(lengths, dim=1)]
     assert (packed - torch.cat(apart, dim=1)).abs().max() < 1e-5
+
+
+def test_packed_documents_have_their_own_gradients(model: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several blocks, one row of documents: nothing of a document reaches the gradients of another."""
+    monkeypatch.setattr(blocks, "_BLOCK", 8)
+    lengths = [13, 20, 7]
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    model(tokens[:1], position_ids=positions, use_cache=False).logits.square().sum().backward()
+    packed = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    for part in tokens[:1].split(lengths, dim=1):
+        model(part, use_cache=False).logits.square().sum().backward()
+    for one, parameter in zip(packed, model.parameters(), strict=True):
+        assert (one - parameter.grad).abs().max() < 1e-5 * max(1, one.abs().max())
 
 
 def test_generation_of_unequal_rows(model: Any, tokens: Any) -> None:
