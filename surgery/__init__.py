@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from surgery.anatomy.registration import register
+from surgery.runtime.registration import register_own
 from surgery.version import __version__
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from surgery.evaluation import evaluate
     from surgery.loading import RunOptions
     from surgery.models import new
-    from surgery.operations.inspection import inspect
+    from surgery.models.inspection import inspect
     from surgery.operations.screening.calibration import CalibrationSettings, Sweep, calibrate, sweep
     from surgery.recovery import finetune, merge
     from surgery.verification import verify
@@ -37,7 +38,7 @@ _HOMES = {
     "convert": "surgery.conversion",
     "evaluate": "surgery.evaluation",
     "finetune": "surgery.recovery",
-    "inspect": "surgery.operations.inspection",
+    "inspect": "surgery.models.inspection",
     "make_plan": "surgery.conversion",
     "merge": "surgery.recovery",
     "new": "surgery.models",
@@ -84,4 +85,11 @@ def __dir__() -> list[str]:
     return list(__all__)
 
 
+def _own_config(model_type: str) -> Any:
+    from surgery.models.registration import own_config
+
+    return own_config(model_type)
+
+
 register()
+register_own(_own_config)

@@ -60,7 +60,8 @@ def _no_picture(rows: object, path: Path, controls: object = None) -> None:
 def _fresh_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fresh process takes most of the time of `verify`: only the tests that look at it, and slow ones, start it."""
     if not any(request.node.get_closest_marker(name) for name in ("fresh", "slow")):
-        monkeypatch.setattr("surgery.verification.verification.fresh_checks", lambda *_: [])
+        for module in ("verification", "new_model"):
+            monkeypatch.setattr(f"surgery.verification.{module}.fresh_checks", lambda *_: [])
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ class Trainer:
                     module.requires_grad_(False)
         rows = self.rows[first * self.scale.sequences : last * self.scale.sequences]
         work = self.folder / f"{name}-run"
-        fit(model, rows, self.scale, last - first, work, seed=self.seed, device=self.device, lr=1e-3)
+        fit(model, rows, self.scale, last - first, work, seed=self.seed, device=self.device)
         unfinished = self.folder / f"{name}-unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         model.save_pretrained(unfinished)

@@ -19,7 +19,7 @@ from torch import nn
 
 import surgery
 from bench.harness import report
-from bench.papers.runs import SCALES, Scale, arguments, fit, kept, load, spread
+from bench.papers.runs import Scale, arguments, fit, kept, load, scale_of, spread
 from bench.papers.texts import Texts
 from surgery.loading import operation_modules
 
@@ -69,7 +69,7 @@ def learned(texts: Texts, scale: Scale, steps: int, folder: Path, seed: int, dev
         sizes = {"layers": scale.layers, "heads": scale.heads, "width": scale.width, "length": scale.length}
         surgery.new("ssmax", start, vocab_size=texts.vocabulary, seed=seed, **sizes)
     model = free_model(start, scale.length)
-    fit(model, texts.rows(scale, steps, seed), scale, steps, folder / "run", seed=seed, device=device, lr=1e-3)
+    fit(model, texts.rows(scale, steps, seed), scale, steps, folder / "run", seed=seed, device=device)
     p = next(module.p for module in model.modules() if isinstance(module, FreeMultiplier))
     return [float(value) for value in p.detach().cpu()[:-1]]
 
@@ -110,12 +110,12 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     parser = arguments(__doc__)
     parser.add_argument("texts", nargs="+")
     options = parser.parse_args(given)
-    scale = SCALES[options.scale]
-    steps = options.steps or scale.steps
+    scale, size = scale_of(options)
+    steps = scale.steps
     texts = Texts(options.texts, options.state / "tokenizer")
     found = []
     for seed in range(options.seeds):
-        folder = options.state / f"free-{options.scale}-{steps}" / str(seed)
+        folder = options.state / f"free-{size}" / str(seed)
         p = kept(
             folder / "p.json",
             lambda folder=folder, seed=seed: learned(texts, scale, steps, folder, seed, options.device),

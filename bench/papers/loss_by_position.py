@@ -16,7 +16,7 @@ import torch
 
 from bench.harness import report
 from bench.papers.configurations import NAMES, Trainer
-from bench.papers.runs import SCALES, Scale, arguments, kept, load, raise_theta, spread
+from bench.papers.runs import Scale, arguments, device_of, kept, load, raise_theta, scale_of, spread
 from bench.papers.texts import Texts
 
 TIMES = (1, 2, 4, 8, 16)
@@ -52,13 +52,13 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("texts", nargs="+")
     parser.add_argument("--models", nargs="+", choices=NAMES, default=NAMES)
     options = parser.parse_args(given)
-    scale = SCALES[options.scale]
-    steps = options.steps or scale.steps
+    scale, size = scale_of(options)
+    steps = scale.steps
     texts = Texts(options.texts, options.state / "tokenizer")
-    device = "cuda" if options.device in ("auto", "cuda") and torch.cuda.is_available() else "cpu"
+    device = device_of(options)
     units: dict[str, list[list[dict[str, Any]]]] = {}
     for seed in range(options.seeds):
-        folder = options.state / f"loss-{options.scale}-{steps}" / str(seed)
+        folder = options.state / f"loss-{size}" / str(seed)
         rows = texts.rows(scale, steps, seed)
         trainer = Trainer(scale, steps, rows, texts.vocabulary, folder, seed=seed, device=options.device)
         for name in options.models:

@@ -17,7 +17,7 @@ import torch
 
 from bench.harness import report
 from bench.papers.configurations import NAMES, Trainer
-from bench.papers.runs import SCALES, Scale, arguments, kept, load, raise_theta, spread
+from bench.papers.runs import Scale, arguments, device_of, kept, load, raise_theta, scale_of, spread
 from surgery.data import Row
 
 KEYS = VALUES = FILLERS = 32
@@ -136,18 +136,19 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     parser = arguments(__doc__)
     parser.add_argument("--models", nargs="+", choices=NAMES, default=NAMES)
     options = parser.parse_args(given)
-    scale = SCALES[options.scale]
-    steps = options.steps or scale.steps
+    scale, size = scale_of(options)
+    steps = scale.steps
+    device = device_of(options)
     units: dict[str, list[list[dict[str, Any]]]] = {}
     for seed in range(options.seeds):
-        folder = options.state / f"retrieval-{options.scale}-{steps}" / str(seed)
+        folder = options.state / f"retrieval-{size}" / str(seed)
         trainer = Trainer(
             scale, steps, training_rows(scale, steps, seed), VOCABULARY, folder, seed=seed, device=options.device
         )
         for name in options.models:
             found = kept(
                 folder / f"{name}.json",
-                lambda name=name, trainer=trainer, seed=seed: measure(trainer.model(name), scale, seed, _on(options)),
+                lambda name=name, trainer=trainer, seed=seed: measure(trainer.model(name), scale, seed, device),
             )
             units.setdefault(name, []).append(found)
             print(f"seed {seed} {name}: " + " ".join(f"{one['times']}x{one['right']:.2f}" for one in found), flush=True)
@@ -156,12 +157,6 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     if options.picture is not None:
         draw_picture(rows, options.picture)
     return rows
-
-
-def _on(options: Any) -> str:
-    if options.device != "auto":
-        return str(options.device)
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from surgery.data import Row
 from surgery.training import TrainingData, TrainingFolder, TrainingOptions, train
-from surgery.training.options import AdamW, Batch, Budget, Checkpoints, Evaluation
+from surgery.training.options import AdamW, Batch, Budget, Checkpoints, Evaluation, Guard
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,14 @@ class Scale:
     steps: int
     sequences: int
     trials: int
+    psi: int = 8  # of a Multiscreen model
 
 
 SCALES = {
-    "toy": Scale(layers=1, heads=2, width=32, length=32, steps=6, sequences=4, trials=4),
-    "minutes": Scale(layers=2, heads=4, width=64, length=64, steps=1500, sequences=32, trials=64),
+    "toy": Scale(layers=1, heads=2, width=32, length=32, steps=6, sequences=4, trials=4, psi=2),
+    "minutes": Scale(layers=2, heads=4, width=64, length=64, steps=1500, sequences=32, trials=64, psi=6),
     "cpu": Scale(layers=2, heads=4, width=128, length=256, steps=1500, sequences=16, trials=64),
-    "gpu": Scale(layers=12, heads=12, width=768, length=1024, steps=20_000, sequences=64, trials=512),
+    "gpu": Scale(layers=12, heads=12, width=768, length=1024, steps=20_000, sequences=64, trials=512, psi=16),
 }
 
 
@@ -44,10 +45,26 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--scale", choices=SCALES, default="cpu")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="training steps, in place of those of the scale")
+    parser.add_argument("--length", type=int, help="trained length, in place of that of the scale")
+    parser.add_argument("--sequences", type=int, help="sequences of a step, in place of those of the scale")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--picture", type=Path, help="PNG file")
     return parser
+
+
+def scale_of(options: argparse.Namespace) -> tuple[Scale, str]:
+    """The chosen sizes with the changes of the command line, and a name for them."""
+    changes = {name: getattr(options, name) for name in ("length", "sequences", "steps") if getattr(options, name)}
+    scale = replace(SCALES[options.scale], **changes)
+    return scale, "-".join(map(str, (options.scale, scale.length, scale.sequences, scale.steps)))
+
+
+def device_of(options: argparse.Namespace) -> str:
+    """The device that measures."""
+    if options.device != "auto":
+        return str(options.device)
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def kept(path: Path, work: Callable[[], Any]) -> Any:
@@ -66,15 +83,36 @@ def data_of(rows: Sequence[Row], length: int, name: str) -> TrainingData:
     return TrainingData({length: (tuple(rows),)}, length, (), len(rows), 0, 0, name)
 
 
+def softmax_optimizer(steps: int, lr: float = 1e-3) -> AdamW:
+    """The optimizer of the paper of SSMax, with a constant rate after a warm-up."""
+    return AdamW(lr=lr, weight_decay=0.1, betas=[0.9, 0.95], schedule="constant", warmup=min(100, steps // 4))
+
+
 def fit(
-    model: Any, rows: Sequence[Row], scale: Scale, steps: int, folder: Path, *, seed: int, device: str, lr: float
+    model: Any,
+    rows: Sequence[Row],
+    scale: Scale,
+    steps: int,
+    folder: Path,
+    *,
+    seed: int,
+    device: str,
+    optimizer: AdamW | None = None,
 ) -> None:
-    """Train in place with the optimizer of the paper of SSMax and a constant rate; an interrupted run is resumed."""
+    """Train in place; an interrupted run is resumed.
+
+    Args:
+        optimizer: by default that of the paper of SSMax. A given one is under test, so that a risen loss stops nothing.
+
+    Raises:
+        DivergedError: the loss or the gradient is not finite.
+    """
     options = TrainingOptions(
         sequence_length=scale.length,
         budget=Budget(steps=steps),
         batch=Batch(sequences=scale.sequences),
-        optimizer=AdamW(lr=lr, weight_decay=0.1, betas=[0.9, 0.95], schedule="constant", warmup=min(100, steps // 4)),
+        optimizer=optimizer or softmax_optimizer(steps),
+        guard=Guard() if optimizer is None else Guard(steps=0),
         checkpoints=Checkpoints(every=200, keep=1),
         evaluation=Evaluation(every=0),
         seed=seed,

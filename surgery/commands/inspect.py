@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from surgery.checkpoint.record import HISTORY_NAME
 from surgery.colours import LABEL
 from surgery.commands import console
 from surgery.commands.help import CommandHelp, command_app
 from surgery.operations import OPERATIONS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.table import Table
 
+    from surgery.models.inspection import OwnInspection
     from surgery.operations.inspection import Inspection
 
 
@@ -35,7 +39,8 @@ def inspect(
 
     Reads headers only; needs no torch.
     """
-    from surgery.operations.inspection import inspect as inspect_model
+    from surgery.models.inspection import OwnInspection
+    from surgery.models.inspection import inspect as inspect_model
 
     console.setup(verbose=verbose)
     if allow_unverified:
@@ -43,6 +48,9 @@ def inspect(
     inspection = inspect_model(model, revision=revision, allow_unverified=allow_unverified)
     if as_json:
         console.emit("inspection", inspection.to_dict())
+        return
+    if isinstance(inspection, OwnInspection):
+        _show_own(inspection)
         return
     console.out.print(_summary(inspection))
     notes: dict[str, int] = {}
@@ -60,10 +68,41 @@ def _wrapped(text: str) -> str:
     return textwrap.fill(text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
-def _summary(inspection: Inspection) -> Table:
+def _show_own(inspection: OwnInspection) -> None:
+    """A model of a class of this package: its sizes, and what each layer has learned."""
+    from rich.table import Table
+
+    checkpoint = inspection.checkpoint
+    rows = {
+        "model": inspection.name + (f" @ {inspection.commit[:12]}" if inspection.commit else ""),
+        "family": str(checkpoint.config["model_type"]),
+        "parameters": f"{checkpoint.total_parameters / 1e6:,.1f} M in {len(checkpoint.shards)} shard(s), "
+        f"{checkpoint.total_bytes / 1e6:,.0f} MB",
+        "dtypes": ", ".join(f"{dtype} x {count}" for dtype, count in inspection.dtypes.items()),
+        **inspection.facts,
+    }
+    if HISTORY_NAME in checkpoint.other_files:
+        rows["trained"] = _trained(checkpoint.folder)
+    console.out.print(_facts(rows))
+    table = Table(title="Heads", title_justify="left")
+    for column in ("layer", *inspection.layers.columns):
+        table.add_column(column)
+    for number, row in enumerate(inspection.layers.rows):
+        table.add_row(str(number), *row)
+    console.out.print(table)
+
+
+def _facts(rows: Mapping[str, str]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in rows.items():
+        table.add_row(Text(name, style=LABEL), Text(console.printable(value)))
+    return table
+
+
+def _summary(inspection: Inspection) -> Table:
     anatomy = inspection.anatomy
     first = anatomy.layers[0]
     length = f"{anatomy.trained_length}"
@@ -90,11 +129,8 @@ def _summary(inspection: Inspection) -> Table:
         "operated": "; ".join(map(_operated, (*anatomy.source_operations, *anatomy.operations))) or "no",
     }
     if anatomy.operations:
-        rows["trained"] = _trained(inspection)
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, value in rows.items():
-        table.add_row(Text(name, style=LABEL), Text(console.printable(value)))
-    return table
+        rows["trained"] = _trained(inspection.folder)
+    return _facts(rows)
 
 
 def _print_calibration(inspection: Inspection) -> None:
@@ -141,10 +177,10 @@ def _operated(options: Mapping[str, Any]) -> str:
     return ", ".join(said)
 
 
-def _trained(inspection: Inspection) -> str:
+def _trained(folder: Path) -> str:
     from surgery.conversion.records import read_history
 
-    entries = read_history(inspection.folder)
+    entries = read_history(folder)
     return (
         ", then ".join(
             f"{entry.get('trained')}"

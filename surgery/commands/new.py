@@ -110,8 +110,6 @@ def _make(
     if not quiet:
         _print(made.plan, made.output)
     console.say(f"wrote {made.output}")
-    if not ARCHITECTURES[name].has_recipe:
-        return
     recipe = ("surgery", "finetune", f"{name}-pretrain", "--set", f"model={output}")
     console.next_step(*recipe, "--set", "data.text=TEXTS", "--set", f"output={output}-trained")
 

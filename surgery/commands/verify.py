@@ -31,7 +31,7 @@ _Length = Annotated[
 @app.command(cls=CommandHelp)
 @with_flags(run=run_flags("device", "attn_implementation", "trust_remote_code"))
 def verify(
-    model: Annotated[Path, typer.Argument(help="Converted checkpoint.")],
+    model: Annotated[Path, typer.Argument(help="Converted checkpoint, or a model of `surgery new`.")],
     run: Mapping[str, Any],
     against: Annotated[str | None, typer.Option(help="The source: folder or hub id.")] = None,
     revision: console.RevisionOption = None,

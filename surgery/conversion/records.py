@@ -91,11 +91,12 @@ def trained_weights(folder: Path) -> str | None:
     return ", ".join(trained) or None
 
 
-def record_verification(folder: Path, run: Mapping[str, Any]) -> None:
-    """Append a verification to ``verify.json``, and show it in the card."""
+def record_verification(folder: Path, run: Mapping[str, Any], *, in_card: bool = True) -> None:
+    """Append a verification to ``verify.json``, and show it in the card of a converted checkpoint."""
     (folder / RECORD_FOLDER).mkdir(exist_ok=True)
     _append(folder / VERIFICATION_NAME, run)
-    refresh_card(folder)
+    if in_card:
+        refresh_card(folder)
 
 
 def record_evaluation(folder: Path, run: Mapping[str, Any]) -> None:

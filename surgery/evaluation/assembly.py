@@ -21,6 +21,7 @@ def assemble(
     *,
     against: str | None = None,
     trainings: Mapping[str, list[dict[str, Any]]] | None = None,
+    warnings: Sequence[str] = (),
 ) -> EvaluationResult:
     """One result from the finished parts of some models.
 
@@ -28,6 +29,7 @@ def assemble(
         measurements: as the results folder holds them. Parts with the same options and data make one section.
         against: fingerprint of the base; None compares nothing.
         trainings: training runs by fingerprint.
+        warnings: what a reader must know besides.
 
     Raises:
         UsageError: there are no measurements, or no measurement of the base.
@@ -67,7 +69,7 @@ def assemble(
         sections=tuple(sections),
         interval=INTERVAL,
         environment=dict(measurements[-1]["environment"]),
-        warnings=tuple(dict.fromkeys(_warnings(sections, list(uses.values())))),
+        warnings=tuple(dict.fromkeys([*warnings, *_warnings(sections, list(uses.values()))])),
         trainings=dict(trainings or {}),
     )
 

@@ -8,6 +8,7 @@ import torch
 
 from surgery.errors import CheckpointError
 from surgery.evaluation.prefill import readable_errors
+from surgery.loading.head import vocabulary
 
 _TOKENS = 8
 
@@ -19,10 +20,10 @@ def check_causal(model: Any, name: str) -> None:
     Raises:
         CheckpointError: they change: the model is an encoder, or its attention goes both ways.
     """
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    one = torch.arange(_TOKENS, device=model.device)[None] % vocabulary
+    size = vocabulary(model)
+    one = torch.arange(_TOKENS, device=model.device)[None] % size
     other = one.clone()
-    other[0, -1] = (one[0, -1] + vocabulary // 2) % vocabulary
+    other[0, -1] = (one[0, -1] + size // 2) % size
     with readable_errors(name, 1, _TOKENS):
         before, after = (model(input_ids=tokens, use_cache=False).logits[0, :-1].float() for tokens in (one, other))
     if not (before.isfinite().all() and after.isfinite().all()):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery.data import Document
+from surgery.errors import SurgeryError
 from surgery.evaluation.part import PartOptions
 from surgery.loading import RunOptions
 
@@ -20,6 +21,10 @@ OnTokens = Callable[[int], None]
 Measurement = Mapping[str, Any]
 # (number and measurement of each model, measurement of the base, number of models) -> a section, or None.
 MakeSection = Callable[[Sequence[tuple[int, Measurement]], Measurement | None, int], Any]
+
+
+class NotMeasurableError(SurgeryError):
+    """A measure does not apply to the class of a model; the session goes on with the other parts."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from surgery.evaluation.assembly import assemble
 from surgery.evaluation.causality import check_causal
 from surgery.evaluation.fingerprints import fingerprint_bytes, model_fingerprint
 from surgery.evaluation.history import training_history
-from surgery.evaluation.measure import Measure, PairedMeasure, PartPlan, Subject, Unit
+from surgery.evaluation.measure import Measure, NotMeasurableError, PairedMeasure, PartPlan, Subject, Unit
 from surgery.evaluation.measures import MEASURES
 from surgery.evaluation.models import describe
 from surgery.evaluation.part import PartOptions
@@ -65,6 +65,7 @@ class Session:
                 self.measures.append(measure)
         self.device = pick_device(run.device)
         self.total, self.done = 0, 0
+        self.left_out: list[str] = []  # parts that do not apply to a model, in words
 
     def evaluate(self, sources: list[Source], base: Source | None) -> EvaluationResult:
         """Every part of every model, then one result."""
@@ -81,14 +82,18 @@ class Session:
         )
         self.on_event({"event": "plan", "parts": len(self.measures) * len(distinct), "total": self.total})
         measured = {entry.fingerprint: self._model(entry) for entry in distinct}
-        by_part = [measured[entry.fingerprint][number] for number in range(len(self.measures)) for entry in distinct]
+        found = [measured[entry.fingerprint].get(number) for number in range(len(self.measures)) for entry in distinct]
+        by_part = [part for part in found if part is not None]
         reference = entries[-1] if base is not None else None
         for part, measure in self.paired:
             alone = distinct == [reference]
             by_part += [self._pair(part, measure, own, reference) for own in distinct if own is not reference or alone]
         self.on_event({"event": "done", "total": self.total})
         trainings = {entry.fingerprint: runs for entry in distinct if (runs := training_history(entry.source.folder))}
-        return assemble(by_part, against=entries[-1].fingerprint if base is not None else None, trainings=trainings)
+        against = entries[-1].fingerprint if base is not None else None
+        if not by_part and self.left_out:
+            raise UsageError(self.left_out[0], hint="Pass a suite with other parts: --suite loss.")
+        return assemble(by_part, against=against, trainings=trainings, warnings=self.left_out)
 
     def _plans(self, source: Source) -> ModelPlans:
         total, done = fingerprint_bytes(source), 0
@@ -138,8 +143,8 @@ class Session:
             },
         )
 
-    def _model(self, entry: ModelPlans) -> list[dict[str, Any]]:
-        """All parts of one model; the model is loaded only if a part is missing."""
+    def _model(self, entry: ModelPlans) -> dict[int, dict[str, Any]]:
+        """The parts of one model by number, as far as they apply; the model is loaded only if a part is missing."""
         found: dict[int, dict[str, Any]] = {}
         for number, part in enumerate(self.parts):
             finished = self._finished(self._file(entry, number), entry, part)
@@ -149,10 +154,13 @@ class Session:
         if missing:
             subject = self._load(entry)
             for number in missing:
-                found[number] = self._part(entry, number, subject)
+                try:
+                    found[number] = self._part(entry, number, subject)
+                except NotMeasurableError as error:
+                    self.left_out.append(f"{entry.source.name} has no part {self.parts[number].kind}: {error.message}")
             del subject
             _free_memory()
-        return [found[number] for number in range(len(self.measures))]
+        return found
 
     def _part(self, entry: ModelPlans, number: int, subject: Subject) -> dict[str, Any]:
         measure, part, plan = self.measures[number], self.parts[number], entry.plans[number]

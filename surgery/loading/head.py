@@ -16,8 +16,8 @@ LOGITS_AT_ONCE = 2**24
 
 
 def vocabulary(model: Any) -> int:
-    """The number of logits per position."""
-    return int(model.get_output_embeddings().weight.shape[0])
+    """The number of logits per position. A model without an output layer computes them with its input embedding."""
+    return int((model.get_output_embeddings() or model.get_input_embeddings()).weight.shape[0])
 
 
 def base_output(model: Any, **inputs: Any) -> Any:

@@ -5,7 +5,8 @@ To add an architecture, make a folder beside this file and add one line to ``ARC
 - ``options.py``: the sizes, a subclass of :class:`ArchitectureOptions`. Its fields are the flags of `surgery new NAME`.
 - ``architecture.py``: a subclass of :class:`Architecture`. It imports torch and transformers inside functions only.
 - the configuration and the model, if transformers has none; these files travel with the checkpoint, so they import
-  torch and transformers only.
+  torch and transformers only. ``own_model`` tells the commands about them (:class:`surgery.models.own_model.OwnModel`).
+- a recipe ``recipes/NAME-pretrain.yaml``, which the command names as the next step.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from surgery.models.own_model import OwnModel
     from surgery.operations import OperationOptions
 
 
@@ -61,13 +62,13 @@ class Architecture(ABC):
         name: as in `surgery new NAME`.
         summary: one line for listings.
         options: the schema of its sizes.
-        has_recipe: whether a recipe NAME-pretrain exists; the command names it as the next step.
+        own_model: the model class, if transformers has none.
     """
 
     name: str
     summary: str
     options: type[ArchitectureOptions]
-    has_recipe: bool = True
+    own_model: OwnModel | None = None
 
     @abstractmethod
     def sizes(self, options: Any) -> Mapping[str, str]:
@@ -84,10 +85,6 @@ class Architecture(ABC):
     @abstractmethod
     def build(self, options: Any, vocabulary: Vocabulary) -> PreTrainedModel:
         """A model with random weights in float32; the caller has set the seed."""
-
-    def save(self, model: PreTrainedModel, folder: Path) -> None:
-        """Write config.json, weights, and the code that travels with them, if any, into an existing folder."""
-        model.save_pretrained(folder)
 
     def operations(self, options: Any) -> Sequence[OperationOptions]:
         """Operations that the model has from the start; they are performed on what :meth:`build` made."""

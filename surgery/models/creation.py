@@ -156,7 +156,7 @@ def _save(chosen: Architecture, options: ArchitectureOptions, vocabulary: Vocabu
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = chosen.build(options, vocabulary)
-    chosen.save(model, folder)
+    model.save_pretrained(folder)  # with the code of an own model class
 
 
 def _plan(chosen: Architecture, options: ArchitectureOptions, source: VocabularySource, size: int) -> NewPlan:

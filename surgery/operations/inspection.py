@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from surgery.anatomy import FAMILIES, REFUSED, Anatomy, AttentionLayer, Family, read_anatomy
 from surgery.anatomy.anatomy import MODEL_TYPE_PREFIX
-from surgery.checkpoint import Checkpoint, load_json, open_checkpoint, resolve
+from surgery.checkpoint import Checkpoint, Source, load_json, open_checkpoint, resolve
 from surgery.checkpoint.record import CALIBRATION_NAME
 from surgery.operations import OPERATIONS
 
@@ -96,7 +96,11 @@ def inspect(model: str | Path, *, revision: str | None = None, allow_unverified:
         SurgeryError: the folder is missing, broken or of a family that is not supported.
     """
     source = resolve(model, revision)
-    checkpoint = open_checkpoint(source)
+    return inspect_checkpoint(source, open_checkpoint(source), allow_unverified=allow_unverified)
+
+
+def inspect_checkpoint(source: Source, checkpoint: Checkpoint, *, allow_unverified: bool = False) -> Inspection:
+    """As :func:`inspect`, of a folder that was found and read."""
     anatomy = read_anatomy(checkpoint, family=unverified_family(checkpoint) if allow_unverified else None)
     done = converted_already(anatomy)
     reasons: dict[str, tuple[str | None, ...]] = {}

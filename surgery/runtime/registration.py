@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _TRIGGER = "transformers.models.auto.modeling_auto"
 _config_classes: Callable[[], Mapping[str, str]] = dict
+_own_config: Callable[[str], Any] = {}.get  # type: ignore[assignment]
 
 
 def register_when_imported(config_classes: Callable[[], Mapping[str, str]]) -> None:
@@ -34,6 +35,17 @@ def register_when_imported(config_classes: Callable[[], Mapping[str, str]]) -> N
         sys.meta_path.insert(0, _AfterImport())
 
 
+def register_own(config_class: Callable[[str], Any]) -> None:
+    """Make the auto classes know model types that transformers does not have.
+
+    Args:
+        config_class: gives the config class of a model type, and registers its model; None for an unknown type. It is
+            asked only for types that are loaded and that transformers does not know.
+    """
+    global _own_config  # noqa: PLW0603
+    _own_config = config_class
+
+
 def _register() -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -49,6 +61,14 @@ class _LazyTypes(dict[str, Any]):
     ``AutoConfig.register`` wants the class at once, and importing every family's config takes longer than the rest of
     transformers; it also fails where transformers is just importing one of them.
     """
+
+    def __contains__(self, model_type: object) -> bool:
+        if super().__contains__(model_type):
+            return True
+        found = _own_config(str(model_type))
+        if found is not None:
+            self[str(model_type)] = found
+        return found is not None
 
     def __getitem__(self, model_type: str) -> Any:
         found = super().__getitem__(model_type)

@@ -111,7 +111,7 @@ def _answer(request: dict[str, Any]) -> None:
         answer["load"] = _load(request)
     except Exception as error:  # the caller turns it into a failed check
         answer["error"] = f"{type(error).__name__}: {error}"[:2000]
-    if request["own_code"]:
+    if request["own_code"] and request["stock_class"]:
         answer["refusals"] = _refusals(request)
     if request["has_tokenizer"]:
         answer["tokenizer"] = _tokenizer(request)

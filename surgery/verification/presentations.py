@@ -6,7 +6,7 @@ cache, in a packed row, in a batch, and with any attention backend.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -142,7 +142,10 @@ class PresentationError(SurgeryError):
 
 
 def presentation_differences(
-    model: Model, tokens: torch.Tensor, on_progress: Callable[[str], None] | None = None
+    model: Model,
+    tokens: torch.Tensor,
+    on_progress: Callable[[str], None] | None = None,
+    without: Collection[str] = (),
 ) -> dict[str, float]:
     """Greatest logit difference of each presentation from the plain one.
 
@@ -150,6 +153,7 @@ def presentation_differences(
         model: in evaluation mode, float32; or its :class:`Multipliers`, whose differences are then given.
         tokens: ``(1, length)``, at least 16 tokens.
         on_progress: called with the name of each presentation before it runs.
+        without: presentations that the model does not have.
 
     Returns:
         Name of the presentation -> greatest absolute difference over all real positions.
@@ -163,6 +167,8 @@ def presentation_differences(
     with torch.no_grad():
         plain = _logits(model, tokens)
         for name, present in PRESENTATIONS.items():
+            if name in without:
+                continue
             if on_progress is not None:
                 on_progress(name)
             try:

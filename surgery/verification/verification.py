@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from surgery.anatomy import Family, read_anatomy
 from surgery.checkpoint import Checkpoint, open_checkpoint, resolve
@@ -18,7 +17,6 @@ from surgery.conversion.records import read_plan, record_verification, trained_w
 from surgery.data import read_documents
 from surgery.errors import CheckpointError, UsageError
 from surgery.loading import RunOptions, environment, load_model, load_tokenizer, operation_modules
-from surgery.loading.model import TokenizerCodeError
 from surgery.verification.behaviour import (
     ablation_checks,
     identity_checks,
@@ -30,25 +28,13 @@ from surgery.verification.checks import SOURCE_TENSORS, Check, Verification
 from surgery.verification.files import file_checks
 from surgery.verification.foreign_inputs import FOREIGN, foreign_checks
 from surgery.verification.fresh import TOKENIZER_CHECK, FreshRequest, fresh_checks
+from surgery.verification.inputs import TEXT, Progress, counting, find_tokenizer, text_tokens
 from surgery.verification.merge_record import check_operations_kept
+from surgery.verification.new_model import is_new, refuse_comparison, verify_new
 from surgery.verification.presentations import DECODED_TOKENS, PADDING, PRESENTATIONS, randomized
 from surgery.verification.truncated import truncate
 from surgery.verification.workload import ABLATION_TOKENS, FOREIGN_TOKENS, FRESH_TOKENS, LOSS_LENGTH, Repetitions
 from surgery.version import __version__
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedTokenizerBase
-
-Progress = Callable[[str, int, int], None]
-
-# Any text serves that is long enough for the equalities.
-TEXT = """A model reads a text one token at a time, and at each token it decides where to look. With softmax the weights
-of everything it can see add up to one, so the more there is to see, the less is left for each. In a short note the one
-sentence that matters stands out; in a long report the same sentence drowns, not because it was forgotten but because
-ten thousand others each take a little. The remedy that is tested here lets every head learn how much sharper it should
-look as the text grows: it multiplies its question by a number that grows with the logarithm of what it can see. Some
-heads want that, others do not, and the numbers that they learn say which. """
 
 
 def verify(
@@ -67,10 +53,10 @@ def verify(
     record: bool = True,
     name: str | None = None,
 ) -> Verification:
-    """Verify a converted checkpoint.
+    """Verify a converted checkpoint, or a model that `surgery new` made.
 
     Args:
-        model: the converted folder.
+        model: the folder.
         against: the source, folder or hub id; without it the checks that compare are skipped.
         revision: of a hub source.
         files_only: check every byte of the files and run no model; needs no torch.
@@ -92,13 +78,18 @@ def verify(
         UsageError: an argument is wrong.
     """
     folder = Path(model).expanduser()
-    check_operations_kept(folder)
-    plan = read_plan(folder, check_hash=False)  # a plan that was changed is a check that fails
     repetitions = Repetitions.choose(thorough, length)
     if repetitions.length < 16:
         raise UsageError(f"the length must be at least 16 tokens, not {length}")
     if files_only and layers is not None:
         raise UsageError(f"layers={layers} has no effect with files_only, which runs no model")
+    if is_new(folder):
+        refuse_comparison(folder, against=against, layers=layers, with_loss=max_loss_increase is not None)
+        return verify_new(
+            folder, files_only=files_only, run=run or RunOptions(), say=on_progress, record=record, name=name
+        )
+    check_operations_kept(folder)
+    plan = read_plan(folder, check_hash=False)  # a plan that was changed is a check that fails
     _check_loss_arguments(max_loss_increase, text, against, files_only=files_only, layers=layers)
     if max_loss_increase is not None:  # so that a mistake shows before minutes of other checks
         read_documents(text)
@@ -205,10 +196,10 @@ def _running_checks(
     check_runs(checkpoint.folder)  # an error here is no fault of the checkpoint
 
     run = run.model_copy(update={"dtype": "float32"})
-    tokenizer, without = _tokenizer(folder, run)
+    tokenizer, without = find_tokenizer(folder, run)
     anatomy = read_anatomy(checkpoint)
     vocabulary = int(anatomy.family.value(checkpoint.config, "vocab_size"))
-    tokens = _tokens(tokenizer, min(repetitions.length, anatomy.positions), vocabulary)
+    tokens = text_tokens(tokenizer, min(repetitions.length, anatomy.positions), vocabulary)
     source_logits = None
     if source is not None:
         say("running the source", 0, 1)
@@ -253,7 +244,7 @@ def _running_checks(
     device_tokens = tokens.to(model.device)
     with torch.no_grad():
         rounds = 3 if repetitions.measures_source else 2
-        each = _counting(say, "n", rounds * len(PRESENTATIONS) + len(FOREIGN))
+        each = counting(say, "n", rounds * len(PRESENTATIONS) + len(FOREIGN))
         room = max(anatomy.positions - PADDING, 2 * DECODED_TOKENS)
         presented = device_tokens[:, : min(repetitions.presented, room)]
         checks += presentation_checks(
@@ -261,33 +252,6 @@ def _running_checks(
         )
         with randomized(model):
             checks += foreign_checks(model, presented[:, :FOREIGN_TOKENS], each)
-        each = _counting(say, "ablation", len(operation_modules(model)))
+        each = counting(say, "ablation", len(operation_modules(model)))
         checks += ablation_checks(model, device_tokens[:, :ABLATION_TOKENS], plan, each)
     return checks
-
-
-def _counting(say: Progress, label: str, total: int) -> Callable[[str], None]:
-    """Numbers the things that a check names as it goes on; there may be more of them than ``total``."""
-    numbers = itertools.count()
-    return lambda name: say(f"{label}: {name}", min(next(numbers), total), total)
-
-
-def _tokenizer(folder: Path, run: RunOptions) -> tuple[PreTrainedTokenizerBase | None, str | None]:
-    """The tokenizer, or None; and why a tokenizer that is there is not used."""
-    if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
-        return None, None
-    try:
-        return load_tokenizer(folder, trust_remote_code=run.trust_remote_code), None
-    except TokenizerCodeError as error:
-        return None, f"{error.message.partition(': ')[2]}. {error.hint} The other checks used random tokens"
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase | None, length: int, vocabulary: int) -> torch.Tensor:
-    """``(1, length)``: :data:`TEXT`, repeated; without a tokenizer, random tokens from a fixed seed."""
-    import torch
-
-    if tokenizer is not None:
-        found = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
-        if found and max(found) < vocabulary:
-            return torch.tensor([(found * (length // len(found) + 1))[:length]])
-    return torch.randint(0, vocabulary, (1, length), generator=torch.Generator().manual_seed(0))

@@ -10,6 +10,7 @@ from surgery.anatomy import read_anatomy
 from surgery.checkpoint import Checkpoint, open_checkpoint, resolve
 from surgery.conversion.records import read_plan
 from surgery.loading.pace import ModelSize, duration, measure_pace, model_size
+from surgery.verification.new_model import TOKENS, is_new, refuse_comparison
 
 # Bytes per second of reading and comparing files, and of placing weights in memory.
 _COMPARED, _LOADED = 8e8, 1.5e9
@@ -108,6 +109,9 @@ def plan_verification(
         CheckpointError: the folder, or the source, is broken.
     """
     folder = Path(model).expanduser()
+    if is_new(folder):
+        refuse_comparison(folder, against=against, layers=layers, with_loss=with_loss)
+        return VerificationPlan(folder.name, None, tuple(_of_new(open_checkpoint(folder), files_only=files_only)))
     plan = read_plan(folder, check_hash=False)
     checkpoint = open_checkpoint(folder)
     source = open_checkpoint(resolve(against, revision)) if against is not None else None
@@ -119,6 +123,22 @@ def plan_verification(
         if with_loss:
             steps.append(_loss(checkpoint, length or LOSS_LENGTH))
     return VerificationPlan(folder.name, None if against is None else str(against), tuple(steps))
+
+
+def _of_new(checkpoint: Checkpoint, *, files_only: bool) -> list[Step]:
+    """The steps for a model that has no source."""
+    steps = [Step("read every byte of the files", checkpoint.total_bytes / _COMPARED)]
+    if files_only:
+        return steps
+    size, pace = model_size(checkpoint), measure_pace()
+    load = size.stored / _LOADED
+    round_of_presentations = size.seconds(pace, TOKENS, TOKENS, 11) + size.seconds(pace, 1, 1, 17)
+    return [
+        *steps,
+        Step("import torch and transformers, load the model", _IMPORT + load),
+        Step("load it in a fresh process", _IMPORT + load + size.seconds(pace, TOKENS, TOKENS)),
+        Step(f"present {TOKENS} tokens in nine ways", round_of_presentations),
+    ]
 
 
 def _running(

@@ -238,7 +238,7 @@ def test_an_unexpected_error_is_one_line_and_exit_code_1(
     def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("it broke [bold]here[/bold]")
 
-    monkeypatch.setattr("surgery.operations.inspection.inspect", fails)
+    monkeypatch.setattr("surgery.models.inspection.inspect", fails)
     ran = surgery("inspect", model)
     assert ran.code == 1 and "Traceback" not in ran.err
     assert "RuntimeError: it broke [bold]here[/bold]" in ran.err and "Pass -v" in ran.err
@@ -249,7 +249,7 @@ def test_an_interruption_is_exit_code_130(surgery: Any, model: Path, monkeypatch
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("surgery.operations.inspection.inspect", interrupted)
+    monkeypatch.setattr("surgery.models.inspection.inspect", interrupted)
     ran = surgery("inspect", model)
     assert ran.code == 130 and "interrupted" in ran.err
     assert surgery("inspect", model, "--json").document()["error"] == {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.papers import free_multiplier, loss_by_position, retrieval
+from bench.papers import free_multiplier, learning_rates, loss_by_position, pairs, retrieval
 from tests.tokenizers import write_texts
 
 
@@ -54,7 +54,7 @@ def test_a_row_of_recall_can_be_answered() -> None:
 def test_the_free_multiplier(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = [str(texts), "--state", str(tmp_path), "--scale", "toy", "--seeds", "1", "--device", "cpu"]
     rows = free_multiplier.main(given)
-    p = free_multiplier.kept(tmp_path / "free-toy-6" / "0" / "p.json", no_work)
+    p = free_multiplier.kept(tmp_path / "free-toy-32-4-6" / "0" / "p.json", no_work)
     assert len(p) == 31 and all(value != 1.0 for value in p[1:])
     monkeypatch.setattr(free_multiplier, "learned", no_work)
     assert free_multiplier.main(given) == rows
@@ -70,3 +70,21 @@ def test_loss_by_position(texts: Path, tmp_path: Path) -> None:
     given = [str(texts), "--state", str(tmp_path), "--scale", "toy", "--seeds", "1", "--models", "fixed", "after"]
     rows = loss_by_position.main(given)
     assert len(rows) == 2 * 2 * 5 and all(0 < row["mean"] < 20 for row in rows)
+
+
+def test_learning_rates(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [str(texts), "--state", str(tmp_path), "--scale", "toy", "--seeds", "1", "--exponents", "-4", "9"]
+    rows = learning_rates.main([*given, "--picture", str(tmp_path / "picture.png")])
+    assert [(row["model"], row["rate"]) for row in rows] == [
+        (name, rate) for rate in ("2^-4", "2^9") for name in ("multiscreen", "softmax")
+    ]
+    assert all(row["diverged"] == (row["mean"] is None) for row in rows)
+    assert rows[0]["mean"] < 8 and (tmp_path / "picture.png").stat().st_size > 10_000
+    monkeypatch.setattr(learning_rates, "measure", no_work)
+    assert learning_rates.main(given) == rows
+
+
+def test_the_twin_has_as_many_parameters() -> None:
+    scale = learning_rates.scale_of(learning_rates.arguments("").parse_args(["--state", ".", "--scale", "cpu"]))[0]
+    own, other = (pairs.parameters_of(name, scale, 2048) for name in pairs.NAMES)
+    assert own == 2048 * 64 + 224 * 8**4 + 3 * 8**2 + 2 and abs(other - own) < 0.01 * own

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from surgery.errors import SurgeryError
+from surgery.evaluation.measure import NotMeasurableError
 from surgery.loading import operation_modules
 from surgery.operations import OPERATIONS
 from surgery.operations.measured import ObservedRows
@@ -147,7 +148,7 @@ class AttentionStatistics:
         ``greatest``, ``entropy``, ``first``, ``rejected_keys``, ``rejected_blocks``.
         """
         if not self._layers:
-            raise SurgeryError(
+            raise NotMeasurableError(
                 "the attention of this model cannot be observed: it does not look up its backend by name",
                 hint="Remove the attention part from the suite.",
             )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from surgery.loading.caches import new_cache, with_cache
-from surgery.loading.head import last_logits_only
+from surgery.loading.head import last_logits_only, vocabulary
 
 Call = Callable[[], Any]
 
@@ -71,8 +71,7 @@ def memory(model: Any, length: int) -> dict[str, int | None]:
 
 
 def _tokens(model: Any, length: int) -> torch.Tensor:
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    found = torch.randint(0, vocabulary, (1, length), generator=torch.Generator().manual_seed(0))
+    found = torch.randint(0, vocabulary(model), (1, length), generator=torch.Generator().manual_seed(0))
     return found.to(model.device)
 
 

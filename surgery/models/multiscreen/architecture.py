@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from surgery.models.base import Architecture, Vocabulary
 from surgery.models.multiscreen.options import MultiscreenOptions
+from surgery.models.multiscreen.own_model import MultiscreenModelClass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,7 +19,7 @@ class MultiscreenArchitecture(Architecture):
     name = "multiscreen"
     summary = "a Multiscreen model, whose heads judge each key alone"
     options = MultiscreenOptions
-    has_recipe = False
+    own_model = MultiscreenModelClass()
 
     def sizes(self, options: MultiscreenOptions) -> Mapping[str, str]:
         """Layers, heads, width, windows and the variant."""
@@ -35,11 +35,10 @@ class MultiscreenArchitecture(Architecture):
         return vocabulary_size * options.psi**2 + 224 * options.psi**4 + 3 * options.psi**2 + 2
 
     def build(self, options: MultiscreenOptions, vocabulary: Vocabulary) -> PreTrainedModel:
-        """A model with the paper's start values."""
-        from surgery.models.multiscreen.configuration import MultiscreenConfig
-        from surgery.models.multiscreen.modeling import MultiscreenForCausalLM
-
-        config = MultiscreenConfig(
+        """A model with the start values of the paper."""
+        config_class: Any
+        config_class, model_class = self.own_model.classes()
+        config = config_class(
             vocab_size=vocabulary.size,
             hidden_size=options.psi**2,
             num_hidden_layers=options.psi,
@@ -48,10 +47,4 @@ class MultiscreenArchitecture(Architecture):
             variant=options.variant,
             **vocabulary.token_ids,
         )
-        return MultiscreenForCausalLM(config)
-
-    def save(self, model: PreTrainedModel, folder: Path) -> None:
-        """Write the model and its code; ``auto_map`` in config.json names the code."""
-        type(model.config).register_for_auto_class()
-        type(model).register_for_auto_class("AutoModelForCausalLM")
-        model.save_pretrained(folder)
+        return model_class(config)

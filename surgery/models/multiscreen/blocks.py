@@ -23,13 +23,13 @@ class Piece(NamedTuple):
     Attributes:
         queries: of all blocks together.
         keys: alike.
-        count: number of blocks.
+        number: of blocks.
         offset: the first query of each block stands this many keys after the first key of the block.
     """
 
     queries: slice
     keys: slice
-    count: int
+    number: int
     offset: int
 
 
@@ -38,16 +38,16 @@ class Blocks:
 
     def __init__(
         self,
+        group: Group,
+        documents: tuple[Tensor | None, Tensor | None],
         query: Tensor,
         key: Tensor,
         value: Tensor,
         tightness: Tensor,
         window: Tensor,
-        document: Tensor | None,
-        key_document: Tensor | None,
-        group: Group,
     ) -> None:
         """Pad queries and keys to whole blocks, if the group has a reach."""
+        document, key_document = documents
         self.queries, self.keys = query.shape[2], key.shape[2]
         self.past = self.keys - self.queries
         self.tightness, self.window = (numbers[:, None, None, None] for numbers in (tightness, window))
@@ -121,19 +121,19 @@ class Blocks:
 
     def _along(self, tensor: Tensor, piece: Piece) -> Tensor:
         """By queries: (batch, heads, blocks, block, size)."""
-        return tensor[:, :, piece.queries].unflatten(2, (piece.count, -1))
+        return tensor[:, :, piece.queries].unflatten(2, (piece.number, -1))
 
     def _across(self, tensor: Tensor, piece: Piece) -> Tensor:
         """By keys, turned: (batch, heads, blocks, size, span)."""
         part = tensor[:, :, piece.keys]
-        return part.unfold(2, self.span, self.block) if piece.count > 1 else part.transpose(-1, -2).unsqueeze(2)
+        return part.unfold(2, self.span, self.block) if piece.number > 1 else part.transpose(-1, -2).unsqueeze(2)
 
     def _add(self, target: Tensor, part: Tensor, piece: Piece) -> None:
         """Add gradients by keys, (batch, heads, blocks, size, span), to those of all keys."""
-        if piece.count == 1:
+        if piece.number == 1:
             target[:, :, piece.keys] += part.squeeze(2).transpose(-1, -2)
             return
-        length = piece.count * self.block
+        length = piece.number * self.block
         for start in range(0, self.span, self.block):  # the blocks overlap: first all their first parts, and so on
             turned = part[..., start : start + self.block].transpose(-1, -2).flatten(2, 3)
             target[:, :, piece.keys.start + start : piece.keys.start + start + length] += turned
@@ -173,13 +173,13 @@ class Blocks:
         """Which keys are of the query's document, (batch, 1, blocks, block, span); None: all."""
         if self.document is None or self.key_document is None:
             return None
-        own = self.document[:, None, piece.queries, None].unflatten(2, (piece.count, -1))
+        own = self.document[:, None, piece.queries, None].unflatten(2, (piece.number, -1))
         other = self._across(self.key_document[:, None, :, None], piece)
         return (own == other) & (own != PADDING)
 
     def _distance(self, piece: Piece) -> Tensor:
         """How many keys a key stands before a query, (block, span)."""
-        block = (piece.queries.stop - piece.queries.start) // piece.count
+        block = (piece.queries.stop - piece.queries.start) // piece.number
         span = self.span if self.reach is not None else piece.keys.stop
         own = torch.arange(block, device=self.query.device) + piece.offset
         return own[:, None] - torch.arange(span, device=self.query.device)

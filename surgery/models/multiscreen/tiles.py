@@ -69,7 +69,7 @@ class AcceptedSum(torch.autograd.Function):
         total = query.new_empty(*query.shape[:3], value.shape[-1])
         for group in groups:
             own, rows = _taken(group, total, (query, key, value), (tightness, window))
-            blocks = Blocks(*own, document, key_document, group)
+            blocks = Blocks(group, (document, key_document), *own)
             part = torch.cat([blocks.total(piece) for piece in blocks.pieces()], dim=2)[:, :, : query.shape[2]]
             if rows is None:
                 return part
@@ -84,7 +84,7 @@ class AcceptedSum(torch.autograd.Function):
         whole = [torch.empty_like(tensor) for tensor in (*tensors, tightness, window)]
         for group in ctx.groups:
             own, rows = _taken(group, gradient, tensors, (tightness, window))
-            blocks = Blocks(*own, document, key_document, group)
+            blocks = Blocks(group, (document, key_document), *own)
             found = blocks.gradients(gradient if rows is None else gradient[:, rows])
             if rows is None:
                 return *found, None, None, None

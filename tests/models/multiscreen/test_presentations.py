@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from surgery.models import new
+from surgery.models.catalogue import own_model
 from surgery.models.multiscreen import blocks
 from surgery.models.multiscreen.modeling import _CACHE
 from tests.models.multiscreen.conftest import make
@@ -93,12 +94,11 @@ def test_gradient_checkpointing_and_bf16(tokens: Any) -> None:
     assert (logits(half, tokens).float() - logits(make(), tokens)).abs().max() < 0.2
 
 
-def test_the_checkpoint_brings_its_code(tmp_path: Path) -> None:
+def test_the_start_values_and_saving_again(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     made = new("multiscreen", tmp_path / "out", vocab_size=50, psi=2, length=64)
-    loaded = AutoModelForCausalLM.from_pretrained(made.output, trust_remote_code=True)
-    assert type(loaded).__module__.startswith("transformers_modules")
+    loaded = AutoModelForCausalLM.from_pretrained(made.output)
     assert sum(parameter.numel() for parameter in loaded.parameters()) == made.plan.parameters
     tiles = loaded.model.layers[0].tiles
     assert tiles.log_window.tolist() == pytest.approx([0, math.log(256)])
@@ -106,8 +106,11 @@ def test_the_checkpoint_brings_its_code(tmp_path: Path) -> None:
     assert loaded.log_logit_scale.item() == pytest.approx(math.log(2))
     tokens = torch.arange(20)[None]
     loaded.save_pretrained(tmp_path / "again")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
     assert torch.equal(logits(again, tokens), logits(loaded, tokens))
+    files = {path.name for path in made.output.glob("*.py")}
+    assert files == own_model("multiscreen").code().keys()
+    assert files == {path.name for path in (tmp_path / "again").glob("*.py")}
 
 
 class LargestTensor(TorchDispatchMode):
