@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.table import Table
 
+    from surgery.checkpoint import Checkpoint
     from surgery.conversion.plan import PreparedPlan
     from surgery.loading import RunOptions
 
@@ -47,6 +48,7 @@ def plan_with_calibration(
         UsageError: flags exclude each other, or belong to an operation that was not chosen.
     """
     from surgery.conversion.plan import make_plan
+    from surgery.loading.pace import duration
 
     plan = partial(make_plan, model, revision=revision, allow_unverified=allow_unverified)
     calibrated = next((one for one in operations if OPERATIONS[one["name"]].calibrates), None)
@@ -57,9 +59,14 @@ def plan_with_calibration(
     if request.file is not None:
         return plan(operations, calibration=operation.calibration_package().read_calibration(request.file))
     prepared = plan([operation.uncalibrated(one) if one is calibrated else one for one in operations])
-    if dry_run:
-        return prepared
     settings, run = calibration_settings(operation.name, request.settings, request.run)
+    passes = operation.calibration_passes(settings, calibrated, prepared.anatomy)
+    seconds = expected_seconds(passes or (), prepared.checkpoint)
+    if dry_run:
+        time = f"would take {duration(seconds)} on this processor; it " if passes else ""
+        console.note(f"the calibration {time}was not run")
+        return prepared
+    console.expect(seconds, duration(seconds), "the calibration")
     console.silence_transformers()
     with console.progress() as bar:
         task = bar.add_task("calibrating", total=None, rate="")
@@ -77,6 +84,14 @@ def plan_with_calibration(
             on_progress=on_progress,
         )
     return plan(operations, calibration=calibration)
+
+
+def expected_seconds(passes: Sequence[tuple[int, float]], checkpoint: Checkpoint) -> float:
+    """About how long the passes of a calibration take on this processor."""
+    from surgery.loading.pace import measure_pace, model_size
+
+    size, pace = model_size(checkpoint), measure_pace()
+    return sum(count * size.seconds(pace, tokens, tokens) for tokens, count in passes)
 
 
 def check_request(

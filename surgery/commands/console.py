@@ -178,12 +178,12 @@ def note(text: str) -> None:
     _to_stderr("note:", NOTE, f" {printable(text)}")
 
 
-def expect(seconds: float, what: str) -> None:
-    """Say before a long command how long it takes about, unless ``-q``; a few seconds are not worth a word."""
-    from surgery.loading.pace import SHORT, duration
+def expect(seconds: float, estimate: str, what: str) -> None:
+    """Say before a long command how long it takes, unless ``-q``; a few seconds are not worth a word."""
+    from surgery.loading.pace import SHORT
 
     if seconds >= SHORT and not _settings["quiet"]:
-        _to_stderr("time:", NOTE, f" {what} takes {duration(seconds)} on this processor (--dry-run says for what)")
+        _to_stderr("time:", NOTE, f" {what} takes {estimate} on this processor (--dry-run says for what)")
 
 
 def _to_stderr(label: str, style: str, text: str) -> None:

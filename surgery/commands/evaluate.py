@@ -17,6 +17,9 @@ from surgery.commands.help import CommandHelp, command_app
 from surgery.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from surgery.evaluation import EvaluationPlan
     from surgery.loading import RunOptions
 
 app = command_app()
@@ -57,6 +60,9 @@ def evaluate(
     results: _Results = None,
     card: _Card = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier report in the output.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what is left to measure and its time; load no model.")
+    ] = False,
     events: console.EventsOption = None,
     as_json: console.JsonOption = False,
     verbose: console.VerboseOption = False,
@@ -78,6 +84,11 @@ def evaluate(
 
     folder = output or Path(f"{Path(model[0]).name or 'model'}-evaluation")
     measured: dict[str, Any] = {"against": against, "suite": suite, "length": length, "documents": documents}
+    if dry_run:
+        _show_plan(
+            model, folder, results, as_json=as_json, run=_run_options(run), text=text, revision=revision, **measured
+        )
+        return
     _check_before_measuring(model, folder, events, card=card, force=force)
     result = _measure(model, folder, results, events, run=_run_options(run), text=text, revision=revision, **measured)
     if dtype := run.get("dtype"):
@@ -131,6 +142,41 @@ def _measure(
             console.err.print(f"Finished parts are in {finished}; run the same command to continue.", markup=False)
             raise
     return result.to_dict()
+
+
+def _show_plan(
+    models: list[str], folder: Path, results: Path | None, *, suite: str, text: Any, as_json: bool, **options: Any
+) -> None:
+    from surgery import evaluation
+    from surgery.evaluation.folders import STORE
+    from surgery.evaluation.suite import read_suite
+
+    chosen = read_suite(suite)
+    console.silence_transformers()
+    with _progress() as on_event:
+        plan = evaluation.plan_evaluation(
+            models, text=text or (), suite=chosen, results=results or folder / STORE, on_event=on_event, **options
+        )
+    if as_json:
+        console.emit("evaluation-plan", plan.to_dict())
+        return
+    console.out.print(_plan_table(plan))
+    for note in plan.notes:
+        console.note(note)
+    console.say(f"{plan.estimate} on this processor; on a GPU less" if plan.parts else "everything is measured already")
+    console.next_run()
+
+
+def _plan_table(plan: EvaluationPlan) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"left to measure of the suite {plan.suite}", title_justify="left")
+    for column in ("part", "model", "units", "tokens", "seconds"):
+        table.add_column(column, justify="left" if column in ("part", "model") else "right")
+    for part in plan.parts:
+        seconds = "unknown" if part.seconds is None else f"{part.seconds:,.0f}"
+        table.add_row(part.kind, console.printable(part.model), f"{part.units:,}", f"{part.tokens:,}", seconds)
+    return table
 
 
 def _command_line(models: list[str], text: list[str], **given: object) -> str:
@@ -210,7 +256,13 @@ def _progress() -> Iterator[Callable[[dict[str, Any]], None]]:
             kind = event["event"]
             if kind == "fingerprint":
                 bar.update(task, description=f"hashing {event['model']}", completed=event["done"], total=event["total"])
+            elif kind == "tokenizing":
+                done = f"{event['documents']:,} of {event['of']:,} documents"
+                bar.update(task, description=f"tokenizing for {event['model']}, {done}")
             elif kind == "plan":
+                for note in event["notes"]:
+                    console.note(note)
+                console.expect(event["seconds"], event["estimate"], "the evaluation")
                 bar.reset(task, total=event["total"], description="measuring", rate="")
                 began.append(time.monotonic())
             elif kind == "loading":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from surgery.commands import console
-from surgery.commands.calibration import calibration_settings
+from surgery.commands.calibration import calibration_settings, expected_seconds
 from surgery.commands.flags import flags_of, run_flags, with_flags
 from surgery.commands.help import CommandHelp, command_app
 from surgery.commands.operation_flags import calibration_flags
@@ -18,6 +18,8 @@ from surgery.errors import UsageError
 from surgery.operations import OPERATIONS
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from surgery import Sweep
 
 _RESULTS = "sweep.json"
@@ -28,6 +30,17 @@ app = command_app()
 # The operation whose calibration is swept.
 _OPERATION = next(operation for operation in OPERATIONS.values() if operation.calibrates)
 _SETTINGS = ("save", "context", "lengths", "observe", "softness", "windows")
+_MeasureOn = Annotated[
+    list[str] | None,
+    typer.Option(help="Other text to measure on (repeatable).", show_default="what is held out of --text"),
+]
+_Allow = Annotated[
+    str | None,
+    typer.Option(
+        help="Estimated increases of the loss to allow, in nats per token; each gives a point.",
+        show_default=",".join(f"{loss:g}" for loss in _OPERATION.swept),
+    ),
+]
 
 
 @app.command("screen-sweep", cls=CommandHelp)
@@ -45,22 +58,14 @@ def screen_sweep(
         list[str] | None,
         typer.Option("--text", help="Text file, folder or quoted glob to choose on (repeatable)."),
     ] = None,
-    measure_on: Annotated[
-        list[str] | None,
-        typer.Option(help="Other text to measure on (repeatable).", show_default="what is held out of --text"),
-    ] = None,
-    allow: Annotated[
-        str | None,
-        typer.Option(
-            help="Estimated increases of the loss to allow, in nats per token; each gives a point.",
-            show_default="0.001,0.002,0.005,0.01,0.02,0.05",
-        ),
-    ] = None,
+    measure_on: _MeasureOn = None,
+    allow: _Allow = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the results.", show_default="./<model>-sweep")
     ] = None,
     revision: console.RevisionOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the files of an earlier sweep.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the passes and their time; load no model.")] = False,
     allow_unverified: console.UnverifiedOption = False,
     as_json: console.JsonOption = False,
     verbose: console.VerboseOption = False,
@@ -76,11 +81,18 @@ def screen_sweep(
     folder = output or Path(f"{Path(model).name or 'model'}-sweep")
     _check_output(folder, force=force)
     chosen, run_options = calibration_settings(_OPERATION.name, settings, run)
+    allowed = None if allow is None else _losses(allow)
+    choices = len(set(allowed or _OPERATION.swept))
+    plan = _plan(model, revision, chosen, options, choices, allow_unverified=allow_unverified)
+    if dry_run:
+        _show_plan(plan, as_json=as_json)
+        return
+    console.expect(plan["seconds"], plan["estimate"], "the sweep")
     result = _sweep(
         model,
         text,
         measure_on=measure_on or (),
-        **({} if allow is None else {"allowed": _losses(allow)}),
+        **({} if allowed is None else {"allowed": allowed}),
         options=options,
         settings=chosen,
         revision=revision,
@@ -96,6 +108,45 @@ def screen_sweep(
     middle = f"{folder}/{_calibration_name(result.points[len(result.points) // 2].allowed)}"
     same = [*(["--revision", revision] if revision else []), *(["--allow-unverified"] if allow_unverified else [])]
     console.next_step("surgery", "convert", "--to", _OPERATION.name, model, "--calibration", middle, *same)
+
+
+def _plan(
+    model: str,
+    revision: str | None,
+    settings: BaseModel,
+    options: Mapping[str, Any],
+    choices: int,
+    *,
+    allow_unverified: bool,
+) -> dict[str, Any]:
+    """The passes of a sweep and about how long they take, as plain data."""
+    from surgery.anatomy import read_anatomy
+    from surgery.checkpoint import open_checkpoint, resolve
+    from surgery.loading.pace import duration
+    from surgery.operations.inspection import unverified_family
+
+    source = resolve(model, revision)
+    checkpoint = open_checkpoint(source)
+    anatomy = read_anatomy(checkpoint, family=unverified_family(checkpoint) if allow_unverified else None)
+    passes = _OPERATION.calibration_passes(settings, options, anatomy, choices) or []
+    seconds = expected_seconds(passes, checkpoint)
+    return {
+        "model": source.name,
+        "points": choices,
+        "passes": [{"tokens": tokens, "count": round(count, 1)} for tokens, count in passes],
+        "seconds": round(seconds, 1),
+        "estimate": duration(seconds),
+    }
+
+
+def _show_plan(plan: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        console.emit("sweep-plan", dict(plan))
+        return
+    rows = [(f"{each['tokens']:,} tokens", f"{each['count']:,.0f} forward passes") for each in plan["passes"]]
+    console.listing(f"Sweep of {plan['model']}, {plan['points']} points", rows)
+    console.say(f"{plan['estimate']} on this processor; on a GPU less")
+    console.next_run()
 
 
 def _sweep(model: str, text: list[str], **settings: Any) -> Sweep:

@@ -76,7 +76,7 @@ def verify(
     if dry_run:
         _show_plan(plan, as_json=as_json)
         return
-    console.expect(plan.seconds, "verify")
+    console.expect(plan.seconds, plan.estimate, "the verification")
     result = _verify(model, **how, max_loss_increase=max_loss_increase, text=text or (), run=run)
     if as_json:
         console.emit("verification", result.to_dict())

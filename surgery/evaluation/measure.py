@@ -64,9 +64,13 @@ class Subject:
 
 
 class Measure(ABC):
-    """A measure of one model alone, for one part; ``version`` rises when its numbers change their meaning."""
+    """A measure of one model alone, for one part; ``version`` rises when its numbers change their meaning.
+
+    ``cost`` is the time of a token over that of a plain forward pass, for estimates.
+    """
 
     version = 1
+    cost = 1.0
 
     @abstractmethod
     def plan(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, documents: Sequence[Document]) -> PartPlan:
@@ -91,6 +95,10 @@ class PairedMeasure(ABC):
     @abstractmethod
     def run(self, model: Any, base: Any | None, on_case: Callable[[str], None]) -> list[dict[str, Any]]:
         """Plain values, one row for each case. ``on_case`` gets the name of each case as it begins."""
+
+    @abstractmethod
+    def passes(self) -> list[tuple[int, int]]:
+        """The forward passes of each model, for estimates: tokens of a pass, and how many there are of it."""
 
 
 def no_warnings(section: Any) -> list[str]:

@@ -27,12 +27,21 @@ from surgery.evaluation.part import PartOptions
 from surgery.evaluation.results import EvaluationResult
 from surgery.evaluation.store import PartFile
 from surgery.evaluation.suite import Suite
+from surgery.evaluation.workload import (
+    EvaluationPlan,
+    PartWork,
+    WatchedDocuments,
+    beyond_positions,
+    paired_work,
+    part_work,
+    size_of,
+)
 from surgery.loading import RunOptions, environment, load_model, load_tokenizer, pick_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Called with an event: a dictionary with ``event``: fingerprint, plan, loading, tokens, unit, part, or done.
+# Called with an event, a dictionary: ``event`` is fingerprint, tokenizing, plan, loading, tokens, unit, part, or done.
 OnEvent = Callable[[dict[str, Any]], None]
 
 
@@ -67,20 +76,21 @@ class Session:
         self.total, self.done = 0, 0
         self.left_out: list[str] = []  # parts that do not apply to a model, in words
 
+    def plan(self, sources: list[Source], base: Source | None) -> EvaluationPlan:
+        """What is left to measure, and about how long it takes; no model is loaded."""
+        entries = self._entries(sources, base)
+        return self._work(entries, entries[-1] if base is not None else None)
+
     def evaluate(self, sources: list[Source], base: Source | None) -> EvaluationResult:
         """Every part of every model, then one result."""
-        entries = [self._plans(source) for source in [*sources, *([base] if base is not None else [])]]
-        # A model may be given twice, or be its own base: one measurement serves both.
-        distinct = list({entry.fingerprint: entry for entry in reversed(entries)}.values())[::-1]
-        self._check_same_tokens(entries)
-        self.total = sum(
-            unit.tokens
-            for entry in distinct
-            for number in range(len(self.measures))
-            if not self._file(entry, number).path.is_file()
-            for unit in entry.plans[number].units
-        )
-        self.on_event({"event": "plan", "parts": len(self.measures) * len(distinct), "total": self.total})
+        entries = self._entries(sources, base)
+        distinct = _distinct(entries)
+        work = self._work(entries, entries[-1] if base is not None else None)
+        paired = {part.kind for part, _ in self.paired}  # these count no tokens while they run
+        self.total = sum(part.tokens for part in work.parts if part.kind not in paired)
+        expected = {"seconds": round(work.seconds, 1), "estimate": work.estimate, "notes": list(work.notes)}
+        parts = len(self.measures) * len(distinct)
+        self.on_event({"event": "plan", "parts": parts, "total": self.total, **expected})
         measured = {entry.fingerprint: self._model(entry) for entry in distinct}
         found = [measured[entry.fingerprint].get(number) for number in range(len(self.measures)) for entry in distinct]
         by_part = [part for part in found if part is not None]
@@ -95,6 +105,42 @@ class Session:
             raise UsageError(self.left_out[0], hint="Pass a suite with other parts: --suite loss.")
         return assemble(by_part, against=against, trainings=trainings, warnings=self.left_out)
 
+    def _entries(self, sources: list[Source], base: Source | None) -> list[ModelPlans]:
+        """Every model with its plans, the base last."""
+        entries = [self._plans(source) for source in [*sources, *([base] if base is not None else [])]]
+        self._check_same_tokens(entries)
+        return entries
+
+    def _work(self, entries: list[ModelPlans], base: ModelPlans | None) -> EvaluationPlan:
+        """What is not measured yet."""
+        distinct = _distinct(entries)
+        sizes = {entry.fingerprint: size_of(entry.source) for entry in distinct}
+        found: list[PartWork] = []
+        for number, (part, measure) in enumerate(zip(self.parts, self.measures, strict=True)):
+            for entry in distinct:
+                if not self._file(entry, number).path.is_file():
+                    units, size = entry.plans[number].units, sizes[entry.fingerprint]
+                    found.append(part_work(part, entry.source.name, size, units, measure.cost))
+        for part, pair in self.paired:
+            for entry in distinct:
+                if entry is base and distinct != [base]:
+                    continue
+                other = base if base is not entry else None
+                data = other.fingerprint if other is not None else ""
+                if not self._part_file(entry, part, pair.version, data).path.is_file():
+                    both = [sizes[one.fingerprint] for one in (entry, other) if one is not None]
+                    found.append(paired_work(part, entry.source.name, pair, both))
+        notes = [
+            beyond_positions(entry.source, (unit for plan in entry.plans for unit in plan.units)) for entry in distinct
+        ]
+        return EvaluationPlan(
+            suite=self.suite.name,
+            models=tuple(entry.source.name for entry in (entries[:-1] if base is not None else entries)),
+            against=base.source.name if base is not None else None,
+            parts=tuple(found),
+            notes=tuple(dict.fromkeys(note for note in notes if note is not None)),
+        )
+
     def _plans(self, source: Source) -> ModelPlans:
         total, done = fingerprint_bytes(source), 0
 
@@ -106,7 +152,12 @@ class Session:
         fingerprint = model_fingerprint(source, on_bytes)
         tokenizer = load_tokenizer(source.folder, trust_remote_code=self.run.trust_remote_code)
         vocabulary = _vocabulary(source)
-        plans = tuple(measure.plan(tokenizer, vocabulary, self.texts) for measure in self.measures)
+
+        def on_document(done: int, of: int) -> None:
+            self.on_event({"event": "tokenizing", "model": source.name, "documents": done, "of": of})
+
+        watched = WatchedDocuments(self.texts, on_document)
+        plans = tuple(measure.plan(tokenizer, vocabulary, watched) for measure in self.measures)
         return ModelPlans(source, fingerprint, tokenizer, plans)
 
     def _check_same_tokens(self, entries: list[ModelPlans]) -> None:
@@ -270,6 +321,11 @@ class Session:
             self.on_event({"event": "tokens", "model": name, "kind": kind, "done": self.done, "total": self.total})
 
         return on_tokens
+
+
+def _distinct(entries: list[ModelPlans]) -> list[ModelPlans]:
+    """A model may be given twice, or be its own base: one measurement serves both."""
+    return list({entry.fingerprint: entry for entry in reversed(entries)}.values())[::-1]
 
 
 def _vocabulary(source: Source) -> int:

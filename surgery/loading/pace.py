@@ -6,7 +6,6 @@ a second.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,7 +52,7 @@ class ModelSize:
 
 @lru_cache(maxsize=1)
 def measure_pace() -> Pace:
-    """Measure this machine, once a process."""
+    """Measure this machine as busy as it is now, once a process."""
     import numpy
 
     square = numpy.ones((1024, 1024), dtype=numpy.float32)
@@ -61,19 +60,19 @@ def measure_pace() -> Pace:
     large = numpy.ones((4096, 4096), dtype=numpy.float32)
     vector = numpy.ones(4096, dtype=numpy.float32)
     return Pace(
-        products=2 * rows.size * 1024 / _fastest(lambda: rows @ square),
-        reading=large.nbytes / _fastest(lambda: large @ vector),
+        products=2 * rows.size * 1024 / _seconds(lambda: rows @ square),
+        reading=large.nbytes / _seconds(lambda: large @ vector),
     )
 
 
-def _fastest(work: Callable[[], object], times: int = 6) -> float:
-    """Seconds of the fastest of several turns: others' work on the machine slows some of them down."""
-    best = math.inf
-    for _ in range(times):
-        began = time.perf_counter()
+def _seconds(work: Callable[[], object], span: float = 0.2) -> float:
+    """Seconds of one turn: the mean over a span, in which others' work on the machine counts as it does in a run."""
+    work()  # starts threads
+    began, turns = time.perf_counter(), 0
+    while (passed := time.perf_counter() - began) < span:
         work()
-        best = min(best, time.perf_counter() - began)
-    return best
+        turns += 1
+    return passed / turns
 
 
 def model_size(checkpoint: Checkpoint) -> ModelSize:

@@ -150,6 +150,7 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
         in_config_alone: whether a change of config.json is enough, so that no code travels.
         calibrates: whether it has a ``calibration`` package, which chooses start values on texts.
         calibration_settings: the schema of the settings of that calibration.
+        swept: allowed losses, in nats per token, that a sweep of its calibration measures by default.
         needed_options: options that `surgery convert` needs beside ``--to NAME``, as `surgery inspect` suggests them.
         multiplies_queries: its module returns the multiplier of the query, ``(batch, heads, queries, 1)``, which
             depends on the number of visible keys and on learned parameters alone. `surgery verify` compares it.
@@ -168,6 +169,7 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
     in_config_alone: ClassVar[bool] = False
     calibrates: ClassVar[bool] = False
     calibration_settings: ClassVar[type[BaseModel] | None] = None
+    swept: ClassVar[tuple[float, ...]] = ()
     needed_options: ClassVar[str] = ""
     multiplies_queries: ClassVar[bool] = False
     test_ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
@@ -331,6 +333,24 @@ class Operation(MeasuredOperation, TrainableOperation, ABC):
     def summarize_calibration(self, record: Mapping[str, Any]) -> CalibrationSummary:
         """What a calibration chose, from its record as plain data."""
         raise NotImplementedError(f"{self.name} has no calibration")
+
+    def calibration_passes(
+        self, settings: Any, options: Mapping[str, Any], anatomy: Anatomy, choices: int | None = None
+    ) -> list[tuple[int, float]] | None:
+        """The forward passes of a calibration: tokens of a pass, and how many there are of it; for estimates of time.
+
+        None where they are not known before it runs.
+
+        Args:
+            settings: of the schema ``calibration_settings``.
+            options: of the operation, as they were given.
+            anatomy: of the model.
+            choices: that a sweep measures; None for a calibration.
+
+        Raises:
+            UsageError: a setting has no effect, or the model does not have the positions.
+        """
+        return None
 
     def uncalibrated(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """The options that a user gave, marked so that a plan can be made before the calibration has run."""

@@ -148,6 +148,28 @@ def test_the_command_writes_table_picture_and_calibrations(
     assert ran.code == 0 and "rejected" in ran.out and "Next: surgery convert" in ran.out
 
 
+def test_the_work_is_planned_before_it_runs(
+    surgery: Any, runnable: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planned passes are those that the run then counts; a plan loads no model and writes nothing."""
+    import surgery as library
+
+    counted: list[int] = []
+    settings = library.CalibrationSettings(lengths=(48,), observe=2, hold_out=1, max_loss_increase=1.0)
+    library.calibrate(runnable, [texts], settings=settings, on_progress=lambda done, total, what: counted.append(total))
+    given = ("--lengths", "48", "--passages", "2,1", "-o", tmp_path / "out")
+    monkeypatch.setattr("surgery.loading.operated.open_model", None)
+    planned = surgery("screen-sweep", runnable, "--text", texts, *given, "--allow", ",".join("123456"), "--dry-run")
+    assert planned.code == 0 and "48 tokens 13 forward passes" in planned.out, planned.out
+    assert max(counted) == 48 * 13, "a calibration makes as many trials as this sweep has points"
+    assert planned.out.splitlines()[-1].startswith(f"Next: surgery screen-sweep {runnable} --text {texts}")
+    short = surgery("screen-sweep", runnable, "--text", texts, *given, "--allow", "1", "--dry-run", "--json")
+    assert short.document()["passes"] == [{"tokens": 48, "count": 8.0}]
+    plan = surgery("convert", runnable, "--to", "screening", "--calibrate", texts, *given, "--dry-run")
+    assert plan.code == 0 and "on this processor; it was not run" in plan.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_sweep_goes_into_a_folder_of_its_own(surgery: Any, runnable: Path, texts: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("keep")

@@ -24,6 +24,7 @@ class AttentionMeasure(Measure):
     """Statistics of the weights of every attention module."""
 
     part: AttentionPart
+    cost = 1.3  # the weights are computed beside the output
 
     def plan(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, documents: Sequence[Document]) -> PartPlan:
         """One unit for each sequence; sequences run one at a time, whatever the batch size."""

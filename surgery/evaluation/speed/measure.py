@@ -47,3 +47,9 @@ class SpeedMeasure(PairedMeasure):
         for key, one in models.items():
             rows.append({"case": f"memory {longest}", "who": key, **memory(one, longest)})
         return rows
+
+    def passes(self) -> list[tuple[int, int]]:
+        """Each case, with a first turn that is not timed, and the prefill whose memory is measured."""
+        part, turns = self.part, self.part.repeats + 1
+        prefills = [(length, turns) for length in part.prefill]
+        return [*prefills, (max(part.prefill), 1), (part.decode_after, 1), (1, part.decode_tokens * turns)]

@@ -6,9 +6,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt
 
+from surgery.anatomy import Anatomy
 from surgery.flag import NO_FLAG, Flag
 from surgery.operations.calibration_settings import BaseCalibrationSettings
 from surgery.operations.screening.options import SOFTNESS
+
+# Estimated increases of the loss, in nats per token; a sweep measures the true increases.
+ALLOWED = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
+# Least number of trials on the held-out passages, and the cost of a forward and backward pass in forward passes.
+TRIALS = 6
+BACKWARD_COST = 3
 
 
 class CalibrationSettings(BaseCalibrationSettings):
@@ -61,3 +68,22 @@ class CalibrationSettings(BaseCalibrationSettings):
     def by_group(self) -> bool:
         """Whether all query heads of a key-value head share a window."""
         return self.windows == "group" or (self.windows is None and self.save != "keys")
+
+
+def calibration_passes(
+    settings: CalibrationSettings, anatomy: Anatomy, choices: int | None = None
+) -> list[tuple[int, float]]:
+    """The forward passes of a calibration, for an estimate of its time: tokens of a pass, and how many there are of it.
+
+    Args:
+        settings: lengths and number of passages.
+        anatomy: gives the trained length.
+        choices: that a sweep measures; None for a calibration, which tries until one holds the loss.
+
+    Raises:
+        UsageError: a length is beyond the trained length.
+    """
+    lengths = settings.known_lengths(anatomy)
+    measured = 1 + (TRIALS if choices is None else choices)  # the source too
+    each = BACKWARD_COST * settings.observe + measured * settings.hold_out
+    return [(length, each * min(lengths) / length) for length in lengths]

@@ -13,9 +13,10 @@ from surgery.errors import PlanRefusedError, UsageError
 from surgery.operations.base import CalibrationSummary, LayerWord, Operation, OperationOptions, PlannedTensor
 from surgery.operations.calibrated_options import PENDING
 from surgery.operations.measured import ObservedRows
-from surgery.operations.screening.calibration_settings import CalibrationSettings
+from surgery.operations.screening.calibration_settings import ALLOWED, CalibrationSettings, calibration_passes
 from surgery.operations.screening.options import SOFTNESS, ScreeningOptions
 from surgery.operations.screening.sections import Bridge, Softness, Sparsity
+from surgery.operations.screening.settings_check import check_settings
 from surgery.operations.training import RecipeSection, StageHooks
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class ScreeningOperation(Operation):
     options = ScreeningOptions
     calibrates = True
     calibration_settings = CalibrationSettings
+    swept = ALLOWED
     needed_options = "--calibrate TEXTS (or --open, to train from there)"
     # Screening that starts open is still open a little further on, so these ranges lie where it rejects keys.
     test_ranges = MappingProxyType({"threshold": (-0.3, 0.3), "softness": (0.05, 0.3), "log2_window": (2.0, 6.0)})
@@ -175,6 +177,18 @@ class ScreeningOperation(Operation):
         from surgery.operations.screening.summary import summarize
 
         return summarize(record)
+
+    def calibration_passes(
+        self,
+        settings: CalibrationSettings,
+        options: Mapping[str, Any],
+        anatomy: Anatomy,
+        choices: int | None = None,
+    ) -> list[tuple[int, float]]:
+        """Observing, and measuring each choice."""
+        settings = settings.suited(str(options.get("form")))
+        check_settings(settings, options)
+        return calibration_passes(settings, anatomy, choices)
 
     def uncalibrated(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """With a mark in place of the hash of a calibration."""

@@ -15,9 +15,9 @@ from surgery.operations import OPERATIONS, OperationOptions
 from surgery.operations.screening import ScreeningOptions
 from surgery.operations.screening.calibration.calibrator import Calibrator, OnProgress
 from surgery.operations.screening.calibration.results import Calibration, Trial
-from surgery.operations.screening.calibration.settings_check import check_settings, recorded
 from surgery.operations.screening.calibration_settings import CalibrationSettings
 from surgery.operations.screening.savings import savings
+from surgery.operations.screening.settings_check import check_settings, recorded
 
 
 def calibrate(

@@ -12,7 +12,7 @@ from surgery.errors import SurgeryError
 from surgery.evaluation.passages import Passage
 from surgery.operations.screening import PARAMETERS, ScreeningOptions
 from surgery.operations.screening.calibration.results import CalibratedLayer, GuardedPassage, Trial
-from surgery.operations.screening.calibration_settings import CalibrationSettings
+from surgery.operations.screening.calibration_settings import BACKWARD_COST, TRIALS, CalibrationSettings
 
 if TYPE_CHECKING:
     from surgery.operations.screening.calibration.choice import Choice, Effects
@@ -22,16 +22,13 @@ if TYPE_CHECKING:
 
 OnProgress = Callable[[int, int, str], None]
 
-# Least number of trials on the held-out passages; trials after the first choice within the allowed loss; factor of the
-# first change of the strength (a price on loss, or a budget of softmax mass). As long as no choice is within the
-# allowed loss, each step down is the square of the step before.
-TRIALS = 6
+# Trials after the first choice within the allowed loss; factor of the first change of the strength (a price on loss, or
+# a budget of softmax mass). As long as no choice is within the allowed loss, each step down is the square of the step
+# before.
 TRIALS_AFTER_HOLDING = 3
 FIRST_STEP = 4.0
 # The last strength: by the estimate its choice costs no loss, and a lower strength gives the same choice.
 LEAST_STRENGTH = 1e-30
-# Cost of a forward and backward pass, in forward passes.
-BACKWARD_COST = 3
 
 
 class Calibrator:

@@ -21,12 +21,9 @@ from surgery.operations.inspection import converted_already, unverified_family
 from surgery.operations.screening.calibration.calibration import resolved_options
 from surgery.operations.screening.calibration.calibrator import Calibrator, OnProgress
 from surgery.operations.screening.calibration.results import Calibration, GuardedPassage, Trial
-from surgery.operations.screening.calibration.settings_check import check_settings, recorded
-from surgery.operations.screening.calibration_settings import CalibrationSettings
+from surgery.operations.screening.calibration_settings import ALLOWED, CalibrationSettings
 from surgery.operations.screening.savings import savings
-
-# Estimated increases of the loss, in nats per token; a sweep measures the true increases.
-ALLOWED = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
+from surgery.operations.screening.settings_check import check_settings, recorded
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from surgery.errors import UsageError
-from surgery.operations.screening import ScreeningOptions
 from surgery.operations.screening.calibration_settings import CalibrationSettings
+from surgery.operations.screening.options import ScreeningOptions
 
 _BY_KEYS = "choose by keys: --save keys"
 
