@@ -6,9 +6,10 @@
 
 Each cell runs in a process of its own, source and screened in turn. Finished cells lie in --cells and are not run
 again. The time of attention is that of the attention modules in the prefill, without their projections. Memory is the
-greatest resident memory above that after the weights were loaded and used once. `--chunk` prefills that many tokens at
-a time (transformers' `prefill_chunk_size`). `--rows 2` adds a row of half the length, padded on the left. On a machine
-that runs other programs, `--clock processor` with OMP_NUM_THREADS=1 counts processor seconds.
+greatest anonymous memory (RssAnon, read every 5 ms) above that after the weights were loaded and used once; pages of
+the weights' file do not count. `--chunk` prefills that many tokens at a time (transformers' `prefill_chunk_size`).
+`--rows 2` adds a row of half the length, padded on the left. On a machine that runs other programs, `--clock processor`
+with OMP_NUM_THREADS=1 counts processor seconds.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -106,24 +108,24 @@ def cell(options: Any) -> dict[str, Any]:
     with torch.no_grad():
         model(input_ids=ids[:1, -WARM:], use_cache=False)
         clock.attention = 0.0
-        before = memory()
-        start = clock.now()
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            do_sample=False,
-            min_new_tokens=options.new_tokens,
-            max_new_tokens=options.new_tokens,
-            return_dict_in_generate=True,
-            stopping_criteria=[clock],
-            **given,
-        )
+        with Memory() as memory:
+            start = clock.now()
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                do_sample=False,
+                min_new_tokens=options.new_tokens,
+                max_new_tokens=options.new_tokens,
+                return_dict_in_generate=True,
+                stopping_criteria=[clock],
+                **given,
+            )
     first, *others = clock.moments
     return {
         "first token, s": first - start,
         "attention, s": clock.attention_of_prefill,
         "token, s": median(after - earlier for earlier, after in zip([first, *others], others, strict=False)),
-        "peak, MiB": (memory(peak=True) - before) / 2**20,
+        "peak, MiB": (memory.peak - memory.before) / 2**20,
         "cache, MiB": cache_bytes(cache_of(out)) / 2**20,
         "environment": environment(),
     }
@@ -139,13 +141,29 @@ def unequal(tokens: Any, rows: int) -> tuple[Any, Any]:
     return ids, mask
 
 
-def memory(peak: bool = False) -> int:
-    """Resident memory in bytes: now, or the greatest since the last call without ``peak``."""
-    if not peak:
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forgets the greatest so far
-    wanted = "VmHWM:" if peak else "VmRSS:"
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(wanted))
+class Memory:
+    """The anonymous memory of this process before a ``with`` block, and its peak inside, in bytes."""
+
+    def __enter__(self) -> Memory:
+        self.before = self.peak = self.now()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.005):
+            self.peak = max(self.peak, self.now())
+
+    @staticmethod
+    def now() -> int:
+        """Bytes at this moment."""
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
 def cache_bytes(cache: Any) -> int:

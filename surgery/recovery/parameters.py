@@ -30,7 +30,7 @@ def trained_names(recipe: Recipe, layout: Layout, names: Iterable[str], variant:
     chosen = set(layout.chosen(recipe))
     names = list(names)
     scales = [name for name in names if is_operation(name) and layout.layer(name) in chosen]
-    if variant == "untouched":
+    if variant == "untouched" or recipe.train.what == "lora":
         scales = []
     elif recipe.train.what == "scale" and not scales:
         if any(is_operation(name) for name in names):

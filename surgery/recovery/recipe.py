@@ -161,12 +161,12 @@ class Recipe(_RecipeTail, RecipeSections, _RecipeHead):
         what = {stage.train.what for stage in stages}
         if "pretraining" in what and len(what) > 1:
             raise ValueError("stages cannot mix pretraining with another train.what")
-        if {"scale+lora", "full"} <= what:
-            raise ValueError("stages cannot train scale+lora and full in one run: an adapter needs fixed weights")
+        if "full" in what and (adapted := sorted(what & {"lora", "scale+lora"})):
+            raise ValueError(f"stages cannot train {adapted[0]} and full in one run: an adapter needs fixed weights")
         shapes = [stage.train.model_dump(exclude={"layers"}) for stage in stages if isinstance(stage.train, TrainLora)]
         layers = [stage.train.layers for stage in stages if isinstance(stage.train, TrainLora)]
         if any(shape != shapes[0] for shape in shapes) or any(chosen != layers[0] for chosen in layers):
-            raise ValueError("stages that train scale+lora share one adapter: set rank, targets and the like in train")
+            raise ValueError("stages that train an adapter share it: set what, rank, targets and the like in train")
 
     def stage_recipes(self) -> tuple[Recipe, ...]:
         """A complete recipe for each stage; the recipe itself if it has no stages.

@@ -64,9 +64,12 @@ class TrainOperation(Train):
 
 
 class TrainLora(Train):
-    """The learned parameters of the operation, and low-rank changes (LoRA) of the linear layers in the attention."""
+    """Low-rank changes (LoRA) of the linear layers in the attention.
 
-    what: Literal["scale+lora"]
+    ``scale+lora``: beside the learned parameters of the operation; ``lora``: the operation stays as it is.
+    """
+
+    what: Literal["scale+lora", "lora"]
     rank: PositiveInt = Field(default=16, description="Rank of each low-rank change.")
     alpha: PositiveFloat = Field(default=32.0, description="Scale of the change: alpha / rank.")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Dropout before the low-rank change.")

@@ -93,7 +93,7 @@ def _unknown_key(path: Keys, location: Keys, schema: Schema) -> str:
         if key in member.model_fields
     ]
     if others:
-        return f"has no effect here; only with `{' or '.join(others)}`"
+        return f"has no effect here; only with `{'` or `'.join(others)}`"
     homes = [home for home, name in _all_keys(schema) if name == key and home]
     if homes:
         return f"unknown key here; it belongs under {' or '.join(f'`{home}`' for home in dict.fromkeys(homes))}"

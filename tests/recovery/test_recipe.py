@@ -140,8 +140,8 @@ def test_overrides() -> None:
     [
         ({"optimizer": {"lr": 1e-3}}, "has no effect when train.what is scale"),
         ({"optimizer": {"weight_decay": 0.1}}, "has no effect"),
-        ({"train": {"what": "scale", "rank": 3}}, r"only with `what: scale\+lora`"),
-        ({"train": {"what": "everything"}}, r"unknown what 'everything'; one of 'scale', 'scale\+lora', 'full'"),
+        ({"train": {"what": "scale", "rank": 3}}, r"only with `what: scale\+lora` or `what: lora`"),
+        ({"train": {"what": "everything"}}, r"unknown what 'everything'; one of 'scale', 'scale\+lora', 'lora', 'full'"),
         ({"control": True, "data": {"text": "t", "held_out": 0}}, "nothing can be compared"),
         ({"control": "untuched"}, "'untouched' or 'temperature'"),
         ({"control": []}, "at least 1"),
@@ -152,8 +152,10 @@ def test_overrides() -> None:
         ({"stages": [{"train": {"what": "full"}}, {"train": {"what": "scale+lora"}}]}, "fixed weights"),
         (
             {"stages": [{"train": {"what": "scale+lora", "rank": rank}} for rank in (2, 3)]},
-            "share one adapter",
+            "share it",
         ),
+        ({"stages": [{"train": {"what": "lora"}}, {"train": {"what": "scale+lora"}}]}, "share it"),
+        ({"stages": [{"train": {"what": "full"}}, {"train": {"what": "lora"}}]}, "cannot train lora and full"),
         ({"data": {"text": "t", "held_out": 0}, "evaluation": {"every": 3}}, "data.held_out is 0"),
         ({"data": {"text": "t", "held_out": 1.0}}, "less than 1"),
         ({"data": {"text": []}}, "at least one"),

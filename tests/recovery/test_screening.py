@@ -46,6 +46,18 @@ def test_scale_trains_every_parameter_and_nothing_else(
     assert torch.equal(*sources)
 
 
+def test_lora_alone_leaves_them_as_they_are(screened: Path, make_recipe: Any, tmp_path: Path) -> None:
+    train = {"what": "lora", "rank": 2, "merge": True}
+    result = finetune(make_recipe(screened, train=train, objective={"name": "distill"}))
+    before, after = parameters(screened), parameters(tmp_path / "out")
+    assert len(before) == 9 and all(torch.equal(before[name], after[name]) for name in before)
+    weights = [
+        load_model(folder).get_parameter("model.layers.0.self_attn.q_proj.weight")
+        for folder in (screened, tmp_path / "out")
+    ]
+    assert not torch.equal(*weights) and result.held_out_loss_after != result.held_out_loss_before
+
+
 def test_with_lora_the_saved_adapter_holds_them(screened: Path, make_recipe: Any, tmp_path: Path) -> None:
     softness = {"start": 0.2, "end": 0.07}
     finetune(make_recipe(screened, train={"what": "scale+lora", "rank": 2}, softness=softness))

@@ -72,6 +72,27 @@ def test_it_is_the_softmax_over_what_is_inside(windows: tuple[int, ...], sinks: 
     assert (found - by_hand(given, windows, sinks)).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("windows", WINDOWS)
+def test_gradients_are_those_of_the_softmax_over_what_is_inside(windows: tuple[int, ...]) -> None:
+    """Where the windows themselves do not learn; no matrix of all pairs is kept for the backward pass."""
+    module, given = layer(windows), [one.requires_grad_() for one in tensors(300, 300)]
+    module.screening.requires_grad_(False)
+    pull = torch.randn(2, 300, HEADS, SIZE, generator=torch.Generator().manual_seed(1))
+    n = torch.arange(1.0, 301)[None]
+    options = {"scaling": 0.4, VISIBLE_KEYS: n}
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.numel()) or one, lambda one: one):
+        output = operated_attention("sdpa", sdpa_attention_forward, None, module, *given, None, **options)[0]
+    (output * pull).sum().backward()
+    found = [one.grad for one in given]
+    again = [one.detach().clone().requires_grad_() for one in given]
+    (by_hand(again, windows, 2) * pull).sum().backward()
+    for one, other in zip(found, again, strict=True):
+        assert (one - other.grad).abs().max() < 1e-4
+    if max(windows) < 1024:
+        assert module.screening.path == "sdpa in bands" and max(kept) < 2 * HEADS * 300 * 300
+
+
 @pytest.mark.parametrize("queries", [1, 400])
 def test_what_lies_outside_is_never_touched(queries: int) -> None:
     module, given = layer((32, 32, 32)), tensors(400, queries)

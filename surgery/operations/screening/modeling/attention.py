@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from surgery.operations.screening.modeling.acceptance import Observation
-from surgery.operations.screening.modeling.bands import attend_in_bands
+from surgery.operations.screening.modeling.bands import attend_in_bands, follow_the_first_key
 from surgery.operations.screening.modeling.block_masks import dense_mask
 from surgery.operations.screening.modeling.blocks import Block, blocks
 from surgery.operations.screening.modeling.flex import attend_in_flex
@@ -53,7 +53,8 @@ def screened_attention(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor 
     additions = ADDITIONS if kind == "gated" else ()
     unusual = [word for word in additions if call.options.get(word) is not None]
     unusual += ["dropout"] if module.training and call.options.get("dropout") else []
-    if not reference and call.attention_mask is None and not unusual and not torch.is_grad_enabled():
+    # Without thresholds the bands are torch's own kernels, which have gradients.
+    if not reference and call.attention_mask is None and not unusual and _bands_run(screening, call):
         screening.path = f"{name} in bands" if kind == "gated" else "bands, unit"
         return attend_in_bands(screening, call), None
     reference = reference or kind == "unit"
@@ -79,6 +80,16 @@ def screened_attention(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor 
             output = masked_block(call, block, *tensors)
         outputs.append(output)
     return torch.cat(outputs, 1).contiguous(), torch.cat(weights, 2) if weights else None
+
+
+def _bands_run(screening: Any, call: AttentionCall) -> bool:
+    """Whether bands can be computed: always without gradients, and with them where no head has a threshold."""
+    if not torch.is_grad_enabled():
+        return True
+    bands = screening.bands(call.key.shape[1])
+    if screening.kind() != "gated" or not all(band.accepting and band.same for band in bands):
+        return False
+    return follow_the_first_key(call.visible_keys, call.query.shape[2], call.key.shape[2])
 
 
 def _masked_bands(screening: Any, call: AttentionCall, plain: bool) -> torch.Tensor:

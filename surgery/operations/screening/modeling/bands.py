@@ -28,7 +28,7 @@ def attend_in_bands(screening: Acceptance, call: AttentionCall) -> torch.Tensor:
     scaling = call.options.get("scaling")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     bands = screening.bands(key.shape[1])
-    in_order = not screening.sinks or _follow_the_first_key(call.visible_keys, queries, key.shape[2])
+    in_order = not screening.sinks or follow_the_first_key(call.visible_keys, queries, key.shape[2])
     output = query.new_empty(batch, queries, heads, value.shape[-1])
     for band in bands:
         members = torch.tensor(band.members(heads // key.shape[1]), device=query.device)
@@ -48,7 +48,7 @@ def attend_in_bands(screening: Acceptance, call: AttentionCall) -> torch.Tensor:
     return output
 
 
-def _follow_the_first_key(visible_keys: torch.Tensor, queries: int, keys: int) -> bool:
+def follow_the_first_key(visible_keys: torch.Tensor, queries: int, keys: int) -> bool:
     """Whether the first key of every row begins its document, so that the first keys lie at the front."""
     expected = torch.arange(keys - queries + 1, keys + 1, device=visible_keys.device)
     return bool((visible_keys == expected).all())
