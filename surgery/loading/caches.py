@@ -10,9 +10,11 @@ from typing import Any
 
 
 def new_cache(model: Any) -> Any:
-    """An empty cache of the kind that the model's layers need."""
+    """An empty cache of the kind that the model's layers need; some models bring their own."""
     from transformers import DynamicCache
 
+    if hasattr(model, "new_cache"):
+        return model.new_cache()
     return DynamicCache(config=model.config.get_text_config())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 PADDING = -(2.0**30)  # the document of padding
@@ -30,6 +31,17 @@ class Group(NamedTuple):
     heads: list[int]
     reach: int | None
     infinite: bool
+
+    def rows(self, device: torch.device) -> slice | Tensor:
+        """The heads as an index; neighbours are a slice, which needs no copy."""
+        first, last = self.heads[0], self.heads[-1]
+        if self.heads == list(range(first, last + 1)):
+            return slice(first, last + 1)
+        return torch.tensor(self.heads, device=device)
+
+    def alone(self) -> Group:
+        """The group among its own heads."""
+        return self._replace(heads=list(range(len(self.heads))))
 
 
 def group_heads(window: Tensor, keys: int | None = None) -> list[Group]:

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the usual name)
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from .cache import MultiscreenCache
 from .configuration import MultiscreenConfig
 from .groups import PADDING, Heads
-from .tiles import accepted_sum
+from .tiles import accepted_sum, accepted_sum_of_groups
 
 # The keyword of the cache, since transformers 5.24 and before.
 _CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 _LARGEST_EXPONENT = 30.0  # exp overflows in float32 beyond 88
+
+
+class Places(NamedTuple):
+    """Where the tokens of a forward pass stand.
+
+    Attributes:
+        positions: (batch, tokens), each within its document.
+        documents: (batch, tokens) in float32; ``PADDING`` for padding.
+        alone: whether every row is one document from its first token, without padding.
+    """
+
+    positions: Tensor
+    documents: Tensor
+    alone: bool
 
 
 class MultiscreenTiles(nn.Module):
@@ -46,27 +61,25 @@ class MultiscreenTiles(nn.Module):
             window = torch.where(window > self.config.max_position_embeddings, math.inf, window)
         return Heads(tightness, window)
 
-    def forward(self, hidden: Tensor, positions: Tensor, documents: Tensor, cache: Any = None) -> Tensor:
+    def forward(self, hidden: Tensor, places: Places, cache: Any = None) -> Tensor:
         """The sum of the tiles.
 
         Args:
             hidden: (batch, tokens, width).
-            positions: (batch, tokens), each within its document.
-            documents: (batch, tokens) in float32; ``PADDING`` for padding.
-            cache: of transformers, or None.
+            places: of the tokens.
+            cache: a :class:`MultiscreenCache`, another cache of transformers, which then keeps all keys, or None.
         """
         learned = self.heads()
         query, key = (
-            self._rotated(F.normalize(self._split(projection(hidden)).float(), dim=-1), positions, learned.window)
+            self._rotated(F.normalize(self._split(projection(hidden)).float(), dim=-1), places, learned.window)
             for projection in (self.q_proj, self.k_proj)
         )
         value = F.normalize(self._split(self.v_proj(hidden)).float(), dim=-1)
-        key_documents = documents
-        if cache is not None:  # a key's document travels behind its last dimension
-            marked = torch.cat((key, documents[:, None, :, None].expand(*key.shape[:3], 1)), dim=-1)
-            marked, value = cache.update(marked, value, self.layer_idx)
-            key, key_documents = marked[..., :-1], marked[:, 0, :, -1]
-        total = accepted_sum(query, key, value, documents, key_documents, learned)
+        if isinstance(cache, MultiscreenCache):
+            parts = cache.extend(self.layer_idx, key, value, places.documents, learned)
+            total = accepted_sum_of_groups(query, parts, None if cache.alone else places.documents, learned)
+        else:
+            total = self._sum(query, key, value, places, cache, learned)
         # tanh(|h|)/|h|, and 1 at h = 0, with a finite gradient.
         length = total.square().sum(-1, keepdim=True).clamp_min(1e-24).sqrt()
         total = total * (length.tanh() / length)
@@ -74,14 +87,24 @@ class MultiscreenTiles(nn.Module):
         scaled = total * gate * self.log_output_scale.float().exp()[:, None, None]
         return self.o_proj(scaled.transpose(1, 2).flatten(2).to(hidden.dtype))
 
+    def _sum(self, query: Tensor, key: Tensor, value: Tensor, places: Places, cache: Any, learned: Heads) -> Tensor:
+        """The sum over these keys and those of a cache that keeps all."""
+        documents = key_documents = places.documents
+        if cache is not None:  # a key's document travels behind its last dimension
+            marked = torch.cat((key, documents[:, None, :, None].expand(*key.shape[:3], 1)), dim=-1)
+            marked, value = cache.update(marked, value, self.layer_idx)
+            key, key_documents = marked[..., :-1], marked[:, 0, :, -1]
+        alone = places.alone and cache is None
+        return accepted_sum(query, key, value, None if alone else (documents, key_documents), learned)
+
     def _split(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (self.config.num_attention_heads, -1)).transpose(1, 2)
 
-    def _rotated(self, states: Tensor, positions: Tensor, window: Tensor) -> Tensor:
+    def _rotated(self, states: Tensor, places: Places, window: Tensor) -> Tensor:
         """MiPE: the first two dimensions turn by pi i g(w) / w, in float32, with absolute positions."""
         limit = self.config.window_threshold
         share = torch.where(window < limit, (torch.cos(math.pi * window.clamp(max=limit) / limit) + 1) / 2, 0.0)
-        angle = math.pi * (share / window)[:, None] * positions[:, None, :].float()
+        angle = math.pi * (share / window)[:, None] * places.positions[:, None, :].float()
         cos, sin = angle.cos(), angle.sin()
         first, second = states[..., 0], states[..., 1]
         turned = torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1)
@@ -95,9 +118,9 @@ class MultiscreenLayer(GradientCheckpointingLayer):
         super().__init__()
         self.tiles = MultiscreenTiles(config, layer_idx)
 
-    def forward(self, hidden: Tensor, positions: Tensor, documents: Tensor, cache: Any = None) -> Tensor:
+    def forward(self, hidden: Tensor, places: Places, cache: Any = None) -> Tensor:
         """(batch, tokens, width) -> the same shape."""
-        return hidden + self.tiles(hidden, positions, documents, cache)
+        return hidden + self.tiles(hidden, places, cache)
 
 
 class MultiscreenPreTrainedModel(PreTrainedModel):
@@ -193,11 +216,13 @@ class MultiscreenModel(MultiscreenPreTrainedModel):
         cache = past_key_values if cache is None else cache
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if cache is None and use_cache and not (self.training or torch.compiler.is_compiling()):
-            cache = DynamicCache()
+            cache = MultiscreenCache(self.config.num_hidden_layers)
         past = 0 if cache is None else int(cache.get_seq_length())
-        positions, documents = _places(attention_mask, position_ids, past, rows)
+        places = _places(attention_mask, position_ids, past, rows)
+        if isinstance(cache, MultiscreenCache):
+            cache.alone = cache.alone and places.alone
         for layer in self.layers:
-            hidden = layer(hidden, positions, documents, cache)
+            hidden = layer(hidden, places, cache)
         return BaseModelOutputWithPast(last_hidden_state=hidden, **{_CACHE: cache})
 
 
@@ -237,6 +262,15 @@ class MultiscreenForCausalLM(MultiscreenPreTrainedModel, GenerationMixin):
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits, **{_CACHE: outputs.get(_CACHE)})
 
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        """``generate`` leaves the cache to the model, which makes a :class:`MultiscreenCache`."""
+        return False
+
+    def new_cache(self) -> MultiscreenCache:
+        """An empty cache, which keeps of each head the keys within its window."""
+        return MultiscreenCache(self.config.num_hidden_layers)
+
     @torch.no_grad()
     def change_variant(self, variant: str) -> None:
         """Express the same model in the other variant: the learned acceptance changes its sign."""
@@ -248,21 +282,25 @@ class MultiscreenForCausalLM(MultiscreenPreTrainedModel, GenerationMixin):
             self.config.variant = variant
 
 
-def _places(mask: Tensor | None, position_ids: Tensor | None, past: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions and documents, each (batch, tokens).
+def _places(mask: Tensor | None, position_ids: Tensor | None, past: int, rows: Tensor) -> Places:
+    """Positions and documents of the tokens.
 
     A document's number is the index of its first token in the row: index minus position. It stays the same when a
     cache is continued, and padding before the first token only shifts it.
     """
     batch, tokens = rows.shape[:2]
     index = torch.arange(past, past + tokens, device=rows.device).expand(batch, -1)
-    real = None if mask is None else mask[:, past : past + tokens].bool()
+    if mask is None and position_ids is None:
+        return Places(index, torch.zeros_like(index, dtype=torch.float32), not torch.compiler.is_compiling())
     if position_ids is not None:
         positions = position_ids.expand(batch, -1)
         documents = (index - positions).float()
-    elif mask is not None:
+    else:
+        assert mask is not None
         positions = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, past : past + tokens]
         documents = mask.long().argmax(-1, keepdim=True).expand(-1, tokens).float()
-    else:
-        positions, documents = index, torch.zeros_like(index, dtype=torch.float32)
-    return positions, documents if real is None else documents.masked_fill(~real, PADDING)
+    if mask is not None:
+        documents = documents.masked_fill(~mask[:, past : past + tokens].bool(), PADDING)
+    # A look at the documents waits for the device, once for all layers; it would break a graph.
+    alone = not torch.compiler.is_compiling() and not bool(documents.any())
+    return Places(positions, documents, alone)

@@ -14,7 +14,7 @@ from surgery.models.own_model import LearnedLayers, OwnModel, code_of
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-_CODE = ("blocks", "configuration", "groups", "modeling", "tiles")
+_CODE = ("blocks", "cache", "configuration", "groups", "modeling", "tiles")
 
 
 class MultiscreenModelClass(OwnModel):

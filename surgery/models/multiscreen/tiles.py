@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .blocks import Blocks
-from .groups import PADDING, Group, Heads, group_heads
+from .cache import GroupKeys
+from .groups import Group, Heads, group_heads
 
 
 def accepted_sum(
-    query: Tensor, key: Tensor, value: Tensor, document: Tensor, key_document: Tensor, heads: Heads
+    query: Tensor, key: Tensor, value: Tensor, documents: tuple[Tensor, Tensor] | None, heads: Heads
 ) -> Tensor:
     """The sum of the values, each times its relevance.
 
@@ -29,22 +30,41 @@ def accepted_sum(
         query: (batch, heads, queries, key_dim), unit length, position applied; the queries are the last of the keys.
         key: (batch, heads, keys, key_dim), alike.
         value: (batch, heads, keys, value_dim).
-        document: (batch, queries), the document of each query, as a number, or ``PADDING``.
-        key_document: (batch, keys), alike; a query sees the keys of its own document.
+        documents: (batch, queries) and (batch, keys), the document of each query and key as a number, or ``PADDING``; a
+            query sees the keys of its own document. None if all are of one document.
         heads: what each head has learned.
 
     Returns:
         (batch, heads, queries, value_dim); 0 where a query accepts no key.
     """
-    if torch.compiler.is_compiling():  # windows and documents are on the device; reading them would break the graph
-        groups, alone = [Group(list(range(key.shape[1])), None, False)], False
+    if torch.compiler.is_compiling():  # windows are on the device; reading them would break the graph
+        groups = [Group(list(range(key.shape[1])), None, False)]
     else:
         groups = group_heads(heads.window, key.shape[2])
-        first = key_document[:, :1]
-        alone = bool(((key_document == first) & (first != PADDING)).all())
-    documents = (None, None) if alone else (document, key_document)
     with torch.autocast(query.device.type, enabled=False):
-        total: Tensor = AcceptedSum.apply(query, key, value, *heads, *documents, groups)
+        total: Tensor = AcceptedSum.apply(query, key, value, *heads, *(documents or (None, None)), groups)
+    return total
+
+
+def accepted_sum_of_groups(query: Tensor, parts: Sequence[GroupKeys], document: Tensor | None, heads: Heads) -> Tensor:
+    """As :func:`accepted_sum`, with the keys of a :class:`WindowedLayer`, of which each group has another number.
+
+    Args:
+        query: as there.
+        parts: from ``WindowedLayer.extend``.
+        document: (batch, queries); None if all queries and keys are of one document.
+        heads: what each head has learned.
+    """
+    total = query.new_empty(*query.shape[:3], parts[0].value.shape[-1])
+    with torch.autocast(query.device.type, enabled=False):
+        for group, key, value, key_document in parts:
+            rows = group.rows(query.device)
+            documents = (None, None) if document is None else (document, key_document)
+            near = group.alone()
+            if group.reach is not None and group.reach >= key.shape[2]:
+                near = near._replace(reach=None)
+            learned = (heads.tightness[rows], heads.window[rows])
+            total[:, rows] = AcceptedSum.apply(query[:, rows], key, value, *learned, *documents, [near])
     return total
 
 
@@ -100,10 +120,7 @@ def _taken(
     group: Group, like: Tensor, tensors: Sequence[Tensor], learned: Sequence[Tensor]
 ) -> tuple[list[Tensor], slice | Tensor | None]:
     """The tensors of the heads of a group, and which heads these are; None for all heads."""
-    first, count = group.heads[0], len(group.heads)
-    if count == like.shape[1]:
+    if len(group.heads) == like.shape[1]:
         return [*tensors, *learned], None
-    rows: slice | Tensor = slice(first, first + count)  # neighbours need no copy
-    if group.heads != list(range(first, first + count)):
-        rows = torch.tensor(group.heads, device=like.device)
+    rows = group.rows(like.device)
     return [*(tensor[:, rows] for tensor in tensors), *(numbers[rows] for numbers in learned)], rows

@@ -116,8 +116,8 @@ def test_a_wrong_key_fails(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = modeling._places
 
     def wrong(mask: Any, position_ids: Any, past: int, rows: Any) -> Any:
-        positions, documents = right(mask, position_ids, past, rows)
-        return positions, torch.zeros_like(documents)  # padding and other documents are seen
+        places = right(mask, position_ids, past, rows)
+        return places._replace(documents=torch.zeros_like(places.documents))  # padding and other documents are seen
 
     monkeypatch.setattr(modeling, "_places", wrong)
     failed = {check.name for check in surgery.verify(made, record=False).failed}
