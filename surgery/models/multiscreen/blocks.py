@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the usual name)
 from torch import Tensor
 
-from .groups import PADDING, Group
+from .groups import PADDING, Group, softmask
 
 _BLOCK, _LEAST_BLOCK = 128, 16
 _NUMBERS = {"cpu": 2**20}  # in a piece: what a cache holds
@@ -154,11 +154,7 @@ class Blocks:
         if self.reach is not None and self._near is not None:
             return self._near
         distance = self._distance(piece)
-        if self.infinite:
-            near = (distance >= 0).to(self.query.dtype)
-        else:
-            seen = (distance >= 0) & (distance < self.window)
-            near = torch.where(seen, (torch.cos(math.pi * distance / self.window) + 1) / 2, 0.0)
+        near = (distance >= 0).to(self.query.dtype) if self.infinite else softmask(distance, self.window)
         self._near = near
         return near
 

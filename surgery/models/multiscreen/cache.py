@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from .groups import Group, Heads, group_heads
+from .groups import Group, Heads, group_heads, softmask
 
 _ROOM = 64  # tokens that a buffer can still take when it is made
 
@@ -18,12 +18,16 @@ class GroupKeys(NamedTuple):
     """The keys that the queries of one forward pass may see, of the heads of one group.
 
     Attributes:
-        group: the heads among all heads, and how far back they look.
+        group: how far back the heads look.
+        rows: which of all heads they are.
+        softmask: of a query and the keys up to it, (heads of the group, 1, reach); None where windows are infinite.
         key, value: (batch, heads of the group, keys, size).
         document: (batch, keys).
     """
 
     group: Group
+    rows: slice | Tensor
+    softmask: Tensor | None
     key: Tensor
     value: Tensor
     document: Tensor
@@ -32,8 +36,13 @@ class GroupKeys(NamedTuple):
 class _Kept:
     """Keys, values and documents of one group, at the end of buffers that have room for more."""
 
-    def __init__(self, group: Group) -> None:
-        self.group = group
+    def __init__(self, group: Group, window: Tensor) -> None:
+        """``window``: of all heads."""
+        self.group, self.rows = group, group.rows(window.device)
+        self.softmask: Tensor | None = None
+        if group.reach is not None:
+            distance = torch.arange(group.reach - 1, -1, -1, device=window.device)
+            self.softmask = softmask(distance, window.detach()[self.rows, None, None])
         self.begin = self.end = 0
         self.buffers: list[Tensor] = []
 
@@ -109,13 +118,13 @@ class WindowedLayer(CacheLayerMixin):
             heads: what each head has learned; windows must stay the same while the cache is used.
         """
         if not self.is_initialized:
-            self.kept = [_Kept(group) for group in group_heads(heads.window)]
+            self.kept = [_Kept(group, heads.window) for group in group_heads(heads.window)]
             self.is_initialized = True
         self.length += key.shape[2]
         found = []
         for kept in self.kept:
-            rows = kept.group.rows(key.device)
-            found.append(GroupKeys(kept.group, *kept.append((key[:, rows], value[:, rows], document))))
+            seen = kept.append((key[:, kept.rows], value[:, kept.rows], document))
+            found.append(GroupKeys(kept.group, kept.rows, kept.softmask, *seen))
         return found
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:

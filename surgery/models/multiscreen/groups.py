@@ -65,3 +65,14 @@ def group_heads(window: Tensor, keys: int | None = None) -> list[Group]:
         )
         for power, heads in members.items()
     ]
+
+
+def softmask(distance: Tensor, window: Tensor) -> Tensor:
+    """m = (cos(pi d / w) + 1) / 2 for 0 <= d < w, else 0.
+
+    Args:
+        distance: d, how many keys a key stands before a query.
+        window: w, of a shape that goes with that of ``distance``.
+    """
+    seen = (distance >= 0) & (distance < window)
+    return torch.where(seen, (torch.cos(math.pi * distance / window) + 1) / 2, 0.0)

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from .blocks import Blocks
 from .cache import GroupKeys
-from .groups import Group, Heads, group_heads
+from .groups import PADDING, Group, Heads, group_heads
 
 
 def accepted_sum(
@@ -55,16 +55,34 @@ def accepted_sum_of_groups(query: Tensor, parts: Sequence[GroupKeys], document: 
         document: (batch, queries); None if all queries and keys are of one document.
         heads: what each head has learned.
     """
+    if query.shape[2] == 1 and not torch.is_grad_enabled():
+        return _one_query(query, parts, document, heads)
     total = query.new_empty(*query.shape[:3], parts[0].value.shape[-1])
     with torch.autocast(query.device.type, enabled=False):
-        for group, key, value, key_document in parts:
-            rows = group.rows(query.device)
+        for group, rows, _, key, value, key_document in parts:
             documents = (None, None) if document is None else (document, key_document)
             near = group.alone()
             if group.reach is not None and group.reach >= key.shape[2]:
                 near = near._replace(reach=None)
             learned = (heads.tightness[rows], heads.window[rows])
             total[:, rows] = AcceptedSum.apply(query[:, rows], key, value, *learned, *documents, [near])
+    return total
+
+
+def _one_query(query: Tensor, parts: Sequence[GroupKeys], document: Tensor | None, heads: Heads) -> Tensor:
+    """The sums of a single token, as in decoding, where few operations count more than few keys."""
+    with torch.autocast(query.device.type, enabled=False):
+        tightness = heads.tightness[:, None, None]
+        scaled, least = query * tightness, 1 - tightness
+        total = query.new_empty(*query.shape[:3], parts[0].value.shape[-1])
+        for _, rows, softmask, key, value, key_document in parts:
+            weight = (scaled[:, rows] @ key.transpose(-1, -2)).add_(least[rows]).relu_().square_()
+            if softmask is not None:
+                weight.mul_(softmask[..., -key.shape[2] :])
+            if document is not None:
+                own = document[:, None, :, None]
+                weight.mul_((own == key_document[:, None, None]) & (own != PADDING))
+            total[:, rows] = weight @ value
     return total
 
 
