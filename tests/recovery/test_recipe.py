@@ -141,7 +141,10 @@ def test_overrides() -> None:
         ({"optimizer": {"lr": 1e-3}}, "has no effect when train.what is scale"),
         ({"optimizer": {"weight_decay": 0.1}}, "has no effect"),
         ({"train": {"what": "scale", "rank": 3}}, r"only with `what: scale\+lora` or `what: lora`"),
-        ({"train": {"what": "everything"}}, r"unknown what 'everything'; one of 'scale', 'scale\+lora', 'lora', 'full'"),
+        (
+            {"train": {"what": "everything"}},
+            r"unknown what 'everything'; one of 'scale', 'scale\+lora', 'lora', 'full'",
+        ),
         ({"control": True, "data": {"text": "t", "held_out": 0}}, "nothing can be compared"),
         ({"control": "untuched"}, "'untouched' or 'temperature'"),
         ({"control": []}, "at least 1"),

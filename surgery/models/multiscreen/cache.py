@@ -93,7 +93,7 @@ class _Kept:
         self.buffers = [rows(buffer) for buffer in self.buffers]
 
 
-class WindowedLayer(CacheLayerMixin):
+class MultiscreenCacheLayer(CacheLayerMixin):
     """The keys of one layer."""
 
     is_croppable = False  # what no head sees is gone
@@ -191,11 +191,11 @@ class MultiscreenCache(Cache):
 
     def __init__(self, layers: int) -> None:
         """An empty cache for a model with this many layers."""
-        super().__init__(layers=[WindowedLayer() for _ in range(layers)])
+        super().__init__(layers=[MultiscreenCacheLayer() for _ in range(layers)])
         self.alone = True
 
     def extend(self, layer: int, key: Tensor, value: Tensor, document: Tensor, heads: Heads) -> list[GroupKeys]:
-        """As ``WindowedLayer.extend``, of one layer."""
+        """As ``MultiscreenCacheLayer.extend``, of one layer."""
         windowed: Any = self.layers[layer]
         found: list[GroupKeys] = windowed.extend(key, value, document, heads)
         return found

@@ -47,11 +47,11 @@ def accepted_sum(
 
 
 def accepted_sum_of_groups(query: Tensor, parts: Sequence[GroupKeys], document: Tensor | None, heads: Heads) -> Tensor:
-    """As :func:`accepted_sum`, with the keys of a :class:`WindowedLayer`, of which each group has another number.
+    """As :func:`accepted_sum`, with the keys of a :class:`MultiscreenCacheLayer`, of which each group has another number.
 
     Args:
         query: as there.
-        parts: from ``WindowedLayer.extend``.
+        parts: from ``MultiscreenCacheLayer.extend``.
         document: (batch, queries); None if all queries and keys are of one document.
         heads: what each head has learned.
     """
