@@ -78,7 +78,13 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'surgery' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    found = getattr(import_module(_HOMES[name]), name)
+    if isinstance(found, type):
+        return found
+    from surgery.library import as_library
+
+    globals()[name] = wrapped = as_library(found)
+    return wrapped
 
 
 def __dir__() -> list[str]:

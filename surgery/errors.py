@@ -55,6 +55,10 @@ class UsageError(SurgeryError):
     exit_code = ExitCode.USAGE
 
 
+class UnknownKeywordError(UsageError, TypeError):
+    """A function was called with a keyword that it does not have (exit code 2)."""
+
+
 class CheckpointError(SurgeryError):
     """A model folder is missing, broken or hostile (exit code 2)."""
 

@@ -24,7 +24,7 @@ from surgery.checkpoint import (
 )
 from surgery.checkpoint.hub_cache import content_hash
 from surgery.checkpoint.record import CALIBRATION_NAME, PLAN_NAME, SHARDS_NAME
-from surgery.conversion.card import write_card
+from surgery.conversion.card import describe, summarize_numbers, write_card
 from surgery.conversion.config import converted_config
 from surgery.conversion.plan import (
     CARD_NAME,
@@ -38,6 +38,7 @@ from surgery.conversion.plan import (
 from surgery.errors import CheckpointError, PlanRefusedError
 from surgery.operations import DEFAULT_OPERATION, OPERATIONS, OperationOptions
 from surgery.operations.code import travelling_code
+from surgery.result_table import ResultTable, ShownAsTable
 
 if TYPE_CHECKING:
     from surgery.operations.base import CalibrationRecord
@@ -47,12 +48,23 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class ConversionResult:
+class ConversionResult(ShownAsTable):
     """The plan, the output folder, and how each shard was placed there (reflink, copied or linked)."""
 
     plan: Plan
     output: Path
     placed: Mapping[str, str]
+
+    def to_table(self) -> ResultTable:
+        """One row for each operation."""
+        plan = self.plan
+        rows = tuple(
+            (options["name"], describe(options), summarize_numbers(options["layers"]), identity or "a changed model")
+            for options, identity in zip(plan.operations, plan.identity, strict=True)
+        )
+        numbers = f"{plan.bytes['new_tensors'] // 4:,} new numbers; every tensor of the source byte for byte"
+        columns = ("operation", "options", "layers", "starts as the source")
+        return ResultTable(f"{plan.source['name']} as {self.output}", columns, rows, (numbers, *plan.warnings))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

@@ -61,15 +61,16 @@ def parse_operation(given: Mapping[str, Any] | OperationOptions) -> OperationOpt
     try:
         return OPERATIONS[name].options.model_validate(dict(given))
     except ValidationError as error:
-        raise UsageError(f"{name}: {option_errors(error)}") from error
+        known = list(OPERATIONS[name].options.model_fields)
+        raise UsageError(f"{name}: {option_errors(error, known)}") from error
 
 
-def option_errors(error: ValidationError) -> str:
-    """All errors that pydantic found, in one line."""
-    return "; ".join(_option_error(dict(problem)) for problem in error.errors())
+def option_errors(error: ValidationError, known: Sequence[str] = ()) -> str:
+    """All errors that pydantic found, in one line; the nearest of the ``known`` options for one that does not exist."""
+    return "; ".join(_option_error(dict(problem), known) for problem in error.errors())
 
 
-def _option_error(problem: dict[str, Any]) -> str:
+def _option_error(problem: dict[str, Any], known: Sequence[str]) -> str:
     """One error of pydantic in plain words: the option, its value, the reason, and the nearest valid value."""
     from rapidfuzz import process
 
@@ -85,5 +86,6 @@ def _option_error(problem: dict[str, Any]) -> str:
         choices = str(problem["ctx"]["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
         nearest = process.extractOne(given, choices, score_cutoff=60)
     elif problem["type"] == "extra_forbidden":
-        return f"{option}: unknown option"
+        nearest = process.extractOne(option, known, score_cutoff=60)
+        return f"{option}: unknown option" + (f"; did you mean {nearest[0]!r}?" if nearest else "")
     return f"{option} {given!r}: {message}" + (f"; did you mean {nearest[0]!r}?" if nearest else "")

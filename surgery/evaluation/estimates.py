@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Word = Literal["kept", "lost", "gained", "no difference", "undecided"]
 
@@ -16,6 +16,32 @@ class Estimate:
     value: float
     low: float | None
     high: float | None
+
+
+class ResultRow(NamedTuple):
+    """One measured number, as a row of a table.
+
+    ``model`` is the number of the model; of a base that is measured alone, the number of models. ``low`` and ``high``
+    are the interval of the difference, model minus base.
+    """
+
+    what: str
+    model: int
+    value: float | None
+    base: float | None = None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    verdict: str | None = None
+
+
+def paired_row(
+    what: str, model: int, value: float, base: float | None, difference: Estimate | None, verdict: str | None
+) -> ResultRow:
+    """A row with the interval of a paired difference."""
+    if difference is None:
+        return ResultRow(what, model, value, base)
+    return ResultRow(what, model, value, base, difference.value, difference.low, difference.high, verdict)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,10 @@ from surgery.evaluation.retrieval.result import Grid, RetrievalResult, Retrieval
 from surgery.evaluation.speed.result import MemoryUse, SpeedCase, SpeedResult, SpeedSection
 from surgery.evaluation.tasks.result import TaskScore, TasksResult, TasksSection
 from surgery.operations.learned_numbers import LearnedNumbers, Multiplier, NegativeHead
+from surgery.result_table import ResultTable, ShownAsTable
+
+if TYPE_CHECKING:
+    from surgery.reporting.pictures import Pictures
 
 __all__ = [
     "AttentionAt",
@@ -69,7 +73,7 @@ else:
 
 
 @dataclass(frozen=True)
-class EvaluationResult:
+class EvaluationResult(ShownAsTable):
     """What a suite measured of some models, beside their base where one was given.
 
     Attributes:
@@ -105,6 +109,31 @@ class EvaluationResult:
             if section.kind == kind:
                 return section
         raise KeyError(kind)
+
+    def to_table(self) -> ResultTable:
+        """One row for each measured number; the notes are the findings and what a reader must know."""
+        names = [use.name for use in (*self.models, *([self.against] if self.against is not None else []))]
+        findings = [
+            f"{names[verdict.model]}: {verdict.word}. "
+            + " ".join(f"{finding.measure}: {finding.sentence}" for finding in verdict.findings)
+            for verdict in self.verdicts
+        ]
+        rows = [row for section in self.sections for row in section.rows()]
+        return ResultTable(
+            title=f"{', '.join(use.name for use in self.models)}"
+            + (f" against {self.against.name}" if self.against is not None else ""),
+            columns=("what", "model", "value", "base", "difference", "low", "high", "verdict"),
+            rows=tuple((row.what, names[row.model], *row[2:]) for row in rows),
+            notes=(*(findings or ["no base was given, so nothing is compared"]), *self.warnings),
+        )
+
+    def plot(self) -> Pictures:
+        """All pictures of the report. A notebook shows them; ``save(folder)`` writes them."""
+        from surgery.reporting.drawings import draw_all
+        from surgery.reporting.pictures import pictures_of
+
+        histories = [self.trainings.get(use.fingerprint, []) for use in self.models]
+        return pictures_of(draw_all(self.to_dict(), histories))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data: dicts, lists, strings and finite numbers, with the schema version."""

@@ -12,6 +12,7 @@ from surgery.data import Document
 from surgery.evaluation.measure import PairedMeasure, Unit
 from surgery.evaluation.part import PartOptions
 from surgery.loading.pace import ModelSize, duration, measure_pace, model_size
+from surgery.result_table import ResultTable, ShownAsTable
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class PartWork:
 
 
 @dataclass(frozen=True)
-class EvaluationPlan:
+class EvaluationPlan(ShownAsTable):
     """What ``evaluate`` would measure; finished parts are left out.
 
     Attributes:
@@ -61,6 +62,12 @@ class EvaluationPlan:
         """The time in words."""
         unknown = list(dict.fromkeys(part.kind for part in self.parts if part.seconds is None))
         return duration(self.seconds) + (f" and the time of {' and '.join(unknown)}" if unknown else "")
+
+    def to_table(self) -> ResultTable:
+        """One row for each part on each model."""
+        rows = tuple((part.kind, part.model, part.units, part.tokens, part.seconds) for part in self.parts)
+        columns = ("part", "model", "units", "tokens", "seconds")
+        return ResultTable(f"left to measure of the suite {self.suite}", columns, rows, (self.estimate, *self.notes))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

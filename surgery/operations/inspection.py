@@ -12,12 +12,13 @@ from surgery.anatomy.anatomy import MODEL_TYPE_PREFIX
 from surgery.checkpoint import Checkpoint, Source, load_json, open_checkpoint, resolve
 from surgery.checkpoint.record import CALIBRATION_NAME
 from surgery.operations import OPERATIONS
+from surgery.result_table import ResultTable, ShownAsTable
 
 Choice = Literal["default", "if asked", "never"]
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(ShownAsTable):
     """The anatomy of a model, and which operations apply to which layers.
 
     Attributes:
@@ -55,6 +56,19 @@ class Inspection:
             return None
         record = load_json(path)
         return {name: record.get(name) for name in ("settings", "saved", "estimated")}
+
+    def to_table(self) -> ResultTable:
+        """One row for each layer, with what each operation does there by itself."""
+        rows = tuple(
+            (
+                *(layer.index, layer.kind, layer.heads, layer.kv_heads, layer.head_dim, layer.window),
+                *(self.choice(name, layer.index) for name in self.reasons),
+            )
+            for layer in self.layers
+        )
+        size = f"{self.anatomy.parameters:,} parameters, trained at {self.anatomy.trained_length:,} tokens"
+        columns = ("layer", "kind", "heads", "key-value heads", "head size", "window", *self.reasons)
+        return ResultTable(f"{self.name} ({self.anatomy.family.model_type})", columns, rows, (size,))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from surgery.checkpoint.record import RECORD_FOLDER
+from surgery.conversion.records import read_history
+from surgery.errors import UsageError
 from surgery.recovery.comparison import Comparison
 from surgery.recovery.plan import FinetunePlan
+from surgery.result_table import ResultTable, ShownAsTable
+
+if TYPE_CHECKING:
+    from surgery.reporting.pictures import Pictures
 
 
 @dataclass(frozen=True)
-class FinetuneResult:
+class FinetuneResult(ShownAsTable):
     """The result of a run. A dry run has only a ``plan``."""
 
     plan: FinetunePlan
@@ -28,6 +35,44 @@ class FinetuneResult:
     comparison: Comparison | None = None
     scale: Mapping[str, Mapping[str, Sequence[float]]] | None = None
     resumed_from: int | None = None
+
+    def to_table(self) -> ResultTable:
+        """One row for each model of the comparison with its held-out loss, or what a dry run plans."""
+        plan = self.plan
+        trained = f"{sum(plan.parameters.values()):,} of {plan.parameters_total:,} parameters"
+        if self.output is None:
+            facts = (("steps", plan.steps), ("tokens", plan.tokens), ("trained", trained), ("output", plan.output))
+            return ResultTable(f"finetune {plan.model}: {plan.what}", ("what", "value"), facts, plan.notes)
+        work = f"{self.steps:,} steps, {self.tokens:,} tokens, {self.seconds:,.0f} s, {trained}"
+        columns = ("model", "learned", "loss", "difference", "low", "high")
+        title = f"held-out loss, nats per token: {self.output}"
+        if self.comparison is None:
+            before, after = self.held_out_loss_before, self.held_out_loss_after
+            rise = None if before is None or after is None else after - before
+            two = (("before", before, None), ("after", after, rise))
+            return ResultTable(title, ("when", "loss", "difference"), two, (work,))
+        rows = []
+        for model in self.comparison.models:
+            against = self.comparison.difference(model.name, "source")
+            change = against.difference if against is not None else None
+            interval = (None, None, None) if change is None else (change.value, change.low, change.high)
+            rows.append((model.name, model.learned, None if model.loss is None else model.loss.value, *interval))
+        notes = [f"{model.name}: {model.note}" for model in self.comparison.models if model.note]
+        return ResultTable(title, columns, tuple(rows), (work, "the difference is from the source", *notes))
+
+    def plot(self) -> Pictures:
+        """The curves of the run.
+
+        Raises:
+            UsageError: it was a dry run.
+        """
+        from surgery.reporting.pictures import Picture, Pictures
+
+        if self.output is None:
+            raise UsageError("a dry run has no curves")
+        path = self.output / RECORD_FOLDER / str(read_history(self.output)[-1]["curves"])
+        about = "The training run", "Loss, learning rates and learned numbers by step"
+        return Pictures((Picture(path.stem, *about, path.read_bytes()),))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

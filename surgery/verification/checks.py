@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from surgery.operations.check import Check, Status, bounded
+from surgery.result_table import ResultTable, ShownAsTable
 
 __all__ = ["Check", "Status", "Verification", "bounded"]
 
@@ -16,7 +17,7 @@ STARTS_AS_SOURCE = "starts as the source"
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(ShownAsTable):
     """All checks of a converted checkpoint."""
 
     model: str
@@ -47,6 +48,12 @@ class Verification:
             return f"{len(self.failed)} of {len(self.checks)} checks failed"
         passed = f"{counts['passed']} check{'' if counts['passed'] == 1 else 's'} passed"
         return passed + (f", {counts['skipped']} skipped" if counts["skipped"] else "")
+
+    def to_table(self) -> ResultTable:
+        """One row for each check."""
+        rows = tuple((check.name, check.status, check.detail, check.value, check.bound) for check in self.checks)
+        columns = ("check", "result", "measured", "value", "bound")
+        return ResultTable(self.model, columns, rows, (*([self.sentence] if self.sentence else []), self.verdict))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; a measured value that is not finite is null, since JSON has no such number."""

@@ -10,6 +10,7 @@ from surgery.anatomy import read_anatomy
 from surgery.checkpoint import Checkpoint, open_checkpoint, resolve
 from surgery.conversion.records import read_plan
 from surgery.loading.pace import ModelSize, duration, measure_pace, model_size
+from surgery.result_table import ResultTable, ShownAsTable
 from surgery.verification.new_model import TOKENS, is_new, refuse_comparison
 
 # Bytes per second of reading and comparing files, and of placing weights in memory.
@@ -59,7 +60,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class VerificationPlan:
+class VerificationPlan(ShownAsTable):
     """What ``verify`` would do.
 
     Attributes:
@@ -81,6 +82,11 @@ class VerificationPlan:
     def estimate(self) -> str:
         """The time in words."""
         return duration(self.seconds)
+
+    def to_table(self) -> ResultTable:
+        """One row for each step."""
+        rows = tuple((step.what, step.seconds) for step in self.steps)
+        return ResultTable(f"verify {self.model}", ("step", "seconds"), rows, (self.estimate,))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

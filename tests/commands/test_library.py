@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import surgery
+from surgery.errors import SurgeryError, UsageError
+from surgery.library import as_library, in_parameters
+from surgery.result_table import ResultTable
 
 
 def test_every_name_is_found_and_none_is_loaded_before() -> None:
@@ -19,3 +25,77 @@ def test_every_name_is_found_and_none_is_loaded_before() -> None:
         _ = surgery.murge
     program = "import sys, surgery; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'peft')))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def example(
+    model: str, *, output: str = "", length: int = 1, force: bool = False, text: tuple[str, ...] = (), run: Any = None
+) -> None:
+    raise UsageError("the output exists", hint="Choose another folder, or replace this one with --force.")
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("replace it with --force to go on", "replace it with force=True to go on"),
+        ("--length 1: must be at least 2", "length=1: must be at least 2"),
+        ("--text has no effect", "text has no effect"),
+        ("Give texts: --text 'texts/*.txt'.", "Give texts: text='texts/*.txt'."),
+        ("pass --output NAME", "pass output=NAME"),
+        ("--device foo: no device has this name", "run=RunOptions(device='foo'): no device has this name"),
+        ("--unknown 3 stays, and so does a word--force", "--unknown 3 stays, and so does a word--force"),
+    ],
+)
+def test_a_flag_becomes_a_parameter(said: str, wanted: str) -> None:
+    assert in_parameters(said, inspect.signature(example)) == wanted
+
+
+def test_an_error_speaks_of_parameters() -> None:
+    with pytest.raises(UsageError, match="replace this one with force=True"):
+        as_library(example)("model")
+    with pytest.raises(TypeError, match="Did you mean 'output'") as caught:
+        as_library(example)("model", ouput="x")
+    assert isinstance(caught.value, SurgeryError) and "no parameter 'ouput'" in str(caught.value)
+    assert as_library(example).__doc__ == example.__doc__ and inspect.signature(as_library(example)).parameters["text"]
+
+
+def test_every_exported_function_speaks_so(make_source: Any, tmp_path: Path) -> None:
+    source = make_source("llama")
+    surgery.convert(source, output=tmp_path / "out")
+    with pytest.raises(UsageError, match=r"with force=True"):
+        surgery.convert(source, output=tmp_path / "out")
+    with pytest.raises(UsageError, match=r"unknown option; did you mean 'form'"):
+        surgery.convert(source, "ssmax", output=tmp_path / "other", frm="paper")
+    for name in surgery._HOMES:
+        found = getattr(surgery, name)
+        if not isinstance(found, type):
+            assert found.__wrapped__ is not None and found.__name__ == name
+
+
+def test_a_result_is_a_table(make_source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inspection = surgery.inspect(make_source("llama"))
+    frame = inspection.to_frame()
+    assert list(frame["layer"]) == [0, 1, 2] and list(frame["ssmax"]) == ["default"] * 3
+    assert str(inspection).count("default") == inspection._repr_html_().count("<td>default</td>") == 9
+    converted = surgery.convert(make_source("llama"), output=tmp_path / "out")
+    assert "form anchored" in str(converted) and "<table>" in converted._repr_html_()
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UsageError, match="pip install pandas"):
+        inspection.to_frame()
+
+
+def test_a_table_escapes_and_aligns() -> None:
+    table = ResultTable("<b>", ("name", "loss"), (("<i>\x1b", 2.5), ("b", None), ("c", -1e-9)), ("first", "last"))
+    assert "<b>" not in table.html() and "&lt;b&gt;" in table.html() and "<i>" not in table.html()
+    lines = table.text(60).splitlines()
+    assert lines[0] == "first" and lines[-1] == "last" and "[bold]" not in table.text()
+    assert "2.5000" in table.text() and "-0.0000" not in table.text() and "\x1b" not in table.text()
+    assert table.frame()["loss"].iloc[2] == -1e-9, "numbers are not rounded"
+
+
+def test_editors_know_the_types() -> None:
+    """The marker of types is in the package, and type checkers see every name that is exported."""
+    source = Path(surgery.__file__)
+    assert source.with_name("py.typed").is_file()
+    block = source.read_text(encoding="utf-8").split("if TYPE_CHECKING:")[1].split("# Imported on first use")[0]
+    imported = [line.split(" import ")[1] for line in block.splitlines() if " import " in line]
+    assert {name.strip() for names in imported for name in names.split(",")} == set(surgery._HOMES)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from surgery.evaluation.data_use import DataUse
+from surgery.evaluation.estimates import ResultRow
 
 
 @dataclass(frozen=True)
@@ -61,3 +62,11 @@ class AttentionSection:
     data: DataUse
     ranges: tuple[tuple[int, int], ...]
     results: tuple[AttentionResult, ...]
+
+    def rows(self) -> list[ResultRow]:
+        """The mean of the greatest weight in every range of n."""
+        return [
+            ResultRow(f"greatest attention weight, n {at.first:,} to {at.last:,}", own.model, at.greatest)
+            for own in self.results
+            for at in own.by_n
+        ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from surgery.evaluation.data_use import DataUse
-from surgery.evaluation.estimates import Estimate, Finding, Word
+from surgery.evaluation.estimates import Estimate, Finding, ResultRow, Word, paired_row
 
 
 @dataclass(frozen=True)
@@ -72,3 +72,14 @@ class LossSection:
     data: DataUse
     margin: float
     results: tuple[LossResult, ...]
+
+    def rows(self) -> list[ResultRow]:
+        """The loss of every bucket, and of all tokens."""
+        found = []
+        for own in self.results:
+            for bucket in (*own.buckets, own.overall):
+                seen = "all tokens" if bucket is own.overall else f"{bucket.first:,} to {bucket.last:,} tokens seen"
+                base = None if bucket.base_loss is None else bucket.base_loss.value
+                what = f"{self.kind}, {seen}"
+                found.append(paired_row(what, own.model, bucket.loss.value, base, bucket.difference, bucket.verdict))
+        return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from surgery.evaluation.estimates import Estimate, Finding, Word
+from surgery.evaluation.estimates import Estimate, Finding, ResultRow, Word, paired_row
 
 
 @dataclass(frozen=True)
@@ -71,3 +71,14 @@ class RetrievalSection:
     prompts: int
     margin: float
     results: tuple[RetrievalResult, ...]
+
+    def rows(self) -> list[ResultRow]:
+        """The share of right answer tokens at every length, and over all."""
+        found = []
+        for own in self.results:
+            for score in (*own.by_length, own.overall):
+                where = "all prompts" if score.length is None else f"{score.length:,} tokens"
+                base = None if score.base_right is None else score.base_right.value
+                what = f"{self.title}, right tokens, {where}"
+                found.append(paired_row(what, own.model, score.right.value, base, score.difference, score.verdict))
+        return found

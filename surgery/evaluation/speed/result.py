@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from surgery.evaluation.estimates import ResultRow
+
 
 @dataclass(frozen=True)
 class SpeedCase:
@@ -44,3 +46,15 @@ class SpeedSection:
     title: str
     options: dict[str, Any]
     results: tuple[SpeedResult, ...]
+
+    def rows(self) -> list[ResultRow]:
+        """Tokens per second of every case, and bytes of weights and cache."""
+        found = []
+        for own in self.results:
+            found += [
+                ResultRow(f"{case.case}, tokens per second", own.model, case.rate, case.base_rate) for case in own.cases
+            ]
+            for use in own.memory:
+                found.append(ResultRow("weights, bytes", use.model, float(use.weights)))
+                found.append(ResultRow(f"cache of {use.tokens:,} tokens, bytes", use.model, float(use.cache)))
+        return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from surgery.evaluation.estimates import Estimate, Finding, Word
+from surgery.evaluation.estimates import Estimate, Finding, ResultRow, Word, paired_row
 
 
 @dataclass(frozen=True)
@@ -40,3 +40,11 @@ class TasksSection:
     options: dict[str, Any]
     lm_eval: str
     results: tuple[TasksResult, ...]
+
+    def rows(self) -> list[ResultRow]:
+        """Every metric of every task."""
+        return [
+            paired_row(score.metric, own.model, score.value, score.base_value, score.difference, score.verdict)
+            for own in self.results
+            for score in own.scores
+        ]

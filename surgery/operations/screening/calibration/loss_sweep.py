@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgery.anatomy import Anatomy, read_anatomy
 from surgery.checkpoint import open_checkpoint, resolve
@@ -24,6 +24,10 @@ from surgery.operations.screening.calibration.results import Calibration, Guarde
 from surgery.operations.screening.calibration_settings import ALLOWED, CalibrationSettings
 from surgery.operations.screening.savings import savings
 from surgery.operations.screening.settings_check import check_settings, recorded
+from surgery.result_table import ResultTable, ShownAsTable
+
+if TYPE_CHECKING:
+    from surgery.reporting.pictures import Pictures
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class SweepPoint:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(ShownAsTable):
     """All points, in ascending order of the allowed loss.
 
     Attributes:
@@ -95,6 +99,25 @@ class Sweep:
     texts: tuple[Mapping[str, Any], ...]
     other_text: bool
     points: tuple[SweepPoint, ...]
+
+    def to_table(self) -> ResultTable:
+        """One row for each point and length."""
+        columns = ("allowed", "saved", "tokens", "keys rejected", "cache kept", "blocks skipped", "change", "worst")
+        rows = tuple(
+            (point.allowed, point.saved, at.tokens, at.rejected, at.cache, at.blocks, at.change, at.worst)
+            for point in self.points
+            for at in point.lengths
+        )
+        where = "other text" if self.other_text else "held-out text"
+        return ResultTable(f"{self.model}: loss against what is saved, on {where}", columns, rows)
+
+    def plot(self) -> Pictures:
+        """Loss by what is saved."""
+        from surgery.reporting.pictures import Picture, Pictures
+        from surgery.reporting.sweep import draw_sweep
+
+        image = draw_sweep(self.to_dict())["sweep.png"]
+        return Pictures((Picture("sweep", self.to_table().title, "Change of the loss by the share saved", image),))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
