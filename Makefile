@@ -7,6 +7,7 @@
 # make test-vllm         test converted checkpoints in the real vLLM, on a CPU, in .cache/vllm
 # make families          record what each family passes with the oldest and the newest transformers
 # make reference         write docs/reference/ and recipes/schema.json from the schemas and the commands
+# make docs              build the pages as a site with search, in build/site
 # make lint types        ruff, import-linter, mypy
 
 PYTHON ?= python3
@@ -18,12 +19,13 @@ SMOLLM2 := .cache/SmolLM2-135M-Instruct
 OLDEST := .cache/oldest
 INTEROP := .cache/interop
 VLLM := .cache/vllm
+DOCS := .cache/docs
 MATRIX := tests/anatomy tests/runtime tests/interop/test_strangers.py
 
 # Many tests start programs; each compiles this package anew where Python may not keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-all test-oldest test-interop test-vllm families reference lint types format clean
+.PHONY: install demo test test-all test-oldest test-interop test-vllm families reference docs lint types format clean
 
 install: $(INSTALLED)
 
@@ -97,6 +99,16 @@ families: $(INSTALLED) $(OLDEST)/.installed
 reference: $(INSTALLED)
 	$(BIN)/surgery recipes schema > recipes/schema.json
 	$(BIN)/python -m docs.generate
+
+# The site needs mkdocs-material alone (the extra [docs]), so it has an environment of its own.
+$(DOCS)/.installed: Makefile constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt mkdocs-material
+	touch $@
+
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/python -m docs.site build/site
+	@echo "build/site is ready; the search needs a server: python3 -m http.server --directory build/site"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
