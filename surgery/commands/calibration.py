@@ -51,7 +51,7 @@ def plan_with_calibration(
     from surgery.loading.pace import duration
 
     plan = partial(make_plan, model, revision=revision, allow_unverified=allow_unverified)
-    calibrated = next((one for one in operations if OPERATIONS[one["name"]].calibrates), None)
+    calibrated = _to_calibrate(operations)
     check_request(request, operations, calibrated)
     if calibrated is None or not (request.file or request.text):
         return plan(operations)
@@ -86,6 +86,12 @@ def plan_with_calibration(
     return plan(operations, calibration=calibration)
 
 
+def _to_calibrate(operations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The operation that a calibration is for: of several, the one that cannot do without."""
+    able = [one for one in operations if OPERATIONS[one["name"]].calibrates]
+    return next((one for one in able if OPERATIONS[one["name"]].needed_options), able[0] if able else None)
+
+
 def expected_seconds(passes: Sequence[tuple[int, float]], checkpoint: Checkpoint) -> float:
     """About how long the passes of a calibration take on this processor."""
     from surgery.loading.pace import measure_pace, model_size
@@ -108,6 +114,18 @@ def check_request(
         owners = [name for name, operation in OPERATIONS.items() if operation.calibrates]
         raise UsageError(
             f"{flag} is no option of {' or '.join(str(one['name']) for one in operations)}",
+            hint=f"It belongs to --to {', --to '.join(owners)}.",
+        )
+    known = OPERATIONS[calibrated["name"]].calibration_settings if calibrated is not None else None
+    foreign = [name for name in request.settings if known is not None and name not in known.model_fields]
+    if foreign and calibrated is not None:
+        owners = [
+            name
+            for name, operation in OPERATIONS.items()
+            if operation.calibration_settings and foreign[0] in operation.calibration_settings.model_fields
+        ]
+        raise UsageError(
+            f"{_spelled(foreign[0])} is no option of {calibrated['name']}",
             hint=f"It belongs to --to {', --to '.join(owners)}.",
         )
     if given is not None and not request.text:
@@ -191,27 +209,17 @@ def chosen_table(summary: CalibrationSummary) -> Table:
 
 
 def print_calibration(calibration: Any) -> None:
-    """Print the held-out passages, the chosen values, and the number of open heads."""
+    """Print the held-out passages, the chosen values, and a remark on them."""
     from rich.table import Table
 
-    from surgery.conversion.card import summarize_numbers
-
+    summary = summary_of(calibration)
     table = Table(title="Held-out text", title_justify="left")
-    for column in ("text", "tokens", "loss", "change", "keys rejected"):
+    for column in summary.held_out_columns:
         table.add_column(column)
-    for text in calibration.guard:
-        name = console.printable(Path(text.text).name)
-        table.add_row(name, str(text.tokens), f"{text.loss:.4f}", f"{text.change:+z.4f}", f"{text.rejected:.1%}")
+    for name, *values in summary.held_out_rows:
+        table.add_row(console.printable(Path(name).name), *values)
     console.out.print(table)
-    console.out.print(chosen_table(summary_of(calibration)))
-    heads = sum(len(layer.open) for layer in calibration.layers)
-    opened = sum(sum(layer.open) for layer in calibration.layers)
-    whole = [layer.layer for layer in calibration.layers if all(layer.open)]
-    layers = f" (all heads of layers {summarize_numbers(whole)})" if whole else ""
-    console.say(
-        f"{opened} of {heads} heads stay open: rejecting keys there would increase the loss too much{layers}"
-        if opened
-        else f"all {heads} heads reject keys"
-    )
+    console.out.print(chosen_table(summary))
+    console.say(summary.remark)
     for warning in calibration.warnings:
         console.note(warning)

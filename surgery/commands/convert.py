@@ -191,7 +191,8 @@ def _print_plan(prepared: PreparedPlan, target: Path) -> None:
 
 
 def _plan_rows(plan: Plan, target: Path) -> list[tuple[str, str]]:
-    from surgery.conversion.card import describe, summarize_numbers
+    from surgery.conversion.card import describe
+    from surgery.operations.layer_numbers import summarize_numbers
 
     rows = [
         ("source", f"{plan.source['name']} ({plan.source['model_type']})"),
@@ -226,7 +227,7 @@ def _start(plan: Plan) -> str:
 
 
 def _skipped(plan: Plan) -> str:
-    from surgery.conversion.card import summarize_numbers
+    from surgery.operations.layer_numbers import summarize_numbers
 
     reasons: dict[str, list[int]] = {}
     for key, reason in plan.skipped_layers.items():

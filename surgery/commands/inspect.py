@@ -148,7 +148,7 @@ def _print_calibration(inspection: Inspection) -> None:
 
 def _by_layer(inspection: Inspection, attribute: str, words: Mapping[Any, str]) -> str:
     """What the layers with attention have of something; with their numbers where it is not the same for all."""
-    from surgery.conversion.card import summarize_numbers
+    from surgery.operations.layer_numbers import summarize_numbers
 
     layers: dict[str, list[int]] = {}
     for layer in inspection.layers:
@@ -162,7 +162,7 @@ def _by_layer(inspection: Inspection, attribute: str, words: Mapping[Any, str]) 
 
 def _operated(options: Mapping[str, Any]) -> str:
     """What is in config.json, which may come from a newer version: nothing is taken for granted."""
-    from surgery.conversion.card import summarize_numbers
+    from surgery.operations.layer_numbers import summarize_numbers
 
     kind = options.get("form") or options.get("type")
     said = [f"{options.get('name')} ({kind})" if kind else str(options.get("name"))]

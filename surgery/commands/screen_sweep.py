@@ -28,7 +28,7 @@ _RESULTS = "sweep.json"
 app = command_app()
 
 # The operation whose calibration is swept.
-_OPERATION = next(operation for operation in OPERATIONS.values() if operation.calibrates)
+_OPERATION = next(operation for operation in OPERATIONS.values() if operation.swept)
 _SETTINGS = ("save", "context", "lengths", "observe", "softness", "windows")
 _MeasureOn = Annotated[
     list[str] | None,

@@ -18,6 +18,7 @@ from surgery.errors import CheckpointError
 from surgery.markdown import escape_markdown
 from surgery.operations import OPERATIONS
 from surgery.operations.base import CalibrationSummary
+from surgery.operations.layer_numbers import summarize_numbers
 
 # Words of card.md.jinja.
 _OWN_WORDS = "attention was changed by model-surgery"
@@ -122,18 +123,6 @@ def describe(options: Mapping[str, Any]) -> str:
     except ValidationError as error:
         fault = str(error.errors()[0]["msg"])
     raise CheckpointError(f"the plan's options of {options.get('name')!r} are not valid: {fault}")
-
-
-def summarize_numbers(numbers: Sequence[int]) -> str:
-    """(0, 1, 2, 5) as ``0-2, 5``."""
-    parts: list[str] = []
-    ordered = sorted(numbers)
-    start = 0
-    for index, number in enumerate(ordered):
-        if index + 1 == len(ordered) or ordered[index + 1] != number + 1:
-            parts.append(str(number) if index == start else f"{ordered[start]}-{number}")
-            start = index + 1
-    return ", ".join(parts)
 
 
 def _front_matter(plan: Mapping[str, Any], source_card: Path | None) -> str:

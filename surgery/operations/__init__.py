@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from pydantic import Field
 
-from surgery.operations.base import HeadOptions, Operation, OperationOptions, PlannedTensor, parse_layers
+from surgery.operations.base import HeadOptions, Operation, OperationOptions, PlannedTensor
+from surgery.operations.layer_numbers import parse_layers
 from surgery.operations.rope import RopeOperation
 from surgery.operations.screening import ScreeningOperation
 from surgery.operations.ssmax import SSMaxOperation

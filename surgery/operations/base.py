@@ -19,7 +19,7 @@ No other room names an operation: it loops over ``OPERATIONS``, or looks up a na
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, get_args
@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from surgery.anatomy import Anatomy, AttentionLayer, Family
 from surgery.errors import PlanRefusedError
 from surgery.flag import NO_FLAG, Flag
+from surgery.operations.layer_numbers import HIGHEST, parse_layers
 from surgery.operations.measured import MeasuredOperation
 from surgery.operations.training import TrainableOperation
 
@@ -36,8 +37,7 @@ if TYPE_CHECKING:
     from surgery.operations.check import Check, CheckedModel
 
 LayerWord = Literal["full", "sliding", "chunked", "all"]
-_HIGHEST = 10_000
-Number = Annotated[int, Field(ge=0, le=_HIGHEST)]
+Number = Annotated[int, Field(ge=0, le=HIGHEST)]
 
 
 @dataclass(frozen=True)
@@ -47,29 +47,6 @@ class PlannedTensor:
     name: str
     shape: tuple[int, ...]
     start: float | tuple[float, ...]
-
-
-def parse_layers(text: str, words: Sequence[str] = ()) -> tuple[int, ...]:
-    """``0-3,7`` as (0, 1, 2, 3, 7).
-
-    Args:
-        text: numbers and ranges.
-        words: other valid texts, for the error.
-
-    Raises:
-        ValueError: the text is not such a list.
-    """
-    instead = f", nor one of {', '.join(words)}, each of which stands alone" if words else ""
-    chosen: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not all(number.isascii() and number.isdigit() for number in ([first, last] if dash else [first])):
-            raise ValueError(f"{part.strip()!r} is neither a number nor a range like 0-3{instead}")
-        low, high = int(first), int(last) if dash else int(first)
-        if high < low or high > _HIGHEST:
-            raise ValueError(f"{part.strip()!r} is not an ascending range of layers or heads")
-        chosen.update(range(low, high + 1))
-    return tuple(sorted(chosen))
 
 
 class OperationOptions(BaseModel):
@@ -131,11 +108,16 @@ class CalibrationSummary:
     Attributes:
         facts: label -> text, for plans, cards and `surgery inspect`.
         columns, rows: a small table of the chosen values, one row for each layer.
+        held_out_columns, held_out_rows: a table of the held-out passages, one row for each; the first cell is the name.
+        remark: on the choice as a whole.
     """
 
     facts: Mapping[str, str]
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    held_out_columns: tuple[str, ...]
+    held_out_rows: tuple[tuple[str, ...], ...]
+    remark: str
 
 
 class Operation(MeasuredOperation, TrainableOperation, ABC):

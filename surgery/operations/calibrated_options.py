@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import Field, model_validator
 
 from surgery.anatomy import Anatomy
-from surgery.errors import PlanRefusedError
+from surgery.errors import PlanRefusedError, UsageError
 from surgery.flag import NO_FLAG
-from surgery.operations.base import HeadOptions, PlannedTensor
+from surgery.operations.base import HeadOptions, LayerWord, PlannedTensor
 
 Value = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 # For each layer and parameter, one value per chosen head.
@@ -50,6 +50,26 @@ class CalibratedOptions(HeadOptions):
                     f"values of layer {layer} must have {', '.join(self.parameters)}, not {', '.join(found)}"
                 )
         return self
+
+    @classmethod
+    def check_given(cls, given: Mapping[str, Any], calibrated: Mapping[str, Any], **others: Any) -> None:
+        """Check that the options that a user gave are those of a calibration, or have been resolved in it.
+
+        Args:
+            given: what the user gave.
+            calibrated: the options with the calibration's values.
+            others: options that each of ``given`` needs beside it to be valid.
+
+        Raises:
+            UsageError: one differs.
+        """
+        resolved = cls.model_validate(calibrated).model_dump()
+        for name, value in given.items():
+            if name == "layers" and value in get_args(LayerWord):
+                continue  # the calibration has resolved it
+            wanted = cls.model_validate({**others, name: value})
+            if name not in calibrated or getattr(wanted, name) != resolved[name]:
+                raise UsageError(f"{name} {value!r} differs from the calibration", hint="Calibrate with it.")
 
     def check_values(self, layers: Sequence[int], anatomy: Anatomy) -> None:
         """Check that the values are those of these layers and of the chosen heads.

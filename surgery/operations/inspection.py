@@ -50,12 +50,13 @@ class Inspection(ShownAsTable):
 
     @property
     def calibration(self) -> dict[str, Any] | None:
-        """Settings of the calibration that a converted checkpoint started from, and what it saves; None without."""
+        """Settings of the calibration that a converted checkpoint started from, and its effects; None without."""
         path = self.folder / CALIBRATION_NAME
         if not self.anatomy.operations or not path.is_file():
             return None
         record = load_json(path)
-        return {name: record.get(name) for name in ("settings", "saved", "estimated")}
+        found = {name: record.get(name) for name in ("settings", "saved", "estimated")}
+        return found | ({"recall": record["recall"]} if "recall" in record else {})
 
     def to_table(self) -> ResultTable:
         """One row for each layer, with what each operation does there by itself."""

@@ -100,7 +100,7 @@ def test_open(surgery: Any, model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--to", "ssmax", "--calibrate", "x.txt"), "--calibrate is no option of ssmax"),
+        (("--to", "rope", "--calibrate", "x.txt"), "--calibrate is no option of rope"),
         (("--to", "ssmax", "--budget", "0.01"), "--budget is no option of ssmax"),
         (("--to", "ssmax", "--open"), "--open is no option of ssmax"),
         (("--to", "screening", "--open", "--budget", "0.01"), "no text is given"),

@@ -47,7 +47,7 @@ def accepted_sum(
 
 
 def accepted_sum_of_groups(query: Tensor, parts: Sequence[GroupKeys], document: Tensor | None, heads: Heads) -> Tensor:
-    """As :func:`accepted_sum`, with the keys of a :class:`MultiscreenCacheLayer`, of which each group has another number.
+    """As :func:`accepted_sum`, with the keys of a :class:`MultiscreenCacheLayer`; each group has its own number.
 
     Args:
         query: as there.

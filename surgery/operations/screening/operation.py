@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from surgery.anatomy import Anatomy, AttentionLayer, Family
-from surgery.errors import PlanRefusedError, UsageError
-from surgery.operations.base import CalibrationSummary, LayerWord, Operation, OperationOptions, PlannedTensor
+from surgery.errors import PlanRefusedError
+from surgery.operations.base import CalibrationSummary, Operation, OperationOptions, PlannedTensor
 from surgery.operations.calibrated_options import PENDING
 from surgery.operations.measured import ObservedRows
 from surgery.operations.screening.calibration_settings import ALLOWED, CalibrationSettings, calibration_passes
@@ -204,15 +204,12 @@ class ScreeningOperation(Operation):
     def calibrated(self, given: Mapping[str, Any], calibration: Any) -> Mapping[str, Any]:
         """Every option that was given must be the one that was calibrated with, or have been resolved in it."""
         own: dict[str, Any] = calibration.options()
-        resolved = ScreeningOptions.model_validate(own).model_dump()
-        for name, value in given.items():
-            if name == "layers" and value in get_args(LayerWord):
-                continue  # the calibration has resolved it
-            wanted = ScreeningOptions.model_validate({"form": own["form"], "open": True, name: value})
-            if name == "keep_softmax" and not set(own["layers"]) & set(wanted.model_dump()[name] or ()):
-                continue  # the calibration has resolved the layers
-            if name not in own or getattr(wanted, name) != resolved[name]:
-                raise UsageError(f"{name} {value!r} differs from the calibration", hint="Calibrate with it.")
+        left = dict(given)
+        if "keep_softmax" in given:
+            kept = ScreeningOptions.model_validate({"open": True, "keep_softmax": given["keep_softmax"]}).keep_softmax
+            if not set(own["layers"]) & set(kept or ()):
+                del left["keep_softmax"]  # the calibration has resolved the layers
+        ScreeningOptions.check_given(left, own, form=own["form"], open=True)
         return own
 
     def explain(self, options: ScreeningOptions) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from surgery.operations.base import CalibrationSummary
+from surgery.operations.layer_numbers import summarize_numbers
 
 _SAVES = {
     "keys": "keys: most rejected keys",
@@ -26,7 +27,32 @@ def summarize(record: Mapping[str, Any]) -> CalibrationSummary:
         facts["keys rejected"] = _rejected(guard)
         facts["loss"] = _loss(record, guard)
     rows = tuple(_row(layer, settings["full_window"]) for layer in record["layers"])
-    return CalibrationSummary(facts, ("layer", "windows", "thresholds"), rows)
+    held_out = [
+        (text["text"], str(text["tokens"]), f"{text['loss']:.4f}", f"{_change(text):+z.4f}", f"{text['rejected']:.1%}")
+        for text in guard
+    ]
+    return CalibrationSummary(
+        facts,
+        ("layer", "windows", "thresholds"),
+        rows,
+        ("text", "tokens", "loss", "change", "keys rejected"),
+        tuple(held_out),
+        _remark(record["layers"]),
+    )
+
+
+def _change(text: Mapping[str, Any]) -> float:
+    return float(text["screened"] - text["loss"])
+
+
+def _remark(layers: Sequence[Mapping[str, Any]]) -> str:
+    heads = sum(len(layer["open"]) for layer in layers)
+    opened = sum(sum(layer["open"]) for layer in layers)
+    if not opened:
+        return f"all {heads} heads reject keys"
+    whole = [layer["layer"] for layer in layers if all(layer["open"])]
+    where = f" (all heads of layers {summarize_numbers(whole)})" if whole else ""
+    return f"{opened} of {heads} heads stay open: rejecting keys there would increase the loss too much{where}"
 
 
 def _saved(entry: Mapping[str, Any]) -> str:
@@ -43,7 +69,7 @@ def _rejected(guard: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _loss(record: Mapping[str, Any], guard: Sequence[Mapping[str, Any]]) -> str:
-    changes = [text["screened"] - text["loss"] for text in guard]
+    changes = [_change(text) for text in guard]
     lengths = " and ".join(f"{tokens:,}" for tokens in sorted({text["tokens"] for text in guard}))
     estimated = record.get("estimated")
     passages = f"{len(guard)} passages of {lengths} tokens"

@@ -8,10 +8,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from surgery.anatomy import Anatomy, AttentionLayer, Family
-from surgery.errors import PlanRefusedError
-from surgery.operations.base import Operation, PlannedTensor
+from surgery.errors import PlanRefusedError, UsageError
+from surgery.operations.base import CalibrationSummary, Operation, PlannedTensor
 from surgery.operations.calibrated_options import PENDING
-from surgery.operations.ssmax.options import FORMS, InitialOptions, SSMaxOptions
+from surgery.operations.ssmax.calibration_settings import SSMaxCalibrationSettings
+from surgery.operations.ssmax.options import FORMS, InitialOptions, SSMaxOptions, check_can_calibrate
 from surgery.operations.ssmax.sections import Identity
 from surgery.operations.training import RecipeSection, StageHooks
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
     from surgery.operations.check import Check, CheckedModel
     from surgery.operations.learned_numbers import LearnedNumbers
+
+# The options that a calibration is made for.
+_CALIBRATED = ("form", "reference_length", "layers", "heads")
 
 
 def mean_log(length: int) -> float:
@@ -41,6 +45,8 @@ class SSMaxOperation(Operation):
     summary = "a learned scale per head times ln n, so that attention does not fade with length"
     options = SSMaxOptions
     initial_options = InitialOptions
+    calibrates = True
+    calibration_settings = SSMaxCalibrationSettings
     multiplies_queries = True
     learns = "SSMax's scale"
     controls = ("temperature",)
@@ -136,6 +142,47 @@ class SSMaxOperation(Operation):
         reference = f", N = {options.reference_length}" if form.has_reference else ""
         return f"form {options.form}, m(n) = {form.equation}{reference}, {start}"
 
+    def summarize_calibration(self, record: Mapping[str, Any]) -> CalibrationSummary:
+        """What is gained and what it costs, and the multipliers by layer."""
+        from surgery.operations.ssmax.summary import summarize
+
+        return summarize(record)
+
+    def calibration_passes(
+        self,
+        settings: SSMaxCalibrationSettings,
+        options: Mapping[str, Any],
+        anatomy: Anatomy,
+        choices: int | None = None,
+    ) -> list[tuple[int, float]]:
+        """Gradients of the haystacks, and measuring each trial."""
+        return settings.passes(settings.known_lengths(anatomy))
+
+    def uncalibrated(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With a mark in place of the hash of a calibration."""
+        if given.get("start"):
+            raise UsageError("start has no effect: the calibration chooses the start values", hint="Leave it out.")
+        check_can_calibrate(SSMaxOptions.model_validate(dict(given)).form)
+        return {**given, "calibration": PENDING}
+
+    def unfinished(self, options: SSMaxOptions) -> str | None:
+        """A plan that was made in place of a calibration."""
+        return "the plan shows shapes only: its numbers need a calibration" if options.calibration == PENDING else None
+
+    def options_to_calibrate(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Form, N, layers and heads."""
+        return {name: options[name] for name in _CALIBRATED if options.get(name) is not None}
+
+    def calibrated(self, given: Mapping[str, Any], calibration: Any) -> Mapping[str, Any]:
+        """Every option that was given must be the one that was calibrated with."""
+        own: dict[str, Any] = calibration.options()
+        SSMaxOptions.check_given(given, own, form=own["form"])
+        return own
+
+    def known_start(self, options: Mapping[str, Any]) -> dict[str, float]:
+        """None where a calibration chose the values, which differ by head."""
+        return {} if options.get("calibration") is not None else super().known_start(options)
+
     def learned_numbers(
         self,
         modules: Sequence[Any],
@@ -165,7 +212,9 @@ class SSMaxOperation(Operation):
         capped = anatomy.layers[0].softcap
         if capped is not None:
             found.append(f"scores are soft-capped at {capped:g} after the multiplier, which limits its effect")
-        if self.identity(options) is None:
+        if options.calibration == PENDING:
+            found.append("this plan shows shapes only: a calibration will choose the numbers")
+        elif options.calibration is None and self.identity(options) is None:
             found.append("the converted model differs from the source until it is trained (surgery finetune)")
         return tuple(found)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from surgery.errors import PlanRefusedError
 from surgery.flag import Flag
 from surgery.operations.calibrated_options import CalibratedOptions
 
@@ -56,6 +57,20 @@ FORMS: MappingProxyType[FormName, Form] = MappingProxyType(
         ),
     }
 )
+
+
+def check_can_calibrate(name: FormName) -> None:
+    """Check that a form can be calibrated: it starts as the source model, and has a number to choose.
+
+    Raises:
+        PlanRefusedError: it does not.
+    """
+    if FORMS[name].identity is None:
+        *able, last = (other for other, form in FORMS.items() if form.identity is not None)
+        reason = "does not start as the source model" if FORMS[name].parameters else "has no parameter"
+        raise PlanRefusedError(
+            f"the form {name} cannot be calibrated: it {reason}", hint=f"Choose {', '.join(able)} or {last}."
+        )
 
 
 class SSMaxOptions(CalibratedOptions):

@@ -1,14 +1,14 @@
-"""Recall: many facts in one text, each with its own question, of templates that no training uses."""
+"""Recall: many facts in one text, each with its own question."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from surgery.data import Document
-from surgery.data.recall import MEASURING, cut_text, draw_facts, most_facts, place_facts
+from surgery.data.recall import MEASURING, FactFamily, cut_text, draw_facts, most_facts, place_facts
 from surgery.errors import UsageError
 from surgery.evaluation.passages import special_prefix
 from surgery.evaluation.retrieval.probes.hidden_facts import sentence
@@ -26,13 +26,20 @@ class HaystackMaker:
         documents: the texts. The long enough texts are used in turn. Without texts, sentences are made up.
         facts: number of facts in a haystack.
         depths: of the facts, in turn.
+        families: of the facts, in turn; by default those that no training uses.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document], facts: int, depths: Sequence[float]
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        documents: Sequence[Document],
+        facts: int,
+        depths: Sequence[float],
+        families: Mapping[str, FactFamily] = MEASURING,
     ) -> None:
-        if facts > most_facts(MEASURING):
-            raise UsageError(f"needles: {facts} is more than the limit of {most_facts(MEASURING)}")
+        if facts > most_facts(families):
+            raise UsageError(f"needles: {facts} is more than the limit of {most_facts(families)}")
+        self._families = families
         self._tokenizer, self._documents, self._facts, self._depths = tokenizer, documents, facts, depths
         self._prefix = special_prefix(tokenizer)
         self._by_length: dict[int, list[str]] = {}
@@ -50,8 +57,8 @@ class HaystackMaker:
         """
         draw = random.Random(seed)
         # One family in a haystack, so that only the name tells the facts apart.
-        family = list(MEASURING)[sample % len(MEASURING)]
-        facts = draw_facts({family: MEASURING[family]}, self._facts, draw)
+        family = list(self._families)[sample % len(self._families)]
+        facts = draw_facts({family: self._families[family]}, self._facts, draw)
         draw.shuffle(order := [self._depths[number % len(self._depths)] for number in range(len(facts))])
         text = self._text(length, sample, draw)
         fixed = len(self._prefix) + sum(len(self._ids(line)) + 2 for fact in facts for line in fact.lines)

@@ -1,0 +1,117 @@
+"""``calibrate``: choose the numbers of SSMax on haystacks, within a bound on the loss of held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from surgery.anatomy import Anatomy, Family, read_anatomy
+from surgery.checkpoint import open_checkpoint, resolve
+from surgery.data import read_documents
+from surgery.evaluation.held_out_passages import short_names
+from surgery.loading import RunOptions, load_tokenizer
+from surgery.operations import OPERATIONS
+from surgery.operations.ssmax.calibration.calibrator import OnProgress, StepCalibrator
+from surgery.operations.ssmax.calibration.results import SSMaxCalibration
+from surgery.operations.ssmax.calibration.texts import divide_texts, draw_haystacks
+from surgery.operations.ssmax.calibration_settings import SSMaxCalibrationSettings
+from surgery.operations.ssmax.options import FORMS, SSMaxOptions, check_can_calibrate
+
+
+def calibrate(
+    model: str | Path,
+    text: Sequence[str | Path],
+    *,
+    options: Mapping[str, Any] | None = None,
+    before: Sequence[Mapping[str, Any]] = (),
+    settings: SSMaxCalibrationSettings | None = None,
+    revision: str | None = None,
+    run: RunOptions | None = None,
+    on_progress: OnProgress | None = None,
+    family: Family | None = None,
+) -> SSMaxCalibration:
+    """Choose the numbers of SSMax so that a model finds facts in its context, without a training run.
+
+    Args:
+        model: a folder or hub id that was not converted.
+        text: files, folders and globs of UTF-8 text: facts are hidden in it, and its last third is held out.
+        options: of the operation ``ssmax``: form, N, layers, heads.
+        before: resolved options of the other operations of the plan, which are on during the calibration.
+        settings: allowed loss, lengths, and amount of text.
+        revision: branch, tag or commit of a hub model.
+        run: device, dtype and attention backend.
+        on_progress: called with finished work and all work, in tokens of a forward pass, and the current step in words.
+        family: the row of a probe, for a family that is not in the table.
+
+    Raises:
+        UsageError: no text, or too little of it.
+        PlanRefusedError: SSMax cannot be applied to this model, or the form has nothing to calibrate.
+        SurgeryError: no choice keeps the loss, or none makes the answers likelier.
+    """
+    settings = settings or SSMaxCalibrationSettings()
+    run = run or RunOptions()
+    source = resolve(model, revision)
+    anatomy = read_anatomy(open_checkpoint(source), family=family)
+    ssmax = resolved_options(options or {}, anatomy)
+    lengths = settings.known_lengths(anatomy)
+    tokenizer = load_tokenizer(source.folder, trust_remote_code=run.trust_remote_code)
+    documents = short_names(read_documents([text] if isinstance(text, str | Path) else text))
+    texts = divide_texts(documents, tokenizer, lengths, settings)
+    haystacks = [
+        draw_haystacks(texts.pieces, tokenizer, max(lengths), settings.haystacks, seed=f"{settings.seed}/{number}")
+        for number in range(settings.rounds)
+    ]
+
+    from surgery.loading.operated import open_model
+    from surgery.operations.ssmax.calibration.guard import HeldOutGuard
+
+    # Every form is a case of b + s ln n, whose gradients serve them all.
+    open_options = ssmax.model_copy(update={"form": "bias", "start": dict(FORMS["bias"].identity or {})})
+    loaded = open_model(source.folder, anatomy, [*before, open_options.resolved()], run)
+    calibrator = StepCalibrator(loaded, ssmax, settings, on_progress)
+    guard = HeldOutGuard(loaded, texts.passages, texts.haystacks, calibrator.report)
+    numbers, measured = calibrator.run(haystacks, guard)
+    return SSMaxCalibration(
+        model=source.name,
+        commit=source.commit,
+        settings={
+            **settings.model_dump(mode="json"),
+            "lengths": list(lengths),
+            "form": ssmax.form,
+            "reference_length": ssmax.reference_length,
+            "heads": None if ssmax.heads is None else list(ssmax.heads),
+            "before": [str(other["name"]) for other in before],
+        },
+        texts=tuple(document.name for document in documents),
+        layers=calibrator.layers(numbers),
+        rounds=tuple(calibrator.rounds),
+        guard=measured.passages,
+        recall=measured.recall,
+        trials=tuple(calibrator.trials),
+        warnings=_warnings(len(documents), lengths, anatomy),
+    )
+
+
+def resolved_options(options: Mapping[str, Any], anatomy: Anatomy) -> SSMaxOptions:
+    """Resolved options of SSMax at its identity, with which a calibration starts.
+
+    Raises:
+        PlanRefusedError: the form has no identity to start from, or no parameter.
+    """
+    operation = OPERATIONS["ssmax"]
+    operation.check_family(anatomy.family)
+    given = SSMaxOptions.model_validate({**options, "name": "ssmax"})
+    check_can_calibrate(given.form)
+    resolved = operation.resolve(given, anatomy)
+    assert isinstance(resolved, SSMaxOptions)
+    return resolved
+
+
+def _warnings(documents: int, lengths: Sequence[int], anatomy: Anatomy) -> tuple[str, ...]:
+    found = []
+    if documents < 3:
+        found.append(f"only {documents} text(s): numbers that hold on one kind of text may cost others; give several")
+    if max(lengths) < anatomy.trained_length:
+        found.append(f"calibrated at up to {max(lengths)} tokens; longer texts were not measured")
+    return tuple(found)

@@ -1,0 +1,176 @@
+"""The steps of a calibration of SSMax on a loaded model, with progress."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from surgery.errors import SurgeryError
+from surgery.operations.ssmax.calibration.results import LayerNumbers, Round, StepTrial
+from surgery.operations.ssmax.calibration.step import Evidence, form_columns
+from surgery.operations.ssmax.calibration_settings import GRADIENT_COST, TRIALS, SSMaxCalibrationSettings
+from surgery.operations.ssmax.options import FORMS, SSMaxOptions
+
+if TYPE_CHECKING:
+    from surgery.evaluation.retrieval.probes import ProbeSet
+    from surgery.operations.ssmax.calibration.gradients import Array, RowGradients
+    from surgery.operations.ssmax.calibration.guard import HeldOutFindings, HeldOutGuard
+
+OnProgress = Callable[[int, int, str], None]
+
+# How often all numbers are halved where no trial of the last step holds.
+HALVINGS = 3
+# Of the allowed rise of the loss, what each step but the last may promise: the last one spends what is left.
+EARLY_SHARE = 0.5
+
+
+class StepCalibrator:
+    """Takes the steps, and tries the last one on held-out text.
+
+    Args:
+        model: the source with SSMax of the form ``bias``, at its identity.
+        ssmax: the resolved options of the result.
+        settings: of the calibration.
+        on_progress: called with finished work and all work, in tokens of a forward pass, and the current step.
+    """
+
+    def __init__(
+        self, model: Any, ssmax: SSMaxOptions, settings: SSMaxCalibrationSettings, on_progress: OnProgress | None
+    ) -> None:
+        from surgery.operations.ssmax.calibration.gradients import ssmax_modules
+
+        self.model, self.ssmax, self.settings = model, ssmax, settings
+        self.on_progress, self.done, self.total = on_progress, 0, 0
+        modules = ssmax_modules(model)
+        self.source = np.zeros((len(modules), len(modules[0].bias), 2))
+        self.source[..., 0] = 1.0
+        self.rounds: list[Round] = []
+        self.trials: list[StepTrial] = []
+
+    def run(self, haystacks: Sequence[Sequence[ProbeSet]], guard: HeldOutGuard) -> tuple[Array, HeldOutFindings]:
+        """The numbers b and s of every head, ``(layers, heads, 2)``, and what the guard found with them.
+
+        Args:
+            haystacks: of each round.
+            guard: measures held-out text.
+
+        Raises:
+            SurgeryError: no choice keeps the loss, or none makes the answers likelier.
+        """
+        self.total = sum(GRADIENT_COST * one.tokens for own in haystacks for one in own) + (TRIALS + 1) * guard.tokens
+        everything = [one for own in haystacks for one in own]
+        log_length = float(np.mean([math.log(one.tokens) - 1 for one in everything]))  # the mean of ln n up to n
+        columns = form_columns(self.ssmax.form, self.ssmax.reference_length, log_length)
+        numbers, rows = self.source, []
+        for number, own in enumerate(haystacks):
+            rows.append(self._observe(numbers, own, f"haystacks of step {number + 1} of {len(haystacks)}"))
+            evidence = Evidence(rows, columns)
+            early = number + 1 < len(haystacks)
+            step, promised = evidence.step(self.settings.max_loss_increase * (EARLY_SHARE if early else 1))
+            self.rounds.append(_round(own, rows[-1], promised))
+            if early:
+                numbers = numbers + step
+        return self._choose(numbers, evidence, guard)
+
+    def layers(self, numbers: Array) -> tuple[LayerNumbers, ...]:
+        """The numbers as values of the parameters of the form."""
+        named = {"bias": numbers[..., 0], "scale": numbers[..., 1]}
+        assert isinstance(self.ssmax.layers, tuple)
+        return tuple(
+            LayerNumbers(
+                layer,
+                {name: tuple(map(float, named[name][row])) for name in FORMS[self.ssmax.form].parameters},
+            )
+            for row, layer in enumerate(self.ssmax.layers)
+        )
+
+    def _observe(self, numbers: Array, haystacks: Sequence[ProbeSet], what: str) -> list[RowGradients]:
+        import torch
+
+        from surgery.operations.ssmax.calibration.gradients import row_gradients, set_numbers
+
+        set_numbers(self.model, numbers)
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        found = []
+        for haystack in haystacks:
+            self.report(0, what)
+            found.append(row_gradients(self.model, haystack, generator))
+            self.report(GRADIENT_COST * haystack.tokens, what)
+        return found
+
+    def _choose(self, before: Array, evidence: Evidence, guard: HeldOutGuard) -> tuple[Array, HeldOutFindings]:
+        """Of the tried last steps within the allowed loss, the one with the likeliest answers."""
+        bound = self.settings.max_loss_increase
+        holds: float | None = None
+        fails: float | None = None
+        best: tuple[Array, HeldOutFindings] | None = None
+        allowed = bound
+        for _ in range(TRIALS):
+            step, promised = evidence.step(allowed)
+            numbers = before + step
+            measured = self._try(numbers, allowed, promised, guard)
+            if measured.worst <= bound:
+                holds = allowed
+                if best is None or measured.recall.calibrated > best[1].recall.calibrated:
+                    best = numbers, measured
+            else:
+                fails = allowed
+            allowed = _next_allowance(holds, fails, bound)
+        for halving in range(1, HALVINGS + 1):
+            if best is not None:
+                break
+            smaller = self.source + (numbers - self.source) / 2**halving
+            self.total += guard.tokens
+            measured = self._try(smaller, allowed, promised, guard)
+            best = (smaller, measured) if measured.worst <= bound else None
+        if best is None:
+            raise SurgeryError(
+                f"no choice keeps the loss on held-out text within {bound:+g}: after {len(self.trials)} trials "
+                f"it still rises by {self.trials[-1].worst:+.4f} nats per token",
+                hint="Allow more (--max-loss-increase), or give more text.",
+            )
+        recall = best[1].recall
+        if not recall.calibrated > recall.log_probability:
+            raise SurgeryError(
+                f"the answers to held-out questions did not become likelier: log-probability "
+                f"{recall.log_probability:.2f} before and {recall.calibrated:.2f} after",
+                hint="Give more text, or learn from more haystacks (--haystacks).",
+            )
+        return best
+
+    def _try(self, numbers: Array, allowed: float, promised: float, guard: HeldOutGuard) -> HeldOutFindings:
+        from surgery.operations.ssmax.calibration.gradients import set_numbers
+
+        set_numbers(self.model, numbers)
+        measured = guard.measure()
+        self.trials.append(StepTrial(allowed, promised, measured.worst, measured.recall.calibrated))
+        return measured
+
+    def report(self, tokens: int, what: str) -> None:
+        """Add finished work, in tokens of a forward pass, and report the progress."""
+        self.done += tokens
+        if self.on_progress is not None:
+            self.on_progress(self.done, max(self.total, self.done), what)
+
+
+def _round(haystacks: Sequence[ProbeSet], rows: Sequence[RowGradients], promised: float) -> Round:
+    return Round(
+        haystacks=len(haystacks),
+        tokens=sum(one.tokens for one in haystacks),
+        answers=sum(len(one.probes) for one in haystacks),
+        answer_loss=float(np.mean([row.answer_loss for row in rows])),
+        promised=promised,
+    )
+
+
+def _next_allowance(holds: float | None, fails: float | None, bound: float) -> float:
+    """What the next trial may promise: between the two that are known, else further by twice as much as before."""
+    if holds is not None and fails is not None:
+        return (holds + fails) / 2
+    if holds is not None:
+        return 2 * holds
+    assert fails is not None
+    return fails - 2 * max(bound, abs(fails))

@@ -1,0 +1,191 @@
+"""How the loss of answers and of text changes with the numbers of each head: gradients of one haystack.
+
+The text of a haystack goes through the model once. Each question continues from its cache alone, as a user asks it, so
+no question sees another one's answer. The backward pass goes through the questions first, then once through the text
+with the summed gradients of the cache.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
+
+from surgery.evaluation.prefill import chunk_size
+from surgery.evaluation.retrieval.probes import Probe, ProbeSet
+from surgery.loading.caches import new_cache, with_cache
+from surgery.loading.head import LOGITS_AT_ONCE, base_output, head_logits, vocabulary, with_hidden
+
+Array = NDArray[np.float64]
+
+# The two numbers of the multiplier m(n) = b + s ln n by which gradients are taken, in this order.
+NUMBERS = ("bias", "scale")
+# Predictions of the text whose loss is taken, drawn evenly from each haystack.
+TEXT_TOKENS = 512
+# Questions that continue from the cache together.
+TOGETHER = 8
+# Questions of a haystack, for a model that cannot continue from a cache: each takes a pass over the whole text.
+MOST_ALONE = 4
+
+
+@dataclass(frozen=True)
+class RowGradients:
+    """Gradients of one haystack by b and s of every chosen head, ``(layers, heads, 2)``.
+
+    Attributes:
+        answers: of the mean negative log-probability of a whole answer.
+        text: of the mean loss of the drawn predictions of the text.
+        drawn: their number.
+        answer_loss, text_loss: the two losses.
+    """
+
+    answers: Array
+    text: Array
+    drawn: int
+    answer_loss: float
+    text_loss: float
+
+
+def ssmax_modules(model: Any) -> list[Any]:
+    """The SSMax module of each chosen layer, in order."""
+    found = [(module.layer_idx, module.ssmax) for module in model.modules() if hasattr(module, "ssmax")]
+    return [module for _, module in sorted(found, key=lambda item: int(item[0]))]
+
+
+def set_numbers(model: Any, values: Array) -> None:
+    """Set b and s of every layer and chosen head.
+
+    Args:
+        model: with SSMax of the form ``bias``.
+        values: ``(layers, heads, 2)``.
+    """
+    with torch.no_grad():
+        for number, module in enumerate(ssmax_modules(model)):
+            for column, name in enumerate(NUMBERS):
+                getattr(module, name).copy_(torch.from_numpy(values[number, :, column]))
+
+
+def row_gradients(model: Any, haystack: ProbeSet, generator: torch.Generator) -> RowGradients:
+    """The gradients of a haystack at the model's present numbers.
+
+    Args:
+        model: with SSMax of the form ``bias`` on its layers; no other parameter needs a gradient.
+        haystack: a text with facts, and a question for each.
+        generator: draws the predictions of the text.
+    """
+    numbers = [getattr(module, name) for module in ssmax_modules(model) for name in NUMBERS]
+    cache = new_cache(model)
+    continues = chunk_size(model, 1, 2) == 1 and _keeps_keys_alone(cache)
+    probes = haystack.probes if continues else haystack.probes[:MOST_ALONE]
+    tokens = torch.tensor([haystack.probes[0].prompt[: haystack.shared]], device=model.device)
+    with ExitStack() as stack:
+        for number in numbers:
+            number.requires_grad_(True)
+            stack.callback(number.requires_grad_, False)
+        output = base_output(model, input_ids=tokens, **(with_cache(cache) if continues else {"use_cache": False}))
+        drawn = torch.randperm(tokens.shape[1] - 1, generator=generator)[:TEXT_TOKENS].sort().values.to(model.device)
+        text_loss = _loss(model, output, torch.zeros_like(drawn), drawn, tokens[0, drawn + 1])
+        text = torch.autograd.grad(text_loss / len(drawn), numbers, retain_graph=continues)
+        ask = _continued if continues else _alone
+        answer_loss, answers = ask(model, haystack.shared if continues else 0, probes, cache, numbers)
+    return RowGradients(
+        answers=_stacked(answers) / len(probes),
+        text=_stacked(text),
+        drawn=len(drawn),
+        answer_loss=answer_loss / len(probes),
+        text_loss=text_loss.item() / len(drawn),
+    )
+
+
+def _continued(
+    model: Any, shared: int, probes: Sequence[Probe], cache: Any, numbers: Sequence[torch.Tensor]
+) -> tuple[float, list[torch.Tensor]]:
+    """Summed loss of the answers and its gradients: the questions continue from the cache of the shared tokens."""
+    kept = [state for layer in cache.layers for state in (layer.keys, layer.values)]
+    cut = [state.detach().requires_grad_() for state in kept]
+    total, gradients = 0.0, [torch.zeros_like(number) for number in (*numbers, *cut)]
+    for start in range(0, len(probes), TOGETHER):
+        asked = probes[start : start + TOGETHER]
+        loss = _asked(model, shared, asked, _repeated(cache, cut, len(asked)))
+        found = torch.autograd.grad(loss, [*numbers, *cut], allow_unused=True)
+        gradients = [old if new is None else old + new for old, new in zip(gradients, found, strict=True)]
+        total += loss.item()
+    own, pulls = gradients[: len(numbers)], gradients[len(numbers) :]
+    # The first layer's keys and values do not depend on any number.
+    reached = [number for number, state in enumerate(kept) if state.requires_grad]
+    through = torch.autograd.grad(
+        [kept[number] for number in reached], numbers, [pulls[number] for number in reached], allow_unused=True
+    )
+    return total, [old if new is None else old + new for old, new in zip(own, through, strict=True)]
+
+
+def _alone(
+    model: Any, shared: int, probes: Sequence[Probe], cache: None, numbers: Sequence[torch.Tensor]
+) -> tuple[float, list[torch.Tensor]]:
+    """The same, with a pass over each whole prompt."""
+    total, gradients = 0.0, [torch.zeros_like(number) for number in numbers]
+    for probe in probes:
+        loss = _asked(model, shared, [probe], None)
+        gradients = [old + new for old, new in zip(gradients, torch.autograd.grad(loss, numbers), strict=True)]
+        total += loss.item()
+    return total, gradients
+
+
+def _asked(model: Any, shared: int, probes: Sequence[Probe], cache: Any) -> torch.Tensor:
+    """Summed loss of the answers. Shorter questions are padded at their end, which no answer sees."""
+    own = [(*probe.prompt[shared:], *probe.answer) for probe in probes]
+    longest = max(map(len, own))
+    tokens = torch.tensor([[*part, *part[-1:] * (longest - len(part))] for part in own], device=model.device)
+    output = base_output(
+        model, input_ids=tokens[:, :-1], **({"use_cache": False} if cache is None else with_cache(cache))
+    )
+    places = [
+        (row, position - 1)
+        for row, (part, probe) in enumerate(zip(own, probes, strict=True))
+        for position in range(len(part) - len(probe.answer), len(part))
+    ]
+    rows, positions = torch.tensor(places, device=model.device).T
+    return _loss(model, output, rows, positions, tokens[rows, positions + 1])
+
+
+def _loss(model: Any, output: Any, rows: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Summed loss of some predictions; the logits of a few of them are in memory at once."""
+    hidden = output["last_hidden_state"][rows, positions][None]
+    total = hidden.new_zeros((), dtype=torch.float32)
+    each = max(1, LOGITS_AT_ONCE // vocabulary(model))
+    for start in range(0, len(targets), each):
+        part = hidden[:, start : start + each]
+        logits = head_logits(model, with_hidden(output, part), targets[None, start : start + each], 0, part.shape[1])
+        total = total + cross_entropy(logits[0].float(), targets[start : start + each], reduction="sum")
+    return total
+
+
+def _keeps_keys_alone(cache: Any) -> bool:
+    """Whether every layer of the cache is keys and values, in a window or not."""
+    from transformers.cache_utils import DynamicLayer
+
+    return all(isinstance(layer, DynamicLayer) for layer in cache.layers)
+
+
+def _repeated(cache: Any, states: Sequence[torch.Tensor], times: int) -> Any:
+    """A cache with these keys and values in each of several rows, to continue once."""
+    lent = copy.copy(cache)
+    lent.layers = [copy.copy(layer) for layer in cache.layers]
+    for number, layer in enumerate(lent.layers):
+        layer.keys, layer.values = (
+            state.expand(times, *state.shape[1:]) for state in states[2 * number : 2 * number + 2]
+        )
+    return lent
+
+
+def _stacked(gradients: Sequence[torch.Tensor]) -> Array:
+    """``(layers, heads, 2)`` from one vector of each layer's numbers in turn."""
+    columns = [gradient.double().cpu().numpy() for gradient in gradients]
+    return np.stack([np.stack(columns[start : start + 2], axis=-1) for start in range(0, len(columns), 2)])

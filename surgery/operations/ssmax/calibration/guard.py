@@ -1,0 +1,105 @@
+"""The guard of a calibration: the loss of held-out passages, and the answers to held-out haystacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from surgery.evaluation.loss.token_losses import token_losses
+from surgery.evaluation.passages import Passage
+from surgery.evaluation.retrieval.haystacks import haystack_logits
+from surgery.evaluation.retrieval.probes import ProbeSet
+from surgery.operations.ssmax.calibration.gradients import ssmax_modules
+from surgery.operations.ssmax.calibration.results import HeldOutPassage, Recall
+
+OnTokens = Callable[[int, str], None]
+# Tokens per pass over a haystack.
+_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class HeldOutFindings:
+    """What the guard found with one choice of numbers."""
+
+    passages: tuple[HeldOutPassage, ...]
+    recall: Recall
+
+    @property
+    def worst(self) -> float:
+        """Largest rise of the loss of a passage, in nats per token."""
+        return max(passage.change for passage in self.passages)
+
+
+class HeldOutGuard:
+    """Measures held-out passages and haystacks; the source, with SSMax off, is measured once.
+
+    Args:
+        model: with SSMax on its layers.
+        passages: to measure the loss.
+        haystacks: to measure the answers.
+        on_tokens: called with finished tokens and what was measured.
+    """
+
+    def __init__(
+        self, model: Any, passages: Sequence[Passage], haystacks: Sequence[ProbeSet], on_tokens: OnTokens
+    ) -> None:
+        self._model, self._passages, self._haystacks, self._on_tokens = model, passages, haystacks, on_tokens
+        self._source: tuple[list[float], list[tuple[float, float]]] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one measurement."""
+        return sum(len(passage.tokens) for passage in self._passages) + sum(one.tokens for one in self._haystacks)
+
+    def measure(self) -> HeldOutFindings:
+        """The passages and the answers with the model's present numbers, and with SSMax off."""
+        if self._source is None:
+            self._source = self._both(off=True)
+        (losses, answers), (own_losses, own_answers) = self._source, self._both(off=False)
+        passages = tuple(
+            HeldOutPassage(passage.document, len(passage.tokens), before, after)
+            for passage, before, after in zip(self._passages, losses, own_losses, strict=True)
+        )
+        questions = sum(len(haystack.probes) for haystack in self._haystacks)
+        recall = Recall(len(self._haystacks), questions, *_means(answers), *_means(own_answers))
+        return HeldOutFindings(passages, recall)
+
+    def _both(self, *, off: bool) -> tuple[list[float], list[tuple[float, float]]]:
+        """Loss of each passage; log-probability and right or not of each answer."""
+        what = "held-out text without SSMax" if off else "held-out text with SSMax"
+        modules = ssmax_modules(self._model)
+        losses, answers = [], []
+        for module in modules:
+            module.enabled = not off
+        try:
+            for passage in self._passages:
+                tokens = torch.tensor([passage.tokens], device=self._model.device)
+                losses.append(float(token_losses(self._model, tokens).double().mean()))
+                self._on_tokens(len(passage.tokens), what)
+            for haystack in self._haystacks:
+                answers += self._answers(haystack)
+                self._on_tokens(haystack.tokens, what)
+        finally:
+            for module in modules:
+                module.enabled = True
+        return losses, answers
+
+    def _answers(self, haystack: ProbeSet) -> list[tuple[float, float]]:
+        """Log-probability of each answer, and 1 where each of its tokens is the likeliest."""
+        found = []
+        for probe, logits in zip(
+            haystack.probes, haystack_logits(self._model, haystack, _CHUNK, lambda tokens: None), strict=True
+        ):
+            answer = torch.tensor(probe.answer, device=logits.device)
+            right = bool((logits.argmax(-1) == answer).all())
+            found.append((-cross_entropy(logits, answer, reduction="sum").item(), float(right)))
+        return found
+
+
+def _means(answers: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Mean log-probability, and the share of right answers."""
+    return sum(value for value, _ in answers) / len(answers), sum(right for _, right in answers) / len(answers)

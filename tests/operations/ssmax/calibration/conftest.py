@@ -1,0 +1,30 @@
+"""What is calibrated here: a tiny model with a tokenizer of characters, and texts."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tokenizers import save_tiny_tokenizer
+
+LENGTH = 512
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    for what in ("rivers", "mills", "bridges"):
+        lines = (f"Paragraph {line} speaks of {what} and of what is beside them." for line in range(80))
+        (folder / f"{what}.txt").write_text("\n\n".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def source(make_source: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = make_source("llama", max_position_embeddings=2 * LENGTH)
+    folder = Path(shutil.copytree(made, tmp_path_factory.mktemp("model") / "tiny"))
+    save_tiny_tokenizer(folder)
+    return folder

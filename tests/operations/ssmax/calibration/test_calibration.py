@@ -1,0 +1,197 @@
+"""Calibration of SSMax on a tiny model: the choice, the guard, the files, and the refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from surgery.conversion import convert, make_plan, revert
+from surgery.data import read_documents
+from surgery.data.recall import MEASURING
+from surgery.errors import PlanRefusedError, SurgeryError, UsageError
+from surgery.evaluation.loss.token_losses import token_losses
+from surgery.loading import load_model, load_tokenizer
+from surgery.operations.ssmax.calibration import (
+    SSMaxCalibration,
+    SSMaxCalibrationSettings,
+    calibrate,
+    calibrator,
+    read_calibration,
+)
+from surgery.operations.ssmax.calibration.guard import HeldOutFindings, HeldOutGuard
+from surgery.operations.ssmax.calibration.results import HeldOutPassage, Recall
+from surgery.operations.ssmax.calibration.texts import divide_texts, draw_haystacks
+
+SETTINGS = SSMaxCalibrationSettings(lengths=(256, 512), haystacks=6, rounds=2, max_loss_increase=0.05)
+
+
+@pytest.fixture(scope="module", params=["constant", "bias"])
+def calibration(request: pytest.FixtureRequest, source: Path, texts: Path) -> SSMaxCalibration:
+    return calibrate(source, [texts], options={"form": request.param}, settings=SETTINGS)
+
+
+def test_the_answers_become_likelier_and_the_loss_holds(calibration: SSMaxCalibration) -> None:
+    recall = calibration.recall
+    assert recall.calibrated > recall.log_probability + 0.05
+    assert max(text.change for text in calibration.guard) <= SETTINGS.max_loss_increase
+    assert sorted({text.tokens for text in calibration.guard}) == [256, 512]
+    assert [len(entry.values["bias"]) for entry in calibration.layers] == [4, 4, 4]
+    assert [one.haystacks for one in calibration.rounds] == [6, 6] and calibration.rounds[0].promised > 0
+
+
+def test_the_converted_model_does_what_the_guard_measured(
+    source: Path, texts: Path, calibration: SSMaxCalibration, tmp_path: Path
+) -> None:
+    out = convert(source, "ssmax", calibration=calibration, output=tmp_path / "out").output
+    model, tokenizer = load_model(out), load_tokenizer(out)
+    found = divide_texts(read_documents([texts]), tokenizer, (256, 512), SETTINGS)
+    for passage, text in zip(found.passages, calibration.guard, strict=True):
+        loss = token_losses(model, torch.tensor([passage.tokens])).double().mean().item()
+        assert loss == pytest.approx(text.calibrated, abs=1e-6)
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for haystack in found.haystacks:
+            for probe in haystack.probes:
+                tokens = torch.tensor([[*probe.prompt, *probe.answer]])
+                log = model(tokens, use_cache=False).logits[0].log_softmax(-1)
+                places = range(len(probe.prompt), tokens.shape[1])
+                total += sum(float(log[place - 1, tokens[0, place]]) for place in places)
+                count += 1
+    assert calibration.recall.questions == count
+    assert total / count == pytest.approx(calibration.recall.calibrated, abs=1e-3)
+
+
+def test_the_record_travels_and_gives_the_same_checkpoint_again(
+    source: Path, calibration: SSMaxCalibration, tmp_path: Path
+) -> None:
+    first = convert(source, "ssmax", calibration=calibration, output=tmp_path / "a").output
+    record = read_calibration(first / "surgery" / "calibration.json")
+    assert record == calibration and record.hash == calibration.hash
+    block = json.loads((first / "config.json").read_text())["surgery"]["operations"][0]
+    assert block["calibration"] == calibration.hash and block["form"] == calibration.settings["form"]
+    second = convert(source, "ssmax", calibration=record, output=tmp_path / "b").output
+    for path in sorted(first.rglob("*")):
+        if path.is_file():
+            assert path.read_bytes() == (second / path.relative_to(first)).read_bytes(), path.name
+    back = revert(first, output=tmp_path / "back").output
+    assert (back / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+
+
+def test_the_same_text_gives_the_same_calibration(source: Path, texts: Path) -> None:
+    settings = SETTINGS.model_copy(update={"lengths": (256,), "rounds": 1})
+    first, again, other = (
+        calibrate(source, [texts], settings=settings.model_copy(update={"seed": seed})).hash for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+def test_layers_and_heads_that_were_not_chosen_stay(source: Path, texts: Path, tmp_path: Path) -> None:
+    options = {"form": "anchored", "reference_length": 16, "layers": "1", "heads": "0,2"}
+    found = calibrate(source, [texts], options=options, settings=SETTINGS)
+    assert [(entry.layer, len(entry.values["scale"])) for entry in found.layers] == [(1, 2)]
+    plan = make_plan(source, [{"name": "ssmax"}], calibration=found).plan
+    assert [tensor.shape for tensor in plan.tensors] == [(2,)] and plan.operations[0]["reference_length"] == 16
+
+
+def test_held_out_text_is_not_observed_and_measuring_templates_are_not_used(source: Path, texts: Path) -> None:
+    tokenizer = load_tokenizer(source)
+    documents = read_documents([texts])
+    found = divide_texts(documents, tokenizer, (256, 512), SETTINGS)
+    observed = "".join(piece.text for piece in found.pieces)
+    for document in documents:
+        own = [line for line in document.text.splitlines() if line]
+        seen = [line in observed for line in own]
+        assert seen == sorted(seen, reverse=True) and 0.6 < sum(seen) / len(seen) < 0.7
+        held = "".join(
+            tokenizer.decode(passage.tokens) for passage in found.passages if passage.document == document.name
+        )
+        assert not any(line in held for line, was_seen in zip(own, seen, strict=True) if was_seen)
+    drawn = draw_haystacks(found.pieces, tokenizer, 512, 40, seed="a")
+    questions = [tokenizer.decode(probe.prompt).rpartition("\n")[2] for one in drawn for probe in one.probes]
+    starts = [start for family in MEASURING.values() if len(start := family.question.partition("{name}")[0]) > 1]
+    assert len(starts) == 3 and not any(question.startswith(start) for start in starts for question in questions)
+    assert len({len(one.probes[0].prompt) for one in drawn}) > 20
+
+
+class _Known(HeldOutGuard):
+    """A guard whose loss rises with the square of the numbers' distance from 1, and whose answers with the distance."""
+
+    def measure(self) -> HeldOutFindings:
+        module = next(one for one in self._model.modules() if hasattr(one, "bias") and hasattr(one, "scale"))
+        moved = float((module.bias - 1).abs().sum())
+        passage = HeldOutPassage("a", 8, 1.0, 1.0 + self.price * moved**2)
+        return HeldOutFindings((passage,), Recall(1, 1, -5.0, 0.0, -5.0 + self.gain * moved, 0.0))
+
+    price, gain = 0.0, 1.0
+
+
+@pytest.mark.parametrize(
+    ("price", "gain", "error"),
+    [(0.3, 1.0, None), (1e9, 1.0, "no choice keeps the loss"), (0.0, -1.0, "did not become likelier")],
+)
+def test_the_last_step_is_as_long_as_the_loss_allows(
+    source: Path, texts: Path, monkeypatch: pytest.MonkeyPatch, price: float, gain: float, error: str | None
+) -> None:
+    monkeypatch.setattr("surgery.operations.ssmax.calibration.guard.HeldOutGuard", _Known)
+    monkeypatch.setattr(_Known, "price", price)
+    monkeypatch.setattr(_Known, "gain", gain)
+    if error is not None:
+        with pytest.raises(SurgeryError, match=error):
+            calibrate(source, [texts], options={"form": "constant"}, settings=SETTINGS)
+        return
+    found = calibrate(source, [texts], options={"form": "constant"}, settings=SETTINGS)
+    assert len(found.trials) == calibrator.TRIALS
+    holding = [trial for trial in found.trials if trial.worst <= SETTINGS.max_loss_increase]
+    assert 0 < len(holding) < len(found.trials)
+    assert found.recall.calibrated == max(trial.log_probability for trial in holding)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"form": "logn"}, "logn cannot be calibrated: it has no parameter"),
+        ({"form": "paper"}, "paper cannot be calibrated: it does not start"),
+    ],
+)
+def test_forms_without_an_identity_are_refused(
+    source: Path, texts: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(PlanRefusedError, match=message):
+        calibrate(source, [texts], options=options, settings=SETTINGS)
+
+
+def test_too_little_text_and_lengths_beyond_the_model_are_refused(source: Path, texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("A short text.\n" * 4)
+    with pytest.raises(UsageError, match="tokens"):
+        calibrate(source, [tmp_path], settings=SETTINGS)
+    with pytest.raises(UsageError, match="the model was trained at 1024 tokens"):
+        calibrate(source, [texts], settings=SSMaxCalibrationSettings(lengths=(4096,)))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"form": "anchored"}, "form 'anchored' differs from the calibration"),
+        ({"layers": "0"}, "layers '0' differs from the calibration"),
+        ({"start": {"bias": 1.1}}, "start"),
+    ],
+)
+def test_options_that_contradict_the_calibration_are_refused(
+    source: Path, calibration: SSMaxCalibration, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_plan(source, [{"name": "ssmax", **given}], calibration=calibration)
+
+
+@pytest.mark.parametrize("change", [{"schema": 2}, {"operation": "screening"}, {"recall": None}, {"layers": [{}]}])
+def test_a_record_that_cannot_be_read_is_named(
+    calibration: SSMaxCalibration, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps({**calibration.to_dict(), **change}))
+    with pytest.raises(SurgeryError, match=r"calibration\.json"):
+        read_calibration(path)

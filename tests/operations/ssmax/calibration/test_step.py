@@ -1,0 +1,95 @@
+"""The step of a calibration: the best change for its price, on losses that are known exactly."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from surgery.operations.ssmax.calibration import step as step_module
+from surgery.operations.ssmax.calibration.gradients import RowGradients
+from surgery.operations.ssmax.calibration.step import Evidence, form_columns
+
+LAYERS, HEADS = 3, 4
+
+
+def rows(count: int, seed: int = 0, noise: float = 0.3) -> list[RowGradients]:
+    """Gradients that agree but for some noise."""
+    generator = np.random.default_rng(seed)
+    shape = (LAYERS, HEADS, 2)
+    answers, text = generator.normal(0, 1, shape), generator.normal(0, 0.05, shape)
+    return [
+        RowGradients(
+            answers + generator.normal(0, noise, shape), text + generator.normal(0, 0.05, shape), 100, 1.0, 1.0
+        )
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("form", ["constant", "anchored", "bias"])
+@pytest.mark.parametrize("allowed", [0.01, 0.2])
+def test_no_other_change_gains_more_for_the_same_loss(
+    form: str, allowed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_module, "SHARE_OF_GAIN", 2.0)  # every head, also one that loses
+    columns = form_columns(form, 256, math.log(1000))  # type: ignore[arg-type]
+    evidence = Evidence([rows(20)], columns)
+    numbers, gain = evidence.step(allowed)
+    # Back to the numbers of the form: the first row of the columns gives b, the second s.
+    change = np.linalg.lstsq(columns, numbers.reshape(-1, 2).T, rcond=None)[0].T.reshape(evidence.answers.shape)
+    assert change @ columns.T == pytest.approx(numbers, abs=1e-9)
+    assert evidence.loss_change(change) == pytest.approx(allowed, rel=1e-3)
+    assert gain == pytest.approx(-(evidence.answers * change).sum())
+    generator = np.random.default_rng(1)
+    for _ in range(200):
+        other = change + generator.normal(0, 0.1 * np.abs(change).mean(), change.shape)
+        # As dear as the step: scaled until its loss is the allowed one.
+        low, high = 0.0, 4.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (low, middle) if evidence.loss_change(middle * other) > allowed else (middle, high)
+        assert evidence.gain(low * other) <= gain + 1e-9
+
+
+def test_the_fisher_information_is_that_of_one_token() -> None:
+    """Gradients of 100 tokens each, drawn with a known covariance: its diagonal is found, and the damping."""
+    generator = np.random.default_rng(0)
+    deviation = np.array([0.5, 2.0])
+    text = generator.normal(0, deviation / math.sqrt(100), (4000, LAYERS, HEADS, 2))
+    found = Evidence([[RowGradients(row, row, 100, 1.0, 1.0) for row in text]], np.eye(2)).fisher
+    wanted = (1 + step_module.DAMPING) * deviation**2
+    assert found[..., 0, 0] == pytest.approx(np.full((LAYERS, HEADS), wanted[0]), rel=0.1)
+    assert found[..., 1, 1] == pytest.approx(np.full((LAYERS, HEADS), wanted[1]), rel=0.1)
+    assert np.abs(found[..., 0, 1]).max() < 0.1
+
+
+def test_noise_alone_moves_little() -> None:
+    sure = Evidence([rows(20, noise=0.1)], form_columns("constant", None, 7.0))
+    unsure = Evidence([rows(20, noise=20.0)], form_columns("constant", None, 7.0))
+    assert np.abs(sure.answers).sum() > 3
+    assert (unsure.answers == 0).mean() > 0.3  # entries within their noise
+
+
+def test_heads_that_add_little_stay_exactly_where_they_are() -> None:
+    answers = np.zeros((LAYERS, HEADS, 2))
+    answers[0, 1, 0], answers[2, 3, 0], answers[1, 1, 0] = 5.0, 4.0, 0.1
+    generator = np.random.default_rng(0)
+    noisy = [
+        RowGradients(answers * generator.uniform(0.9, 1.1), generator.normal(0, 0.1, answers.shape), 100, 1.0, 1.0)
+        for _ in range(30)
+    ]
+    numbers, _ = Evidence([noisy], form_columns("constant", None, 7.0)).step(0.05)
+    moved = np.argwhere(numbers[..., 0] != 0)
+    assert {(int(layer), int(head)) for layer, head in moved} == {(0, 1), (2, 3)}
+    assert (numbers[..., 0][tuple(moved.T)] < 0).all() and (numbers[..., 1] == 0).all()
+
+
+def test_columns_of_a_form_are_its_multiplier() -> None:
+    """m(n) = b + s ln n of the columns, for a number of each form, as its equation says."""
+    n, reference = 3000.0, 256
+    (anchored,) = form_columns("anchored", reference, 7.0).T
+    assert anchored[0] + anchored[1] * math.log(n) == pytest.approx(math.log(n) - math.log(reference))
+    level, slope = form_columns("bias", None, 7.0).T
+    assert (level[0] + level[1] * math.log(n), slope[0] + slope[1] * math.exp(0) * 7.0) == pytest.approx((1, 0))
+    assert form_columns("constant", None, 7.0).tolist() == [[1.0], [0.0]]
