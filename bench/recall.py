@@ -1,46 +1,35 @@
 """Retrieval at length: how much is gained for which loss, and how much of it is due to ln n.
 
-    python -m bench.recall MODEL --text held-out/ --kinds kernel/ python/ headers/ --train-text texts/ --work WORK \\
+    python -m bench.recall MODEL --text held-out/ --kinds kernel/ python/ source/ --train-text texts/ --work WORK \\
         --out docs/results/data/recall.json
 
-There are four models: the source; every query times 1.2, nothing learned; one learned constant per head; and the recipe
-`ssmax-recall`. The constants and the recipe see the same rows in the same order with the same objective; each seed
-trains both. All models are asked for the same facts in the same texts, and predict the same texts of several kinds.
-Differences are paired, and their intervals resample whole haystacks or documents. The measure `far` asks beyond the
-trained length of the source: YaRN is added to the source and to the models of the first seed.
+The models: the source; every query times 1.2, nothing learned; and SSMax calibrated on haystacks, for each seed in
+each form: `constant` (one temperature per head, no ln n) and `bias` (b + s ln n). A seed has one set of haystacks.
+All models are asked for the same facts in the same texts, with templates, names and words that no calibration uses, and
+predict the same texts of several kinds. Differences are paired, and their intervals resample whole haystacks or
+documents. The measure `far` asks beyond the trained length of the source: YaRN is added to the source and to the models
+of the first seed.
 
 Finished parts are kept in WORK, so the command can be interrupted and repeated.
 """
 
 from __future__ import annotations
 
-import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-
 import surgery
 from bench.harness import arguments, report
-from surgery.checkpoint import open_checkpoint
-from surgery.errors import UsageError
-from surgery.loading import RunOptions, load_model, load_tokenizer
-from surgery.recovery import read_recipe
-from surgery.recovery.api import read_rows
-from surgery.recovery.controls import apply_control
-from surgery.recovery.layout import Layout
-from surgery.recovery.parameters import choose_trained
-from surgery.recovery.recipe import Recipe
-from surgery.recovery.stage_hooks import stage_hooks
-from surgery.recovery.teachers import SameWeights
-from surgery.training.api import train
-from surgery.training.folder import TrainingFolder
+from surgery.loading import RunOptions
+from surgery.operations.ssmax.calibration import SSMaxCalibrationSettings, calibrate, read_calibration
 
 SHARPENED = 1.2
+# N of the form `anchored`.
+REFERENCE = 256
 MEASURES = ("recall", "loss", "far", "abcdigits", "passkey", "induction")
 DEPTHS = [0.0, 0.25, 0.5, 0.75, 1.0]
-OPERATION = "surgery-operations.safetensors"
 
 
 def convert(model: Path, output: Path, **options: Any) -> Path:
@@ -50,58 +39,36 @@ def convert(model: Path, output: Path, **options: Any) -> Path:
     return output
 
 
-def learned(recipe: Recipe, output: Path, device: str) -> Path:
-    """The recipe's own result."""
+def calibrated(options: Any, form: str, seed: int) -> Path:
+    """The model calibrated in one form, on haystacks of one seed; the forms of a seed share their first gradients."""
+    output = options.work / f"{form}-{seed}"
     if not output.is_dir():
-        began = output.with_name(output.name + ".training") / "run.json"
-        surgery.finetune(recipe, resume=began.is_file(), device=device)
+        print(f"calibrating {output.name}", flush=True)
+        began = time.perf_counter()
+        settings = {"seed": seed, "rounds": options.rounds, "haystacks": options.calibrate_haystacks}
+        found = calibrate(
+            options.model,
+            options.train_text,
+            options={"form": form, **({"reference_length": REFERENCE} if form == "anchored" else {})},
+            settings=SSMaxCalibrationSettings.model_validate(settings),
+            run=RunOptions(device=options.device, dtype=options.calibrate_dtype),
+            work=options.work / "gradients",
+        )
+        print(f"  {time.perf_counter() - began:,.0f} s, {found.recall}", flush=True)
+        convert(options.model, output, form=form, calibration=found)
     return output
 
 
-def constants(recipe: Recipe, anchored: Path, bias: Path, output: Path, device: str) -> Path:
-    """One constant per head, trained on the recipe's rows, as the form ``bias`` with s = 0."""
-    if output.is_dir():
-        return output
-    layout = Layout(open_checkpoint(anchored).config)
-    model = load_model(anchored, RunOptions(device=device, dtype="float32"))
-    apply_control(model, "temperature", layout)
-    names = choose_trained(model, recipe, layout, "temperature")
-    tokenizer = load_tokenizer(anchored)
-
-    def offsets(text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        found = tokenizer(text, return_offsets_mapping=True, verbose=False)
-        return found["input_ids"], found["offset_mapping"]
-
-    data = read_rows(recipe, lambda texts: tokenizer(texts, verbose=False)["input_ids"], None, offsets)
-    options = recipe.training_options()
-    rate = options.optimizer.model_copy(update={"lr": recipe.optimizer.scale_lr})
-    folder = TrainingFolder(output)
-    train(
-        model,
-        data,
-        options.model_copy(update={"optimizer": rate}),
-        folder,
-        teacher=SameWeights(),
-        extensions=lambda stage: stage_hooks(model, layout, recipe),
-        resume=(folder.path / "run.json").is_file(),
-        device=device,
-    )
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(bias, partial)
-    numbers = load_file(partial / OPERATION)
-    parameters = dict(model.named_parameters())
-    numbers |= {name: parameters[name].detach().cpu().contiguous() for name in names}
-    save_file(numbers, partial / OPERATION, metadata={"format": "pt"})
-    partial.rename(output)
-    folder.remove()
-    return output
-
-
-def longer(model: Path, output: Path, factor: float) -> Path:
-    """A model with YaRN, for texts ``factor`` times as long."""
+def longer(options: Any, model: Path) -> Path:
+    """The source, or a calibrated model, with YaRN for longer texts."""
+    output = options.work / f"{model.name}-longer"
     if not output.is_dir():
-        surgery.convert(model, "rope", output=output, type="yarn", factor=factor)
+        rope = {"name": "rope", "type": "yarn", "factor": options.factor}
+        if model == options.model:
+            surgery.convert(model, [rope], output=output)
+        else:
+            found = read_calibration(model / "surgery" / "calibration.json")
+            surgery.convert(options.model, [rope, {"name": "ssmax"}], calibration=found, output=output)
     return output
 
 
@@ -113,7 +80,7 @@ def evaluated(options: Any, models: dict[str, Path], against: Path, text: Any, p
         text=text,
         suite={"name": f"{part['kind']}-{part.get('task', 'text')}", "parts": [part]},
         results=options.work / "results",
-        run=RunOptions(device=options.device, dtype="float32"),
+        run=RunOptions(device=options.device, dtype=options.dtype),
     )
     return zip(models, found.section(part["kind"]).results, strict=True)
 
@@ -160,33 +127,15 @@ def loss_rows(options: Any, models: dict[str, Path]) -> Iterator[dict[str, Any]]
                 yield row | figures(Path(kind).name, total.loss, total.base_loss, total.difference)
 
 
-def trained(options: Any) -> dict[str, Path]:
-    """The source, the source with every query sharpened, and for each seed the recipe's result and its control."""
-    work = options.work
+def made(options: Any) -> dict[str, Path]:
+    """The source, the source with every query sharpened, and each form calibrated with each seed."""
     models = {
         "source": options.model,
-        "sharpened": convert(options.model, work / "sharpened", form="bias", start={"bias": SHARPENED}),
+        "sharpened": convert(options.model, options.work / "sharpened", form="constant", start={"bias": SHARPENED}),
     }
-    for seed in options.seeds:
-        given = {
-            "model": options.model,
-            "output": work / f"recall-{seed}",
-            "data.sources.0.path": [str(text) for text in options.train_text],
-            "data.sources.0.seed": seed,
-            "seed": seed,
-            "control": "false",
-            "precision": "float32",
-        }
-        try:
-            recipe = read_recipe("ssmax-recall", [*(f"{key}={value}" for key, value in given.items()), *options.set])
-        except UsageError as error:
-            raise SystemExit(error.message) from error
-        reference = recipe.operations[0].model_dump()["reference_length"]
-        bias = convert(options.model, work / "bias", form="bias", reference_length=reference)
-        anchored = convert(options.model, work / "anchored", form="anchored", reference_length=reference)
-        models[f"constants-{seed}"] = constants(recipe, anchored, bias, work / f"constants-{seed}", options.device)
-        models[f"recall-{seed}"] = learned(recipe, work / f"recall-{seed}", options.device)
-    return models
+    return models | {
+        f"{form}-{seed}": calibrated(options, form, seed) for seed in options.seeds for form in options.forms
+    }
 
 
 def measured(options: Any, models: dict[str, Path]) -> Iterator[dict[str, Any]]:
@@ -197,17 +146,14 @@ def measured(options: Any, models: dict[str, Path]) -> Iterator[dict[str, Any]]:
             continue
         chosen, lengths = models, options.lengths
         if measure == "far":
-            first = options.seeds[0]
-            chosen = {
-                name: longer(models[name], options.work / f"{name}-longer", options.factor)
-                for name in ("source", f"constants-{first}", f"recall-{first}")
-            }
+            first = ("source", *(f"{form}-{options.seeds[0]}" for form in options.forms))
+            chosen = {name: longer(options, models[name]) for name in first}
             lengths = options.far
         yield from retrieval_rows(options, chosen, "source", measure, lengths)
         for seed in options.seeds:
-            pair = {name: chosen[name] for name in (f"constants-{seed}", f"recall-{seed}") if name in chosen}
-            if pair:
-                yield from retrieval_rows(options, pair, f"constants-{seed}", measure, lengths)
+            own = {f"{form}-{seed}": chosen[f"{form}-{seed}"] for form in options.forms if f"{form}-{seed}" in chosen}
+            if len(own) > 1 and f"constant-{seed}" in own:
+                yield from retrieval_rows(options, own, f"constant-{seed}", measure, lengths)
 
 
 def main() -> None:
@@ -216,9 +162,13 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", required=True, help="folders of held-out text, one for each kind")
     parser.add_argument("--train-text", nargs="+", required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a training and a control for each")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a calibration of each form for each")
+    parser.add_argument("--forms", nargs="+", default=["constant", "bias"], choices=["constant", "bias", "anchored"])
+    parser.add_argument("--rounds", type=int, default=1, help="steps of a calibration")
+    parser.add_argument("--calibrate-haystacks", type=int, default=24, help="of each step")
+    parser.add_argument("--calibrate-dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="float32", help="of all measurements")
     parser.add_argument("--measures", nargs="+", default=["recall", "loss"], choices=MEASURES)
-    parser.add_argument("--set", nargs="*", default=[], help="changes of the recipe: budget.tokens=20000")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
     parser.add_argument("--far", type=int, nargs="+", default=[16384], help="lengths of the measure far, with YaRN")
     parser.add_argument("--factor", type=float, default=4.0, help="of YaRN")
@@ -230,7 +180,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    report("recall", [*measured(options, trained(options))], options.out)
+    report("recall", [*measured(options, made(options))], options.out)
 
 
 if __name__ == "__main__":

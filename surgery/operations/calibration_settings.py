@@ -13,22 +13,18 @@ from surgery.flag import NO_FLAG, Flag
 # Of calibration texts, where the model was trained at as many tokens.
 DEFAULT_LENGTHS = (1024, 4096)
 
-LossIncrease = Annotated[
-    float,
-    Field(
-        gt=0,
-        allow_inf_nan=False,
-        description="Largest increase of the loss of any held-out passage, in nats per token.",
-    ),
-]
-
 
 class BaseCalibrationSettings(BaseModel):
     """How to calibrate an operation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
-    max_loss_increase: LossIncrease = 0.005
+    max_loss_increase: float = Field(
+        default=0.005,
+        gt=0,
+        allow_inf_nan=False,
+        description="Largest increase of the loss of any held-out passage, in nats per token.",
+    )
     lengths: Annotated[tuple[PositiveInt, ...] | None, Flag(absent=",".join(map(str, DEFAULT_LENGTHS)))] = Field(
         default=None, description="Tokens per passage, no more than the trained length."
     )

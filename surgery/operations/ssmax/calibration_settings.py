@@ -8,12 +8,12 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from surgery.operations.calibration_settings import BaseCalibrationSettings, LossIncrease
+from surgery.operations.calibration_settings import BaseCalibrationSettings
 
 # Tokens of the shortest haystack, where the longest is not shorter.
 SHORTEST = 512
 # Held-out passages of the shortest length; of another, about as many tokens, but no fewer than the second number.
-PASSAGES, FEWEST_PASSAGES = 8, 2
+PASSAGES, FEWEST_PASSAGES = 8, 3
 HELD_OUT_HAYSTACKS = 6
 # Most trials of the last step on held-out text.
 TRIALS = 4
@@ -22,14 +22,19 @@ GRADIENT_COST = 3
 
 
 class SSMaxCalibrationSettings(BaseCalibrationSettings):
-    """How to calibrate SSMax: haystacks with facts are made from the texts, and the answers shall become likelier."""
+    """How to calibrate SSMax: facts are hidden in the texts, and the answers shall become likelier."""
 
-    max_loss_increase: LossIncrease = 0.01
+    max_loss_increase: float = Field(
+        default=0.01,
+        gt=0,
+        allow_inf_nan=False,
+        description="Largest mean increase of the loss over the held-out passages of one length, in nats per token.",
+    )
     haystacks: Annotated[int, Field(ge=4, le=10_000)] = Field(
         default=24, description="Texts with hidden facts that each round learns from."
     )
     rounds: PositiveInt = Field(
-        default=2, le=20, description="Steps, each from the gradients of other haystacks at the numbers so far."
+        default=1, le=20, description="Steps, each from the gradients of other haystacks at the numbers so far."
     )
 
     def passages(self, length: int, lengths: Sequence[int]) -> int:

@@ -30,6 +30,7 @@ def calibrate(
     run: RunOptions | None = None,
     on_progress: OnProgress | None = None,
     family: Family | None = None,
+    work: Path | None = None,
 ) -> SSMaxCalibration:
     """Choose the numbers of SSMax so that a model finds facts in its context, without a training run.
 
@@ -43,6 +44,8 @@ def calibrate(
         run: device, dtype and attention backend.
         on_progress: called with finished work and all work, in tokens of a forward pass, and the current step in words.
         family: the row of a probe, for a family that is not in the table.
+        work: folder that keeps finished gradients: an interrupted calibration goes on there, and the first step of
+            another form takes them from it.
 
     Raises:
         UsageError: no text, or too little of it.
@@ -65,11 +68,20 @@ def calibrate(
 
     from surgery.loading.operated import open_model
     from surgery.operations.ssmax.calibration.guard import HeldOutGuard
+    from surgery.operations.ssmax.calibration.store import GradientStore
 
     # Every form is a case of b + s ln n, whose gradients serve them all.
     open_options = ssmax.model_copy(update={"form": "bias", "start": dict(FORMS["bias"].identity or {})})
     loaded = open_model(source.folder, anatomy, [*before, open_options.resolved()], run)
-    calibrator = StepCalibrator(loaded, ssmax, settings, on_progress)
+    subject = [
+        {path.name: path.stat().st_size for path in sorted(source.folder.glob("*.safetensors"))},
+        source.commit or source.folder.resolve().as_posix(),
+        run.model_dump(mode="json"),
+        list(before),
+        [ssmax.layers, ssmax.heads],
+    ]
+    store = GradientStore(work, subject)
+    calibrator = StepCalibrator(loaded, ssmax, settings, store, on_progress)
     guard = HeldOutGuard(loaded, texts.passages, texts.haystacks, calibrator.report)
     numbers, measured = calibrator.run(haystacks, guard)
     return SSMaxCalibration(

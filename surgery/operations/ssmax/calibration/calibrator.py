@@ -10,7 +10,7 @@ import numpy as np
 
 from surgery.errors import SurgeryError
 from surgery.operations.ssmax.calibration.results import LayerNumbers, Round, StepTrial
-from surgery.operations.ssmax.calibration.step import Evidence, form_columns
+from surgery.operations.ssmax.calibration.step import Evidence, bounded, form_columns
 from surgery.operations.ssmax.calibration_settings import GRADIENT_COST, TRIALS, SSMaxCalibrationSettings
 from surgery.operations.ssmax.options import FORMS, SSMaxOptions
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from surgery.evaluation.retrieval.probes import ProbeSet
     from surgery.operations.ssmax.calibration.gradients import Array, RowGradients
     from surgery.operations.ssmax.calibration.guard import HeldOutFindings, HeldOutGuard
+    from surgery.operations.ssmax.calibration.store import GradientStore
 
 OnProgress = Callable[[int, int, str], None]
 
@@ -34,21 +35,28 @@ class StepCalibrator:
         model: the source with SSMax of the form ``bias``, at its identity.
         ssmax: the resolved options of the result.
         settings: of the calibration.
+        store: of finished gradients.
         on_progress: called with finished work and all work, in tokens of a forward pass, and the current step.
     """
 
     def __init__(
-        self, model: Any, ssmax: SSMaxOptions, settings: SSMaxCalibrationSettings, on_progress: OnProgress | None
+        self,
+        model: Any,
+        ssmax: SSMaxOptions,
+        settings: SSMaxCalibrationSettings,
+        store: GradientStore,
+        on_progress: OnProgress | None,
     ) -> None:
         from surgery.operations.ssmax.calibration.gradients import ssmax_modules
 
-        self.model, self.ssmax, self.settings = model, ssmax, settings
+        self.model, self.ssmax, self.settings, self.store = model, ssmax, settings, store
         self.on_progress, self.done, self.total = on_progress, 0, 0
         modules = ssmax_modules(model)
         self.source = np.zeros((len(modules), len(modules[0].bias), 2))
         self.source[..., 0] = 1.0
         self.rounds: list[Round] = []
         self.trials: list[StepTrial] = []
+        self.longest = 0
 
     def run(self, haystacks: Sequence[Sequence[ProbeSet]], guard: HeldOutGuard) -> tuple[Array, HeldOutFindings]:
         """The numbers b and s of every head, ``(layers, heads, 2)``, and what the guard found with them.
@@ -63,6 +71,7 @@ class StepCalibrator:
         self.total = sum(GRADIENT_COST * one.tokens for own in haystacks for one in own) + (TRIALS + 1) * guard.tokens
         everything = [one for own in haystacks for one in own]
         log_length = float(np.mean([math.log(one.tokens) - 1 for one in everything]))  # the mean of ln n up to n
+        self.longest = max(one.tokens for one in everything)
         columns = form_columns(self.ssmax.form, self.ssmax.reference_length, log_length)
         numbers, rows = self.source, []
         for number, own in enumerate(haystacks):
@@ -72,7 +81,7 @@ class StepCalibrator:
             step, promised = evidence.step(self.settings.max_loss_increase * (EARLY_SHARE if early else 1))
             self.rounds.append(_round(own, rows[-1], promised))
             if early:
-                numbers = numbers + step
+                numbers = bounded(numbers, numbers + step, self.longest)
         return self._choose(numbers, evidence, guard)
 
     def layers(self, numbers: Array) -> tuple[LayerNumbers, ...]:
@@ -93,11 +102,15 @@ class StepCalibrator:
         from surgery.operations.ssmax.calibration.gradients import row_gradients, set_numbers
 
         set_numbers(self.model, numbers)
-        generator = torch.Generator().manual_seed(self.settings.seed)
         found = []
-        for haystack in haystacks:
+        for number, haystack in enumerate(haystacks):
             self.report(0, what)
-            found.append(row_gradients(self.model, haystack, generator))
+            seed = self.settings.seed * len(haystacks) + number
+
+            def measure(haystack: ProbeSet = haystack, seed: int = seed) -> RowGradients:
+                return row_gradients(self.model, haystack, torch.Generator().manual_seed(seed))
+
+            found.append(self.store.get(numbers, haystack, seed, measure))
             self.report(GRADIENT_COST * haystack.tokens, what)
         return found
 
@@ -110,7 +123,7 @@ class StepCalibrator:
         allowed = bound
         for _ in range(TRIALS):
             step, promised = evidence.step(allowed)
-            numbers = before + step
+            numbers = bounded(before, before + step, self.longest)
             measured = self._try(numbers, allowed, promised, guard)
             if measured.worst <= bound:
                 holds = allowed

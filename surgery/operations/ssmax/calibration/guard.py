@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -30,8 +31,9 @@ class HeldOutFindings:
 
     @property
     def worst(self) -> float:
-        """Largest rise of the loss of a passage, in nats per token."""
-        return max(passage.change for passage in self.passages)
+        """Largest mean rise of the loss over the passages of one length, in nats per token."""
+        lengths = {passage.tokens for passage in self.passages}
+        return max(fmean(one.change for one in self.passages if one.tokens == tokens) for tokens in lengths)
 
 
 class HeldOutGuard:

@@ -72,7 +72,7 @@ class StepTrial:
     Attributes:
         allowed: rise of the loss of text that the step may promise, in nats per token.
         promised: gain in nats per answer.
-        worst: largest rise of the loss of a held-out passage.
+        worst: largest mean rise of the loss over the held-out passages of one length.
         log_probability: mean log-probability of a held-out answer.
     """
 

@@ -21,6 +21,10 @@ from surgery.operations.ssmax.options import FormName
 DAMPING = 0.3
 # Heads are changed in the order of their gains until these make up this share of all gains; the others stay.
 SHARE_OF_GAIN = 0.95
+# Least and greatest multiplier of a head, from FEW keys to BEYOND times the longest haystack. Further from 1 the loss
+# is no longer the quadratic that a step assumes, and m(n) goes on to change beyond the lengths that were seen.
+BOUNDS = (0.6, 1.8)
+FEW, BEYOND = 16, 4
 # Bounds of the price, in nats of an answer per nat of a predicted token of text.
 _PRICES = (1e-3, 1e6)
 _HALVINGS = 60
@@ -49,6 +53,23 @@ def form_columns(form: FormName, reference_length: int | None, log_length: float
         assert reference_length is not None
         return np.array([[-math.log(reference_length)], [1.0]])
     return np.array([[1.0, -log_length], [0.0, 1.0]])
+
+
+def bounded(before: Array, after: Array, longest: int) -> Array:
+    """The numbers after a step, whose changes are shortened where a head's multiplier leaves its bounds.
+
+    Args:
+        before: b and s of every head, within the bounds, ``(layers, heads, 2)``.
+        after: the same after the step.
+        longest: tokens of the longest haystack.
+    """
+    share = np.ones(before.shape[:-1])
+    for n in (FEW, BEYOND * longest):
+        old, new = (numbers[..., 0] + numbers[..., 1] * math.log(n) for numbers in (before, after))
+        bound = np.where(new > old, BOUNDS[1], BOUNDS[0])
+        crossed = (new < BOUNDS[0]) | (new > BOUNDS[1])
+        share = np.where(crossed, np.minimum(share, (bound - old) / np.where(crossed, new - old, 1.0)), share)
+    return np.asarray(before + share[..., None] * (after - before), dtype=np.float64)
 
 
 class Evidence:

@@ -9,7 +9,7 @@ import pytest
 
 from surgery.operations.ssmax.calibration import step as step_module
 from surgery.operations.ssmax.calibration.gradients import RowGradients
-from surgery.operations.ssmax.calibration.step import Evidence, form_columns
+from surgery.operations.ssmax.calibration.step import Evidence, bounded, form_columns
 
 LAYERS, HEADS = 3, 4
 
@@ -93,3 +93,21 @@ def test_columns_of_a_form_are_its_multiplier() -> None:
     level, slope = form_columns("bias", None, 7.0).T
     assert (level[0] + level[1] * math.log(n), slope[0] + slope[1] * math.exp(0) * 7.0) == pytest.approx((1, 0))
     assert form_columns("constant", None, 7.0).tolist() == [[1.0], [0.0]]
+
+
+def test_a_step_ends_where_a_multiplier_reaches_its_bound() -> None:
+    longest = 1000
+    before = np.zeros((1, 4, 2))
+    before[..., 0] = 1.0
+    change = np.array([[[0.1, 0.01], [3.0, 0.0], [0.0, -0.4], [-0.2, 0.1]]])
+    found = bounded(before, before + change, longest)
+    ends = np.log([step_module.FEW, step_module.BEYOND * longest])
+    multipliers = found[..., :1] + found[..., 1:] * ends
+    low, high = step_module.BOUNDS
+    assert (multipliers > low - 1e-9).all() and (multipliers < high + 1e-9).all()
+    assert found[0, 0] == pytest.approx(before[0, 0] + change[0, 0])  # within the bounds: as it was
+    assert multipliers[0, 1] == pytest.approx([high, high])
+    assert multipliers[0, 2, 1] == pytest.approx(low)
+    shares = (found - before)[0] / np.where(change[0] == 0, 1, change[0])
+    assert shares[2, 1] == pytest.approx(0.4 / (0.4 * ends[1]))  # the direction of a head's change stays
+    assert shares[3, 0] == pytest.approx(shares[3, 1])
