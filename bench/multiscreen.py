@@ -1,0 +1,249 @@
+"""Time and memory of Multiscreen beside other code and beside a Llama-like model of as many parameters.
+
+    python -m venv other && other/bin/pip install multiscreen==0.2.0  # optional: public code, apart
+    python -m bench.multiscreen --cells cells [--package other/bin/python] --out docs/results/data/multiscreen.json
+
+    multiscreen   the model of `surgery new multiscreen`, windows as at the start (2 to 257 tokens)
+    half infinite the same with infinite windows in half of the heads of each layer, as after long training
+    dense         the same with the equations as they stand, over a (queries, keys) matrix
+    llama         `surgery new softmax` with as many parameters, sdpa
+    package       the class of PyPI's `multiscreen`, with the same sizes
+
+    next          seconds of a forward pass without a cache that gives the next token: latency as the paper measures it
+    token         seconds of one more token with a cache of this length
+    training      seconds of a forward and backward pass
+
+Each cell runs in a process of its own; finished cells lie in --cells and are not run again. Memory is RssAnon, read
+every 5 ms, above that before the cell began. Seconds are those of the processor with one thread (OMP_NUM_THREADS=1), so
+that other programs on the machine disturb less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.harness import report
+
+MODELS = ("multiscreen", "half infinite", "dense", "llama", "package")
+MEASURES = ("next", "token", "training")
+TRAINED = 1024
+TOKENS = 8  # decoded in a cell
+DENSE = ("dense", "package")  # their memory grows with the square of the length
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--psi", type=int, default=8)
+    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--lengths", default="1024,4096,8192,16384,32768")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--longest-dense", type=int, default=4096, help="greatest length of dense code")
+    parser.add_argument("--package", help="python of an environment that has `multiscreen`")
+    parser.add_argument("--cells", type=Path, default=Path("cells"))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--cell", help="MODEL/MEASURE/LENGTH: measure in this process and print JSON")
+    options = parser.parse_args()
+    if options.cell:
+        model, measure, length = options.cell.split("/")
+        print(json.dumps(cell(model, measure, int(length), options.psi, options.vocabulary)))
+        return
+    rows = [
+        row
+        for length in map(int, options.lengths.split(","))
+        for measure in MEASURES
+        for row in compared(options, measure, length)
+    ]
+    report("multiscreen", rows, options.out)
+
+
+def compared(options: Any, measure: str, length: int) -> list[dict[str, Any]]:
+    """One row for each model; ratios are to the Llama-like model of the same run."""
+    found = {}
+    for model in options.models:
+        left_out = (model == "package" and (options.package is None or measure == "token")) or (
+            model in DENSE and length > options.longest_dense
+        )
+        if not left_out:
+            found[model] = stored(options, f"{model}/{measure}/{length}")
+    rows = []
+    for model, values in found.items():
+        row: dict[str, Any] = {"measure": measure, "tokens": length, "model": model, **values}
+        for key, name in (("seconds", "time"), ("MiB", "memory")):
+            base = found.get("llama", {}).get(key)
+            row[f"{name}, of llama's"] = values[key] / base if base else None
+        rows.append(row)
+    return rows
+
+
+def stored(options: Any, name: str) -> dict[str, Any]:
+    """A cell from the disk, or measured now in a process of its own."""
+    place = options.cells / (
+        f"{options.psi}-{options.vocabulary}-" + name.replace("/", "-").replace(" ", "-") + ".json"
+    )
+    if not place.is_file():
+        python = options.package if name.startswith("package") else sys.executable
+        command = [python, "-m", "bench.multiscreen", "--cell", name, "--psi", str(options.psi)]
+        command += ["--vocabulary", str(options.vocabulary)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(done.stdout.splitlines()[-1] + "\n", encoding="utf-8")
+    found = dict(json.loads(place.read_text(encoding="utf-8")))
+    print(name, found, flush=True)
+    return found
+
+
+def cell(name: str, measure: str, length: int, psi: int, vocabulary: int) -> dict[str, Any]:
+    """Seconds and memory of one model, measure and length."""
+    import torch
+
+    torch.manual_seed(0)
+    model = build(name, psi, vocabulary)
+    tokens = torch.randint(vocabulary, (1, length))
+    step = {"next": once, "token": decoding, "training": training}[measure](name, model, tokens)
+    with watched_memory() as memory:
+        seconds = step()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"parameters": parameters, "seconds": seconds, "MiB": memory[0] / 2**20}
+
+
+def build(name: str, psi: int, vocabulary: int) -> Any:
+    """A model with random weights, in float32."""
+    if name == "package":
+        from multiscreen.multiscreen import MultiScreen
+
+        return MultiScreen(num_tokens=vocabulary, dim=psi**2, depth=psi, heads=psi, dim_keys=16, dim_values=64).eval()
+    if name == "llama":
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        from bench.papers.pairs import twin_sizes
+        from surgery.models import plan_new
+
+        wanted = plan_new("multiscreen", {"psi": psi}, vocab_size=vocabulary).parameters
+        sizes = twin_sizes(wanted, vocabulary, TRAINED)
+        config: dict[str, Any] = {
+            "vocab_size": vocabulary,
+            "hidden_size": sizes["width"],
+            "intermediate_size": sizes["mlp_width"],
+            "num_hidden_layers": sizes["layers"],
+            "num_attention_heads": sizes["heads"],
+            "num_key_value_heads": sizes["heads"],
+            "max_position_embeddings": 2**16,
+            "tie_word_embeddings": True,
+        }
+        return LlamaForCausalLM(LlamaConfig(**config)).eval()
+    from surgery.models.multiscreen import modeling
+    from surgery.models.multiscreen.configuration import MultiscreenConfig
+
+    sizes = {"hidden_size": psi**2, "num_hidden_layers": psi, "num_attention_heads": psi}
+    own = modeling.MultiscreenForCausalLM(MultiscreenConfig(vocabulary, max_position_embeddings=TRAINED, **sizes))
+    if name == "half infinite":
+        for layer in own.model.layers:
+            layer.tiles.log_window.data[psi // 2 :] = math.log(2.0 * TRAINED)
+    if name == "dense":
+        modeling.accepted_sum = dense_sum
+    return own.eval()
+
+
+def dense_sum(query: Any, key: Any, value: Any, documents: Any, heads: Any) -> Any:
+    """The equations of the paper over all queries and keys at once."""
+    import torch
+
+    from surgery.models.multiscreen.groups import softmask
+
+    alpha = (1 - heads.tightness[:, None, None] * (1 - query @ key.transpose(-1, -2))).relu().square()
+    places = torch.arange(key.shape[2])
+    distance = places[-query.shape[2] :, None] - places
+    return (alpha * softmask(distance, heads.window[:, None, None])) @ value
+
+
+def once(name: str, model: Any, tokens: Any) -> Callable[[], float]:
+    """The next token from a forward pass without a cache."""
+    import torch
+
+    arguments = {} if name == "package" else {"use_cache": False, "logits_to_keep": 1}
+
+    @torch.no_grad()
+    def step() -> float:
+        model(tokens[:, :16], **arguments)
+        return seconds(lambda: model(tokens, **arguments))
+
+    return step
+
+
+def decoding(name: str, model: Any, tokens: Any) -> Callable[[], float]:
+    """One more token with a cache of this length."""
+    import torch
+
+    from surgery.loading.caches import cache_of, with_cache
+
+    @torch.no_grad()
+    def step() -> float:
+        cache = None
+        for part in tokens.split(1024, dim=1):  # so that the memory is that of the cache
+            out = model(part, logits_to_keep=1, **({"use_cache": True} if cache is None else with_cache(cache)))
+            cache = cache_of(out)
+        return median(seconds(lambda: model(tokens[:, :1], **with_cache(cache))) for _ in range(TOKENS))
+
+    return step
+
+
+def training(name: str, model: Any, tokens: Any) -> Callable[[], float]:
+    """A forward and a backward pass."""
+    model.train()
+
+    def loss(part: Any) -> Any:
+        return model(part, return_loss=True) if name == "package" else model(part, labels=part, use_cache=False).loss
+
+    def step() -> float:
+        loss(tokens[:, :64]).backward()
+        return seconds(lambda: loss(tokens).backward())
+
+    return step
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Seconds of the processor."""
+    begin = time.process_time()
+    work()
+    return time.process_time() - begin
+
+
+@contextmanager
+def watched_memory() -> Any:
+    """The greatest RssAnon within the block above that at its begin, in bytes, in a list."""
+    found, before, ended = [0], anonymous(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.005):
+            found[0] = max(found[0], anonymous() - before)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        thread.join()
+
+
+def anonymous() -> int:
+    """Resident memory of this process that no file backs, in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+
+
+if __name__ == "__main__":
+    main()
