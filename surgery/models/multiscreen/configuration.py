@@ -18,7 +18,11 @@ class MultiscreenConfig(PretrainedConfig):
         key_dim: size of a query and a key; at least 2.
         value_dim: size of a value and a gate.
         window_threshold: windows of this many tokens or more have no rotary position.
-        max_position_embeddings: the trained length; at inference, a longer window is infinite.
+        max_position_embeddings: the trained length.
+        infinite_windows: whether at inference a window beyond the trained length is infinite, as in the paper. Some
+            public code leaves windows as they are; its checkpoints are read with False.
+        wrapped_positions: whether a position at or beyond the trained length is taken modulo the window. The paper does
+            not; some public code does, and its checkpoints are read with True.
         variant: ``v1``: acceptance width 1 / (exp(x) + 1); ``v3``: sigmoid(x). Both are the same up to the sign of x.
 
     Raises:
@@ -39,6 +43,8 @@ class MultiscreenConfig(PretrainedConfig):
         window_threshold: int = 256,
         max_position_embeddings: int = 1024,
         variant: str = "v3",
+        infinite_windows: bool = True,
+        wrapped_positions: bool = False,
         use_cache: bool = True,
         bos_token_id: int | None = None,
         eos_token_id: int | None = None,
@@ -60,6 +66,8 @@ class MultiscreenConfig(PretrainedConfig):
         self.window_threshold = window_threshold
         self.max_position_embeddings = max_position_embeddings
         self.variant = variant
+        self.infinite_windows = infinite_windows
+        self.wrapped_positions = wrapped_positions
         self.use_cache = use_cache
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id

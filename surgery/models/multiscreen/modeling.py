@@ -57,7 +57,7 @@ class MultiscreenTiles(nn.Module):
         sign = 1 if self.config.variant == "v1" else -1
         tightness = 1 + (sign * self.acceptance.float()).clamp(max=_LARGEST_EXPONENT).exp()
         window = self.log_window.float().exp() + 1
-        if not self.training:
+        if self.config.infinite_windows and not self.training:
             window = torch.where(window > self.config.max_position_embeddings, math.inf, window)
         return Heads(tightness, window)
 
@@ -101,10 +101,14 @@ class MultiscreenTiles(nn.Module):
         return projected.unflatten(-1, (self.config.num_attention_heads, -1)).transpose(1, 2)
 
     def _rotated(self, states: Tensor, places: Places, window: Tensor) -> Tensor:
-        """MiPE: the first two dimensions turn by pi i g(w) / w, in float32, with absolute positions."""
+        """MiPE: the first two dimensions turn by pi i g(w) / w, in float32, with absolute positions by default."""
         limit = self.config.window_threshold
         share = torch.where(window < limit, (torch.cos(math.pi * window.clamp(max=limit) / limit) + 1) / 2, 0.0)
-        angle = math.pi * (share / window)[:, None] * places.positions[:, None, :].float()
+        positions = places.positions[:, None, :].float()
+        if self.config.wrapped_positions:
+            beyond = positions >= self.config.max_position_embeddings
+            positions = torch.where(beyond, positions.remainder(window[:, None]), positions)
+        angle = math.pi * (share / window)[:, None] * positions
         cos, sin = angle.cos(), angle.sin()
         first, second = states[..., 0], states[..., 1]
         turned = torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1)

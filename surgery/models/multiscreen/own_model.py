@@ -40,13 +40,15 @@ class MultiscreenModelClass(OwnModel):
         """Sizes, the variant and the trained length."""
         config = checkpoint.config
         length = config["max_position_embeddings"]
+        longer = "is infinite" if config.get("infinite_windows", True) else "stays as it is"
         return {
             "variant": str(config["variant"]),
             "layers": f"{config['num_hidden_layers']}, without MLP and norm",
             "heads": f"{config['num_attention_heads']} gated tiles, keys of {config['key_dim']}, values of "
             f"{config['value_dim']}",
             "width": f"{config['hidden_size']}; the head is the embedding at unit length",
-            "trained length": f"{length}; at inference a longer window is infinite",
+            "trained length": f"{length}; at inference a longer window {longer}",
+            "positions": f"wrapped from {length} on" if config.get("wrapped_positions") else "absolute",
         }
 
     def layers(self, checkpoint: Checkpoint) -> LearnedLayers:
@@ -60,7 +62,7 @@ class MultiscreenModelClass(OwnModel):
             windows = [math.exp(number) + 1 for number in read_numbers(checkpoint, f"{tiles}.log_window").tolist()]
             learned = read_numbers(checkpoint, f"{tiles}.acceptance").tolist()
             least = [1 - 1 / (1 + math.exp(-sign * number)) for number in learned]
-            finite = [window for window in windows if window <= length]
+            finite = [window for window in windows if window <= length or not config.get("infinite_windows", True)]
             rows.append(
                 (
                     f"{min(finite):.0f} to {max(finite):.0f}" if finite else "-",

@@ -39,6 +39,8 @@ def accepted_sum(
     """
     if torch.compiler.is_compiling():  # windows are on the device; reading them would break the graph
         groups = [Group(list(range(key.shape[1])), None, False)]
+        if documents is not None:  # the compiler takes no tensor twice
+            documents = documents[0], documents[1].clone()
     else:
         groups = group_heads(heads.window, key.shape[2])
     with torch.autocast(query.device.type, enabled=False):

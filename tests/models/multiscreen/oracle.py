@@ -31,9 +31,14 @@ def _tile(own: Mapping[str, Tensor], head: int, config: Any, x: Tensor, training
     s_r = own["acceptance"][head]
     r = 1 / (s_r.exp() + 1) if config.variant == "v1" else torch.sigmoid(s_r)
     w = own["log_window"][head].exp() + 1
-    infinite = not training and w.item() > config.max_position_embeddings
+    infinite = config.infinite_windows and not training and w.item() > config.max_position_embeddings
     limit = config.window_threshold
     turn = 0.0 if infinite or w >= limit else math.pi * (torch.cos(math.pi * w / limit) + 1) / 2 / w
+
+    def place(i: int) -> Any:
+        wrapped = config.wrapped_positions and not infinite and i >= config.max_position_embeddings
+        return i - w * int(i / w.item()) if wrapped else i
+
     rows = []
     for i in range(len(x)):
         total = torch.zeros(config.value_dim, dtype=torch.float64)
@@ -41,7 +46,7 @@ def _tile(own: Mapping[str, Tensor], head: int, config: Any, x: Tensor, training
             if not infinite and i - j >= w:
                 continue
             # A rotation of both by the angles of i and j is a rotation of the product by their difference.
-            angle = torch.as_tensor(turn * (i - j), dtype=torch.float64)
+            angle = torch.as_tensor(turn * (place(i) - place(j)), dtype=torch.float64)
             dot = q[i, 2:] @ k[j, 2:] + angle.cos() * (q[i, :2] @ k[j, :2])
             dot = dot + angle.sin() * (q[i, 0] * k[j, 1] - q[i, 1] * k[j, 0])
             alpha = torch.relu(1 - (1 - dot) / r) ** 2

@@ -10,6 +10,7 @@ import torch
 
 from surgery.models import plan_new
 from surgery.models.multiscreen import blocks
+from surgery.models.multiscreen.modeling import MultiscreenForCausalLM
 from tests.models.multiscreen.conftest import make
 from tests.models.multiscreen.oracle import oracle
 
@@ -73,7 +74,6 @@ def test_gradients_are_finite_where_everything_is_rejected(tokens: Any) -> None:
 @pytest.mark.parametrize(("psi", "expected"), [(8, 4_134_146), (16, 27_546_626), (32, 286_347_266)])
 def test_the_papers_parameter_counts(psi: int, expected: int) -> None:
     from surgery.models.multiscreen.configuration import MultiscreenConfig
-    from surgery.models.multiscreen.modeling import MultiscreenForCausalLM
 
     assert plan_new("multiscreen", {"psi": psi}, vocab_size=50_257).parameters == expected
     with torch.device("meta"):
