@@ -9,6 +9,9 @@ TEXTS then holds:
     short                        pages of both packages, of 7 to 9 KB each: about 2,000 tokens
     kinds/observe                one page of each package, Python source, and a licence: for calibration
     kinds/measure                texts of other kinds: an article, a change log, HTML
+    recall/train                 50 pages of both packages that are in recall_pages.json, as all below
+    recall/haystacks             24 other long pages, to hide facts in
+    recall/loss/KIND             pages of each package, and modules of Python's library, to measure the loss
 
 A hash of the names and the version of the packages decide which pages are chosen. The other texts come with every
 Debian: Python, Perl and the licences.
@@ -19,6 +22,8 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
+import json
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +41,8 @@ KINDS = {
     },
 }
 KIND = 36_000
+# For each folder of the texts for recall: the name of each file, and its package and place there.
+RECALL = Path(__file__).with_name("recall_pages.json")
 
 
 def pages(pattern: str, suffix: str) -> Iterator[tuple[str, str]]:
@@ -74,6 +81,17 @@ def write(folder: Path, texts: list[tuple[str, str]]) -> None:
     print(f"{folder}: {len(texts)} pages, {sum(len(text) for _, text in texts):,} characters")
 
 
+def write_recall(folder: Path) -> None:
+    """Write the texts of `bench.recall`, which are named one by one."""
+    roots = {"kernel": newest(KERNEL), "python": newest(PYTHON), "source": Path(sysconfig.get_paths()["stdlib"])}
+    for part, pages_of_part in json.loads(RECALL.read_text(encoding="utf-8")).items():
+        found = []
+        for name, place in pages_of_part.items():
+            package, _, path = place.partition(":")
+            found.append((name.removesuffix(".txt"), read(roots[package] / path)))
+        write(folder / part, found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -87,6 +105,7 @@ def main() -> None:
     write(options.out / "long" / "measure", long[options.long : 2 * options.long])
     short = [[page for page in package if len(page[1]) in SHORT][: options.short] for package in (python, kernel)]
     write(options.out / "short", [page for package in short for page in package])
+    write_recall(options.out / "recall")
     kinds = {half: [of_kind(*kind) for kind in files.items()] for half, files in KINDS.items()}
     for package, name in ((python, "python"), (kernel, "kernel")):
         kinds["observe"].append((name, next(text for _, text in package if len(text) in range(KIND, LONG))[:KIND]))
