@@ -19,11 +19,12 @@ from surgery.version import __version__
 if TYPE_CHECKING:
     from surgery.checkpoint.hub_upload import push
     from surgery.conversion import convert, make_plan, refresh, revert
+    from surgery.conversion.calibration import calibrate
     from surgery.evaluation import evaluate
     from surgery.loading import RunOptions
     from surgery.models import new
     from surgery.models.inspection import inspect
-    from surgery.operations.screening.calibration import CalibrationSettings, Sweep, calibrate, sweep
+    from surgery.operations.screening.calibration import CalibrationSettings, Sweep, sweep
     from surgery.recovery import finetune, merge
     from surgery.verification import verify
     from surgery.zoo.run import run_zoo
@@ -34,7 +35,7 @@ _HOMES = {
     "CalibrationSettings": "surgery.operations.screening.calibration",
     "RunOptions": "surgery.loading",
     "Sweep": "surgery.operations.screening.calibration",
-    "calibrate": "surgery.operations.screening.calibration",
+    "calibrate": "surgery.conversion.calibration",
     "convert": "surgery.conversion",
     "evaluate": "surgery.evaluation",
     "finetune": "surgery.recovery",

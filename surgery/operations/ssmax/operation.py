@@ -12,7 +12,7 @@ from surgery.errors import PlanRefusedError, UsageError
 from surgery.operations.base import CalibrationSummary, Operation, PlannedTensor
 from surgery.operations.calibrated_options import PENDING
 from surgery.operations.ssmax.calibration_settings import SSMaxCalibrationSettings
-from surgery.operations.ssmax.options import FORMS, InitialOptions, SSMaxOptions, check_can_calibrate
+from surgery.operations.ssmax.options import CALIBRATED_FORM, FORMS, InitialOptions, SSMaxOptions, check_can_calibrate
 from surgery.operations.ssmax.sections import Identity
 from surgery.operations.training import RecipeSection, StageHooks
 
@@ -159,10 +159,11 @@ class SSMaxOperation(Operation):
         return settings.passes(settings.known_lengths(anatomy))
 
     def uncalibrated(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """With a mark in place of the hash of a calibration."""
+        """With a mark in place of the hash of a calibration, and the form that is calibrated by default."""
         if given.get("start"):
             raise UsageError("start has no effect: the calibration chooses the start values", hint="Leave it out.")
-        check_can_calibrate(SSMaxOptions.model_validate(dict(given)).form)
+        given = {"form": CALIBRATED_FORM, **given}
+        check_can_calibrate(SSMaxOptions.model_validate(given).form)
         return {**given, "calibration": PENDING}
 
     def unfinished(self, options: SSMaxOptions) -> str | None:

@@ -58,6 +58,9 @@ FORMS: MappingProxyType[FormName, Form] = MappingProxyType(
     }
 )
 
+# The form that a calibration chooses numbers for unless told otherwise: it can be merged into the weights.
+CALIBRATED_FORM: FormName = "constant"
+
 
 def check_can_calibrate(name: FormName) -> None:
     """Check that a form can be calibrated: it starts as the source model, and has a number to choose.
@@ -77,7 +80,7 @@ class SSMaxOptions(CalibratedOptions):
     """SSMax on the chosen layers and heads."""
 
     name: Literal["ssmax"] = "ssmax"
-    form: FormName = Field(
+    form: Annotated[FormName, Flag(absent=f"anchored, with --calibrate {CALIBRATED_FORM}")] = Field(
         default="anchored",
         description="Multiplier m(n). anchored: 1 + s (ln n - ln N), the source model at the start; paper: s ln n; "
         "bias: s ln n + b; logn: max(1, ln n / ln N), no parameters; constant: b, the same for every n.",

@@ -16,7 +16,7 @@ from surgery.operations.ssmax.calibration.calibrator import OnProgress, StepCali
 from surgery.operations.ssmax.calibration.results import SSMaxCalibration
 from surgery.operations.ssmax.calibration.texts import divide_texts, draw_haystacks
 from surgery.operations.ssmax.calibration_settings import SSMaxCalibrationSettings
-from surgery.operations.ssmax.options import FORMS, SSMaxOptions, check_can_calibrate
+from surgery.operations.ssmax.options import CALIBRATED_FORM, FORMS, SSMaxOptions, check_can_calibrate
 
 
 def calibrate(
@@ -113,7 +113,7 @@ def resolved_options(options: Mapping[str, Any], anatomy: Anatomy) -> SSMaxOptio
     """
     operation = OPERATIONS["ssmax"]
     operation.check_family(anatomy.family)
-    given = SSMaxOptions.model_validate({**options, "name": "ssmax"})
+    given = SSMaxOptions.model_validate({"form": CALIBRATED_FORM, **options, "name": "ssmax"})
     check_can_calibrate(given.form)
     resolved = operation.resolve(given, anatomy)
     assert isinstance(resolved, SSMaxOptions)

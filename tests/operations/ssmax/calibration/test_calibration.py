@@ -223,3 +223,15 @@ def test_finished_gradients_are_not_measured_again(
     assert len(measured) == 19  # the second step alone
     monkeypatch.setattr(gradients, "row_gradients", real)
     assert first.hash == calibrate(source, [texts], options={"form": "constant"}, settings=SETTINGS).hash
+
+
+def test_the_library_calibrates_any_operation_by_name(source: Path, texts: Path) -> None:
+    import surgery
+
+    settings = {"lengths": (256,), "haystacks": 6, "rounds": 1, "max_loss_increase": 0.05}
+    found = surgery.calibrate(source, [texts], "ssmax", settings=settings)
+    assert isinstance(found, SSMaxCalibration) and found.settings["form"] == "constant"
+    with pytest.raises(UsageError, match="'rope' has no calibration"):
+        surgery.calibrate(source, [texts], "rope")
+    with pytest.raises(UsageError, match="settings: haystacks 1: Input should be greater"):
+        surgery.calibrate(source, [texts], "ssmax", settings={"haystacks": 1})

@@ -1,0 +1,69 @@
+"""``calibrate``: choose the start values of an operation on texts, whichever operation it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgery.conversion.options import option_errors
+from surgery.errors import UsageError
+from surgery.operations import OPERATIONS
+from surgery.operations.base import CalibrationRecord
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from surgery.loading import RunOptions
+
+
+def calibrate(
+    model: str | Path,
+    text: Sequence[str | Path],
+    operation: str,
+    *,
+    options: Mapping[str, Any] | None = None,
+    settings: BaseModel | Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    run: RunOptions | None = None,
+    on_progress: Callable[[int, int, str], None] | None = None,
+) -> CalibrationRecord:
+    """Choose the start values of an operation for a model on texts, without training.
+
+    Args:
+        model: a folder or hub id that was not converted.
+        text: files, folders and globs of UTF-8 text, of several kinds.
+        operation: the name of one that has a calibration.
+        options: of the operation, as of :func:`convert`.
+        settings: of its calibration, as the flags of ``surgery convert --to OPERATION --calibrate``: a mapping, or
+            ``OPERATIONS[operation].calibration_settings``.
+        revision: branch, tag or commit of a hub model.
+        run: device, dtype and attention backend.
+        on_progress: called with finished work and all work, in tokens of a forward pass, and the current step in words.
+
+    Returns:
+        for ``convert(model, operation, calibration=...)``.
+
+    Raises:
+        UsageError: no calibration of this name, no text, too little of it, or a wrong setting.
+        PlanRefusedError: the operation cannot be applied to this model.
+        SurgeryError: no choice keeps the loss.
+    """
+    from pydantic import ValidationError
+
+    able = [name for name, one in OPERATIONS.items() if one.calibrates]
+    if operation not in able:
+        raise UsageError(f"{operation!r} has no calibration", hint=f"Known: {', '.join(able)}.")
+    schema = OPERATIONS[operation].calibration_settings
+    assert schema is not None
+    if isinstance(settings, Mapping):
+        try:
+            settings = schema.model_validate(dict(settings))
+        except ValidationError as error:
+            raise UsageError(f"settings: {option_errors(error)}") from error
+    found: CalibrationRecord = (
+        OPERATIONS[operation]
+        .calibration_package()
+        .calibrate(model, text, options=options, settings=settings, revision=revision, run=run, on_progress=on_progress)
+    )
+    return found
