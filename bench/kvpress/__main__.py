@@ -3,7 +3,6 @@
     python -m venv .cache/kvpress && .cache/kvpress/bin/pip install kvpress==0.5.5     wants an older transformers
 
     python -m bench.kvpress make SOURCE --texts TEXTS --haystacks TEXTS --work WORK
-    python -m bench.kvpress ours SOURCE --label source --work WORK
     python -m bench.kvpress ours SCREENED --label 'screened, 50%' --work WORK
     .cache/kvpress/bin/python -m bench.kvpress presses SOURCE --shares 0.5,0.3 --work WORK
     python -m bench.kvpress table --work WORK --out docs/results/data/kvpress.json
@@ -11,7 +10,8 @@
 Each prompt has 3,584 tokens and runs once; then what is left of its cache is continued: by the next 512 tokens of the
 text, whose loss is measured, or by questions. A press sees the whole prompt with the source's own attention and drops
 keys at its end; it does not know the continuation, nor the question. A screened model has its windows in the prompt
-too. Finished cases lie in WORK and are not run again. `presses --check` compares one case with each press run alone.
+too. Finished cases lie in WORK and are not run again; `--limit 8` runs the first eight. `presses --check` compares one
+case with each press run alone.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=8, help="pass keys, and texts with facts")
     parser.add_argument("--label", default="screened", help="name of a model in the table")
     parser.add_argument("--shares", default="0.5,0.3", help="shares of the cache that presses keep")
+    parser.add_argument("--limit", type=int, help="the first so many cases alone")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -48,12 +49,12 @@ def main() -> None:
     elif options.step == "ours":
         from bench.kvpress import ours
 
-        ours.run(options.model, options.label, read_cases(place), options.work)
+        ours.run(options.model, options.label, read_cases(place)[: options.limit], options.work)
     elif options.step == "presses":
         from bench.kvpress import presses
 
         shares = [float(share) for share in options.shares.split(",")]
-        presses.run(options.model, shares, read_cases(place), options.work, options.check)
+        presses.run(options.model, shares, read_cases(place)[: options.limit], options.work, options.check)
     else:
         from bench.harness import report
         from bench.kvpress.table import rows

@@ -1,4 +1,4 @@
-"""The table: each press and model minus the source, with paired intervals that resample whole cases."""
+"""The table: each press and model minus the whole cache, with paired intervals that resample whole cases."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from bench.kvpress.case import Case
 from surgery.evaluation.statistics import Resampling
 
 TASKS = ("loss", "passkey", "recall")
+SOURCE = ("none", 1.0)  # the row of kvpress's side with the whole cache
 
 
 def rows(cases: list[Case], work: Path) -> list[dict[str, Any]]:
     """A row for each task, press and share, from the cases that every side has finished.
 
-    ``loss``: nats per scored token; ``right``: share of exact continuations. Changes are those to the source.
+    ``loss``: nats per scored token; ``right``: share of exact continuations. Changes are those to the whole cache of
+    the source.
     """
     sides = sorted(folder.name for folder in work.iterdir() if folder.is_dir())
     found: dict[str, dict[tuple[str, float], dict[str, Any]]] = {}
@@ -34,7 +36,7 @@ def of_task(task: str, cases: list[Case], found: dict[str, Any]) -> Iterator[dic
     own = [case.name for case in cases if case.task == task and case.name in found]
     if not own:
         return
-    resampling = Resampling([name for name in own for _ in found[name]["source", 0.0]["loss"]])
+    resampling = Resampling([name for name in own for _ in found[name][SOURCE]["loss"]])
 
     def values(key: tuple[str, float], measure: str) -> Any:
         return np.array([value for name in own for value in found[name][key][measure]], dtype=np.float64)
@@ -44,9 +46,9 @@ def of_task(task: str, cases: list[Case], found: dict[str, Any]) -> Iterator[dic
         row["share"] = float(np.mean([found[name][key]["share"] for name in own]))
         for measure, title in (("loss", "loss"), ("exact", "right")):
             mine = values(key, measure)
-            change = resampling.mean(mine - values(("source", 0.0), measure), np.ones_like(mine))
+            change = resampling.mean(mine - values(SOURCE, measure), np.ones_like(mine))
             row |= {title: float(mine.mean()), f"{title}, change": change.value}
             row |= {f"{title}, low": change.low, f"{title}, high": change.high}
         if task == "loss":
-            row["worst change"] = float((values(key, "loss") - values(("source", 0.0), "loss")).max())
+            row["worst change"] = float((values(key, "loss") - values(SOURCE, "loss")).max())
         yield row

@@ -99,6 +99,20 @@ def test_a_target_is_reached_and_not_passed(screened: Path, make_recipe: Any, tm
     assert rows[0]["sparsity"] > 0.1 and abs(rows[-1]["rejected"] - 0.8) < 0.05
 
 
+def test_memory_is_saved_by_windows_alone(screened: Path, make_recipe: Any, tmp_path: Path) -> None:
+    """Windows of 16 keys and 4 first ones: 20 of 64 tokens stay; the target leaves 13."""
+    sparsity = {"save": "memory", "context": 64, "target": 0.8, "weight": 5.0}
+    quick = {"scale_lr": 0.15, "warmup": 0}
+    finetune(sparse(screened, make_recipe, sparsity=sparsity, objective={"name": "distill"}, optimizer=quick))
+    rows = [row for row in log(tmp_path / "out") if "saved" in row]
+    assert len(rows) == 15 and rows[0]["saved"] == pytest.approx(1 - 20 / 64)
+    assert rows[0]["sparsity"] == pytest.approx(5 * (0.8 - rows[0]["saved"]), rel=1e-3)
+    assert 0.76 < rows[-1]["saved"] < 0.85 and rows[-1]["sparsity"] < rows[0]["sparsity"] / 2
+    before, after = parameters(screened), parameters(tmp_path / "out")
+    for name in before:
+        assert torch.equal(before[name], after[name]) is not name.endswith("log2_window"), name
+
+
 @pytest.mark.slow
 def test_without_a_target_the_price_is_paid_always(screened: Path, make_recipe: Any, tmp_path: Path) -> None:
     result = finetune(sparse(screened, make_recipe, sparsity={"weight": 5.0}, budget={"steps": 12}))
@@ -153,6 +167,13 @@ def test_what_cannot_be_asked_is_refused(screened: Path, converted: Any, make_re
         finetune(make_recipe(screened, sparsity={}))
     with pytest.raises(UsageError, match="did you mean `target`"):
         finetune(make_recipe(screened, sparsity={"taget": 0.8}))
+    with pytest.raises(UsageError, match="save memory needs context"):
+        finetune(make_recipe(screened, sparsity={"save": "memory", "target": 0.8}))
+    with pytest.raises(UsageError, match="context has no effect on keys"):
+        finetune(make_recipe(screened, sparsity={"context": 64, "target": 0.8}))
+    by_memory = {"save": "memory", "context": 64, "target": 0.8}
+    with pytest.raises(PlanRefusedError, match="trains windows alone"):
+        finetune(make_recipe(screened, sparsity=by_memory, softness={"start": 0.1, "end": 0.1}))
     with pytest.raises(UsageError, match="geometric cannot start or end at 0"):
         finetune(make_recipe(screened, softness={"start": 0.1, "end": 0, "schedule": "geometric"}))
 

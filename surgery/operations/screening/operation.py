@@ -278,6 +278,17 @@ class ScreeningOperation(Operation):
                 "bound",
                 hint="Leave bridge out, or convert with --form unit --renormalisation 1, which starts as gated.",
             )
+        by_windows = "sparsity" in sections and sections["sparsity"].save != "keys"
+        if by_windows and options.get("form") == "unit":
+            raise PlanRefusedError(
+                f"sparsity by {sections['sparsity'].save} trains windows alone, and a screening unit needs thresholds",
+                hint="Set sparsity.save to keys.",
+            )
+        if by_windows and "softness" in sections:
+            raise PlanRefusedError(
+                f"softness is that of thresholds, and sparsity by {sections['sparsity'].save} trains windows alone",
+                hint="Leave softness out.",
+            )
         if "softness" in sections and "bridge" not in sections and options.get("renormalisation") == 0:
             raise PlanRefusedError(
                 "softness has no effect in a screening unit, whose ramp always ends at 1 - t",
@@ -285,7 +296,9 @@ class ScreeningOperation(Operation):
             )
 
     def unlearned(self, sections: Mapping[str, Any]) -> Collection[str]:
-        """The exponent of units always, and softness where a schedule sets it."""
+        """The exponent of units always, softness where a schedule sets it; all but windows where they alone cost."""
+        if "sparsity" in sections and sections["sparsity"].save != "keys":
+            return ("renormalisation", "threshold", "softness")
         return ("renormalisation", "softness") if "softness" in sections else ("renormalisation",)
 
     def stage_hooks(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from surgery.operations.screening.rejection import counting_rejections
 from surgery.operations.screening.sections import Bridge, Softness, Sparsity
+from surgery.operations.screening.window_price import SavedByWindows
 from surgery.operations.training import StageHooks
 
 # The share of rejected keys in held-out text is counted on no more than this.
@@ -35,6 +36,10 @@ class ScreeningHooks(StageHooks):
     ) -> None:
         self._model, self._share = model, RejectedShare(modules)
         self._sparsity: Sparsity | None = sections.get("sparsity")
+        self._windows: SavedByWindows | None = None
+        if self._sparsity is not None and self._sparsity.context is not None:
+            self._windows = SavedByWindows(model, self._sparsity.save, self._sparsity.context)
+            self._share.saved_by = self._windows.share
         self._schedules: dict[str, Softness | Bridge] = {key: sections[key] for key in SCHEDULES if key in sections}
         self._scheduled = [module for layer, module in modules.items() if layer in layers]
         self.term = None if self._sparsity is None else "sparsity"
@@ -45,14 +50,14 @@ class ScreeningHooks(StageHooks):
         self._share.clear()
 
     def extra_loss(self) -> torch.Tensor | None:
-        """The price of keys that should have been rejected, in nats per token."""
-        share = self._share.mean()
+        """The price of what should have been saved, in nats per token."""
+        share = self._share.mean() if self._windows is None else self._share.saved()
         return None if share is None or self._sparsity is None else penalty(self._sparsity, share)
 
     def pass_numbers(self) -> Mapping[str, torch.Tensor]:
-        """The share of rejected keys."""
-        share = self._share.mean()
-        return {} if share is None else {"rejected": share}
+        """The share of rejected keys, and that of the cache or time that windows save, where they have a price."""
+        found = {"rejected": self._share.mean(), "saved": self._share.saved()}
+        return {name: share for name, share in found.items() if share is not None}
 
     @torch.no_grad()
     def set_parameters(self, step: int, steps: int) -> Mapping[str, float]:
@@ -86,11 +91,15 @@ class RejectedShare:
         """Count in these modules, in place of an earlier counter."""
         self._rejected: dict[int, torch.Tensor] = {}
         self._keys: dict[int, int] = {}
+        self._saved: dict[int, torch.Tensor] = {}
+        self.saved_by: Callable[[Any], torch.Tensor] | None = None  # of a module; looked at where it runs
         for layer, module in modules.items():
-            module.counter = self._counter(layer)
+            module.counter = self._counter(layer, module)
 
-    def _counter(self, layer: int) -> Any:
+    def _counter(self, layer: int, module: Any) -> Any:
         def count(rejected: torch.Tensor, keys: int) -> None:
+            if self.saved_by is not None:
+                self._saved[layer] = self.saved_by(module)
             self._rejected[layer] = self._rejected.get(layer, 0) + rejected
             self._keys[layer] = self._keys.get(layer, 0) + keys
 
@@ -98,7 +107,11 @@ class RejectedShare:
 
     def clear(self) -> None:
         """Forget all counts; with recomputed activations the backward pass counts again."""
-        self._rejected, self._keys = {}, {}
+        self._rejected, self._keys, self._saved = {}, {}, {}
+
+    def saved(self) -> torch.Tensor | None:
+        """What windows save, the mean over the layers that learn; None where nothing is asked or learned."""
+        return torch.stack(list(self._saved.values())).mean() if self._saved else None
 
     def mean(self) -> torch.Tensor | None:
         """Rejected keys over all keys, the mean over heads and layers, with gradient; None where nothing learned."""
@@ -109,7 +122,7 @@ class RejectedShare:
 
 
 def penalty(options: Sparsity, share: torch.Tensor) -> torch.Tensor:
-    """The extra loss per token: the price of the keys that should have been rejected and were not."""
+    """The extra loss per token: the price of what should have been saved and was not."""
     missing = (1.0 if options.target is None else options.target) - share
     return options.weight * missing.clamp(min=0)
 

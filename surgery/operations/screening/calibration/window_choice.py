@@ -1,7 +1,8 @@
 """The choice of a window for every key-value group, from what it saves and from its effect together with the others.
 
 The heads' changes of the loss are added up query by query before they are squared: heads that lose the same thing cost
-more together than the sum of what each costs alone. No head gets a threshold.
+more together than the sum of what each costs alone. A few hundred queries show only part of that, and a choice finds
+changes that cancel in these queries alone. So half of what comes from pairs of heads counts. No head gets a threshold.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from surgery.operations.screening.calibration.grid import Array, PassageSums
 
 # Passes over all groups; the choice rarely changes after the third.
 PASSES = 20
+# The share of the products of two groups' changes that counts. Chosen on some passages of SmolLM2 and estimated on
+# others, choices cost least with about a half (docs/results/screening.md).
+TOGETHER = 0.5
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,17 @@ class GroupEffects:
     rejected: Array
     sizes: tuple[int, ...]
 
-    def choose(self, price: float) -> Choice:
-        """The windows that together save most, less loss_increase / price.
+    def choose(self, price: float, together: float = TOGETHER) -> Choice:
+        """The windows that together save most, less loss_increase / price, where loss_increase is
+
+            1/2 sum_i (together (sum_g c_ig)^2 + (1 - together) sum_g c_ig^2)    c: changes of the chosen windows
+
 
         Group after group takes its best window, given the windows of the others, until none changes.
 
         Args:
             price: loss in nats per token that saving everything may cost.
+            together: the share of the products of two groups' changes that counts.
         """
         own = np.einsum("qgw,qgw->gw", self.changes, self.changes, dtype=np.float64)
         worth = self.saved - own / (2 * price)
@@ -60,11 +68,12 @@ class GroupEffects:
             for group in groups:
                 each = self.changes[:, group]
                 others = total - each[:, chosen[group]]
-                chosen[group] = best(worth[group] - others @ each / price)
+                chosen[group] = best(worth[group] - together * (others @ each) / price)
                 total = others + each[:, chosen[group]]
             if (chosen == before).all():
                 break
-        return self._choice(chosen, float(total @ total) / 2)
+        alone = float(own[groups, chosen].sum())
+        return self._choice(chosen, (together * float(total @ total) + (1 - together) * alone) / 2)
 
     def _choice(self, chosen: NDArray[np.int64], loss_increase: float) -> Choice:
         heads = self.rejected.shape[1]

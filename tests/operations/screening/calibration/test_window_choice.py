@@ -35,8 +35,9 @@ def test_the_choice_is_the_best_of_all(seed: int, price: float) -> None:
     found = given.choose(price)
     worths = {}
     for each in itertools.product(range(3), repeat=4):
-        together = sum(given.changes[:, group, window].astype(float) for group, window in enumerate(each))
-        loss = float((np.asarray(together) ** 2).sum()) / 2
+        own = np.array([given.changes[:, group, window].astype(float) for group, window in enumerate(each)])
+        # Half of the products of two groups counts.
+        loss = float((own.sum(0) ** 2).sum() + (own**2).sum()) / 4
         worths[each] = sum(given.saved[group, window] for group, window in enumerate(each)) - loss / price, loss
     chosen = tuple(int(window) for window in found.window[:, ::2].ravel())
     assert worths[chosen][0] == pytest.approx(max(worth for worth, _ in worths.values()))
@@ -45,12 +46,12 @@ def test_the_choice_is_the_best_of_all(seed: int, price: float) -> None:
 
 
 def test_groups_that_lose_the_same_cost_more_than_each_alone() -> None:
-    """Two equal groups: closing one costs 1/2, closing both 2."""
+    """Two equal groups: closing one costs 1/2, closing both 2, of which half of what is beyond 1 counts."""
     changes = np.zeros((1, 2, 2), dtype=np.float32)
     changes[0, :, 0] = 1
     given = GroupEffects(changes, np.array([[0.5, 0], [0.5, 0]]), np.zeros((1, 2, 1, 2)), (1,))
-    assert given.choose(1.5).loss_increase == 0.5  # a half is worth 0.75; the second would cost 1.5 more
-    assert given.choose(4.0).loss_increase == 2
+    assert given.choose(1.5).loss_increase == 0.5  # a half is worth 0.75; the second would cost 1 more
+    assert given.choose(4.0).loss_increase == 1.5
 
 
 def test_positions_that_many_passages_have_count_once() -> None:
