@@ -1,6 +1,6 @@
 """The time of attention inside windows against the same attention without: the model of `--save time`.
 
-    python -m bench.cost --out surgery/operations/screening/calibration/costs.json
+    python -m bench.cost --out surgery/operations/screening/costs.json
 
 One attention layer of the sizes of SmolLM2-135M (9 query heads, 3 key-value heads, size 64). Prefill runs the layer on
 random queries, keys and values; decoding runs a model of one small layer on a filled cache, windowed against
@@ -24,7 +24,7 @@ from surgery.operations.screening.savings import BLOCK, blocks_outside, kept_key
 
 SINKS = 4
 TOKENS = 8  # decoded in one turn
-COMMAND = "python -m bench.cost --lengths {} --windows {} --out surgery/operations/screening/calibration/costs.json"
+COMMAND = "python -m bench.cost --lengths {} --windows {} --out surgery/operations/screening/costs.json"
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
-    from surgery.operations.screening.calibration.cost import CostModel, fit_phase, to_plain
+    from surgery.operations.screening.cost import CostModel, fit_phase, to_plain
 
     torch.set_num_threads(1)
     rows: dict[str, list[dict[str, float]]] = {"prefill": [], "decoding": []}

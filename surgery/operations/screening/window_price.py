@@ -73,7 +73,7 @@ def _saved_by(save: str, context: int) -> Callable[[float, int], float]:
     """The share that a key-value head saves, by its window and the number of first keys."""
     if save == "memory":
         return lambda window, sinks: 1 - kept_keys(window, context, sinks) / context
-    from surgery.operations.screening.calibration.cost import read_costs
+    from surgery.operations.screening.cost import read_costs
 
     costs = read_costs()
     return lambda window, sinks: 1 - costs.share(math.inf if window >= context else window, context, sinks)

@@ -26,7 +26,7 @@ def currency(settings: CalibrationSettings, anatomy: Anatomy, screening: Screeni
             return (1 - kept) * anatomy.layers[layer].head_dim / everything
 
         return memory
-    from surgery.operations.screening.calibration.cost import read_costs
+    from surgery.operations.screening.cost import read_costs
 
     costs = read_costs()
 

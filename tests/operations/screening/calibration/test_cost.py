@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from surgery.operations.screening.calibration import CalibrationSettings, sweep
-from surgery.operations.screening.calibration.cost import COSTS, CostModel, PhaseCost, fit_phase, read_costs
+from surgery.operations.screening.cost import COSTS, CostModel, PhaseCost, fit_phase, read_costs
 
 
 def test_the_numbers_of_a_phase_are_found_again() -> None:
