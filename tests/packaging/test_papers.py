@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from bench.papers import free_multiplier, learning_rates, loss_by_position, pairs, retrieval
+from bench.papers import digits, free_multiplier, learning_rates, loss_by_position, pairs, retrieval
 from tests.tokenizers import write_texts
 
 
@@ -88,3 +90,50 @@ def test_the_twin_has_as_many_parameters() -> None:
     scale = learning_rates.scale_of(learning_rates.arguments("").parse_args(["--state", ".", "--scale", "cpu"]))[0]
     own, other = (pairs.parameters_of(name, scale, 2048) for name in pairs.NAMES)
     assert own == 2048 * 64 + 224 * 8**4 + 3 * 8**2 + 2 and abs(other - own) < 0.01 * own
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
+def test_a_row_of_digits_can_be_answered(depth: float) -> None:
+    """The target stands once, at its depth, before the last line; the digits of a letter are always the same."""
+    tokens, answers = digits.digits_row(512, 26, 6, depth, random.Random(0))
+    lines = [tokens[start : start + 8] for start in range(0, len(tokens), 9)]
+    assert len(tokens) <= 512 and all(line[1] == digits.EQUALS and len(line) == 8 for line in lines)
+    target = lines[-1][0]
+    places = [number for number, line in enumerate(lines) if line[0] == target]
+    assert places == [round(depth * (len(lines) - 2)), len(lines) - 1]
+    assert len({line[0] for line in lines}) == 26 == len({tuple(line) for line in lines})
+    for number, line in enumerate(lines):
+        again = line[0] in {earlier[0] for earlier in lines[:number]}
+        assert answers[9 * number : 9 * number + 8] == [False, False, *[again] * 6]
+
+
+def test_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["--state", str(tmp_path), "--scale", "toy", "--length", "48", "--seeds", "1", "--device", "cpu"]
+    rows = digits.main([*given, "--picture", str(tmp_path / "picture.png")])
+    assert [(row["model"], row["theta"], row["times"]) for row in rows] == [
+        (name, theta, times)
+        for name, theta in (("multiscreen", 1), ("softmax", 1), ("softmax", 50))
+        for times in digits.TIMES
+    ]
+    assert all(0 <= row["mean"] <= 1 for row in rows) and (tmp_path / "picture.png").stat().st_size > 10_000
+    monkeypatch.setattr(digits, "measure", no_work)
+    assert digits.main(given) == rows
+
+
+def test_an_answer_counts_if_all_digits_are_right() -> None:
+    """A model that knows the answers is always right, one that errs in the last digit never."""
+    scale = digits.scale_of(digits.arguments("").parse_args(["--state", ".", "--scale", "toy", "--length", "48"]))[0]
+
+    class Knowing:
+        device = "cpu"
+        wrong = 0
+
+        def __call__(self, ids: Any, logits_to_keep: int) -> Any:
+            following = torch.cat((ids[0, 1:], ids[0, -1:]))[-logits_to_keep:].clone()
+            following[-2] += self.wrong
+            return SimpleNamespace(logits=torch.nn.functional.one_hot(following, 64)[None].float())
+
+    model = Knowing()
+    assert digits.accuracy(model, 96, scale, 0) == 1.0
+    model.wrong = 1
+    assert digits.accuracy(model, 96, scale, 0) == 0.0

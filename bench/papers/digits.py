@@ -1,0 +1,170 @@
+"""ABCDigits, the retrieval task of the paper of Multiscreen, at and beyond the trained length (arXiv 2604.01178).
+
+python -m bench.papers.digits --state FOLDER [--scale cpu] [--seeds 3] [--out FILE] [--picture FILE]
+
+A row has lines like `A=967892`: each letter has a number of its own. The target's line stands once, at a place that is
+the depth, and again last, without its digits; the other lines are drawn with weights 2^0, 2^1, ... that are shuffled
+over the other letters, each at least once. The model completes the digits; an answer is right if all are.
+
+A Multiscreen model and a Llama-like one of as many parameters learn the task itself, on rows of half to all of the
+trained length; in the paper the models learn on text. The loss is that of the digits that an earlier line of the row
+gives. The Llama-like model is also measured with RoPE's base times 50, as in the paper of SSMax. An interrupted run is
+continued by the same command.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.harness import report
+from bench.papers.pairs import NAMES, parameters_of, trained
+from bench.papers.runs import Scale, arguments, device_of, kept, raise_theta, scale_of, spread
+from surgery.data import Row
+
+TIMES = (1, 2, 4, 8, 16)
+DEPTHS = (0.1, 0.5, 0.9)
+EQUALS, NEW_LINE, DIGIT, LETTER = 0, 1, 2, 12  # token ids: ten digits, then the letters
+THETA_FACTORS = {"multiscreen": (1,), "softmax": (1, 50)}
+RATES = {"multiscreen": 2.0**-4, "softmax": 2.0**-9}
+
+
+def shape_of(length: int) -> tuple[int, int]:
+    """Letters and digits that fit a trained length: the paper's 26 and 6 from 512 tokens on."""
+    return (26, 6) if length >= 512 else (max(4, length // 24), 3)
+
+
+def digits_row(
+    length: int, letters: int, digits: int, depth: float, draw: random.Random
+) -> tuple[list[int], list[bool]]:
+    """Tokens of one row, and which of them are digits that an earlier line of the row gives.
+
+    Args:
+        length: greatest number of tokens.
+        letters: number of letters.
+        digits: digits of a number.
+        depth: place of the target's line among the others, from 0 to 1.
+        draw: the random source.
+    """
+    names = draw.sample(range(letters), letters)
+    target, others = names[0], names[1:]
+    numbers = {name: [draw.randrange(10) for _ in range(digits)] for name in names}
+    count = length // (digits + 3) - 2  # each line is letter, equals, digits and a new line
+    weights = [2.0 ** min(exponent, 24) for exponent in range(len(others))]
+    lines = others + draw.choices(others, weights, k=count - len(others))
+    draw.shuffle(lines)
+    lines.insert(round(depth * len(lines)), target)
+    tokens: list[int] = []
+    answers: list[bool] = []
+    seen: set[int] = set()
+    for name in [*lines, target]:
+        tokens += [LETTER + name, EQUALS, *(DIGIT + digit for digit in numbers[name]), NEW_LINE]
+        answers += [False, False, *[name in seen] * digits, False]
+        seen.add(name)
+    return tokens[:-1], answers[:-1]
+
+
+def training_rows(scale: Scale, seed: int) -> list[Row]:
+    """One row for each sequence of the training."""
+    draw = random.Random(f"training/{seed}")
+    letters, digits = shape_of(scale.length)
+    rows = []
+    for _ in range(scale.steps * scale.sequences):
+        length = draw.randint(max(scale.length // 2, (letters + 2) * (digits + 3)), scale.length)
+        tokens, answers = digits_row(length, letters, digits, draw.random(), draw)
+        rows.append(Row((tuple(tokens),), (0,), (tuple(answers),)))
+    return rows
+
+
+@torch.no_grad()
+def accuracy(model: Any, length: int, scale: Scale, seed: int) -> float:
+    """Share of rows whose digits are all right, over the depths."""
+    draw = random.Random(f"test/{seed}/{length}")
+    letters, digits = shape_of(scale.length)
+    right = 0
+    for trial in range(scale.trials):
+        tokens, _ = digits_row(length, letters, digits, DEPTHS[trial % len(DEPTHS)], draw)
+        ids = torch.tensor([tokens], device=model.device)
+        # Teacher forcing: the greedy digits are all right exactly if each is right after the right ones before it.
+        guesses = model(ids, logits_to_keep=digits + 1).logits[0, :-1].argmax(-1)
+        right += int((guesses == ids[0, -digits:]).all())
+    return right / scale.trials
+
+
+def measure(name: str, model: Any, scale: Scale, seed: int) -> list[dict[str, Any]]:
+    """Share of right answers by length, and by the factor of RoPE's base; 0 for a training that diverged."""
+    found = []
+    for factor in THETA_FACTORS[name]:
+        if model is not None and factor != 1:
+            raise_theta(model, factor)
+        for times in TIMES:
+            right = 0.0 if model is None else accuracy(model, times * scale.length, scale, seed)
+            found.append({"theta": factor, "times": times, "right": right})
+    return found
+
+
+def draw_picture(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the share of right answers by length, with the range over seeds."""
+    from surgery.reporting.theme import LIGHT, drawn_in, grid, new_figure, to_png
+
+    with drawn_in(LIGHT):
+        figure = new_figure(height=3.4)
+        axes = figure.subplots()
+        grid(axes, LIGHT)
+        for number, (name, theta) in enumerate(dict.fromkeys((row["model"], row["theta"]) for row in rows)):
+            own = [row for row in rows if (row["model"], row["theta"]) == (name, theta)]
+            times, colour = [row["times"] for row in own], LIGHT.series[number]
+            label = name if theta == 1 else f"{name}, RoPE's base times {theta}"
+            axes.plot(times, [row["mean"] for row in own], marker="osd"[number], color=colour, label=label)
+            low, high = ([row[key] for row in own] for key in ("least", "greatest"))
+            axes.fill_between(times, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(TIMES, [str(times) for times in TIMES])
+        axes.set_xlabel("length, times the trained length")
+        axes.set_ylabel("right answers")
+        axes.legend()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(to_png(figure, LIGHT))
+
+
+def main(given: list[str] | None = None) -> list[dict[str, Any]]:
+    """Train and measure what is left; report what is finished."""
+    options = arguments(__doc__).parse_args(given)
+    scale, size = scale_of(options)
+    vocabulary = LETTER + shape_of(scale.length)[0]
+    units: dict[str, list[list[dict[str, Any]]]] = {}
+    for seed in range(options.seeds):
+        for name in NAMES:
+            folder = options.state / f"digits-{size}" / str(seed) / name
+            rows = training_rows(scale, seed)
+            run = partial(trained, name, scale, rows, vocabulary, folder, lr=RATES[name], seed=seed)
+
+            def work(name: str = name, run: Any = run, seed: int = seed) -> list[dict[str, Any]]:
+                return measure(name, run(device=device_of(options)), scale, seed)
+
+            units.setdefault(name, []).append(kept(folder / "right.json", work))
+            print(f"seed {seed} {name}: {units[name][-1]}", flush=True)
+    parameters = {name: parameters_of(name, scale, vocabulary) for name in NAMES}
+    table = [
+        {
+            "model": name,
+            "parameters": parameters[name],
+            **{key: one[key] for key in ("theta", "times")},
+            **spread([seed[number]["right"] for seed in seeds]),
+            "seeds": len(seeds),
+        }
+        for name, seeds in units.items()
+        for number, one in enumerate(seeds[0])
+    ]
+    report("papers/digits", table, options.out)
+    if options.picture is not None:
+        draw_picture(table, options.picture)
+    return table
+
+
+if __name__ == "__main__":
+    main()
