@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--longest-dense", type=int, default=4096, help="greatest length of dense code")
     parser.add_argument("--package", help="python of an environment that has `multiscreen`")
     parser.add_argument("--cells", type=Path, default=Path("cells"))
+    parser.add_argument("--finished", action="store_true", help="report the cells that are finished, measure none")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--cell", help="MODEL/MEASURE/LENGTH: measure in this process and print JSON")
     options = parser.parse_args()
@@ -72,11 +73,13 @@ def compared(options: Any, measure: str, length: int) -> list[dict[str, Any]]:
     """One row for each model; ratios are to the Llama-like model of the same run."""
     found = {}
     for model in options.models:
-        left_out = (model == "package" and (options.package is None or measure == "token")) or (
+        no_package = options.package is None and not options.finished
+        left_out = (model == "package" and (no_package or measure == "token")) or (
             model in DENSE and length > options.longest_dense
         )
-        if not left_out:
-            found[model] = stored(options, f"{model}/{measure}/{length}")
+        name = f"{model}/{measure}/{length}"
+        if not left_out and not (options.finished and not place_of(options, name).is_file()):
+            found[model] = stored(options, name)
     rows = []
     for model, values in found.items():
         row: dict[str, Any] = {"measure": measure, "tokens": length, "model": model, **values}
@@ -87,11 +90,15 @@ def compared(options: Any, measure: str, length: int) -> list[dict[str, Any]]:
     return rows
 
 
+def place_of(options: Any, name: str) -> Path:
+    """The file of a cell."""
+    words = (str(options.psi), str(options.vocabulary), *name.replace(" ", "-").split("/"))
+    return Path(options.cells / ("-".join(words) + ".json"))
+
+
 def stored(options: Any, name: str) -> dict[str, Any]:
     """A cell from the disk, or measured now in a process of its own."""
-    place = options.cells / (
-        f"{options.psi}-{options.vocabulary}-" + name.replace("/", "-").replace(" ", "-") + ".json"
-    )
+    place = place_of(options, name)
     if not place.is_file():
         python = options.package if name.startswith("package") else sys.executable
         command = [python, "-m", "bench.multiscreen", "--cell", name, "--psi", str(options.psi)]

@@ -118,10 +118,11 @@ def test_it_resumes_to_the_same_bits(texts: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # two processes
-@pytest.mark.parametrize("architecture", ["softmax", "ssmax"])
+@pytest.mark.parametrize("architecture", ["softmax", "ssmax", "multiscreen"])
 def test_two_processes_share_the_model(architecture: str, texts: Path, tmp_path: Path) -> None:
     """FSDP2 shards by layers, of a model without an operation too."""
-    model = new(architecture, tmp_path / "model", vocab_size=300, train_tokenizer=[str(texts)], **SIZES).output
+    sizes = {"psi": 4, "length": 64} if architecture == "multiscreen" else SIZES
+    model = new(architecture, tmp_path / "model", vocab_size=300, train_tokenizer=[str(texts)], **sizes).output
     given = read_recipe(recipe(f"{architecture}-pretrain", tmp_path), sets(model, texts, tmp_path / "out"))
     done = launch(tmp_path, given.model_dump(mode="json", exclude_unset=True), environment=SHARDED)
     assert done.returncode == 0, done.stderr[-3000:]
