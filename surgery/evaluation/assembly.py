@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from surgery.checkpoint import sha256_json
 from surgery.errors import UsageError
+from surgery.evaluation.control import with_control
 from surgery.evaluation.measure import Measurement
 from surgery.evaluation.measures import MEASURES
 from surgery.evaluation.models import ModelUse
@@ -60,7 +61,9 @@ def assemble(
     for number in range(len(models)) if against is not None else ():
         results = [result for section in sections for result in section.results if result.model == number]
         findings = [finding for result in results if (finding := getattr(result, "finding", None)) is not None]
-        verdicts.append(combine(number, findings))
+        runs = (trainings or {}).get(models[number], [])
+        base_trained = bool((trainings or {}).get(str(against)))
+        verdicts.append(with_control(combine(number, findings), runs, base_trained=base_trained))
     return EvaluationResult(
         suite=", ".join(dict.fromkeys(measurement["suite"] for measurement in measurements)),
         models=tuple(uses[fingerprint] for fingerprint in models),

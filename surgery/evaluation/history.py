@@ -9,12 +9,17 @@ from typing import Any
 from surgery.checkpoint import safe_relative
 from surgery.checkpoint.record import HISTORY_NAME, RECORD_FOLDER
 from surgery.errors import CheckpointError
+from surgery.evaluation.control import controls_of
 
 _LARGEST_LOG = 256 * 1024 * 1024
+_LARGEST_RECIPE = 1024 * 1024
 
 
 def training_history(folder: Path) -> list[dict[str, Any]]:
     """Training runs in ``folder/surgery/history.json``, each ``{"label": str, "rows": [dict, ...]}``.
+
+    Beside these: ``tokens`` of the training, ``controls`` as `controls_of` gives them, and ``texts``, the files and
+    globs that the recipe names.
 
     A history that is missing or cannot be read gives no runs: a measurement does not fail because of it.
     """
@@ -30,8 +35,35 @@ def training_history(folder: Path) -> list[dict[str, Any]]:
         rows = _read_rows(folder / RECORD_FOLDER, entry["log"])
         if rows:
             label = next((str(entry[key]) for key in ("label", "step", "trained") if key in entry), "training")
-            runs.append({"label": label, "rows": rows})
+            runs.append({"label": label, "rows": rows, **_facts(folder / RECORD_FOLDER, entry)})
     return runs
+
+
+def _facts(place: Path, entry: dict[str, Any]) -> dict[str, Any]:
+    """What a reader of a result must know of a training."""
+    tokens = entry.get("tokens")
+    return {
+        "tokens": tokens if isinstance(tokens, int) else None,
+        "controls": controls_of(entry.get("comparison")),
+        "texts": _texts(place, entry.get("recipe")),
+    }
+
+
+def _texts(place: Path, recipe: object) -> list[str]:
+    """The texts that a recorded recipe names; none where it cannot be read."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        path = place / safe_relative(recipe)
+        if not path.is_file() or path.stat().st_size > _LARGEST_RECIPE:
+            return []
+        data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))["data"]
+        named = [data.get("text"), *(source.get("path") for source in data.get("sources") or ())]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, CheckpointError, YAMLError):
+        return []
+    flat = [text for one in named for text in (one if isinstance(one, list) else [one])]
+    return [text for text in flat if isinstance(text, str) and text]
 
 
 def _no_number(name: str) -> None:

@@ -11,9 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from surgery import colours
 from surgery.markdown import escape_markdown
-from surgery.reporting import formats
+from surgery.reporting import formats, glance
 from surgery.reporting.drawings import Drawings, draw_all
-from surgery.reporting.sections import view_of
+from surgery.reporting.sections import VIEWS, view_of
 
 Plain = Mapping[str, Any]
 Histories = Sequence[Sequence[Plain]]
@@ -93,11 +93,13 @@ def _render(template: str, result: Plain, *, escaped: bool, drawings: Drawings |
     )
     environment.filters.update({name: getattr(formats, name) for name in _FILTERS} | {"md": escape_markdown})
     environment.globals["span"] = formats.span
+    environment.globals["glance"] = glance
     environment.globals["key_figure"] = lambda section, own: view_of(section["kind"]).key_figure(section, own)
     return environment.get_template(template).render(
         result=result,
         drawings=drawings,
         headlines=formats.HEADLINES,
+        neutral=[kind for kind, view in VIEWS.items() if view.is_neutral],
         level=f"{result['interval']['level']:.0%}",
         facts=flattened({**provenance, **_facts(result)}),
         light=colours.LIGHT,

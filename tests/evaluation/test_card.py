@@ -69,7 +69,7 @@ def test_a_budget_for_the_loss(
     [
         ({"max_loss_increase": 0.1}, "needs the source"),
         ({"max_loss_increase": 0.1, "against": "source"}, "needs texts"),
-        ({"max_loss_increase": 0.1, "against": "source", "text": ["texts"], "files_only": True}, "files-only"),
+        ({"max_loss_increase": 0.1, "against": "source", "text": ["texts"], "files_only": True}, "files_only=True"),
         ({"max_loss_increase": 0.1, "against": "source", "text": ["texts"], "layers": 1}, "whole model"),
         ({"text": ["texts"]}, "without a loss limit"),
     ],

@@ -48,6 +48,9 @@ def test_it_renders(browser: Any, page_file: Path, tmp_path: Path, scheme: str, 
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(page_file.as_uri())
+    folded = page.locator("details summary", has_text="Neither good nor bad")
+    assert folded.count() == 1 and sum(picture.is_visible() for picture in page.locator("img").all()) == 6
+    folded.click()
     page.screenshot(path=tmp_path / "page.png", full_page=True)
     assert said == []
     assert [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()]

@@ -14,6 +14,9 @@ from surgery.reporting.theme import Theme, grid, new_figure
 
 Plain = Mapping[str, Any]
 
+# Differences below this look like none.
+_LEAST_SCALE = 0.01
+
 
 def attention_by_n(result: Plain, section: Plain, theme: Theme) -> Figure:
     """Greatest weight and entropy of the average head by n; the shaded band holds 80% of the heads."""
@@ -62,18 +65,31 @@ def attention_by_n(result: Plain, section: Plain, theme: Theme) -> Figure:
 
 
 def attention_maps(result: Plain, section: Plain, theme: Theme) -> Figure:
-    """Greatest weight by layer and head in the last range of n, one map for each model, the base first."""
-    own_first = sorted(section["results"], key=lambda own: -own["model"])
-    heads = max(len(own["greatest"][0]) for own in own_first)
-    figure = new_figure(height=(0.9 + min(4.0, 0.2 * max(4, heads))) * len(own_first))
-    panels = figure.subplots(len(own_first), squeeze=False)[:, 0]
-    for axes, own in zip(panels, own_first, strict=True):
-        values = np.array([[head[-1] for head in layer] for layer in own["greatest"]], dtype=float)
-        image = _map(axes, own["layers"], values, theme)
+    """Greatest weight by layer and head in the last range of n: of the base, then what each model differs by.
+
+    Maps of a model and its base look alike. Without a base, and where the layers are others, each model has its own.
+    """
+    base_first = sorted(section["results"], key=lambda own: -own["model"])
+    heads = max(len(own["greatest"][0]) for own in base_first)
+    figure = new_figure(height=(0.9 + min(4.0, 0.2 * max(4, heads))) * len(base_first))
+    panels = figure.subplots(len(base_first), squeeze=False)[:, 0]
+    base = base_first[0] if base_first[0]["model"] == len(result["models"]) else None
+    images = []
+    for axes, own in zip(panels, base_first, strict=True):
+        values, compared = _greatest(own), base is not None and own is not base and base["layers"] == own["layers"]
+        what = "greatest weight"
+        if compared and base is not None:
+            values, what = values - _greatest(base), "greatest weight, model - base"
+        images.append(_map(axes, own["layers"], values, theme, differs=compared))
         name = line_of(result, own["model"], theme).name
-        axes.set_title(f"{name}: greatest weight, n = {span(*section['ranges'][-1])}")
-    _bar(figure, image, panels)
+        axes.set_title(f"{name}: {what}, n = {span(*section['ranges'][-1])}")
+    for axes, image in zip(panels, images, strict=True):
+        _bar(figure, image, [axes])
     return figure
+
+
+def _greatest(own: Plain) -> Any:
+    return np.array([[head[-1] for head in layer] for layer in own["greatest"]], dtype=float)
 
 
 def rejected_maps(section: Plain, own: Plain, theme: Theme) -> Figure:
@@ -91,8 +107,12 @@ def rejected_maps(section: Plain, own: Plain, theme: Theme) -> Figure:
     return figure
 
 
-def _map(axes: Any, layers: Any, values: Any, theme: Theme) -> Any:
-    image = axes.imshow(values.T, aspect="auto", interpolation="nearest", cmap=theme.sequential(), vmin=0, vmax=1)
+def _map(axes: Any, layers: Any, values: Any, theme: Theme, *, differs: bool = False) -> Any:
+    """Values from 0 to 1, or differences, which have a scale of their own around 0."""
+    most = max(float(np.nanmax(np.abs(values))), _LEAST_SCALE) if differs and not np.isnan(values).all() else 1.0
+    colours = theme.diverging() if differs else theme.sequential()
+    low = -most if differs else 0
+    image = axes.imshow(values.T, aspect="auto", interpolation="nearest", cmap=colours, vmin=low, vmax=most)
     numbered(axes, "x", layers, 30)
     numbered(axes, "y", range(values.shape[1]), 12)
     axes.tick_params(length=0)

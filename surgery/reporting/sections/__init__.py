@@ -12,7 +12,7 @@ VIEWS: MappingProxyType[str, SectionView] = MappingProxyType(
         "sliding": SectionView(loss.table, key_figure=loss.key_figure),
         "retrieval": SectionView(retrieval.table, retrieval.drawings, retrieval.key_figure),
         "tasks": SectionView(tasks.table),
-        "attention": SectionView(attention.table, attention.drawings),
+        "attention": SectionView(attention.table, attention.drawings, is_neutral=True),
         "speed": SectionView(speed.table),
     }
 )

@@ -33,7 +33,8 @@ def drawings(renderer: FigureRenderer, result: Plain, section: Plain) -> Iterato
     )
     yield renderer(
         "attention-maps",
-        "One cell for each layer and head.",
+        "One cell for each layer and head. "
+        + ("Below the base, what a model differs from it by." if result["against"] is not None else ""),
         _describe_attention_maps(result, section),
         partial(attention_maps, result, section),
     )

@@ -32,7 +32,8 @@ def drawings(renderer: FigureRenderer, result: Plain, section: Plain) -> Iterato
     """Loss by position, and the difference to the base of each model."""
     yield renderer(
         "loss-by-position",
-        "Lines with markers: means of the buckets below. Faint lines: means of narrow ranges.",
+        "Lines with markers: means of the buckets below. Faint lines: means of narrow ranges."
+        + (" Above: the base. Below: what it changes, with intervals." if result["against"] is not None else ""),
         _describe_losses(result, section),
         partial(loss_by_position, result, section),
     )

@@ -46,9 +46,11 @@ class SectionView:
         drawings: its pictures, in order.
         key_figure: of one model, for the top of the page.
         note: a line below all tables of the terminal.
+        is_neutral: whether its numbers are neither good nor bad by themselves; a page folds it away.
     """
 
     table: Callable[[Plain, Plain], RenderableType]
     drawings: Callable[[FigureRenderer, Plain, Plain], Iterator[Drawing]] = no_drawings
     key_figure: Callable[[Plain, Plain], KeyFigure | None] = no_key_figure
     note: Callable[[Plain], str | None] = no_note
+    is_neutral: bool = False
