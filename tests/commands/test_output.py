@@ -18,6 +18,7 @@ from rich.progress import Progress
 import surgery as package
 from surgery.checkpoint.record import HISTORY_NAME
 from surgery.commands import console, progress
+from surgery.commands.app import app
 from surgery.conversion import convert, make_plan
 from surgery.operations import OPERATIONS
 from tests.anatomy.builders import bare_source
@@ -151,17 +152,31 @@ def test_convert_and_revert_for_people(surgery: Any, gemma: Path, tmp_path: Path
     assert "(2 files, 1 shard(s) copied)" in surgery("revert", tmp_path / "out", "-o", tmp_path / "again").out
 
 
-@pytest.mark.early
+def _is_one_verification(document: dict[str, Any]) -> None:
+    assert document["kind"] == "verification" and document["schema"] == 1 and document["passed"] is True
+    assert document["verdict"] == f"{len(document['checks'])} checks passed"
+
+
+@pytest.mark.slow
 def test_verify_as_json(make_source: Any, tmp_path: Path) -> None:
     """As a process: what transformers and torch print must not get between the braces."""
     source = make_source("llama")
     out = convert(source, output=tmp_path / "out").output
     ran = program("verify", out, "--against", source, "--length", "16", "--json")
     assert ran.code == 0, ran.err
-    document = ran.document()
-    assert document["kind"] == "verification" and document["schema"] == 1 and document["passed"] is True
-    assert document["verdict"] == f"{len(document['checks'])} checks passed"
+    _is_one_verification(ran.document())
     assert "\x1b" not in ran.err and "Traceback" not in ran.err
+
+
+def test_verify_as_json_in_this_process(make_source: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The same by the file descriptor, which libraries in C write to."""
+    source = make_source("llama")
+    out = convert(source, output=tmp_path / "out").output
+    capfd.readouterr()
+    assert console.run(app, ["verify", str(out), "--against", str(source), "--length", "16", "--json"]) == 0
+    printed = capfd.readouterr()
+    _is_one_verification(json.loads(printed.out))
+    assert "\x1b" not in printed.err and "Traceback" not in printed.err
 
 
 def test_verify_as_a_table(surgery: Any, make_source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +200,7 @@ LIGHT: dict[str, list[str]] = {
 PROBE = """
 import json, os, sys
 from surgery.commands import console, progress
+from surgery.commands.app import app
 import surgery
 from surgery.commands.app import app
 for arguments in json.loads(sys.argv[1]):

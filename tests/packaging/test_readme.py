@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -33,7 +31,6 @@ def workplace(make_source: object, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.early
-@pytest.mark.fresh
 def test_the_shell_commands(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,14 +62,15 @@ def test_the_shell_commands(
         assert (workplace / trained / "surgery" / "history.json").is_file()
 
 
-def test_the_python_blocks(workplace: Path) -> None:
+def test_the_python_blocks(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One after the other in one namespace, as a reader types them."""
+    monkeypatch.chdir(workplace)
     code = "\n".join(blocks("python"))
     assert "AutoTokenizer.from_pretrained" in code and "surgery.convert" in code and "trust_remote_code=True" in code
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "checks passed" in done.stdout
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    assert "checks passed" in capsys.readouterr().out
 
 
 def test_links_lead_to_files() -> None:

@@ -109,7 +109,7 @@ def test_a_signal_finishes_the_step_and_saves(
     _same(undisturbed, tmp_path / "out")
 
 
-@pytest.mark.early
+@pytest.mark.slow
 def test_kill_nine(make_long: MakeLong, undisturbed: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(json.dumps(make_long()))
     program = (
