@@ -25,6 +25,8 @@ def presses(share: float) -> dict[str, Any]:
         "KeyDiff": kvpress.KeyDiffPress(**ratio),
         "AdaKV, SnapKV": kvpress.AdaKVPress(kvpress.SnapKVPress(**ratio)),
         "AdaKV, expected attention": kvpress.AdaKVPress(kvpress.ExpectedAttentionPress(**ratio)),
+        # A constant beside the scores, which that press offers, makes those of several heads more alike.
+        "AdaKV, expected attention, epsilon": kvpress.AdaKVPress(kvpress.ExpectedAttentionPress(**ratio, epsilon=0.01)),
     }
 
 

@@ -41,7 +41,8 @@ def of_task(task: str, cases: list[Case], found: dict[str, Any]) -> Iterator[dic
     def values(key: tuple[str, float], measure: str) -> Any:
         return np.array([value for name in own for value in found[name][key][measure]], dtype=np.float64)
 
-    for key in sorted(found[own[0]], key=lambda key: (-found[own[0]][key]["share"], key[0])):
+    common = set.intersection(*(set(found[name]) for name in own))
+    for key in sorted(common, key=lambda key: (-found[own[0]][key]["share"], key[0])):
         row: dict[str, Any] = {"task": task, "press": key[0], "cases": len(own)}
         row["share"] = float(np.mean([found[name][key]["share"] for name in own]))
         for measure, title in (("loss", "loss"), ("exact", "right")):
