@@ -9,9 +9,11 @@ from functools import cache
 from typing import Any
 
 import pytest
+import typer
 from pydantic import BaseModel
 
 from docs.generate import commands
+from surgery.commands.console import _ParserError
 from surgery.recovery import Recipe
 from surgery.schemas.unions import models_in
 from tests.documentation.links import ROOT, pages
@@ -30,10 +32,15 @@ def known() -> dict[str, set[str]]:
 
 
 def blocks(text: str) -> Iterator[str]:
-    """Lines of code, continued lines joined, and code spans."""
-    code = re.sub(r"\\\n\s*", " ", text)
-    yield from re.findall(r"^(?:\$|    )?\s*(surgery [a-z].*)$", code, re.MULTILINE)
+    """Lines of code and code spans."""
+    yield from code_lines(text)
     yield from (" ".join(span.split()) for span in re.findall(r"`(surgery [a-z][^`]*)`", text))
+
+
+def code_lines(text: str) -> list[str]:
+    """Lines of code, continued lines joined."""
+    code = re.sub(r"\\\n\s*", " ", text)
+    return re.findall(r"^(?:\$|    )?\s*(surgery [a-z].*)$", code, re.MULTILINE)
 
 
 def words_of(line: str) -> list[str]:
@@ -64,6 +71,36 @@ def test_commands_and_their_options_exist(page: Any) -> None:
             continue
         options = {word.partition("=")[0] for word in rest if re.match(r"--?[a-zA-Z]", word)}
         assert options <= known()[name] | _GENERAL, line
+
+
+@cache
+def parsers() -> dict[str, Any]:
+    return {" ".join(path): command for path, command, _ in commands()}
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_parser_takes_every_command(page: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Values too: a choice that does not exist, a number out of range, an argument that is missing or left over."""
+    for line in code_lines(page.read_text(encoding="utf-8")):
+        name, rest = split(words_of(line))
+        if name is not None and rest and "..." not in line and not any(word.startswith("[") for word in rest):
+            parsed(name, rest, line)
+
+
+def parsed(name: str, rest: list[str], line: str) -> None:
+    try:
+        parsers()[name].make_context(name, list(rest))
+    except typer.Exit:
+        assert {"--help", "-h"} & set(rest), line
+    except _ParserError as error:
+        pytest.fail(f"{line}: {error.format_message()}")
+
+
+@pytest.mark.parametrize("line", ["convert --to ssmax", "verify a b", "verify a --length x", "verify a --length 3"])
+def test_a_command_that_cannot_run_is_found(line: str) -> None:
+    name, *rest = line.split()
+    with pytest.raises(pytest.fail.Exception):
+        parsed(f"surgery {name}", rest, line)
 
 
 def test_the_check_finds_what_does_not_exist() -> None:
