@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from surgery.models.inspection import inspect
     from surgery.operations.screening.calibration import CalibrationSettings, Sweep, sweep
     from surgery.recovery import finetune, merge
+    from surgery.trial import try_model
     from surgery.verification import verify
     from surgery.zoo.run import run_zoo
     from surgery.zoo.zoo import open_zoo
@@ -49,6 +50,7 @@ _HOMES = {
     "revert": "surgery.conversion",
     "run_zoo": "surgery.zoo.run",
     "sweep": "surgery.operations.screening.calibration",
+    "try_model": "surgery.trial",
     "verify": "surgery.verification",
 }
 
@@ -72,6 +74,7 @@ __all__ = [
     "revert",
     "run_zoo",
     "sweep",
+    "try_model",
     "verify",
 ]
 

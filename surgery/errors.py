@@ -75,6 +75,10 @@ class PlanRefusedError(SurgeryError):
     exit_code = ExitCode.REFUSED
 
 
+class NoChoiceError(SurgeryError):
+    """A calibration found no choice that holds its bound, or none that gains (exit code 1)."""
+
+
 class VerificationError(SurgeryError):
     """A check of a converted checkpoint failed (exit code 4)."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from importlib import import_module
+from keyword import iskeyword
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +15,8 @@ from surgery.commands import console
 from surgery.commands.help import SETTINGS, GroupHelp
 from surgery.version import __version__
 
-# Every command in the order of the work, with the line that `surgery --help` shows. The file of a command has its name.
+# Every command in the order of the work, with the line that `surgery --help` shows. The file of a command has its name,
+# and an underscore behind a word of Python.
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "inspect": "Show the attention of a model and which operations apply.",
@@ -23,6 +25,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "finetune": "Train a checkpoint as a recipe says.",
         "evaluate": "Measure models and compare them with the base.",
         "report": "Write a report from finished measurements.",
+        "try": "Find out what helps a model at a length.",
         "new": "Make a model from random weights.",
         "screen-sweep": "Measure the loss against saved keys, memory or time.",
         "merge": "Merge a LoRA adapter, or constants, into the weights.",
@@ -48,7 +51,8 @@ class LazyCommands(MutableMapping[str, Any]):
         if name not in self._made:
             if name not in COMMANDS:
                 raise KeyError(name)
-            module = import_module(f"surgery.commands.{name.replace('-', '_')}")
+            file = f"{name}_" if iskeyword(name) else name.replace("-", "_")
+            module = import_module(f"surgery.commands.{file}")
             self._made[name] = typer.main.get_command(module.app)
             self._made[name].name = name
         return self._made[name]

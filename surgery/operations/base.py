@@ -11,7 +11,8 @@ To add an operation, write its folder beside this file and add one line to ``OPE
   functions only.
 
 The hooks are grouped by their caller: plans, `surgery inspect` and `surgery verify` in this file, evaluation in
-``measured.py``, a training in ``training.py``. A new operation writes only the hooks that it needs.
+``measured.py``, a training in ``training.py``, a trial in ``tried.py``. A new operation writes only the hooks that it
+needs.
 
 No other room names an operation: it loops over ``OPERATIONS``, or looks up a name from a plan or config.json.
 """
@@ -32,6 +33,7 @@ from surgery.flag import NO_FLAG, Flag
 from surgery.operations.layer_numbers import HIGHEST, parse_layers
 from surgery.operations.measured import MeasuredOperation
 from surgery.operations.training import TrainableOperation
+from surgery.operations.tried import TriedOperation
 
 if TYPE_CHECKING:
     from surgery.operations.check import Check, CheckedModel
@@ -120,7 +122,7 @@ class CalibrationSummary:
     remark: str
 
 
-class Operation(MeasuredOperation, TrainableOperation, ABC):
+class Operation(MeasuredOperation, TrainableOperation, TriedOperation, ABC):
     """One operation on attention.
 
     Class attributes:

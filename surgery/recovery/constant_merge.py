@@ -84,6 +84,12 @@ def merge_constants(folder: Path, *, output: Path, force: bool = False, device: 
     return MergeResult(target, folder.name, len(changed), 0, found, tolerance)
 
 
+def takes_constants(anatomy: Anatomy) -> bool:
+    """Whether projections can hold a constant for each head's queries, as far as headers show."""
+    own = [layer for layer in anatomy.layers if layer.query_norm == "head" or layer.query_tensor is None]
+    return anatomy.family.query_rows == "queries" and not own
+
+
 def _factors(checkpoint: Checkpoint, anatomy: Anatomy) -> dict[int, torch.Tensor]:
     """The factor of each head's queries, ``(heads,)``, by layer; all operations together."""
     import torch

@@ -314,6 +314,7 @@ def test_a_termination_cleans_up_and_is_exit_code_143(
         "refresh smoll",
         "report smoll",
         "screen-sweep smoll --text words.txt -o out",
+        "try smoll --text words.txt",
         "zoo plan zoo.yaml",
     ],
 )

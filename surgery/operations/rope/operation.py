@@ -241,6 +241,10 @@ class RopeOperation(Operation):
         """The source's max_position_embeddings."""
         return int(options["before"]["max_position_embeddings"])
 
+    def option_for_length(self, factor: float) -> str | None:
+        """YaRN, which needs the least training."""
+        return f"--to {self.name} --type yarn --factor {factor:g}"
+
 
 def _in_words(rope: Rope) -> str:
     factor = rope.parameters.get("factor")

@@ -18,6 +18,7 @@ from surgery.operations.screening.options import SOFTNESS, ScreeningOptions
 from surgery.operations.screening.sections import Bridge, Softness, Sparsity
 from surgery.operations.screening.settings_check import check_settings
 from surgery.operations.training import RecipeSection, StageHooks
+from surgery.operations.tried import TrialCandidate
 
 if TYPE_CHECKING:
     from torch import nn
@@ -308,3 +309,63 @@ class ScreeningOperation(Operation):
         from surgery.operations.screening.training import ScreeningHooks
 
         return ScreeningHooks(model, modules, sections, layers) if modules else None
+
+    def trial_candidates(self) -> tuple[TrialCandidate, ...]:
+        """Windows chosen for the smallest cache; and one window for all heads with as large a cache, their control."""
+        return (
+            TrialCandidate(
+                "windows",
+                "a window for each key-value head, chosen for a small cache",
+                {"name": "screening"},
+                "memory",
+                control="equal-windows",
+            ),
+            TrialCandidate(
+                "equal-windows",
+                "the same window for every head, with as large a cache",
+                {},
+                "memory",
+                derived_from="windows",
+            ),
+        )
+
+    def trial_settings(self, length: int, effort: float) -> CalibrationSettings:
+        """Fewer passages."""
+        most = CalibrationSettings()
+        return CalibrationSettings(
+            save="memory",
+            context=length,
+            lengths=(length // 4, length),
+            observe=max(4, round(effort * most.observe)),
+            hold_out=most.hold_out,
+        )
+
+    def trial_passes(self, settings: CalibrationSettings, anatomy: Anatomy, number: int) -> list[tuple[int, float]]:
+        """As of every calibration."""
+        return calibration_passes(settings, anatomy)
+
+    def kept_cache(self, calibration: Any, anatomy: Anatomy, tokens: int) -> float:
+        """By the windows."""
+        from surgery.operations.screening.savings import savings
+
+        (found,) = savings(calibration.layers, anatomy, calibration.settings, [tokens])
+        return float(found["cache"])
+
+    def derived_options(self, calibration: Any, anatomy: Anatomy, tokens: int) -> Mapping[str, Any]:
+        """One window, with which the cache of the same layers has as many bytes."""
+        from surgery.operations.screening.savings import group_windows, kept_keys
+
+        settings = calibration.settings
+        windows = group_windows(calibration.layers, anatomy, settings["heads"], settings["full_window"])
+        sizes = {layer: anatomy.layers[layer].head_dim for layer in windows}
+        kept = sum(
+            kept_keys(own, tokens, settings["sinks"]) * sizes[layer] for layer in windows for own in windows[layer]
+        )
+        every = sum(sizes[layer] * len(own) for layer, own in windows.items())
+        window = max(1, math.floor(kept / every) - settings["sinks"])
+        return {
+            "name": self.name,
+            "layers": tuple(windows),
+            "sinks": settings["sinks"],
+            "start": {"log2_window": math.log2(window) + 1e-4},
+        }

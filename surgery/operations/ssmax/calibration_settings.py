@@ -41,6 +41,11 @@ class SSMaxCalibrationSettings(BaseCalibrationSettings):
         """Number of held-out passages of a length."""
         return max(FEWEST_PASSAGES, PASSAGES * min(lengths) // length)
 
+    @property
+    def gradient_passes(self) -> int:
+        """The gradients of all haystacks, in forward passes."""
+        return GRADIENT_COST * self.rounds * self.haystacks
+
     def passes(self, lengths: Sequence[int]) -> list[tuple[int, float]]:
         """Tokens of a forward pass, and how many passes of it a calibration takes; for estimates of time."""
         longest = max(lengths)
@@ -49,6 +54,6 @@ class SSMaxCalibrationSettings(BaseCalibrationSettings):
         typical = round((longest - min(SHORTEST, longest)) / (high - low)) if high > low else longest
         measured = TRIALS + 1
         return [
-            (typical, GRADIENT_COST * self.rounds * self.haystacks + measured * HELD_OUT_HAYSTACKS),
+            (typical, self.gradient_passes + measured * HELD_OUT_HAYSTACKS),
             *((length, measured * self.passages(length, lengths)) for length in sorted(set(lengths))),
         ]

@@ -15,6 +15,7 @@ from surgery.operations.ssmax.calibration_settings import SSMaxCalibrationSettin
 from surgery.operations.ssmax.options import CALIBRATED_FORM, FORMS, InitialOptions, SSMaxOptions, check_can_calibrate
 from surgery.operations.ssmax.sections import Identity
 from surgery.operations.training import RecipeSection, StageHooks
+from surgery.operations.tried import TrialCandidate
 
 if TYPE_CHECKING:
     from torch import nn
@@ -263,3 +264,34 @@ class SSMaxOperation(Operation):
 
         replaced: nn.Module = constant_multiplier(module, options)
         return replaced
+
+    def trial_candidates(self) -> tuple[TrialCandidate, ...]:
+        """One temperature per head; and a temperature that changes with n, which must beat it."""
+        return (
+            TrialCandidate(
+                "constant", "one temperature per head, without ln n", {"name": "ssmax", "form": "constant"}, "answers"
+            ),
+            TrialCandidate(
+                "bias",
+                "a temperature per head that changes with ln n",
+                {"name": "ssmax", "form": "bias"},
+                "answers",
+                control="constant",
+            ),
+        )
+
+    def trial_settings(self, length: int, effort: float) -> SSMaxCalibrationSettings:
+        """Fewer haystacks."""
+        most = SSMaxCalibrationSettings()
+        return SSMaxCalibrationSettings(lengths=(length // 4, length), haystacks=max(8, round(effort * most.haystacks)))
+
+    def trial_passes(
+        self, settings: SSMaxCalibrationSettings, anatomy: Anatomy, number: int
+    ) -> list[tuple[int, float]]:
+        """The gradients of the first step serve every form."""
+        (typical, count), *rest = settings.passes(settings.known_lengths(anatomy))
+        return [(typical, count - (settings.gradient_passes if number else 0)), *rest]
+
+    def trial_shares_work(self) -> bool:
+        """The gradients of the first step."""
+        return True

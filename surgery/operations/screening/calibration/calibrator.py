@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from surgery.anatomy import Anatomy
-from surgery.errors import SurgeryError
+from surgery.errors import NoChoiceError
 from surgery.evaluation.passages import Passage
 from surgery.operations.screening import PARAMETERS, ScreeningOptions
 from surgery.operations.screening.calibration.results import CalibratedLayer, GuardedPassage, Trial
@@ -98,7 +98,7 @@ class Calibrator:
         """Of the tried choices within the allowed loss on every held-out passage, the one that saves most.
 
         Raises:
-            SurgeryError: no choice is within the allowed loss.
+            NoChoiceError: no choice is within the allowed loss.
         """
         from surgery.operations.screening.calibration.choice import price_for
         from surgery.operations.screening.calibration.guard import HeldOutLoss, head_values, set_values
@@ -136,7 +136,7 @@ class Calibrator:
             strength = max(_next_strength(holds, fails, fall), LEAST_STRENGTH)
             fall = min(fall * fall, 1 / LEAST_STRENGTH)
         if best is None:
-            raise SurgeryError(
+            raise NoChoiceError(
                 f"no choice keeps the loss on held-out text within +{allowed:g}: after {len(trials)} trials "
                 f"{trials[-1].rejected:.0%} of the keys rejected still cost {trials[-1].worst:+.4f} nats per token",
                 hint="Allow more (--max-loss-increase), give more text, or convert with --open and train.",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgery.errors import SurgeryError
+from surgery.errors import NoChoiceError
 from surgery.operations.ssmax.calibration.results import LayerNumbers, Round, StepTrial
 from surgery.operations.ssmax.calibration.step import Evidence, bounded, form_columns
 from surgery.operations.ssmax.calibration_settings import GRADIENT_COST, TRIALS, SSMaxCalibrationSettings
@@ -66,7 +66,7 @@ class StepCalibrator:
             guard: measures held-out text.
 
         Raises:
-            SurgeryError: no choice keeps the loss, or none makes the answers likelier.
+            NoChoiceError: no choice keeps the loss, or none makes the answers likelier.
         """
         self.total = sum(GRADIENT_COST * one.tokens for own in haystacks for one in own) + (TRIALS + 1) * guard.tokens
         everything = [one for own in haystacks for one in own]
@@ -140,14 +140,14 @@ class StepCalibrator:
             measured = self._try(smaller, allowed, promised, guard)
             best = (smaller, measured) if measured.worst <= bound else None
         if best is None:
-            raise SurgeryError(
+            raise NoChoiceError(
                 f"no choice keeps the loss on held-out text within {bound:+g}: after {len(self.trials)} trials "
                 f"it still rises by {self.trials[-1].worst:+.4f} nats per token",
                 hint="Allow more (--max-loss-increase), or give more text.",
             )
         recall = best[1].recall
         if not recall.calibrated > recall.log_probability:
-            raise SurgeryError(
+            raise NoChoiceError(
                 f"the answers to held-out questions did not become likelier: log-probability "
                 f"{recall.log_probability:.2f} before and {recall.calibrated:.2f} after",
                 hint="Give more text, or learn from more haystacks (--haystacks).",
