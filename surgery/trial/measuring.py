@@ -16,7 +16,7 @@ OnProgress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """A mean of a model and of another one, and their paired difference with its interval of 95%.
 
     Attributes:
@@ -40,7 +40,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TrialComparison:
     """A model against another one at one length.
 
     Attributes:
@@ -54,8 +54,8 @@ class Comparison:
     model: str
     other: str
     tokens: int
-    loss: Difference
-    answers: Difference
+    loss: PairedDifference
+    answers: PairedDifference
     right: float
     other_right: float
 
@@ -87,7 +87,7 @@ def measure(
     results: Path,
     run: RunOptions,
     on_progress: OnProgress | None,
-) -> list[Comparison]:
+) -> list[TrialComparison]:
     """Each model against another one at each length; finished measurements are read and not repeated.
 
     Args:
@@ -118,14 +118,14 @@ def measure(
 
 def _comparisons(
     found: EvaluationResult, names: Sequence[str], other: str, length: int, plan: TrialPlan
-) -> list[Comparison]:
+) -> list[TrialComparison]:
     losses = next(one for one in found.sections if one.kind == "loss" and one.options["length"] == length)
     recalls = next(one for one in found.sections if one.kind == "retrieval" and one.lengths == (length,))
     compared = []
     for loss, recall in zip(losses.results, recalls.results, strict=True):
         total, score = loss.overall, recall.overall
         compared.append(
-            Comparison(
+            TrialComparison(
                 names[loss.model],
                 other,
                 length,
@@ -143,6 +143,6 @@ def _comparisons(
     return compared
 
 
-def _difference(value: Estimate, base: Estimate | None, change: Estimate | None, groups: int) -> Difference:
+def _difference(value: Estimate, base: Estimate | None, change: Estimate | None, groups: int) -> PairedDifference:
     assert base is not None and change is not None
-    return Difference(value.value, base.value, change.value, change.low, change.high, groups)
+    return PairedDifference(value.value, base.value, change.value, change.low, change.high, groups)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from surgery.evaluation.estimates import Estimate
 from surgery.evaluation.statistics import FEWEST_FOR_GAIN, change_in_words, judge
-from surgery.trial.measuring import Comparison
+from surgery.trial.measuring import TrialComparison
 from surgery.trial.preparation import Tried
 
 # A cache that keeps more than this is no saving worth a change of the model.
@@ -15,7 +15,7 @@ _MOST_CACHE = 0.95
 
 
 @dataclass(frozen=True)
-class Finding:
+class TrialFinding:
     """What the measurements say of one candidate.
 
     Attributes:
@@ -30,7 +30,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class TrialEvidence:
     """What was measured of the candidates at the whole length.
 
     Attributes:
@@ -43,21 +43,21 @@ class Evidence:
     """
 
     tokens: int
-    against_source: Mapping[str, Comparison]
-    against_control: Mapping[str, Comparison]
+    against_source: Mapping[str, TrialComparison]
+    against_control: Mapping[str, TrialComparison]
     failed: Mapping[str, str]
     allowed: Mapping[str, float]
     kept: Mapping[str, float]
 
 
-def find(tried: Sequence[Tried], evidence: Evidence) -> list[Finding]:
+def find(tried: Sequence[Tried], evidence: TrialEvidence) -> list[TrialFinding]:
     """A finding for each candidate that can be recommended, in order."""
     found = []
     for one in tried:
         if one.candidate.derived_from is not None:
             continue
         if one.name in evidence.failed:
-            found.append(Finding(one.name, False, f"{one.name}: {evidence.failed[one.name]}."))
+            found.append(TrialFinding(one.name, False, f"{one.name}: {evidence.failed[one.name]}."))
         elif one.candidate.aim == "answers":
             found.append(_answers(one, evidence))
         else:
@@ -65,14 +65,14 @@ def find(tried: Sequence[Tried], evidence: Evidence) -> list[Finding]:
     return found
 
 
-def best_of(tried: Sequence[Tried], findings: Sequence[Finding]) -> tuple[str, ...]:
+def best_of(tried: Sequence[Tried], findings: Sequence[TrialFinding]) -> tuple[str, ...]:
     """The names that are recommended: of each aim the last that helps, which has beaten the one before it."""
     helps = {finding.candidate for finding in findings if finding.helps}
     best = {one.candidate.aim: one.name for one in tried if one.name in helps}
     return tuple(best.values())
 
 
-def _answers(tried: Tried, evidence: Evidence) -> Finding:
+def _answers(tried: Tried, evidence: TrialEvidence) -> TrialFinding:
     own = evidence.against_source[tried.name]
     name, change = tried.name, own.answers.estimate
     numbers = (
@@ -82,16 +82,18 @@ def _answers(tried: Tried, evidence: Evidence) -> Finding:
     )
     word = judge(change, 0.0, more_is_better=True, groups=own.answers.groups)
     if word != "gained":
-        return Finding(name, False, f"{name}: {_why_not(change, own.answers.groups)}: {numbers}.")
+        return _no(name, f"{_why_not(change, own.answers.groups)}: {numbers}.")
     low = own.loss.low
     if (own.loss.change if low is None else low) > evidence.allowed[name]:
-        return Finding(name, False, f"{name}: costs more loss than the +{evidence.allowed[name]:g} allowed: {numbers}.")
+        return TrialFinding(
+            name, False, f"{name}: costs more loss than the +{evidence.allowed[name]:g} allowed: {numbers}."
+        )
     control = tried.candidate.control
     if control is None:
-        return Finding(name, True, f"{name}: right answers become likelier: {numbers}.")
+        return TrialFinding(name, True, f"{name}: right answers become likelier: {numbers}.")
     against = evidence.against_control.get(name)
     if against is None:
-        return Finding(name, False, f"{name}: its control {control} was not measured, so its gain proves nothing.")
+        return _no(name, f"its control {control} was not measured, so its gain proves nothing.")
     difference = against.answers.estimate
     beats = judge(difference, 0.0, more_is_better=True, groups=against.answers.groups) == "gained"
     verdict = (
@@ -100,10 +102,10 @@ def _answers(tried: Tried, evidence: Evidence) -> Finding:
         else f"its control {control} explains the gain"
     )
     words = f"the answers against {control} change by {change_in_words(difference)}"
-    return Finding(name, beats, f"{name}: {verdict}: {words}; {numbers}.")
+    return TrialFinding(name, beats, f"{name}: {verdict}: {words}; {numbers}.")
 
 
-def _memory(tried: Tried, evidence: Evidence) -> Finding:
+def _memory(tried: Tried, evidence: TrialEvidence) -> TrialFinding:
     own = evidence.against_source[tried.name]
     name, kept, allowed = tried.name, evidence.kept[tried.name], evidence.allowed[tried.name]
     numbers = (
@@ -112,26 +114,34 @@ def _memory(tried: Tried, evidence: Evidence) -> Finding:
         f"source, and their log-probability changes by {change_in_words(own.answers.estimate)}"
     )
     if kept > _MOST_CACHE:
-        return Finding(name, False, f"{name}: saves next to nothing: {numbers}.")
+        return _no(name, f"saves next to nothing: {numbers}.")
     if own.loss.groups < FEWEST_FOR_GAIN or own.loss.high is None:
-        return Finding(name, False, f"{name}: {own.loss.groups} texts are not enough to say what it costs: {numbers}.")
+        return TrialFinding(
+            name, False, f"{name}: {own.loss.groups} texts are not enough to say what it costs: {numbers}."
+        )
     if own.loss.high > allowed:
-        return Finding(name, False, f"{name}: the loss may rise by more than the +{allowed:g} allowed: {numbers}.")
+        return _no(name, f"the loss may rise by more than the +{allowed:g} allowed: {numbers}.")
     if judge(own.answers.estimate, 0.0, more_is_better=True) == "lost":
-        return Finding(name, False, f"{name}: saves memory, but right answers become less likely: {numbers}.")
+        return _no(name, f"saves memory, but right answers become less likely: {numbers}.")
     control = tried.candidate.control
     against = evidence.against_control.get(name)
     if control is not None and against is None:
-        return Finding(name, False, f"{name}: its control {control} was not measured, so its choice proves nothing.")
+        return TrialFinding(
+            name, False, f"{name}: its control {control} was not measured, so its choice proves nothing."
+        )
     if against is not None:
         words = f"the loss against {control} changes by {change_in_words(against.loss.estimate)}"
         if judge(against.loss.estimate, 0.0, groups=against.loss.groups) != "gained":
-            return Finding(name, False, f"{name}: its control {control} is as good: {words}; {numbers}.")
+            return _no(name, f"its control {control} is as good: {words}; {numbers}.")
         numbers = f"{words}; {numbers}"
-    return Finding(name, True, f"{name}: saves memory within its loss: {numbers}.")
+    return TrialFinding(name, True, f"{name}: saves memory within its loss: {numbers}.")
 
 
 def _why_not(change: Estimate, groups: int) -> str:
     if change.low is None or change.high is None or change.low <= 0 <= change.high:
         return "no gain that the interval shows"
     return "right answers become less likely" if change.high < 0 else f"gained on {groups} haystacks, not enough to say"
+
+
+def _no(name: str, reason: str) -> TrialFinding:
+    return TrialFinding(name, False, f"{name}: {reason}")

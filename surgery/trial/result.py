@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from surgery.result_table import ResultTable, ShownAsTable
-from surgery.trial.measuring import Comparison
+from surgery.trial.measuring import TrialComparison
 from surgery.trial.plan import TrialPlan
-from surgery.trial.recommendation import Finding
+from surgery.trial.recommendation import TrialFinding
 
 NOTHING = "Nothing here helps your model at this length."
 
@@ -33,9 +33,9 @@ class TrialResult(ShownAsTable):
 
     plan: TrialPlan
     folder: Path
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[TrialComparison, ...]
     cache: dict[str, int]
-    findings: tuple[Finding, ...]
+    findings: tuple[TrialFinding, ...]
     recommended: tuple[str, ...]
     rests_on: tuple[str, ...]
     not_measured: tuple[str, ...]

@@ -16,10 +16,10 @@ from surgery.loading import RunOptions
 from surgery.loading.pace import measure_pace, model_size
 from surgery.operations import OPERATIONS
 from surgery.trial.folder import RESULT, TrialFolder
-from surgery.trial.measuring import Comparison, measure
+from surgery.trial.measuring import TrialComparison, measure
 from surgery.trial.plan import TrialPlan, TrialStep, facts_in, make_plan
 from surgery.trial.preparation import Preparation, Tried
-from surgery.trial.recommendation import Evidence, best_of, find
+from surgery.trial.recommendation import TrialEvidence, best_of, find
 from surgery.trial.result import TrialResult
 from surgery.trial.texts import divide_texts, write_texts
 
@@ -151,7 +151,7 @@ class TrialRun:
 
     def _measured(
         self, plan: TrialPlan, calibrations: Mapping[str, Any], failed: Mapping[str, str], texts: Path
-    ) -> tuple[list[Comparison], dict[str, int], Evidence]:
+    ) -> tuple[list[TrialComparison], dict[str, int], TrialEvidence]:
         """Every comparison with the source and with controls, and the cache."""
         models = {SOURCE: self.prepared.source.folder}
         kept: dict[str, float] = {SOURCE: 1.0}
@@ -161,7 +161,7 @@ class TrialRun:
                 models[tried.name] = self._converted(tried, plan, calibrations[origin])
                 operation = OPERATIONS[tried.operation]
                 kept[tried.name] = operation.kept_cache(calibrations[origin], self.prepared.anatomy, plan.length)
-        comparisons: list[Comparison] = []
+        comparisons: list[TrialComparison] = []
         if len(models) > 1:
             given = (plan, texts, self.folder.measurements, self.run)
             comparisons += measure(models, SOURCE, *given, self.on_progress)
@@ -171,7 +171,7 @@ class TrialRun:
                     pair = {tried.name: models[tried.name], control: models[control]}
                     comparisons += measure(pair, control, *given, self.on_progress)
         at = [one for one in comparisons if one.tokens == plan.length]
-        evidence = Evidence(
+        evidence = TrialEvidence(
             plan.length,
             {one.model: one for one in at if one.other == SOURCE},
             {one.model: one for one in at if one.other != SOURCE},
@@ -228,9 +228,9 @@ class TrialRun:
         self,
         plan: TrialPlan,
         calibrations: Mapping[str, Any],
-        comparisons: Sequence[Comparison],
+        comparisons: Sequence[TrialComparison],
         cache: dict[str, int],
-        evidence: Evidence,
+        evidence: TrialEvidence,
     ) -> TrialResult:
         """The recommendation; converted models are removed, and the result is kept."""
         findings = find(self.prepared.tried, evidence)

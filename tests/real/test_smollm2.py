@@ -93,3 +93,25 @@ def test_paper_form_starts_worse_and_a_short_training_recovers_some(tmp_path: Pa
     assert losses["paper"] > 0.05
     assert losses["trained"] < 0.9 * losses["paper"]
     assert surgery.verify(tmp_path / "trained", against=MODEL).failed == ()
+
+
+def test_a_trial_recommends_only_what_an_interval_shows(tmp_path: Path) -> None:
+    """Of sixteen real texts, at 512 tokens; whichever way it ends, sentence, numbers and commands agree."""
+    from pydoc_data.topics import topics
+
+    assert MODEL is not None
+    whole = "\n\n".join(text for _, text in sorted(topics.items()))
+    for number in range(16):
+        size = len(whole) // 16
+        (tmp_path / f"{number}.txt").write_text(whole[number * size : (number + 1) * size], encoding="utf-8")
+    result = surgery.try_model(MODEL, [tmp_path], length=512, minutes=600, output=tmp_path / "out")
+    source = {one.model: one for one in result.comparisons if one.other == "source"}
+    assert set(source) == {"constant", "bias", "windows", "equal-windows"}
+    assert source["constant"].answers.change > 0, "a calibration makes answers to unseen facts likelier"
+    assert source["constant"].loss.change < 0.05
+    (against,) = (one for one in result.comparisons if (one.model, one.other) == ("bias", "constant"))
+    assert against.answers.low is not None
+    assert ("bias" in result.recommended) <= (against.answers.low > 0)
+    assert result.cache["windows"] < result.cache["source"]
+    assert abs(result.cache["windows"] - result.cache["equal-windows"]) < 0.01 * result.cache["source"]
+    assert len(result.commands) >= 2 * len(result.recommended)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from surgery.operations import OPERATIONS
-from surgery.trial.measuring import Comparison, Difference
+from surgery.trial.measuring import PairedDifference, TrialComparison
 from surgery.trial.preparation import Tried
-from surgery.trial.recommendation import Evidence, best_of, find
+from surgery.trial.recommendation import TrialEvidence, best_of, find
 
 TRIED = [
     Tried(name, number, candidate)
@@ -20,16 +20,16 @@ GAIN, NONE, LESS = (0.5, 0.2, 0.8), (0.1, -0.2, 0.4), (-0.5, -0.8, -0.2)
 CHEAP, COSTLY, WIDE, BETTER = (0.001, 0.0, 0.002), (0.05, 0.04, 0.06), (0.004, -0.01, 0.02), (-0.02, -0.03, -0.01)
 
 
-def difference(numbers: tuple[float, float, float], groups: int = 8) -> Difference:
+def difference(numbers: tuple[float, float, float], groups: int = 8) -> PairedDifference:
     change, low, high = numbers
-    return Difference(1 + change, 1.0, change, low, high, groups)
+    return PairedDifference(1 + change, 1.0, change, low, high, groups)
 
 
-def against(name: str, other: str, loss: Any, answers: Any, groups: int = 8) -> Comparison:
-    return Comparison(name, other, 1024, difference(loss, groups), difference(answers, groups), 0.5, 0.4)
+def against(name: str, other: str, loss: Any, answers: Any, groups: int = 8) -> TrialComparison:
+    return TrialComparison(name, other, 1024, difference(loss, groups), difference(answers, groups), 0.5, 0.4)
 
 
-def evidence(**changes: Any) -> Evidence:
+def evidence(**changes: Any) -> TrialEvidence:
     """Everything helps, and beats its control; ``changes`` replace loss and answers of single comparisons."""
     source = {
         "constant": changes.get("constant", (CHEAP, GAIN)),
@@ -43,7 +43,7 @@ def evidence(**changes: Any) -> Evidence:
         "bias": against("bias", "constant", CHEAP, changes.get("bias_control", GAIN), groups),
         "windows": against("windows", "equal-windows", changes.get("windows_control", BETTER), NONE, groups),
     }
-    return Evidence(
+    return TrialEvidence(
         1024,
         {name: against(name, "source", *values, groups) for name, values in source.items() if name not in failed},
         {name: one for name, one in control.items() if not {name, one.other} & set(failed)},

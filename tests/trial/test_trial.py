@@ -20,7 +20,7 @@ from tests.trial.conftest import LENGTH
 STEPS = ["inspect", "constant", "bias", "windows", "measure"]
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """In place of Ctrl-C."""
 
 
@@ -34,12 +34,12 @@ def trial(source: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -
         assert (number, of) == (STEPS.index(step.name) + 1, len(STEPS))
         begun.append(step.name)
         if step.name == "measure" and len(begun) == len(STEPS):
-            raise Stopped
+            raise StoppedError
 
     how: dict[str, Any] = {"length": LENGTH, "output": output, "on_step": on_step}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "EFFORTS", (plan.Effort(0.33, 8, False),))
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             try_model(source, texts, **how)
         patch.setattr(run, "make_plan", None)  # the plan of the first run is taken up
         for operation in OPERATIONS.values():
