@@ -18,9 +18,33 @@ from tests.models.multiscreen.oracle import oracle
 @pytest.mark.parametrize("variant", ["v1", "v3"])
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 def test_values_and_gradients(variant: str, training: bool, tokens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_blocks(monkeypatch)
+    compare(make(variant).train(training), tokens, training=training)
+
+
+@pytest.mark.parametrize("changes", [{"wrapped_positions": True}, {"infinite_windows": False}, {}])
+def test_the_readings_of_public_code(
+    changes: dict[str, Any], tokens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint is read otherwise only by an explicit keyword, and keeps what it was read with."""
+    small_blocks(monkeypatch)
+    make("v1").save_pretrained(tmp_path)
+    model = MultiscreenForCausalLM.from_pretrained(tmp_path, **changes)
+    compare(model, tokens)
+    model.save_pretrained(tmp_path / "again")
+    again = MultiscreenForCausalLM.from_pretrained(tmp_path / "again")
+    assert torch.equal(again(tokens).logits, model(tokens).logits)
+    assert torch.equal(model(tokens).logits, make("v1")(tokens).logits) == (not changes)
+
+
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several blocks, in bands and against all keys."""
     monkeypatch.setattr(blocks, "_BLOCK", 8)
-    monkeypatch.setattr(blocks, "_LEAST_BLOCK", 4)  # several blocks, in bands and against all keys
-    model = make(variant).train(training)
+    monkeypatch.setattr(blocks, "_LEAST_BLOCK", 4)
+
+
+def compare(model: Any, tokens: Any, *, training: bool = False) -> None:
+    """Values and all gradients of the model and the oracle."""
     row = tokens[:1, :36]
     logits = model(row, use_cache=False).logits
     state = {name: value.detach().double().requires_grad_() for name, value in model.named_parameters()}
