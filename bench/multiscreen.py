@@ -40,7 +40,7 @@ MODELS = ("multiscreen", "half infinite", "dense", "llama", "package")
 MEASURES = ("next", "token", "training")
 TRAINED = 1024
 TOKENS = 8  # decoded in a cell
-DENSE = ("dense", "package")  # their memory grows with the square of the length
+DENSE = ("dense", "package")  # memory grows with the square of the length; no cache of their own
 
 
 def main() -> None:
@@ -73,10 +73,8 @@ def compared(options: Any, measure: str, length: int) -> list[dict[str, Any]]:
     """One row for each model; ratios are to the Llama-like model of the same run."""
     found = {}
     for model in options.models:
-        no_package = options.package is None and not options.finished
-        left_out = (model == "package" and (no_package or measure == "token")) or (
-            model in DENSE and length > options.longest_dense
-        )
+        no_package = model == "package" and options.package is None and not options.finished
+        left_out = no_package or (model in DENSE and (measure == "token" or length > options.longest_dense))
         name = f"{model}/{measure}/{length}"
         if not left_out and not (options.finished and not place_of(options, name).is_file()):
             found[model] = stored(options, name)
