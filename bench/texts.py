@@ -9,12 +9,13 @@ TEXTS then holds:
     short                        pages of both packages, of 7 to 9 KB each: about 2,000 tokens
     kinds/observe                one page of each package, Python source, and a licence: for calibration
     kinds/measure                texts of other kinds: an article, a change log, HTML
+    topics/training, measuring   Python's documentation topics (`pydoc_data`), several joined into each file
     recall/train                 50 pages of both packages that are in recall_pages.json, as all below
     recall/haystacks             24 other long pages, to hide facts in
     recall/loss/KIND             pages of each package, and modules of Python's library, to measure the loss
 
 A hash of the names and the version of the packages decide which pages are chosen. The other texts come with every
-Debian: Python, Perl and the licences.
+Debian (Perl, the licences) and with Python, whose version changes the topics and modules a little.
 """
 
 from __future__ import annotations
@@ -81,6 +82,21 @@ def write(folder: Path, texts: list[tuple[str, str]]) -> None:
     print(f"{folder}: {len(texts)} pages, {sum(len(text) for _, text in texts):,} characters")
 
 
+def write_topics(folder: Path) -> None:
+    """Write Python's documentation topics: three quarters to train on, the rest to measure on.
+
+    Topics are short, so several are joined into one file to make long documents.
+    """
+    from pydoc_data.topics import topics
+
+    joined: dict[tuple[str, str], list[str]] = {}
+    for index, (_, text) in enumerate(sorted(topics.items())):
+        half = "measuring" if index % 4 == 0 else "training"
+        joined.setdefault((half, f"{index // 16}"), []).append(text)
+    for half in ("training", "measuring"):
+        write(folder / half, [(name, "\n".join(texts)) for (own, name), texts in joined.items() if own == half])
+
+
 def write_recall(folder: Path) -> None:
     """Write the texts of `bench.recall`, which are named one by one."""
     roots = {"kernel": newest(KERNEL), "python": newest(PYTHON), "source": Path(sysconfig.get_paths()["stdlib"])}
@@ -105,6 +121,7 @@ def main() -> None:
     write(options.out / "long" / "measure", long[options.long : 2 * options.long])
     short = [[page for page in package if len(page[1]) in SHORT][: options.short] for package in (python, kernel)]
     write(options.out / "short", [page for package in short for page in package])
+    write_topics(options.out / "topics")
     write_recall(options.out / "recall")
     kinds = {half: [of_kind(*kind) for kind in files.items()] for half, files in KINDS.items()}
     for package, name in ((python, "python"), (kernel, "kernel")):

@@ -1,9 +1,10 @@
-"""The whole job on one model: inspect, convert, verify, finetune, evaluate, report.
+"""The main job on one model: make it find facts in long texts, prove what was done, and show the gain and its control.
 
     python examples/demo.py MODEL [FOLDER]
 
-Every step is a command that is printed before it runs. The texts are Python's documentation topics (``pydoc_data``):
-three quarters for training, the rest for measuring.
+Every step is a command, printed before it runs. The texts are the documentation in the source files of torch, numpy and
+transformers; `make demo` installs pinned versions, so they are the same everywhere. The control sharpens every head by
+the same factor, which needs no texts and no calibration.
 """
 
 from __future__ import annotations
@@ -12,52 +13,70 @@ import shlex
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
+# To calibrate on, and other files of the same packages to measure on.
+CALIBRATE = (
+    "torch/_torch_docs.py",
+    "torch/nn/modules/loss.py",
+    "numpy/_core/_add_newdocs.py",
+    "numpy/lib/_function_base_impl.py",
+    "transformers/generation/logits_process.py",
+    "transformers/tokenization_utils_base.py",
+)
+MEASURE = (
+    "torch/_tensor_docs.py",
+    "torch/functional.py",
+    "torch/nn/modules/conv.py",
+    "torch/nn/modules/activation.py",
+    "numpy/_core/fromnumeric.py",
+    "numpy/linalg/_linalg.py",
+    "numpy/lib/_nanfunctions_impl.py",
+    "transformers/generation/utils.py",
+)
+# About a minute each on two free cores, with SmolLM2-135M.
+STEPS = 6
 
-def write_texts(folder: Path) -> tuple[Path, Path]:
-    """Write Python's documentation topics as text files.
 
-    Topics are short, so several are joined into one file to make long documents.
-
-    Returns:
-        The training folder and the measuring folder; no text is in both.
-    """
-    from pydoc_data.topics import topics
-
-    training, measuring = folder / "training", folder / "measuring"
-    joined: dict[Path, list[str]] = {}
-    for index, (_, text) in enumerate(sorted(topics.items())):
-        target = measuring if index % 4 == 0 else training
-        joined.setdefault(target / f"{index // 16}.txt", []).append(text)
-    for path, texts in joined.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(texts), encoding="utf-8")
-    return training, measuring
+def write_texts(folder: Path, files: tuple[str, ...]) -> Path:
+    """Copy source files of installed packages as text files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in files:
+        package, _, place = name.partition("/")
+        spec = find_spec(package)
+        assert spec is not None and spec.origin is not None
+        text = (Path(spec.origin).parent / place).read_text(encoding="utf-8")
+        (folder / (name.replace("/", "-") + ".txt")).write_text(text, encoding="utf-8")
+    return folder
 
 
-def run(*arguments: str | Path) -> None:
-    """Print a ``surgery`` command, run it, and stop the demo if it fails."""
+def run(step: int, what: str, *arguments: str | Path, needed: bool = True) -> None:
+    """Print a step and its ``surgery`` command, and run it. If it fails, the demo stops, unless it can do without."""
     words = ["surgery", *map(str, arguments)]
-    print(f"\n$ {shlex.join(words)}", flush=True)
+    print(f"\n[{step} of {STEPS}] {what}\n$ {shlex.join(words)}", flush=True)
     code = subprocess.run([sys.executable, "-m", "surgery", *words[1:]], check=False).returncode
-    if code != 0:
+    if code != 0 and needed:
         sys.exit(code)
 
 
 def main(model: str, folder: Path) -> None:
     """Run every step; ``folder`` gets the texts, the models and the report."""
     began = time.monotonic()
-    training, measuring = write_texts(folder / "texts")
-    converted, trained, report = folder / "converted", folder / "trained", folder / "report"
-    run("inspect", model)
-    run("convert", "--to", "ssmax", model, "-o", converted, "--force")
-    run("verify", converted, "--against", model)
-    run("finetune", Path(__file__).parent.parent / "recipes" / "ssmax-scale.yaml", "--set", f"model={converted}",
-        "--set", f"data.text={training}", "--set", f"output={trained}",
-        "--set", "budget.tokens=8000", "--set", "evaluation.sequences=2", "--force")  # fmt: skip
-    run("evaluate", trained, "--against", model, "--text", measuring, "--length", "1024", "--documents", "4",
-        "-o", report, "--force")  # fmt: skip
+    texts = write_texts(folder / "texts" / "calibrate", CALIBRATE)
+    others = write_texts(folder / "texts" / "measure", MEASURE)
+    recall, sharpened, plain, report = (folder / name for name in ("recall", "sharpened", "plain", "report"))
+    run(1, "What attention does the model have?", "inspect", model)
+    run(2, "Choose a temperature for each head, so that facts in long texts are found (2 to 4 minutes)",
+        "convert", "--to", "ssmax", model, "-o", recall, "--calibrate", texts, "--lengths", "512,1024",
+        "--haystacks", "12", "--force")  # fmt: skip
+    run(3, "The control: every head sharpened alike", "convert", "--to", "ssmax", "--form", "constant", "--start",
+        "bias=1.2", model, "-o", sharpened, "--force")  # fmt: skip
+    run(4, "Prove what was done (half a minute)", "verify", recall, "--against", model)
+    run(5, "Write the temperatures into the weights: a plain checkpoint, for any program", "merge", recall, "-o", plain,
+        "--force", needed=False)  # fmt: skip
+    run(6, "Facts found and loss, on other texts (2 to 3 minutes)", "evaluate", recall, sharpened, "--against", model,
+        "--suite", Path(__file__).with_name("demo-suite.yaml"), "--text", others, "-o", report, "--force")  # fmt: skip
     print(f"\n{time.monotonic() - began:.0f} s. The report: {report / 'report.html'}")
 
 

@@ -31,3 +31,11 @@ def write_texts(folder: Path, documents: int = 6, words: int = 60) -> None:
     for index in range(documents):
         text = " ".join(numbers[(index + step) % 10] for step in range(words))
         (folder / f"{index}.txt").write_text(text, encoding="utf-8")
+
+
+def write_paragraphs(folder: Path) -> None:
+    """Write documents of many paragraphs, long enough to hide facts in."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for what in ("rivers", "mills", "bridges"):
+        lines = (f"Paragraph {line} speaks of {what} and of what is beside them." for line in range(80))
+        (folder / f"{what}.txt").write_text("\n\n".join(lines), encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.tokenizers import save_tiny_tokenizer
+from tests.tokenizers import save_tiny_tokenizer, write_paragraphs
 
 SETTINGS = ("--lengths", "512", "--haystacks", "6", "--rounds", "1", "--max-loss-increase", "0.5")
 
@@ -25,9 +25,7 @@ def runnable(make_source: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("texts")
-    for what in ("rivers", "mills", "bridges"):
-        lines = (f"Paragraph {line} speaks of {what} and of what is beside them." for line in range(60))
-        (folder / f"{what}.txt").write_text("\n\n".join(lines), encoding="utf-8")
+    write_paragraphs(folder)
     return folder
 
 

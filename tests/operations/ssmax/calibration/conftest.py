@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.tokenizers import save_tiny_tokenizer
+from tests.tokenizers import save_tiny_tokenizer, write_paragraphs
 
 LENGTH = 512
 
@@ -16,9 +16,7 @@ LENGTH = 512
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("texts")
-    for what in ("rivers", "mills", "bridges"):
-        lines = (f"Paragraph {line} speaks of {what} and of what is beside them." for line in range(80))
-        (folder / f"{what}.txt").write_text("\n\n".join(lines), encoding="utf-8")
+    write_paragraphs(folder)
     return folder
 
 
