@@ -14,6 +14,12 @@ _HEADING = re.compile(r"^(#{1,6})\s+(.+?)\s*#*$", re.MULTILINE)
 _HTML_ANCHOR = re.compile(r"<a\s+(?:id|name)=\"([^\"]+)\"")
 
 
+def module_file(module: str) -> Path:
+    """The file that `python -m` runs for a module or a package of this repository."""
+    file = ROOT / f"{module.replace('.', '/')}.py"
+    return file if file.is_file() else file.with_suffix("") / "__main__.py"
+
+
 def pages() -> list[Path]:
     """Every Markdown file of the project that people read."""
     return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]

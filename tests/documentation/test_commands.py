@@ -16,7 +16,7 @@ from docs.generate import commands
 from surgery.commands.console import _ParserError
 from surgery.recovery import Recipe
 from surgery.schemas.unions import models_in
-from tests.documentation.links import ROOT, pages
+from tests.documentation.links import ROOT, module_file, pages
 
 _PAGES = [page for page in pages() if page.parent.name != "reference"]
 _GENERAL = {"--help", "--version", "--install-completion", "--show-completion"}
@@ -124,7 +124,7 @@ def test_options_of_benchmarks_exist() -> None:
         for name, rest in re.findall(r"python -m bench\.([\w.]*\w)(.*)", text):
             # Commands of a folder share the arguments of its file `runs`.
             shared = "papers.runs" if name.startswith("papers.") else "harness"
-            files = (ROOT / "bench" / f"{file.replace('.', '/')}.py" for file in (name, shared))
+            files = (module_file(f"bench.{file}") for file in (name, shared))
             source = "".join(file.read_text(encoding="utf-8") for file in files)
             for option in re.findall(r"(?<=\s)--[a-z-]+", rest.partition("`")[0]):
                 assert f'"{option}"' in source, f"{page.name}: bench.{name} {option}"

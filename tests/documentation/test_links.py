@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documentation.links import ROOT, anchors, broken, links, pages
+from tests.documentation.links import ROOT, anchors, broken, links, module_file, pages
 
 FOLDERS = [ROOT / "docs" / name for name in ("guide", "reference", "results")]
 
@@ -44,7 +44,7 @@ def test_files_that_pages_name_in_code_exist() -> None:
         for path in named:
             assert (ROOT / path).exists() or page.name == "CHANGELOG.md", f"{page.name}: {path}"
         for module in re.findall(r"python -m ((?:bench|docs)\.[\w.]+)", text):
-            assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), f"{page.name}: {module}"
+            assert module_file(module).is_file(), f"{page.name}: {module}"
         for path in re.findall(r"pytest (tests/[\w./-]+)", text):
             assert (ROOT / path).exists(), f"{page.name}: {path}"
 
