@@ -133,8 +133,9 @@ def presentation_checks(
     """
     try:
         with randomized(model):
-            checks = multiplier_checks(model, tokens[:, :MULTIPLIER_TOKENS], on_progress)
+            # First: it names the presentation that a model of an unverified family cannot run.
             found = presentation_differences(model, tokens, on_progress)
+            checks = multiplier_checks(model, tokens[:, :MULTIPLIER_TOKENS], on_progress)
         without = dict.fromkeys(found, 0.0)
         if measures_source or not all(value <= EQUALITY_BOUND for value in found.values()):
             with operations_off(model):

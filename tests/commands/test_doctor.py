@@ -88,7 +88,7 @@ def test_completion_names_the_commands_without_torch(shell: str) -> None:
         ("surgery convert model --form u", {"unit"}),
         ("surgery convert model --layers ", {"full", "sliding", "chunked", "all"}),
         ("surgery convert model --windows ", {"head", "group"}),
-        ("surgery finetune screening-", {"screening-recover", "screening-unit"}),
+        ("surgery finetune screening-", {"screening-memory", "screening-recover", "screening-unit"}),
         ("surgery recipes show ti", {"tiny"}),
         ("surgery evaluate model --suite q", {"quick"}),
         ("surgery families ministral", {"ministral", "ministral3"}),

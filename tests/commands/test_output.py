@@ -243,7 +243,7 @@ def test_help_names_the_defaults_and_no_types_of_python(surgery: Any) -> None:
     said = " ".join(surgery("convert", *operations, "--help").out.split())
     for default in (
         "beside the model, operations added",
-        "anchored; gated",
+        "anchored, with --calibrate constant; gated",
         "the trained length",
         "full",
         "yarn",

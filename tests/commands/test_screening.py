@@ -156,7 +156,9 @@ def test_the_work_is_planned_before_it_runs(
 
     counted: list[int] = []
     settings = library.CalibrationSettings(lengths=(48,), observe=2, hold_out=1, max_loss_increase=1.0)
-    library.calibrate(runnable, [texts], settings=settings, on_progress=lambda done, total, what: counted.append(total))
+    library.calibrate(
+        runnable, [texts], "screening", settings=settings, on_progress=lambda done, total, what: counted.append(total)
+    )
     given = ("--lengths", "48", "--passages", "2,1", "-o", tmp_path / "out")
     monkeypatch.setattr("surgery.loading.operated.open_model", None)
     planned = surgery("screen-sweep", runnable, "--text", texts, *given, "--allow", ",".join("123456"), "--dry-run")

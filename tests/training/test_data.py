@@ -119,7 +119,10 @@ def test_chat_trains_on_answers(make_recipe: MakeRecipe, converted: Converted, t
         ({"text": None}, "data.text: missing"),
         ({"sources": [{"kind": "text", "path": "x"}]}, "either text or sources"),
         ({"text": None, "separator": "%", "sources": [{"kind": "text", "path": "x"}]}, "separator has no effect"),
-        ({"text": None, "sources": [{"kind": "jsonl", "path": "x", "separator": "%"}]}, "only with `kind: text or"),
+        (
+            {"text": None, "sources": [{"kind": "jsonl", "path": "x", "separator": "%"}]},
+            "only with `kind: text` or `kind: recall`",
+        ),
         ({"text": None, "sources": [{"kind": "json", "path": "x"}]}, "unknown kind 'json'; did you mean `jsonl`"),
         ({"text": None, "sources": [{"kind": "hub", "id": "a/b", "weight": 0}]}, "greater than 0"),
         ({"text": None, "sources": [{"kind": "hub", "splt": "x", "id": "a/b"}]}, "did you mean `split`"),
