@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=8, help="pass keys, and texts with facts")
     parser.add_argument("--label", default="screened", help="name of a model in the table")
     parser.add_argument("--shares", default="0.5,0.3", help="shares of the cache that presses keep")
-    parser.add_argument("--limit", type=int, help="the first so many cases alone")
+    parser.add_argument("--limit", type=int, help="number of cases; by default all")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -111,23 +111,13 @@ def check_request(
     given = next(iter(request.settings), None)
     flag = "--calibrate" if request.text else "--calibration" if request.file else given and _spelled(given)
     if calibrated is None and flag is not None:
-        owners = [name for name, operation in OPERATIONS.items() if operation.calibrates]
-        raise UsageError(
-            f"{flag} is no option of {' or '.join(str(one['name']) for one in operations)}",
-            hint=f"It belongs to --to {', --to '.join(owners)}.",
-        )
-    known = OPERATIONS[calibrated["name"]].calibration_settings if calibrated is not None else None
-    foreign = [name for name in request.settings if known is not None and name not in known.model_fields]
-    if foreign and calibrated is not None:
-        owners = [
-            name
-            for name, operation in OPERATIONS.items()
-            if operation.calibration_settings and foreign[0] in operation.calibration_settings.model_fields
-        ]
-        raise UsageError(
-            f"{_spelled(foreign[0])} is no option of {calibrated['name']}",
-            hint=f"It belongs to --to {', --to '.join(owners)}.",
-        )
+        raise _foreign(flag, " or ".join(str(one["name"]) for one in operations), tuple(_calibrating()))
+    if calibrated is not None:
+        settings = _calibrating()
+        for name in request.settings:
+            owners = tuple(owner for owner, fields in settings.items() if name in fields)
+            if calibrated["name"] not in owners:
+                raise _foreign(_spelled(name), calibrated["name"], owners)
     if given is not None and not request.text:
         raise UsageError(
             f"{_spelled(given)} is a setting of the calibration, but no text is given",
@@ -141,6 +131,16 @@ def check_request(
         )
     if sum(map(bool, (request.text, request.file, (calibrated or {}).get("open")))) > 1:
         raise UsageError("--calibrate, --calibration and --open exclude each other")
+
+
+def _calibrating() -> dict[str, Collection[str]]:
+    """The names of the settings of each calibration, by operation."""
+    schemas = {name: operation.calibration_settings for name, operation in OPERATIONS.items()}
+    return {name: schema.model_fields.keys() for name, schema in schemas.items() if schema is not None}
+
+
+def _foreign(flag: str, chosen: str, owners: Sequence[str]) -> UsageError:
+    return UsageError(f"{flag} is no option of {chosen}", hint=f"It belongs to --to {', --to '.join(owners)}.")
 
 
 def calibration_settings(

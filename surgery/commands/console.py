@@ -90,7 +90,9 @@ def silence_transformers() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    standard_logging.getLogger("ContinuousBatchingLogger").setLevel(standard_logging.ERROR)  # it is none of theirs
+    standard_logging.getLogger("ContinuousBatchingLogger").setLevel(
+        standard_logging.ERROR
+    )  # transformers does not reach it
 
 
 def emit(kind: str, payload: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from surgery.checkpoint import Checkpoint
 # Time of a pass over the time of its products and its reading: norms, softmax, rotations, Python.
 OVERHEAD = 1.15
 FLOAT32_BYTES = 4
-# Seconds of which nobody needs to be told.
+# A run of fewer seconds needs no word about its time.
 SHORT = 8.0
 
 

@@ -139,7 +139,7 @@ class Blocks:
             target[:, :, piece.keys.start + start : piece.keys.start + start + length] += turned
 
     def _unpadded(self, tensor: Tensor) -> Tensor:
-        """Gradients of the keys without padding, and with those that no query looks at."""
+        """Gradients of all keys but padding; keys that no query sees have gradient 0."""
         if self.reach is None:
             return tensor
         return F.pad(tensor[:, :, self.before : tensor.shape[2] - self.behind], (0, 0, self.first, 0))

@@ -52,7 +52,7 @@ class _Kept:
         return [buffer.narrow(_along(buffer), self.begin, self.end - self.begin) for buffer in self.buffers]
 
     def append(self, new: Sequence[Tensor]) -> list[Tensor]:
-        """Add keys, and return those that the new queries may see; what no later query sees is dropped."""
+        """Add keys, return those that the new queries may see, and drop those that no later query sees."""
         added, reach = new[0].shape[2], self.group.reach
         before = self.views
         kept = self.end - self.begin
