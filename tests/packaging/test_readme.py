@@ -85,3 +85,7 @@ def test_links_lead_to_files() -> None:
 
 def test_no_placeholder_is_left() -> None:
     assert not re.search(r"^(RESULTS|PICTURE|TODO|TBD)\b", README, flags=re.MULTILINE)
+
+
+def test_it_stays_short() -> None:
+    assert len(README.splitlines()) <= 120
