@@ -4,7 +4,8 @@
         --out docs/results/data/recall.json
 
 The models: the source; every query times 1.2, nothing learned; and SSMax calibrated on haystacks, for each seed in
-each form: `constant` (one temperature per head, no ln n) and `bias` (b + s ln n). A seed has one set of haystacks.
+each of several ways: `constant` (a temperature and a gain per head, no ln n), `bias` (b + s ln n, and a gain),
+`temperature` (no gain, no ln n), `gain` (nothing else). A seed has one set of haystacks.
 All models are asked for the same facts in the same texts, with templates, names and words that no calibration uses, and
 predict the same texts of several kinds. Differences are paired, and their intervals resample whole haystacks or
 documents. The measure `far` asks beyond the trained length of the source: YaRN is added to the source and to the models
@@ -26,8 +27,13 @@ from surgery.loading import RunOptions
 from surgery.operations.ssmax.calibration import SSMaxCalibrationSettings, calibrate, read_calibration
 
 SHARPENED = 1.2
-# N of the form `anchored`.
-REFERENCE = 256
+CALIBRATIONS: dict[str, dict[str, Any]] = {
+    "constant": {"form": "constant", "outputs": "gain"},
+    "bias": {"form": "bias", "outputs": "gain"},
+    "temperature": {"form": "constant", "outputs": "unchanged"},
+    "gain": {"form": "none", "outputs": "gain"},
+    "anchored": {"form": "anchored", "outputs": "gain", "reference_length": 256},
+}
 MEASURES = ("recall", "loss", "far", "abcdigits", "passkey", "induction")
 DEPTHS = [0.0, 0.25, 0.5, 0.75, 1.0]
 
@@ -39,9 +45,9 @@ def convert(model: Path, output: Path, **options: Any) -> Path:
     return output
 
 
-def calibrated(options: Any, form: str, seed: int) -> Path:
-    """The model calibrated in one form, on haystacks of one seed; the forms of a seed share their first gradients."""
-    output = options.work / f"{form}-{seed}"
+def calibrated(options: Any, kind: str, seed: int) -> Path:
+    """The model calibrated in one way, on haystacks of one seed; those of a seed share their first gradients."""
+    output = options.work / f"{kind}-{seed}"
     if not output.is_dir():
         print(f"calibrating {output.name}", flush=True)
         began = time.perf_counter()
@@ -49,13 +55,13 @@ def calibrated(options: Any, form: str, seed: int) -> Path:
         found = calibrate(
             options.model,
             options.train_text,
-            options={"form": form, **({"reference_length": REFERENCE} if form == "anchored" else {})},
+            options=CALIBRATIONS[kind],
             settings=SSMaxCalibrationSettings.model_validate(settings),
             run=RunOptions(device=options.device, dtype=options.calibrate_dtype),
             work=options.work / "gradients",
         )
         print(f"  {time.perf_counter() - began:,.0f} s, {found.recall}", flush=True)
-        convert(options.model, output, form=form, calibration=found)
+        convert(options.model, output, calibration=found)
     return output
 
 
@@ -128,13 +134,13 @@ def loss_rows(options: Any, models: dict[str, Path]) -> Iterator[dict[str, Any]]
 
 
 def made(options: Any) -> dict[str, Path]:
-    """The source, the source with every query sharpened, and each form calibrated with each seed."""
+    """The source, the source with every query sharpened, and each calibration with each seed."""
     models = {
         "source": options.model,
         "sharpened": convert(options.model, options.work / "sharpened", form="constant", start={"bias": SHARPENED}),
     }
     return models | {
-        f"{form}-{seed}": calibrated(options, form, seed) for seed in options.seeds for form in options.forms
+        f"{kind}-{seed}": calibrated(options, kind, seed) for seed in options.seeds for kind in options.calibrations
     }
 
 
@@ -146,12 +152,12 @@ def measured(options: Any, models: dict[str, Path]) -> Iterator[dict[str, Any]]:
             continue
         chosen, lengths = models, options.lengths
         if measure == "far":
-            first = ("source", *(f"{form}-{options.seeds[0]}" for form in options.forms))
+            first = ("source", *(f"{kind}-{options.seeds[0]}" for kind in options.calibrations))
             chosen = {name: longer(options, models[name]) for name in first}
             lengths = options.far
         yield from retrieval_rows(options, chosen, "source", measure, lengths)
         for seed in options.seeds:
-            own = {f"{form}-{seed}": chosen[f"{form}-{seed}"] for form in options.forms if f"{form}-{seed}" in chosen}
+            own = {name: chosen[name] for kind in options.calibrations if (name := f"{kind}-{seed}") in chosen}
             if len(own) > 1 and f"constant-{seed}" in own:
                 yield from retrieval_rows(options, own, f"constant-{seed}", measure, lengths)
 
@@ -162,8 +168,8 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", required=True, help="folders of held-out text, one for each kind")
     parser.add_argument("--train-text", nargs="+", required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a calibration of each form for each")
-    parser.add_argument("--forms", nargs="+", default=["constant", "bias"], choices=["constant", "bias", "anchored"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the calibrations")
+    parser.add_argument("--calibrations", nargs="+", default=["constant", "bias"], choices=list(CALIBRATIONS))
     parser.add_argument("--rounds", type=int, default=1, help="steps of a calibration")
     parser.add_argument("--calibrate-haystacks", type=int, default=24, help="of each step")
     parser.add_argument("--calibrate-dtype", default="bfloat16")

@@ -43,6 +43,8 @@ class Family:
         query_rows: output of the projection: ``queries`` alone, ``all`` (queries, keys and values), or ``gated``
             (queries and a gate).
         query_axis: axis of the outputs in the projection's weight; 1 for GPT-2's transposed linear layer.
+        output: name of the projection in the attention module whose inputs are the outputs of the heads, one head after
+            the other, whether gated or not; empty where something else stands between.
         head: module of the output projection, in the names of tensors on disk.
         softcap: config key of the soft cap on attention scores.
         window: config key of the sliding window.
@@ -91,6 +93,7 @@ class Family:
     query: str = "q_proj"
     query_rows: Literal["queries", "all", "gated"] = "queries"
     query_axis: Literal[0, 1] = 0
+    output: str = "o_proj"
     head: str = "lm_head"
     softcap: str | None = None
     window: str | None = None

@@ -20,6 +20,8 @@ MOST_LAYERS = 10_000
 # Names of the projection that computes the queries, alone or together with keys and values.
 QUERIES = ("q_proj", "query", "q", "wq", "Wq", "query_proj")
 FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "wqkv", "qkv", "W_pack")
+# Names of the projection that reads the outputs of the heads.
+OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj", "wo", "Wo", "output_proj")
 # Names in the code of an attention module that scale queries by the position or by ln n.
 _SCALES = re.compile(r"log|log2|log1p|.*logn.*|.*attn_scale.*|.*attn_temperature.*|.*floor_scale.*")
 _READ = (
@@ -84,6 +86,7 @@ def _row(checkpoint: Checkpoint, model_type: str, model: Any, refuse: Any) -> Fa
         query=query,
         query_rows=rows,
         query_axis=axis,
+        output=_output(found),
         softcap="attn_logit_softcapping" if getattr(stock, "attn_logit_softcapping", None) else None,
         window="sliding_window" if windows - {None} else None,
         sliding="none" if windows == {None} else "every" if labels is None else "layer_types",
@@ -164,6 +167,12 @@ def _check_code(model: Any, counted: Any, found: Mapping[str, Any], refuse: Any)
         scaling = [name for name in _names_in_forward(module) if _SCALES.fullmatch(name)]
         if scaling:
             raise refuse(f"{type(module).__name__} already scales its queries by the position ({scaling[0]})")
+
+
+def _output(found: Mapping[str, Any]) -> str:
+    """The field ``output`` of the row; a merge compares logits, so a wrong name cannot do harm."""
+    seen = {next((name for name in OUTPUTS if hasattr(module, name)), "") for module in found.values()}
+    return seen.pop() if len(seen) == 1 else ""
 
 
 def _query(stock: Any, found: Mapping[str, Any], refuse: Any) -> tuple[str, Any, Any]:

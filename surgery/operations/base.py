@@ -122,6 +122,19 @@ class CalibrationSummary:
     remark: str
 
 
+@dataclass(frozen=True)
+class HeadFactors:
+    """Parameters whose products are factors of each head, the same at every position.
+
+    Attributes:
+        queries: of the head's queries.
+        outputs: of the head's output.
+    """
+
+    queries: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+
 class Operation(MeasuredOperation, TrainableOperation, TriedOperation, ABC):
     """One operation on attention.
 
@@ -366,10 +379,8 @@ class Operation(MeasuredOperation, TrainableOperation, TriedOperation, ABC):
         """The operation's own checks, for `surgery verify`; others apply to every operation."""
         return []
 
-    def query_factors(self, options: Mapping[str, Any]) -> tuple[str, ...] | None:
-        """The parameters whose product is the factor of each head's queries, if the operation is nothing else.
-
-        Such an operation can be written into the weights. None if it is more than that.
+    def head_factors(self, options: Mapping[str, Any]) -> HeadFactors | None:
+        """The constants of each head, if the operation is nothing else: it can be written into the weights.
 
         Args:
             options: of the operation, from config.json.

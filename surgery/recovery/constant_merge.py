@@ -1,12 +1,14 @@
 """Write an operation's constants into the weights: a checkpoint of the source's own class, without code of its own.
 
 A constant b of a head multiplies the head's queries. So it can multiply the rows of the query projection, q = (b W) x.
-Where the queries of all heads are normalised together, it multiplies the weight of that norm.
+Where the queries of all heads are normalised together, it multiplies the weight of that norm. A gain g of a head's
+output can multiply the columns of the output projection that read it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ from surgery.conversion.plan import CARD_NAME
 from surgery.conversion.records import read_plan
 from surgery.errors import PlanRefusedError
 from surgery.operations import OPERATIONS
+from surgery.operations.base import HeadFactors
 from surgery.operations.parameters import is_operation
 from surgery.recovery.logit_comparison import MergeResult, compare_logits, logits_of, probe_tokens, tolerance_of
 from surgery.recovery.result_folder import plain_name, write_shard
@@ -39,6 +42,14 @@ if TYPE_CHECKING:
     import torch
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass
+class _Factors:
+    """The factors of the heads of one layer, ``(heads,)``, float64; None where there are none."""
+
+    queries: torch.Tensor | None = None
+    outputs: torch.Tensor | None = None
 
 
 def merge_constants(folder: Path, *, output: Path, force: bool = False, device: str = "auto") -> MergeResult:
@@ -75,7 +86,8 @@ def merge_constants(folder: Path, *, output: Path, force: bool = False, device: 
     options = RunOptions(device=device, dtype="float32")
     tokens, tolerance = probe_tokens(checkpoint), tolerance_of(checkpoint)
     model = load_model(folder, options)
-    _check_norms_without_weights(folder.name, model)
+    if any(one.queries is not None for one in factors.values()):
+        _check_norms_without_weights(folder.name, model)
     expected = logits_of(model, tokens)
     with StagedFolder(target, force=force, source=folder) as staged:
         _write(checkpoint, plan, changed, staged.path)
@@ -84,42 +96,76 @@ def merge_constants(folder: Path, *, output: Path, force: bool = False, device: 
     return MergeResult(target, folder.name, len(changed), 0, found, tolerance)
 
 
-def takes_constants(anatomy: Anatomy) -> bool:
-    """Whether projections can hold a constant for each head's queries, as far as headers show."""
-    own = [layer for layer in anatomy.layers if layer.query_norm == "head" or layer.query_tensor is None]
-    return anatomy.family.query_rows == "queries" and not own
+def takes_factors(anatomy: Anatomy, factors: HeadFactors) -> bool:
+    """Whether projections can hold these factors of each head, as far as headers show."""
+    normed = [layer for layer in anatomy.layers if layer.query_norm == "head" or layer.query_tensor is None]
+    queries = anatomy.family.query_rows == "queries" and not normed
+    return (queries or not factors.queries) and bool(anatomy.family.output or not factors.outputs)
 
 
-def _factors(checkpoint: Checkpoint, anatomy: Anatomy) -> dict[int, torch.Tensor]:
-    """The factor of each head's queries, ``(heads,)``, by layer; all operations together."""
+def _factors(checkpoint: Checkpoint, anatomy: Anatomy) -> dict[int, _Factors]:
+    """The factors of each layer; all operations together."""
     import torch
 
-    found: dict[int, torch.Tensor] = {}
+    found: dict[int, _Factors] = {}
     for options in anatomy.operations:
         operation = OPERATIONS[str(options["name"])]
         if operation.in_config_alone:
             continue
-        names = operation.query_factors(options)
-        if names is None:
+        factors = operation.head_factors(options)
+        if factors is None:
             kind = options.get("form") or operation.name
             raise PlanRefusedError(
                 f"{checkpoint.folder.name}: {kind} is more than a constant for each head, so weights cannot hold it",
                 hint="Serve the checkpoint with its code. To merge a LoRA adapter, pass its folder: OUT/adapter.",
             )
+        heads = list(options.get("heads") or range(anatomy.heads))
         for index in options["layers"]:
-            own = found.setdefault(index, torch.ones(anatomy.heads, dtype=torch.float64))
-            heads = options.get("heads") or range(anatomy.heads)
-            for name in names:
-                own[list(heads)] *= _read(
-                    checkpoint, f"{anatomy.layers[index].module}.{operation.name}.{name}"
-                ).double()
+            own, module = found.setdefault(index, _Factors()), f"{anatomy.layers[index].module}.{operation.name}"
+            for kind, names in (("queries", factors.queries), ("outputs", factors.outputs)):
+                for name in names:
+                    total = getattr(own, kind)
+                    total = torch.ones(anatomy.heads, dtype=torch.float64) if total is None else total
+                    total[heads] *= _read(checkpoint, f"{module}.{name}").double()
+                    setattr(own, kind, total)
     return found
 
 
 def _scaled(
-    checkpoint: Checkpoint, anatomy: Anatomy, layer: AttentionLayer, factors: torch.Tensor
+    checkpoint: Checkpoint, anatomy: Anatomy, layer: AttentionLayer, factors: _Factors
 ) -> dict[str, torch.Tensor]:
     """The tensors of a layer that hold its factors, by name."""
+    found: dict[str, torch.Tensor] = {}
+    if factors.queries is not None:
+        found |= _scaled_queries(checkpoint, anatomy, layer, factors.queries)
+    if factors.outputs is not None:
+        found |= _scaled_outputs(checkpoint, anatomy, layer, factors.outputs)
+    return found
+
+
+def _scaled_outputs(
+    checkpoint: Checkpoint, anatomy: Anatomy, layer: AttentionLayer, factors: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The output projection, whose columns read the heads one after the other."""
+    family = anatomy.family
+    name = f"{layer.module}.{family.output}.weight"
+    if not family.output or name not in checkpoint.tensors:
+        raise PlanRefusedError(
+            f"{checkpoint.folder.name}: {layer.module} has no projection that reads the outputs of its heads as they "
+            "are, so weights cannot hold a gain for each head",
+            hint="Serve the checkpoint with its code.",
+        )
+    value = _read(checkpoint, name).double()
+    # GPT-2's transposed layers read along the first axis.
+    axis = 1 - family.query_axis
+    columns = factors.repeat_interleave(value.shape[axis] // len(factors))
+    return {name: value * (columns if axis == 1 else columns[:, None])}
+
+
+def _scaled_queries(
+    checkpoint: Checkpoint, anatomy: Anatomy, layer: AttentionLayer, factors: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The query projection, or the weight of the norm after it."""
     folder, family = checkpoint.folder.name, anatomy.family
     if layer.query_norm == "head" or layer.query_tensor is None:
         raise _norm_error(folder, layer.module)
@@ -144,8 +190,8 @@ def _scaled(
 def _norm_error(folder: str, module: str) -> PlanRefusedError:
     return PlanRefusedError(
         f"{folder}: {module} normalises the queries of each head after the projection, so weights cannot hold a "
-        "constant for each head",
-        hint="Serve the checkpoint with its code.",
+        "constant for each head's queries",
+        hint="Serve the checkpoint with its code, or calibrate gains alone: --form none --outputs gain.",
     )
 
 

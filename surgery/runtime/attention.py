@@ -29,7 +29,9 @@ def operated_attention(
     attention_mask: Any,
     **options: Any,
 ) -> Any:
-    """The backend of a module with operations: each may scale the query; then one of them attends, or the backend.
+    """The backend of a module with operations: each may scale the query and the output.
+
+    Between the two, one of them attends, or the backend.
 
     Arguments as :class:`AttentionCall`.
     """
@@ -54,11 +56,25 @@ def operated_attention(
         visible_keys = (visible_keys if chunk is None else in_layer).to(query.device)
         tensors = (scaled, query, key, value, attention_mask, visible_keys)
         call = AttentionCall(name, backend, eager, module, *tensors, window, options)
-        for operation in operations:
-            if (output := operation.attend(call)) is not None:
-                return output
-        query = scaled
+        attended = next((found for one in operations if (found := one.attend(call)) is not None), None)
+        if attended is None:
+            attended = backend(module, scaled, key, value, attention_mask, **options)
+        return _scaled_output(operations, attended, value.shape[-1])
     return backend(module, query, key, value, attention_mask, **options)
+
+
+def _scaled_output(operations: list[OperationModule], attended: Any, head_dim: int) -> Any:
+    """The output and the weights of a backend, with the output scaled by the operations that scale it."""
+    scaling = [operation for operation in operations if operation.enabled and operation.scales_output]
+    if not scaling:
+        return attended
+    output, *others = attended
+    shape = output.shape
+    if shape[-1] != head_dim:  # vLLM's backend joins the heads
+        output = output.unflatten(-1, (-1, head_dim))
+    for operation in scaling:
+        output = operation.scale_output(output)
+    return (output.reshape(shape), *others)
 
 
 def _in_layer(visible_keys: torch.Tensor, mask: Any, case: tuple[Any, ...]) -> torch.Tensor:

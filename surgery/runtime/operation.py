@@ -61,6 +61,7 @@ class OperationModule(nn.Module):
     """
 
     scales_query = False  # whether a subclass has its own scale_query
+    scales_output = False  # whether an instance multiplies the output of the attention
 
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
         """``name``: of the operation in config.json; it is also the name of its module in an attention module."""
@@ -82,6 +83,10 @@ class OperationModule(nn.Module):
         ``visible_keys``: n in this layer, within its window or chunk, ``(batch or 1, queries)``.
         """
         return query
+
+    def scale_output(self, output: torch.Tensor) -> torch.Tensor:
+        """Hook, if ``scales_output``: the output of the attention ``(..., heads, head_dim)``, before its projection."""
+        return output
 
     def attend(self, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None] | None:
         """Hook: attention in place of the backend, ``(batch, queries, heads, head_dim)`` and weights or None.

@@ -259,7 +259,7 @@ class TrialRun:
 
     def _commands(self, recommended: Sequence[str], calibrations: Mapping[str, Any]) -> tuple[str, ...]:
         """The complete commands to go on with."""
-        from surgery.recovery.constant_merge import takes_constants
+        from surgery.recovery.constant_merge import takes_factors
 
         found: list[str] = []
         name = Path(self.model).name or "model"
@@ -274,6 +274,7 @@ class TrialRun:
             found.append(shlex.join(["surgery", "evaluate", output, "--against", self.model, "--text", texts]))
             operation = OPERATIONS[tried.operation]
             resolved = operation.calibrated({"name": tried.operation}, calibrations[tried.name])
-            if operation.query_factors(resolved) is not None and takes_constants(self.prepared.anatomy):
+            factors = operation.head_factors(resolved)
+            if factors is not None and takes_factors(self.prepared.anatomy, factors):
                 found.append(shlex.join(["surgery", "merge", output, "-o", f"{name}-plain"]))
         return tuple(found)

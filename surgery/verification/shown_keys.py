@@ -2,7 +2,7 @@
 
 Two runs of the same call. In :func:`observed` the travelling code works as always, and each n that an operation is
 given is compared with the mask that the layer's attention gets. In :func:`reference` the travelling code is left out:
-the query is multiplied here, for n of the mask.
+the query is multiplied here, for n of the mask, and the output.
 """
 
 from __future__ import annotations
@@ -86,11 +86,15 @@ def reference(model: Any) -> Iterator[None]:
     def around(_: str, backend: Callable[..., Any]) -> Callable[..., Any]:
         def attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any) -> Any:
             options.pop(VISIBLE_KEYS, None)
-            if module in by_parent:
+            operations = by_parent.get(module, [])
+            if operations:
                 n = shown_keys(query, key, attention_mask).clamp(min=1).float()
-                for operation in by_parent[module]:
+                for operation in operations:
                     query = (query * operation(n)).to(query.dtype)
-            return backend(module, query, key, value, attention_mask, **options)
+            output, weights = backend(module, query, key, value, attention_mask, **options)
+            for operation in operations:
+                output = operation.scale_output(output) if operation.scales_output else output
+            return output, weights
 
         return attend
 

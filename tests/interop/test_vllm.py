@@ -56,6 +56,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "anchored": {"form": "anchored", "reference_length": 8},
     "logn": {"form": "logn", "reference_length": 8},
     "some": {"form": "paper", "layers": "1", "heads": "0,3"},
+    "gains": {"form": "none", "outputs": "gain", "heads": "0,3"},
 }
 # By name: tests/recording.py would skip "gemma2" before 5.21, whose soft cap transformers loses there under sdpa alone.
 FAMILIES = {"another norm": "qwen3", "windows and a soft cap": "gemma2"}
@@ -173,7 +174,7 @@ def test_with_other_numbers_vllm_gives_another_answer(answers: dict[str, Any], n
     """Otherwise the test above would say nothing of the operation."""
     found = answers["paper"]["eager, whole, not cached"]["answers"]
     assert difference(found, answers[name]["eager"]["answers"], "prompt") > 100 * BOUND
-    for form in ("bias", "anchored", "logn", "some"):
+    for form in ("bias", "anchored", "logn", "some", "gains"):
         found = answers[form]["eager, chunked, cached"]["answers"]
         assert difference(found, answers["source"]["eager"]["answers"], "prompt") > 100 * BOUND, form
 

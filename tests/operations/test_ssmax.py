@@ -87,11 +87,45 @@ def test_identity_is_stated_where_it_holds_and_only_there(
     assert (expected is not None) or not all(one)
 
 
-@pytest.mark.parametrize("form", sorted(FORMS))
-def test_tensors_of_the_plan_are_the_parameters_of_the_module(anatomy: Anatomy, form: Any) -> None:
+def test_a_gain_of_one_is_the_identity_too(anatomy: Anatomy) -> None:
+    assert SSMAX.identity(resolve(anatomy, form="none", outputs="gain")) == "everywhere"
+    assert SSMAX.identity(resolve(anatomy, form="logn", outputs="gain")) == "n <= 8192"
+    for form in ("none", "logn", "constant", "bias", "anchored"):
+        assert SSMAX.identity(resolve(anatomy, form=form, outputs="gain", start={"gain": 1.01})) is None
+    with pytest.raises(UsageError, match="changes nothing"):
+        resolve(anatomy, form="none")
+
+
+def test_without_gains_the_options_are_those_of_earlier_checkpoints(anatomy: Anatomy) -> None:
+    assert "outputs" not in resolve(anatomy).resolved()
+    assert resolve(anatomy, outputs="gain").resolved()["outputs"] == "gain"
+
+
+def test_a_gain_multiplies_the_outputs_of_the_chosen_heads() -> None:
+    import torch
+
     from surgery.operations.ssmax.modeling import SSMax
 
-    resolved = resolve(anatomy, form=form, layers="1,3", heads="0-4")
+    module = SSMax(
+        {"form": "none", "outputs": "gain", "reference_length": None, "heads": [0, 2], "start": {"gain": 1}}, 3
+    )
+    with torch.no_grad():
+        module.gain.copy_(torch.tensor([0.5, 3.0]))
+    output = torch.randn(2, 5, 3, 4, dtype=torch.bfloat16)
+    found = module.scale_output(output)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found[..., 0, :], output[..., 0, :] / 2) and torch.equal(found[..., 1, :], output[..., 1, :])
+    assert torch.equal(found[..., 2, :], (3 * output[..., 2, :].float()).bfloat16())
+
+
+@pytest.mark.parametrize("outputs", ["unchanged", "gain"])
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_tensors_of_the_plan_are_the_parameters_of_the_module(anatomy: Anatomy, form: Any, outputs: str) -> None:
+    from surgery.operations.ssmax.modeling import SSMax
+
+    if (form, outputs) == ("none", "unchanged"):
+        pytest.skip("it changes nothing, and is refused")
+    resolved = resolve(anatomy, form=form, outputs=outputs, layers="1,3", heads="0-4")
     planned = SSMAX.tensors(resolved, anatomy)
     module = SSMax(resolved.resolved(), num_heads=anatomy.heads)
     expected = {

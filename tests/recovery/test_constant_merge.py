@@ -34,8 +34,8 @@ def randomize(folder: Path) -> None:
     save_file(drawn, folder / OPERATIONS, metadata={"format": "pt"})
 
 
-def constants(source: Path, output: Path, **options: Any) -> Path:
-    found = surgery.convert(source, "ssmax", form="constant", output=output, **options).output
+def constants(source: Path, output: Path, form: str = "constant", outputs: str = "gain", **options: Any) -> Path:
+    found = surgery.convert(source, "ssmax", form=form, outputs=outputs, output=output, **options).output
     randomize(found)
     return found
 
@@ -55,18 +55,30 @@ def test_every_family_is_merged_or_refused_with_the_reason(
     make_source: MakeSource, tmp_path: Path, family: str
 ) -> None:
     source = make_source(family)
-    converted = constants(source, tmp_path / "converted", layers="all")
     anatomy = read_anatomy(open_checkpoint(source))
     # These two normalise without a weight.
     normed = any(layer.query_norm == "head" for layer in anatomy.layers) or family in ("llama4_text", "nanochat")
-    if normed or FAMILIES[family].query_rows != "queries":
-        with pytest.raises(PlanRefusedError, match=r"normalises the queries of each head|holds more than queries"):
-            merge(converted, output=tmp_path / "merged")
-        assert not (tmp_path / "merged").exists()
-        return
-    result = merge(converted, output=tmp_path / "merged")
+    queries = not normed and FAMILIES[family].query_rows == "queries"
+    # Something stands between the heads and the output projection of these two.
+    outputs = family not in ("bitnet", "diffllama")
+    forms = [("constant", "gain", queries and outputs)]
+    if not (queries and outputs):
+        forms += [("constant", "unchanged", queries), ("none", "gain", outputs)]
+    for form, kind, possible in forms:
+        converted = constants(source, tmp_path / f"{form}-{kind}", form, kind, layers="all")
+        if possible:
+            check_merged(source, converted, tmp_path / f"merged-{form}-{kind}", family)
+        else:
+            reasons = r"normalises the queries of each head|holds more than queries|reads the outputs of its heads"
+            with pytest.raises(PlanRefusedError, match=reasons):
+                merge(converted, output=tmp_path / "merged")
+            assert not (tmp_path / "merged").exists()
+
+
+def check_merged(source: Path, converted: Path, merged: Path, family: str) -> None:
+    result = merge(converted, output=merged)
     assert result.changed_tensors > 0 and result.operation_tensors == 0
-    stock = auto_class(family).from_pretrained(tmp_path / "merged", trust_remote_code=False)
+    stock = auto_class(family).from_pretrained(merged, trust_remote_code=False)
     assert not type(stock).__name__.startswith("Surgery")
     expected = logits(load_model(converted))
     assert (logits(stock) - expected).abs().max() <= 1e-4 * expected.abs().max()
@@ -79,7 +91,7 @@ def test_some_heads_and_layers_and_nothing_else_changes(make_source: MakeSource,
     merge(converted, output=tmp_path / "merged")
     before, after = load_file(source / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {f"model.layers.1.self_attn.q_proj.{kind}" for kind in ("weight", "bias")}
+    assert changed == {f"model.layers.1.self_attn.{name}" for name in ("q_proj.weight", "q_proj.bias", "o_proj.weight")}
     assert all(after[name].dtype == before[name].dtype for name in before)
     assert json.loads((tmp_path / "merged" / "config.json").read_text()) == json.loads(
         (source / "config.json").read_text()

@@ -63,9 +63,9 @@ def test_every_family_has_a_tiny_configuration() -> None:
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_every_family_in_short(make_source: Any, tmp_path: Path, model_type: str) -> None:
-    """Convert, load strictly, identity, the equalities with random scales, a training step, save and reload."""
+    """Convert, load strictly, identity, the equalities with random numbers, a training step, save and reload."""
     source = load(make_source(model_type))
-    operated = load(converted(make_source, tmp_path, model_type))
+    operated = load(converted(make_source, tmp_path, model_type, outputs="gain"))
     modules: dict[str, Any] = operation_modules(operated)
     assert torch.equal(logits(operated, tokens()), logits(source, tokens()))
     check_equalities(operated, model_type)
@@ -76,6 +76,7 @@ def test_every_family_in_short(make_source: Any, tmp_path: Path, model_type: str
     operated.train()(input_ids=tokens(), labels=tokens()).loss.backward()
     optimizer.step()
     assert all((module.scale != 0).all() for module in modules.values()), "a step moves every scale"
+    assert all((module.gain != 1).all() for module in modules.values()), "a step moves every gain"
     operated.eval().save_pretrained(tmp_path / "saved")
     again = load(tmp_path / "saved")
     assert torch.equal(logits(again, tokens()), logits(operated, tokens()))

@@ -240,6 +240,26 @@ def set_screening(model: Any) -> None:
                 one.threshold.fill_(0.1)  # type: ignore[union-attr, operator]
 
 
+def test_a_gain_multiplies_what_screening_puts_out(make_source: Any, tmp_path: Path) -> None:
+    """Against the same screening with the columns of the output projections multiplied."""
+    start = {"threshold": 0.1, "softness": 0.2}
+    screening = {"name": "screening", "start": start}
+    gains = {"name": "ssmax", "form": "none", "outputs": "gain", "heads": "1,2"}
+    source = make_source("llama")
+    both = load(convert(source, [screening, gains], output=tmp_path / "both").output)
+    alone = load(convert(source, [screening], output=tmp_path / "alone").output)
+    plain = logits(alone, tokens())
+    for own, other in zip(both.model.layers, alone.model.layers, strict=True):
+        with torch.no_grad():
+            own.self_attn.ssmax.gain.copy_(torch.tensor([0.5, 1.75]))
+            size = own.self_attn.head_dim
+            columns = torch.ones(own.self_attn.o_proj.weight.shape[1])
+            columns[size : 2 * size], columns[2 * size : 3 * size] = 0.5, 1.75
+            other.self_attn.o_proj.weight *= columns
+    assert (logits(both, tokens()) - logits(alone, tokens())).abs().max() < 1e-5
+    assert (logits(both, tokens()) - plain).abs().max() > 1e-2
+
+
 def test_both_orders_of_a_plan_give_the_same_model(make_source: Any, tmp_path: Path) -> None:
     ssmax, screening = {"name": "ssmax", "form": "paper"}, {"name": "screening", "open": True}
     results = []

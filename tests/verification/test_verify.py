@@ -83,9 +83,10 @@ def test_a_fresh_conversion_passes_every_check(make_pair: Callable[..., Path], s
     assert tree(source) == before
 
 
-@pytest.mark.parametrize("form", ["bias", "constant", "logn", "paper"])
+@pytest.mark.parametrize("form", ["bias", "constant", "logn", "paper", "none"])
 def test_every_form_passes(make_pair: Callable[..., Path], source: Path, form: str) -> None:
-    result = verify(make_pair(form=form, layers="0,2"), against=source)
+    outputs = "gain" if form in ("constant", "none") else "unchanged"
+    result = verify(make_pair(form=form, outputs=outputs, layers="0,2"), against=source)
     assert result.failed == ()
     skipped = {"starts as the source"} if form == "paper" else set()
     assert by_status(result, "skipped") == skipped

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from surgery.anatomy import Anatomy, AttentionLayer, Family
 from surgery.errors import PlanRefusedError, UsageError
-from surgery.operations.base import CalibrationSummary, Operation, PlannedTensor
+from surgery.operations.base import CalibrationSummary, HeadFactors, Operation, PlannedTensor
 from surgery.operations.calibrated_options import PENDING
 from surgery.operations.ssmax.calibration_settings import SSMaxCalibrationSettings
-from surgery.operations.ssmax.options import CALIBRATED_FORM, FORMS, InitialOptions, SSMaxOptions, check_can_calibrate
+from surgery.operations.ssmax.options import CALIBRATED, FORMS, GAIN, InitialOptions, SSMaxOptions, check_can_calibrate
 from surgery.operations.ssmax.sections import Identity
 from surgery.operations.training import RecipeSection, StageHooks
 from surgery.operations.tried import TrialCandidate
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from surgery.operations.learned_numbers import LearnedNumbers
 
 # The options that a calibration is made for.
-_CALIBRATED = ("form", "reference_length", "layers", "heads")
+_CALIBRATION_OPTIONS = ("form", "outputs", "reference_length", "layers", "heads")
 
 
 def mean_log(length: int) -> float:
@@ -103,7 +103,10 @@ class SSMaxOperation(Operation):
             "bias": {"scale": 0.0, "bias": 1.0},
             "logn": {},
             "constant": {"bias": 1.0},
+            "none": {},
         }[options.form]
+        if options.outputs == "gain":
+            default = {**default, **GAIN}
         return options.model_copy(
             update={
                 "layers": layers,
@@ -123,12 +126,11 @@ class SSMaxOperation(Operation):
 
     def identity(self, options: SSMaxOptions) -> str | None:
         """Where the converted model equals the source: if the multiplier starts at exactly 1."""
-        if options.form == "logn":
-            return f"n <= {options.reference_length}"
         if options.calibration is not None:
             return None
-        identity = FORMS[options.form].identity
-        return "everywhere" if identity is not None and options.start == identity else None
+        if options.form == "logn":
+            return f"n <= {options.reference_length}" if options.start in ({}, GAIN) else None
+        return "everywhere" if options.identity is not None and options.start == options.identity else None
 
     def describe(self, options: SSMaxOptions) -> str:
         """Form, equation, N and start values."""
@@ -141,7 +143,8 @@ class SSMaxOperation(Operation):
             values = ", ".join(f"{name} = {value:.6g}" for name, value in (options.start or {}).items())
             start = f"start {values or 'none'}"
         reference = f", N = {options.reference_length}" if form.has_reference else ""
-        return f"form {options.form}, m(n) = {form.equation}{reference}, {start}"
+        outputs = ", outputs times a gain g" if options.outputs == "gain" else ""
+        return f"form {options.form}, m(n) = {form.equation}{reference}{outputs}, {start}"
 
     def summarize_calibration(self, record: Mapping[str, Any]) -> CalibrationSummary:
         """What is gained and what it costs, and the multipliers by layer."""
@@ -160,11 +163,11 @@ class SSMaxOperation(Operation):
         return settings.passes(settings.known_lengths(anatomy))
 
     def uncalibrated(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """With a mark in place of the hash of a calibration, and the form that is calibrated by default."""
+        """With a mark in place of the hash of a calibration, and what is calibrated by default."""
         if given.get("start"):
             raise UsageError("start has no effect: the calibration chooses the start values", hint="Leave it out.")
-        given = {"form": CALIBRATED_FORM, **given}
-        check_can_calibrate(SSMaxOptions.model_validate(given).form)
+        given = {**CALIBRATED, **given}
+        check_can_calibrate(SSMaxOptions.model_validate(given))
         return {**given, "calibration": PENDING}
 
     def unfinished(self, options: SSMaxOptions) -> str | None:
@@ -172,13 +175,13 @@ class SSMaxOperation(Operation):
         return "the plan shows shapes only: its numbers need a calibration" if options.calibration == PENDING else None
 
     def options_to_calibrate(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Form, N, layers and heads."""
-        return {name: options[name] for name in _CALIBRATED if options.get(name) is not None}
+        """Form, outputs, N, layers and heads."""
+        return {name: options[name] for name in _CALIBRATION_OPTIONS if options.get(name) is not None}
 
     def calibrated(self, given: Mapping[str, Any], calibration: Any) -> Mapping[str, Any]:
         """Every option that was given must be the one that was calibrated with."""
         own: dict[str, Any] = calibration.options()
-        SSMaxOptions.check_given(given, own, form=own["form"])
+        SSMaxOptions.check_given(given, own, form=own["form"], outputs=own["outputs"])
         return own
 
     def known_start(self, options: Mapping[str, Any]) -> dict[str, float]:
@@ -226,13 +229,17 @@ class SSMaxOperation(Operation):
 
         return [check_beyond_reference(checked)] if options.form == "logn" else []
 
-    def query_factors(self, options: Mapping[str, Any]) -> tuple[str, ...] | None:
-        """The temperature of the form without ln n."""
-        return ("bias",) if options["form"] == "constant" else None
+    def head_factors(self, options: Mapping[str, Any]) -> HeadFactors | None:
+        """The temperature of the forms without ln n, and the gain."""
+        if options["form"] not in ("constant", "none"):
+            return None
+        return HeadFactors(
+            queries=FORMS[options["form"]].parameters, outputs=tuple(GAIN) if options.get("outputs") == "gain" else ()
+        )
 
     def effective_values(self, module: Any) -> tuple[Any, tuple[Any, ...]]:
-        """The first parameter of the form, and another value of it."""
-        parameter = getattr(module, FORMS[module.form].parameters[0])
+        """The first parameter of the module, and another value of it."""
+        _, parameter = next(iter(module.named_parameters(recurse=False)))
         return parameter, (parameter.detach() + 0.1,)
 
     def has_control(self, control: str, options: Mapping[str, Any]) -> bool:
@@ -241,7 +248,7 @@ class SSMaxOperation(Operation):
 
     def check_sections(self, sections: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         """``identity`` needs learned parameters."""
-        if "identity" in sections and not FORMS[options["form"]].parameters:
+        if "identity" in sections and not (FORMS[options["form"]].parameters or options.get("outputs") == "gain"):
             raise PlanRefusedError(
                 f"identity does nothing: the form {options['form']} has no learned parameter",
                 hint="Leave identity out.",
@@ -266,14 +273,17 @@ class SSMaxOperation(Operation):
         return replaced
 
     def trial_candidates(self) -> tuple[TrialCandidate, ...]:
-        """One temperature per head; and a temperature that changes with n, which must beat it."""
+        """A temperature and a gain per head; and a temperature that changes with n, which must beat it."""
         return (
             TrialCandidate(
-                "constant", "one temperature per head, without ln n", {"name": "ssmax", "form": "constant"}, "answers"
+                "constant",
+                "a temperature and a gain per head, without ln n",
+                {"name": "ssmax", "form": "constant"},
+                "answers",
             ),
             TrialCandidate(
                 "bias",
-                "a temperature per head that changes with ln n",
+                "a temperature per head that changes with ln n, and a gain",
                 {"name": "ssmax", "form": "bias"},
                 "answers",
                 control="constant",

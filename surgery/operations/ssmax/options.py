@@ -13,7 +13,8 @@ from surgery.errors import PlanRefusedError
 from surgery.flag import Flag
 from surgery.operations.calibrated_options import CalibratedOptions
 
-FormName = Literal["anchored", "paper", "bias", "logn", "constant"]
+FormName = Literal["anchored", "paper", "bias", "logn", "constant", "none"]
+OutputName = Literal["unchanged", "gain"]
 # The range of float32, in which it is stored.
 StartValue = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
 
@@ -55,24 +56,27 @@ FORMS: MappingProxyType[FormName, Form] = MappingProxyType(
             MappingProxyType({"bias": 1.0}),
             has_reference=False,
         ),
+        "none": Form("1", (), "no multiplier; for gains of outputs alone", MappingProxyType({}), has_reference=False),
     }
 )
+# The parameter of a gain of outputs, and its start value.
+GAIN: Mapping[str, float] = MappingProxyType({"gain": 1.0})
 
-# The form that a calibration chooses numbers for unless told otherwise: it can be merged into the weights.
-CALIBRATED_FORM: FormName = "constant"
+# What a calibration chooses numbers for unless told otherwise: both can be merged into the weights.
+CALIBRATED: Mapping[str, str] = MappingProxyType({"form": "constant", "outputs": "gain"})
 
 
-def check_can_calibrate(name: FormName) -> None:
+def check_can_calibrate(options: SSMaxOptions) -> None:
     """Check that a form can be calibrated: it starts as the source model, and has a number to choose.
 
     Raises:
         PlanRefusedError: it does not.
     """
-    if FORMS[name].identity is None:
-        *able, last = (other for other, form in FORMS.items() if form.identity is not None)
-        reason = "does not start as the source model" if FORMS[name].parameters else "has no parameter"
+    if not options.parameters or options.identity is None:
+        *able, last = (other for other, form in FORMS.items() if form.identity)
+        reason = "does not start as the source model" if options.parameters else "has no parameter"
         raise PlanRefusedError(
-            f"the form {name} cannot be calibrated: it {reason}", hint=f"Choose {', '.join(able)} or {last}."
+            f"the form {options.form} cannot be calibrated: it {reason}", hint=f"Choose {', '.join(able)} or {last}."
         )
 
 
@@ -80,10 +84,14 @@ class SSMaxOptions(CalibratedOptions):
     """SSMax on the chosen layers and heads."""
 
     name: Literal["ssmax"] = "ssmax"
-    form: Annotated[FormName, Flag(absent=f"anchored, with --calibrate {CALIBRATED_FORM}")] = Field(
+    form: Annotated[FormName, Flag(absent=f"anchored, with --calibrate {CALIBRATED['form']}")] = Field(
         default="anchored",
         description="Multiplier m(n). anchored: 1 + s (ln n - ln N), the source model at the start; paper: s ln n; "
-        "bias: s ln n + b; logn: max(1, ln n / ln N), no parameters; constant: b, the same for every n.",
+        "bias: s ln n + b; logn: max(1, ln n / ln N), no parameters; constant: b, the same for every n; none: 1.",
+    )
+    outputs: Annotated[OutputName, Flag(absent=f"unchanged, with --calibrate {CALIBRATED['outputs']}")] = Field(
+        default="unchanged",
+        description="Output of a head. gain: times a learned g, the same for every n; unchanged.",
     )
     reference_length: Annotated[int | None, Flag(("--reference-length", "-N"), absent="the trained length")] = Field(
         default=None,
@@ -92,26 +100,33 @@ class SSMaxOptions(CalibratedOptions):
         description="N of the multiplier, a number of keys; the multiplier of anchored is 1 at n = N.",
     )
     start: Annotated[dict[str, StartValue] | None, Flag(absent="the identity; for paper 1 / mean ln n")] = Field(
-        default=None, description="Start value of a parameter of the form: scale=0.1, bias=1 (repeatable)."
+        default=None, description="Start value of a parameter: scale=0.1, bias=1, gain=1 (repeatable)."
     )
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """Names of what the form learns, one value per head each."""
-        return FORMS[self.form].parameters
+        """Names of what is learned, one value per head each."""
+        return (*FORMS[self.form].parameters, *(GAIN if self.outputs == "gain" else ()))
+
+    @property
+    def identity(self) -> Mapping[str, float] | None:
+        """The start values with which nothing changes; None if no values do that."""
+        own = FORMS[self.form].identity
+        return None if own is None else {**own, **(GAIN if self.outputs == "gain" else {})}
 
     def resolved(self) -> dict[str, Any]:
-        """As written into config.json: ``calibration`` only where there was one."""
-        return self.model_dump(mode="json", exclude=None if self.calibration else {"calibration"})
+        """As written into config.json: ``calibration`` only where there was one, ``outputs`` where they change."""
+        left_out = {"calibration": self.calibration is None, "outputs": self.outputs == "unchanged"}
+        return self.model_dump(mode="json", exclude={name for name, absent in left_out.items() if absent})
 
     @model_validator(mode="after")
     def _start_fits_form(self) -> SSMaxOptions:
-        known = FORMS[self.form].parameters
         for name in self.start or {}:
-            if name not in known:
-                raise ValueError(
-                    f"the form {self.form!r} has no parameter {name!r}; it has {', '.join(known) or 'none'}"
-                )
+            if name not in self.parameters:
+                has = ", ".join(self.parameters) or "none"
+                raise ValueError(f"the form {self.form!r} has no parameter {name!r}; it has {has}")
+        if self.form == "none" and self.outputs == "unchanged":
+            raise ValueError("the form 'none' without a gain of outputs changes nothing")
         if self.reference_length is not None and not FORMS[self.form].has_reference:
             raise ValueError(f"the form {self.form!r} is the same at every length; leave reference_length out")
         return self

@@ -16,9 +16,9 @@ def summarize(record: Mapping[str, Any]) -> CalibrationSummary:
     """The summary of a record, as plain data."""
     settings, recall, guard = record["settings"], record["recall"], record["guard"]
     length = max(settings["lengths"])
-    at = {entry["layer"]: _multipliers(settings, entry["values"], length) for entry in record["layers"]}
+    at = {entry["layer"]: _factors(settings, entry["values"], length) for entry in record["layers"]}
     heads = sum(len(values) for values in at.values())
-    changed = sum(any(abs(value - 1) > _SAME for value in pair) for values in at.values() for pair in values)
+    changed = sum(any(abs(value - 1) > _SAME for value in own) for values in at.values() for own in values)
     facts = {
         "answers": f"{recall['right']:.0%} right before, {recall['calibrated_right']:.0%} after; log-probability "
         f"{recall['log_probability']:.2f} before, {recall['calibrated']:.2f} after, over {recall['questions']} "
@@ -26,33 +26,43 @@ def summarize(record: Mapping[str, Any]) -> CalibrationSummary:
         "loss": _loss(guard),
         "changed": f"{changed} of {heads} heads",
     }
-    rows = tuple((str(layer), _words([pair[1] for pair in values])) for layer, values in at.items())
+    columns = {f"multiplier of each head at n = {length:,}": 1, "gain of each head": 2}
+    if settings["form"] == "none":
+        del columns[f"multiplier of each head at n = {length:,}"]
+    if settings.get("outputs") != "gain":
+        del columns["gain of each head"]
+    rows = tuple(
+        (str(layer), *(_words([own[place] for own in values]) for place in columns.values()))
+        for layer, values in at.items()
+    )
     held_out = [
         (text["text"], str(text["tokens"]), f"{text['loss']:.4f}", f"{text['calibrated'] - text['loss']:+z.4f}")
         for text in guard
     ]
     return CalibrationSummary(
         facts,
-        ("layer", f"multiplier of each head at n = {length:,}"),
+        ("layer", *columns),
         rows,
         ("text", "tokens", "loss", "change"),
         tuple(held_out),
-        f"{changed} of {heads} heads have another temperature; the others compute what they did before",
+        f"{changed} of {heads} heads have another temperature or gain; the others compute what they did before",
     )
 
 
-def _multipliers(
+def _factors(
     settings: Mapping[str, Any], values: Mapping[str, Sequence[float]], length: int
-) -> list[tuple[float, float]]:
-    """m(1) and m(length) of each head; m is linear in ln n, so a head with 1 at both is 1 everywhere."""
-    form = settings["form"]
+) -> list[tuple[float, float, float]]:
+    """m(1), m(length) and the gain of each head; m is linear in ln n, so a head with 1 at both is 1 everywhere."""
     heads = len(next(iter(values.values())))
     scale = values.get("scale", [0.0] * heads)
-    if form == "anchored":
+    if settings["form"] == "anchored":
         offset = [1 - own * math.log(settings["reference_length"]) for own in scale]
     else:
-        offset = list(values["bias"])
-    return [(start, start + own * math.log(length)) for start, own in zip(offset, scale, strict=True)]
+        offset = list(values.get("bias", [1.0] * heads))
+    gains = values.get("gain", [1.0] * heads)
+    return [
+        (start, start + own * math.log(length), gain) for start, own, gain in zip(offset, scale, gains, strict=True)
+    ]
 
 
 def _loss(guard: Sequence[Mapping[str, Any]]) -> str:

@@ -20,12 +20,18 @@ class IdentityHooks(StageHooks):
         self._modules, self._options = list(modules.values()), options
 
     def extra_loss(self) -> torch.Tensor | None:
-        """The weight times the mean over layers, heads and lengths of (m(n) - 1)²; nats per predicted token."""
+        """The weight times the mean over layers, heads and lengths of (m(n) - 1)²; nats per predicted token.
+
+        A gain of the output counts as one more length.
+        """
         squares = []
         for module in self._modules:
             device = next(module.parameters()).device
             multipliers = module(torch.tensor([self._options.lengths], dtype=torch.float32, device=device))
-            squares.append((multipliers - 1).square().mean().to(self._modules_device()))
+            factors = multipliers.flatten()
+            if module.scales_output:
+                factors = torch.cat((factors, module.gain.float()))
+            squares.append((factors - 1).square().mean().to(self._modules_device()))
         return self._options.weight * torch.stack(squares).mean()
 
     def _modules_device(self) -> torch.device:

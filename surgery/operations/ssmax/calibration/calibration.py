@@ -16,7 +16,7 @@ from surgery.operations.ssmax.calibration.calibrator import OnProgress, StepCali
 from surgery.operations.ssmax.calibration.results import SSMaxCalibration
 from surgery.operations.ssmax.calibration.texts import divide_texts, draw_haystacks
 from surgery.operations.ssmax.calibration_settings import SSMaxCalibrationSettings
-from surgery.operations.ssmax.options import CALIBRATED_FORM, FORMS, SSMaxOptions, check_can_calibrate
+from surgery.operations.ssmax.options import CALIBRATED, SSMaxOptions, check_can_calibrate
 
 
 def calibrate(
@@ -37,7 +37,7 @@ def calibrate(
     Args:
         model: a folder or hub id that was not converted.
         text: files, folders and globs of UTF-8 text: facts are hidden in it, and its last third is held out.
-        options: of the operation ``ssmax``: form, N, layers, heads.
+        options: of the operation ``ssmax``: form, outputs, N, layers, heads.
         before: resolved options of the other operations of the plan, which are on during the calibration.
         settings: allowed loss, lengths, and amount of text.
         revision: branch, tag or commit of a hub model.
@@ -70,8 +70,9 @@ def calibrate(
     from surgery.operations.ssmax.calibration.guard import HeldOutGuard
     from surgery.operations.ssmax.calibration.store import GradientStore
 
-    # Every form is a case of b + s ln n, whose gradients serve them all.
-    open_options = ssmax.model_copy(update={"form": "bias", "start": dict(FORMS["bias"].identity or {})})
+    # Every form is a case of b + s ln n and g, whose gradients serve them all.
+    everything = SSMaxOptions(form="bias", outputs="gain", heads=ssmax.heads)
+    open_options = everything.model_copy(update={"layers": ssmax.layers, "start": dict(everything.identity or {})})
     loaded = open_model(source.folder, anatomy, [*before, open_options.resolved()], run)
     subject = [
         {path.name: path.stat().st_size for path in sorted(source.folder.glob("*.safetensors"))},
@@ -91,6 +92,7 @@ def calibrate(
             **settings.model_dump(mode="json"),
             "lengths": list(lengths),
             "form": ssmax.form,
+            "outputs": ssmax.outputs,
             "reference_length": ssmax.reference_length,
             "heads": None if ssmax.heads is None else list(ssmax.heads),
             "before": [str(other["name"]) for other in before],
@@ -113,8 +115,8 @@ def resolved_options(options: Mapping[str, Any], anatomy: Anatomy) -> SSMaxOptio
     """
     operation = OPERATIONS["ssmax"]
     operation.check_family(anatomy.family)
-    given = SSMaxOptions.model_validate({"form": CALIBRATED_FORM, **options, "name": "ssmax"})
-    check_can_calibrate(given.form)
+    given = SSMaxOptions.model_validate({**CALIBRATED, **options, "name": "ssmax"})
+    check_can_calibrate(given)
     resolved = operation.resolve(given, anatomy)
     assert isinstance(resolved, SSMaxOptions)
     return resolved

@@ -12,7 +12,7 @@ from surgery.errors import NoChoiceError
 from surgery.operations.ssmax.calibration.results import LayerNumbers, Round, StepTrial
 from surgery.operations.ssmax.calibration.step import Evidence, bounded, form_columns
 from surgery.operations.ssmax.calibration_settings import GRADIENT_COST, TRIALS, SSMaxCalibrationSettings
-from surgery.operations.ssmax.options import FORMS, SSMaxOptions
+from surgery.operations.ssmax.options import SSMaxOptions
 
 if TYPE_CHECKING:
     from surgery.evaluation.retrieval.probes import ProbeSet
@@ -32,7 +32,7 @@ class StepCalibrator:
     """Takes the steps, and tries the last one on held-out text.
 
     Args:
-        model: the source with SSMax of the form ``bias``, at its identity.
+        model: the source with SSMax of the form ``bias`` and gains of the outputs, at its identity.
         ssmax: the resolved options of the result.
         settings: of the calibration.
         store: of finished gradients.
@@ -52,14 +52,13 @@ class StepCalibrator:
         self.model, self.ssmax, self.settings, self.store = model, ssmax, settings, store
         self.on_progress, self.done, self.total = on_progress, 0, 0
         modules = ssmax_modules(model)
-        self.source = np.zeros((len(modules), len(modules[0].bias), 2))
-        self.source[..., 0] = 1.0
+        self.source = np.array([1.0, 0.0, 1.0]) * np.ones((len(modules), len(modules[0].bias), 1))
         self.rounds: list[Round] = []
         self.trials: list[StepTrial] = []
         self.longest = 0
 
     def run(self, haystacks: Sequence[Sequence[ProbeSet]], guard: HeldOutGuard) -> tuple[Array, HeldOutFindings]:
-        """The numbers b and s of every head, ``(layers, heads, 2)``, and what the guard found with them.
+        """The numbers b, s and g of every head, ``(layers, heads, 3)``, and what the guard found with them.
 
         Args:
             haystacks: of each round.
@@ -72,7 +71,7 @@ class StepCalibrator:
         everything = [one for own in haystacks for one in own]
         log_length = float(np.mean([math.log(one.tokens) - 1 for one in everything]))  # the mean of ln n up to n
         self.longest = max(one.tokens for one in everything)
-        columns = form_columns(self.ssmax.form, self.ssmax.reference_length, log_length)
+        columns = form_columns(self.ssmax, log_length)
         numbers, rows = self.source, []
         for number, own in enumerate(haystacks):
             rows.append(self._observe(numbers, own, f"haystacks of step {number + 1} of {len(haystacks)}"))
@@ -85,13 +84,15 @@ class StepCalibrator:
         return self._choose(numbers, evidence, guard)
 
     def layers(self, numbers: Array) -> tuple[LayerNumbers, ...]:
-        """The numbers as values of the parameters of the form."""
-        named = {"bias": numbers[..., 0], "scale": numbers[..., 1]}
+        """The numbers as values of the learned parameters."""
+        from surgery.operations.ssmax.calibration.gradients import NUMBERS
+
+        named = dict(zip(NUMBERS, np.moveaxis(numbers, -1, 0), strict=True))
         assert isinstance(self.ssmax.layers, tuple)
         return tuple(
             LayerNumbers(
                 layer,
-                {name: tuple(map(float, named[name][row])) for name in FORMS[self.ssmax.form].parameters},
+                {name: tuple(map(float, named[name][row])) for name in self.ssmax.parameters},
             )
             for row, layer in enumerate(self.ssmax.layers)
         )

@@ -25,8 +25,8 @@ from surgery.loading.head import LOGITS_AT_ONCE, base_output, head_logits, vocab
 
 Array = NDArray[np.float64]
 
-# The two numbers of the multiplier m(n) = b + s ln n by which gradients are taken, in this order.
-NUMBERS = ("bias", "scale")
+# The numbers of a head by which gradients are taken, in this order: the multiplier is b + s ln n, the output times g.
+NUMBERS = ("bias", "scale", "gain")
 # Predictions of the text whose loss is taken, drawn evenly from each haystack.
 TEXT_TOKENS = 512
 # Questions that continue from the cache together.
@@ -37,7 +37,7 @@ MOST_ALONE = 4
 
 @dataclass(frozen=True)
 class RowGradients:
-    """Gradients of one haystack by b and s of every chosen head, ``(layers, heads, 2)``.
+    """Gradients of one haystack by b, s and g of every chosen head, ``(layers, heads, 3)``.
 
     Attributes:
         answers: of the mean negative log-probability of a whole answer.
@@ -60,11 +60,11 @@ def ssmax_modules(model: Any) -> list[Any]:
 
 
 def set_numbers(model: Any, values: Array) -> None:
-    """Set b and s of every layer and chosen head.
+    """Set b, s and g of every layer and chosen head.
 
     Args:
-        model: with SSMax of the form ``bias``.
-        values: ``(layers, heads, 2)``.
+        model: with SSMax of the form ``bias`` and gains of the outputs.
+        values: ``(layers, heads, 3)``.
     """
     with torch.no_grad():
         for number, module in enumerate(ssmax_modules(model)):
@@ -76,7 +76,7 @@ def row_gradients(model: Any, haystack: ProbeSet, generator: torch.Generator) ->
     """The gradients of a haystack at the model's present numbers.
 
     Args:
-        model: with SSMax of the form ``bias`` on its layers; no other parameter needs a gradient.
+        model: with SSMax of the form ``bias`` and gains on its layers; no other parameter needs a gradient.
         haystack: a text with facts, and a question for each.
         generator: draws the predictions of the text.
     """
@@ -186,6 +186,7 @@ def _repeated(cache: Any, states: Sequence[torch.Tensor], times: int) -> Any:
 
 
 def _stacked(gradients: Sequence[torch.Tensor]) -> Array:
-    """``(layers, heads, 2)`` from one vector of each layer's numbers in turn."""
+    """``(layers, heads, 3)`` from one vector of each layer's numbers in turn."""
     columns = [gradient.double().cpu().numpy() for gradient in gradients]
-    return np.stack([np.stack(columns[start : start + 2], axis=-1) for start in range(0, len(columns), 2)])
+    size = len(NUMBERS)
+    return np.stack([np.stack(columns[start : start + size], axis=-1) for start in range(0, len(columns), size)])

@@ -129,6 +129,8 @@ class SSMaxCalibration:
         return {
             "name": self.operation,
             "form": settings["form"],
+            # A calibration from before there were gains does not have the key.
+            "outputs": settings.get("outputs", "unchanged"),
             "reference_length": settings["reference_length"],
             "layers": tuple(entry.layer for entry in self.layers),
             "heads": settings["heads"],

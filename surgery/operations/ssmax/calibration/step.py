@@ -14,15 +14,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from surgery.operations.ssmax.calibration.gradients import Array, RowGradients
-from surgery.operations.ssmax.options import FormName
+from surgery.operations.ssmax.options import SSMaxOptions
 
 # Added to each head's Fisher information, as a share of its mean over all heads: a head whose numbers hardly change the
 # loss of the few texts may change it in others.
 DAMPING = 0.3
 # Heads are changed in the order of their gains until these make up this share of all gains; the others stay.
 SHARE_OF_GAIN = 0.95
-# Least and greatest multiplier of a head, from FEW keys to BEYOND times the longest haystack. Further from 1 the loss
-# is no longer the quadratic that a step assumes, and m(n) goes on to change beyond the lengths that were seen.
+# Least and greatest gain of a head, and multiplier, from FEW keys to BEYOND times the longest haystack. Further from 1
+# the loss is no longer the quadratic that a step assumes, and m(n) goes on to change beyond the lengths that were seen.
 BOUNDS = (0.6, 1.8)
 FEW, BEYOND = 16, 4
 # Bounds of the price, in nats of an answer per nat of a predicted token of text.
@@ -30,36 +30,41 @@ _PRICES = (1e-3, 1e6)
 _HALVINGS = 60
 
 
-def form_columns(form: FormName, reference_length: int | None, log_length: float) -> Array:
-    """How the numbers of a form move b and s of m(n) = b + s ln n, ``(2, numbers)``.
+def form_columns(ssmax: SSMaxOptions, log_length: float) -> Array:
+    """How the numbers of a form move b and s of m(n) = b + s ln n, and the gain g, ``(3, numbers)``.
 
-    ======== ============================ =========================
+    ======== ============================ =============================
     form     m(n)                         column of each number
-    ======== ============================ =========================
-    constant b                            (1, 0)
-    anchored 1 + s (ln n - ln N)          (-ln N, 1)
-    bias     s ln n + b                   (1, 0), (-log_length, 1)
-    ======== ============================ =========================
+    ======== ============================ =============================
+    constant b                            (1, 0, 0)
+    anchored 1 + s (ln n - ln N)          (-ln N, 1, 0)
+    bias     s ln n + b                   (1, 0, 0), (-log_length, 1, 0)
+    none     1                            no number
+    ======== ============================ =============================
+
+    With ``outputs: gain`` there is one more number, g, with the column (0, 0, 1).
 
     Args:
-        form: that has an identity.
-        reference_length: N.
+        ssmax: resolved options, of a form that has an identity.
         log_length: ln of a typical n. The numbers of ``bias`` are m at this n, and s, which are independent enough to
             be damped alike.
     """
-    if form == "constant":
-        return np.array([[1.0], [0.0]])
-    if form == "anchored":
-        assert reference_length is not None
-        return np.array([[-math.log(reference_length)], [1.0]])
-    return np.array([[1.0, -log_length], [0.0, 1.0]])
+    columns: list[tuple[float, float, float]] = {
+        "constant": [(1.0, 0.0, 0.0)],
+        "anchored": [(-math.log(ssmax.reference_length or 1), 1.0, 0.0)],
+        "bias": [(1.0, 0.0, 0.0), (-log_length, 1.0, 0.0)],
+        "none": [],
+    }[ssmax.form]
+    if ssmax.outputs == "gain":
+        columns.append((0.0, 0.0, 1.0))
+    return np.array(columns).T
 
 
 def bounded(before: Array, after: Array, longest: int) -> Array:
-    """The numbers after a step, whose changes are shortened where a head's multiplier leaves its bounds.
+    """The numbers after a step, whose changes are shortened where a head's multiplier or gain leaves its bounds.
 
     Args:
-        before: b and s of every head, within the bounds, ``(layers, heads, 2)``.
+        before: b, s and g of every head, within the bounds, ``(layers, heads, 3)``.
         after: the same after the step.
         longest: tokens of the longest haystack.
     """
@@ -69,7 +74,9 @@ def bounded(before: Array, after: Array, longest: int) -> Array:
         bound = np.where(new > old, BOUNDS[1], BOUNDS[0])
         crossed = (new < BOUNDS[0]) | (new > BOUNDS[1])
         share = np.where(crossed, np.minimum(share, (bound - old) / np.where(crossed, new - old, 1.0)), share)
-    return np.asarray(before + share[..., None] * (after - before), dtype=np.float64)
+    found = before + share[..., None] * (after - before)
+    found[..., 2] = after[..., 2].clip(*BOUNDS)
+    return np.asarray(found, dtype=np.float64)
 
 
 class Evidence:
@@ -89,7 +96,7 @@ class Evidence:
         self.fisher = _fisher(np.stack([row.text for row in pooled]) @ columns, [row.drawn for row in pooled])
 
     def step(self, allowed: float) -> tuple[Array, float]:
-        """The change of b and s, ``(layers, heads, 2)``, and the gain that it promises in nats per answer.
+        """The change of b, s and g, ``(layers, heads, 3)``, and the gain that it promises in nats per answer.
 
         Args:
             allowed: by how much the loss of text may change, in nats per token. Where the gradient of text alone lowers

@@ -32,7 +32,7 @@ class GradientStore:
         """The stored gradients, or those that ``measure`` returns, which are stored.
 
         Args:
-            numbers: b and s of the model, ``(layers, heads, 2)``.
+            numbers: b, s and g of the model, ``(layers, heads, 3)``.
             haystack: the haystack.
             drawn: plain data that identifies the predictions of the text.
             measure: computes the gradients.

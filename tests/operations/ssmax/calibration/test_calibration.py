@@ -30,9 +30,9 @@ from surgery.operations.ssmax.calibration.texts import divide_texts, draw_haysta
 SETTINGS = SSMaxCalibrationSettings(lengths=(256, 512), haystacks=6, rounds=2, max_loss_increase=0.05)
 
 
-@pytest.fixture(scope="module", params=["constant", "bias"])
+@pytest.fixture(scope="module", params=[{}, {"form": "bias", "outputs": "unchanged"}, {"form": "none"}], ids=str)
 def calibration(request: pytest.FixtureRequest, source: Path, texts: Path) -> SSMaxCalibration:
-    return calibrate(source, [texts], options={"form": request.param}, settings=SETTINGS)
+    return calibrate(source, [texts], options=request.param, settings=SETTINGS)
 
 
 def test_the_answers_become_likelier_and_the_loss_holds(calibration: SSMaxCalibration) -> None:
@@ -42,7 +42,10 @@ def test_the_answers_become_likelier_and_the_loss_holds(calibration: SSMaxCalibr
         changes = [text.change for text in calibration.guard if text.tokens == length]
         assert sum(changes) / len(changes) <= SETTINGS.max_loss_increase
         assert len(changes) >= 3
-    assert [len(entry.values["bias"]) for entry in calibration.layers] == [4, 4, 4]
+    learned = {"constant": ["bias", "gain"], "bias": ["scale", "bias"], "none": ["gain"]}[calibration.settings["form"]]
+    for entry in calibration.layers:
+        assert list(entry.values) == learned and {len(values) for values in entry.values.values()} == {4}
+    assert len(calibration.layers) == 3
     assert [one.haystacks for one in calibration.rounds] == [6, 6] and calibration.rounds[0].promised > 0
 
 
@@ -93,7 +96,7 @@ def test_the_same_text_gives_the_same_calibration(source: Path, texts: Path) -> 
 
 
 def test_layers_and_heads_that_were_not_chosen_stay(source: Path, texts: Path, tmp_path: Path) -> None:
-    options = {"form": "anchored", "reference_length": 16, "layers": "1", "heads": "0,2"}
+    options = {"form": "anchored", "outputs": "unchanged", "reference_length": 16, "layers": "1", "heads": "0,2"}
     found = calibrate(source, [texts], options=options, settings=SETTINGS)
     assert [(entry.layer, len(entry.values["scale"])) for entry in found.layers] == [(1, 2)]
     plan = make_plan(source, [{"name": "ssmax"}], calibration=found).plan
@@ -142,11 +145,12 @@ def test_the_last_step_is_as_long_as_the_loss_allows(
     monkeypatch.setattr("surgery.operations.ssmax.calibration.guard.HeldOutGuard", _Known)
     monkeypatch.setattr(_Known, "price", price)
     monkeypatch.setattr(_Known, "gain", gain)
+    temperatures = {"form": "constant", "outputs": "unchanged"}
     if error is not None:
         with pytest.raises(SurgeryError, match=error):
-            calibrate(source, [texts], options={"form": "constant"}, settings=SETTINGS)
+            calibrate(source, [texts], options=temperatures, settings=SETTINGS)
         return
-    found = calibrate(source, [texts], options={"form": "constant"}, settings=SETTINGS)
+    found = calibrate(source, [texts], options=temperatures, settings=SETTINGS)
     assert len(found.trials) == calibrator.TRIALS
     holding = [trial for trial in found.trials if trial.worst <= SETTINGS.max_loss_increase]
     assert 0 < len(holding) < len(found.trials)
@@ -156,7 +160,8 @@ def test_the_last_step_is_as_long_as_the_loss_allows(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"form": "logn"}, "logn cannot be calibrated: it has no parameter"),
+        ({"form": "logn"}, "logn cannot be calibrated: it does not start"),
+        ({"form": "logn", "outputs": "unchanged"}, "logn cannot be calibrated: it has no parameter"),
         ({"form": "paper"}, "paper cannot be calibrated: it does not start"),
     ],
 )
@@ -180,12 +185,15 @@ def test_too_little_text_and_lengths_beyond_the_model_are_refused(source: Path, 
     [
         ({"form": "anchored"}, "form 'anchored' differs from the calibration"),
         ({"layers": "0"}, "layers '0' differs from the calibration"),
-        ({"start": {"bias": 1.1}}, "start"),
+        ({"heads": "0"}, "heads '0' differs from the calibration"),
+        ({"start": {}}, "start"),
     ],
 )
 def test_options_that_contradict_the_calibration_are_refused(
     source: Path, calibration: SSMaxCalibration, given: dict[str, Any], message: str
 ) -> None:
+    if "start" in given:
+        given = {"start": dict.fromkeys(calibration.layers[0].values, 1.1)}
     with pytest.raises(UsageError, match=message):
         make_plan(source, [{"name": "ssmax", **given}], calibration=calibration)
 

@@ -28,16 +28,16 @@ def operated(family: str) -> Any:
     options = {
         "name": "ssmax",
         "form": "bias",
+        "outputs": "gain",
         "layers": layers,
         "heads": None,
         "reference_length": None,
-        "start": {"scale": 0.0, "bias": 1.0},
+        "start": {"scale": 0.0, "bias": 1.0, "gain": 1.0},
     }
     operate(model, {**TABLE[family].for_runtime, "operations": [options]})
     generator = np.random.default_rng(0)
-    values = np.stack(
-        [generator.uniform(0.8, 1.2, (len(layers), heads)), generator.uniform(-0.1, 0.1, (len(layers), heads))], -1
-    )
+    ranges = ((0.8, 1.2), (-0.1, 0.1), (0.8, 1.2))
+    values = np.stack([generator.uniform(low, high, (len(layers), heads)) for low, high in ranges], -1)
     model.requires_grad_(False)
     set_numbers(model, values)
     return model
@@ -86,7 +86,7 @@ def test_gradients_are_derivatives_of_the_losses(family: str, together: int, mon
     assert found.answer_loss == pytest.approx(answer_loss(model, one.probes), abs=1e-5)
     assert found.text_loss == pytest.approx(text_loss(model, one), abs=1e-5)
     for layer, module in enumerate(ssmax_modules(model)):
-        for column, name in enumerate(("bias", "scale")):
+        for column, name in enumerate(("bias", "scale", "gain")):
             for head in range(module.num_heads):
                 values = getattr(module, name).data
                 before = float(values[head])
