@@ -1,13 +1,17 @@
 """Time and memory of Multiscreen beside other code and beside a Llama-like model of as many parameters.
 
     python -m venv other && other/bin/pip install multiscreen==0.2.0  # optional: public code, apart
-    python -m bench.multiscreen --cells cells [--package other/bin/python] --out docs/results/data/multiscreen.json
+    git clone https://github.com/dieOD/multiscreen-pytorch            # optional, too
+    python -m bench.multiscreen --cells cells [--package other/bin/python] [--repository multiscreen-pytorch] \
+        --out docs/results/data/multiscreen.json
 
-    multiscreen   the model of `surgery new multiscreen`, windows as at the start (2 to 257 tokens)
-    half infinite the same with infinite windows in half of the heads of each layer, as after long training
-    dense         the same with the equations as they stand, over a (queries, keys) matrix
-    llama         `surgery new softmax` with as many parameters, sdpa
-    package       the class of PyPI's `multiscreen`, with the same sizes
+    multiscreen    the model of `surgery new multiscreen`, windows as at the start (2 to 257 tokens)
+    half infinite  the same with infinite windows in half of the heads of each layer, as after long training
+    dense          the same with the equations as they stand, over a (queries, keys) matrix
+    llama          `surgery new softmax` with as many parameters, sdpa
+    windowed llama the same with a window of 256 tokens in each layer, in blocks
+    package        the class of PyPI's `multiscreen`, with the same sizes
+    repository     the class of github.com/dieOD/multiscreen-pytorch, alike
 
     next          seconds of a forward pass without a cache that gives the next token: latency as the paper measures it
     token         seconds of one more token with a cache of this length
@@ -22,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
@@ -35,12 +38,13 @@ from statistics import median
 from typing import Any
 
 from bench.harness import report
+from bench.multiscreen_models import build
 
-MODELS = ("multiscreen", "half infinite", "dense", "llama", "package")
+MODELS = ("multiscreen", "half infinite", "dense", "llama", "windowed llama", "package", "repository")
 MEASURES = ("next", "token", "training")
-TRAINED = 1024
 TOKENS = 8  # decoded in a cell
-DENSE = ("dense", "package")  # memory grows with the square of the length; no cache of their own
+PUBLIC = ("package", "repository")
+DENSE = ("dense", *PUBLIC)  # memory grows with the square of the length; no cache of their own
 
 
 def main() -> None:
@@ -49,8 +53,9 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--lengths", default="1024,4096,8192,16384,32768")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
-    parser.add_argument("--longest-dense", type=int, default=4096, help="greatest length of dense code")
+    parser.add_argument("--longest-dense", type=int, default=4096, help="greatest length of dense code; training: half")
     parser.add_argument("--package", help="python of an environment that has `multiscreen`")
+    parser.add_argument("--repository", help="folder with a clone of dieOD/multiscreen-pytorch")
     parser.add_argument("--cells", type=Path, default=Path("cells"))
     parser.add_argument("--finished", action="store_true", help="report the cells that are finished, measure none")
     parser.add_argument("--out", type=Path)
@@ -73,8 +78,9 @@ def compared(options: Any, measure: str, length: int) -> list[dict[str, Any]]:
     """One row for each model; ratios are to the Llama-like model of the same run."""
     found = {}
     for model in options.models:
-        no_package = model == "package" and options.package is None and not options.finished
-        left_out = no_package or (model in DENSE and (measure == "token" or length > options.longest_dense))
+        missing = model in PUBLIC and not options.finished and getattr(options, model) is None
+        longest = options.longest_dense // (2 if measure == "training" else 1)
+        left_out = missing or (model in DENSE and (measure == "token" or length > longest))
         name = f"{model}/{measure}/{length}"
         if not left_out and not (options.finished and not place_of(options, name).is_file()):
             found[model] = stored(options, name)
@@ -102,6 +108,8 @@ def stored(options: Any, name: str) -> dict[str, Any]:
         command = [python, "-m", "bench.multiscreen", "--cell", name, "--psi", str(options.psi)]
         command += ["--vocabulary", str(options.vocabulary)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if name.startswith("repository"):
+            environment["PYTHONPATH"] = options.repository
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(done.stdout.splitlines()[-1] + "\n", encoding="utf-8")
@@ -124,61 +132,11 @@ def cell(name: str, measure: str, length: int, psi: int, vocabulary: int) -> dic
     return {"parameters": parameters, "seconds": seconds, "MiB": memory[0] / 2**20}
 
 
-def build(name: str, psi: int, vocabulary: int) -> Any:
-    """A model with random weights, in float32."""
-    if name == "package":
-        from multiscreen.multiscreen import MultiScreen
-
-        return MultiScreen(num_tokens=vocabulary, dim=psi**2, depth=psi, heads=psi, dim_keys=16, dim_values=64).eval()
-    if name == "llama":
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        from bench.papers.pairs import twin_sizes
-        from surgery.models import plan_new
-
-        wanted = plan_new("multiscreen", {"psi": psi}, vocab_size=vocabulary).parameters
-        sizes = twin_sizes(wanted, vocabulary, TRAINED)
-        config: dict[str, Any] = {
-            "vocab_size": vocabulary,
-            "hidden_size": sizes["width"],
-            "intermediate_size": sizes["mlp_width"],
-            "num_hidden_layers": sizes["layers"],
-            "num_attention_heads": sizes["heads"],
-            "num_key_value_heads": sizes["heads"],
-            "max_position_embeddings": 2**16,
-            "tie_word_embeddings": True,
-        }
-        return LlamaForCausalLM(LlamaConfig(**config)).eval()
-    from surgery.models.multiscreen import modeling
-    from surgery.models.multiscreen.configuration import MultiscreenConfig
-
-    sizes = {"hidden_size": psi**2, "num_hidden_layers": psi, "num_attention_heads": psi}
-    own = modeling.MultiscreenForCausalLM(MultiscreenConfig(vocabulary, max_position_embeddings=TRAINED, **sizes))
-    if name == "half infinite":
-        for layer in own.model.layers:
-            layer.tiles.log_window.data[psi // 2 :] = math.log(2.0 * TRAINED)
-    if name == "dense":
-        modeling.accepted_sum = dense_sum
-    return own.eval()
-
-
-def dense_sum(query: Any, key: Any, value: Any, documents: Any, heads: Any) -> Any:
-    """The equations of the paper over all queries and keys at once."""
-    import torch
-
-    from surgery.models.multiscreen.groups import softmask
-
-    alpha = (1 - heads.tightness[:, None, None] * (1 - query @ key.transpose(-1, -2))).relu().square()
-    places = torch.arange(key.shape[2])
-    distance = places[-query.shape[2] :, None] - places
-    return (alpha * softmask(distance, heads.window[:, None, None])) @ value
-
-
 def once(name: str, model: Any, tokens: Any) -> Callable[[], float]:
     """The next token from a forward pass without a cache."""
     import torch
 
-    arguments = {} if name == "package" else {"use_cache": False, "logits_to_keep": 1}
+    arguments = {} if name in PUBLIC else {"use_cache": False, "logits_to_keep": 1}
 
     @torch.no_grad()
     def step() -> float:
@@ -207,10 +165,17 @@ def decoding(name: str, model: Any, tokens: Any) -> Callable[[], float]:
 
 def training(name: str, model: Any, tokens: Any) -> Callable[[], float]:
     """A forward and a backward pass."""
+    import torch
+
     model.train()
 
     def loss(part: Any) -> Any:
-        return model(part, return_loss=True) if name == "package" else model(part, labels=part, use_cache=False).loss
+        if name == "package":
+            return model(part, return_loss=True)
+        if name == "repository":
+            logits, _ = model(part)
+            return torch.nn.functional.cross_entropy(logits[0, :-1], part[0, 1:])
+        return model(part, labels=part, use_cache=False).loss
 
     def step() -> float:
         loss(tokens[:, :64]).backward()

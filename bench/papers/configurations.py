@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import surgery
-from bench.papers.runs import Scale, fit, load
+from bench.papers.runs import Scale, draw_wider, fit, load
 from surgery.data import Row
 
 NAMES = ("softmax", "ssmax", "fixed", "bias", "after", "during")
@@ -67,6 +67,8 @@ class Trainer:
         if output.is_dir():
             return output
         model = load(start)
+        if first == 0:
+            draw_wider(model)
         if frozen:
             for module in model.modules():
                 if type(module).__name__ == "SSMax":

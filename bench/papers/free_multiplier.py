@@ -19,7 +19,7 @@ from torch import nn
 
 import surgery
 from bench.harness import report
-from bench.papers.runs import Scale, arguments, fit, kept, load, scale_of, spread
+from bench.papers.runs import Scale, arguments, draw_wider, fit, kept, load, scale_of, spread
 from bench.papers.texts import Texts
 from surgery.loading import operation_modules
 
@@ -69,6 +69,7 @@ def learned(texts: Texts, scale: Scale, steps: int, folder: Path, seed: int, dev
         sizes = {"layers": scale.layers, "heads": scale.heads, "width": scale.width, "length": scale.length}
         surgery.new("ssmax", start, vocab_size=texts.vocabulary, seed=seed, **sizes)
     model = free_model(start, scale.length)
+    draw_wider(model)
     fit(model, texts.rows(scale, steps, seed), scale, steps, folder / "run", seed=seed, device=device)
     p = next(module.p for module in model.modules() if isinstance(module, FreeMultiplier))
     return [float(value) for value in p.detach().cpu()[:-1]]
@@ -112,7 +113,7 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     options = parser.parse_args(given)
     scale, size = scale_of(options)
     steps = scale.steps
-    texts = Texts(options.texts, options.state / "tokenizer")
+    texts = Texts(options.texts, options.state, scale.vocabulary)
     found = []
     for seed in range(options.seeds):
         folder = options.state / f"free-{size}" / str(seed)

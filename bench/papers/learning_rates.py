@@ -26,6 +26,7 @@ from bench.papers.texts import Texts
 
 EXPONENTS = (-10, -8, -6, -4, -2, 0)
 TIMES = (1, 2, 4, 8)
+OWN = {"minutes": {"steps": 200}}  # 36 trainings
 
 
 def measure(model: Any, texts: Texts, scale: Scale) -> dict[str, Any]:
@@ -87,8 +88,8 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("texts", nargs="+")
     parser.add_argument("--exponents", type=int, nargs="+", default=EXPONENTS, help="learning rates, as powers of 2")
     options = parser.parse_args(given)
-    scale, size = scale_of(options)
-    texts = Texts(options.texts, options.state / "tokenizer")
+    scale, size = scale_of(options, OWN)
+    texts = Texts(options.texts, options.state, scale.vocabulary)
     parameters = {name: parameters_of(name, scale, texts.vocabulary) for name in NAMES}
     units: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for seed in range(options.seeds):

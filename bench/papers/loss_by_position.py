@@ -54,7 +54,7 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     options = parser.parse_args(given)
     scale, size = scale_of(options)
     steps = scale.steps
-    texts = Texts(options.texts, options.state / "tokenizer")
+    texts = Texts(options.texts, options.state, scale.vocabulary)
     device = device_of(options)
     units: dict[str, list[list[dict[str, Any]]]] = {}
     for seed in range(options.seeds):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import surgery
-from bench.papers.runs import Scale, fit, load, softmax_optimizer
+from bench.papers.runs import Scale, draw_wider, fit, load, softmax_optimizer
 from surgery.data import Row
 from surgery.models import plan_new
 from surgery.training import DivergedError, TrainingFolder
@@ -61,6 +61,8 @@ def trained(
     if not start.is_dir():
         surgery.new(name, start, vocab_size=vocabulary, seed=seed, **sizes_of(name, scale, vocabulary))
     model = load(start)
+    if name != "multiscreen":
+        draw_wider(model)
     optimizer = optimizer_of(name, scale.steps, lr)
     try:
         fit(model, rows, scale, scale.steps, work, seed=seed, device=device, optimizer=optimizer)

@@ -2,9 +2,11 @@
 
 python -m bench.papers.retrieval --state FOLDER [--scale cpu] [--seeds 3] [--out FILE.json] [--picture FILE.png]
 
-A row has pairs (key, value) at random places among filler, then each key again; the model gives the value. The trained
-rows have a quarter to all of the trained length. Measured at 1, 2, 4, 8 and 16 times the trained length, with RoPE's
-base as trained and times 50, as in the paper. An interrupted run is continued by the same command.
+A row has facts at random places among filler, then questions; a fact is one token that stands for a key and its value,
+a question is the key, and the model gives the value. So attention finds the fact by its content alone, and no layer has
+to find the token before another. The trained rows have a quarter to all of the trained length. Measured at 1, 2, 4, 8
+and 16 times the trained length, with RoPE's base as trained and times 50, as in the paper. An interrupted run is
+continued by the same command.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ from bench.papers.configurations import NAMES, Trainer
 from bench.papers.runs import Scale, arguments, device_of, kept, load, raise_theta, scale_of, spread
 from surgery.data import Row
 
-KEYS = VALUES = FILLERS = 32
-ASK = 0
-VOCABULARY = 1 + KEYS + VALUES + FILLERS
-PAIRS = 4
+KEYS, VALUES, FILLERS = 16, 8, 32
+FACT = KEYS + VALUES  # token ids: keys, values, a fact for each pair of both, filler
+FILLER = FACT + KEYS * VALUES
+VOCABULARY = FILLER + FILLERS
+FACTS = 4  # of a row, and as many questions of two tokens each: key and value
 TIMES = (1, 2, 4, 8, 16)
 THETA_FACTORS = (1, 50)
 
@@ -35,19 +38,14 @@ def recall_row(length: int, draw: random.Random) -> tuple[list[int], list[bool]]
         length: tokens of the row.
         draw: the random source.
     """
-    keys = draw.sample(range(1, 1 + KEYS), PAIRS)
-    values = [draw.randrange(1 + KEYS, 1 + KEYS + VALUES) for _ in keys]
-    room = length - 3 * PAIRS  # each question is three tokens: ask, key, value
-    body = [draw.randrange(1 + KEYS + VALUES, VOCABULARY) for _ in range(room - 2 * PAIRS)]
-    for place, key, value in sorted(
-        zip((draw.randrange(len(body) + 1) for _ in keys), keys, values, strict=True), reverse=True
-    ):
-        body[place:place] = [key, value]
-    answers = [False] * len(body)
-    for number in draw.sample(range(PAIRS), PAIRS):
-        body += [ASK, keys[number], values[number]]
-        answers += [False, False, True]
-    return body, answers
+    facts = [(key, draw.randrange(VALUES)) for key in draw.sample(range(KEYS), FACTS)]
+    tokens = [draw.randrange(FILLER, VOCABULARY) for _ in range(length - 2 * FACTS)]
+    for place, (key, value) in zip(draw.sample(range(len(tokens)), FACTS), facts, strict=True):
+        tokens[place] = FACT + key * VALUES + value
+    answers = [False] * len(tokens) + [False, True] * FACTS
+    for key, value in draw.sample(facts, FACTS):
+        tokens += [key, KEYS + value]
+    return tokens, answers
 
 
 def training_rows(scale: Scale, steps: int, seed: int) -> list[Row]:
@@ -55,7 +53,7 @@ def training_rows(scale: Scale, steps: int, seed: int) -> list[Row]:
     draw = random.Random(f"training/{seed}")
     rows = []
     for _ in range(steps * scale.sequences):
-        tokens, answers = recall_row(draw.randint(max(5 * PAIRS, scale.length // 4), scale.length), draw)
+        tokens, answers = recall_row(draw.randint(max(4 * FACTS, scale.length // 4), scale.length), draw)
         rows.append(Row((tuple(tokens),), (0,), (tuple(answers),)))
     return rows
 
@@ -70,10 +68,10 @@ def accuracy(model: Any, length: int, trials: int, seed: int, at_once: int = 409
         rows = [recall_row(length, draw) for _ in range(min(batch, trials - first))]
         tokens = torch.tensor([row for row, _ in rows], device=model.device)
         answers = torch.tensor([flags for _, flags in rows], device=model.device)
-        questions = 3 * PAIRS + 1  # the logits of the questions alone
-        guesses = model(tokens, logits_to_keep=questions).logits.argmax(-1)[:, :-1]
-        asked = answers[:, -questions + 1 :]
-        right += int((guesses == tokens[:, -questions + 1 :])[asked].sum())
+        questions = 2 * FACTS
+        guesses = model(tokens, logits_to_keep=questions + 1).logits.argmax(-1)[:, :-1]
+        asked = answers[:, -questions:]
+        right += int((guesses == tokens[:, -questions:])[asked].sum())
         total += int(asked.sum())
     return right / total
 

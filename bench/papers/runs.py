@@ -28,11 +28,15 @@ class Scale:
     sequences: int
     trials: int
     psi: int = 8  # of a Multiscreen model
+    rate: float = 1e-3  # learning rate of Llama-like models where none is under test
+    vocabulary: int = 2048  # tokens, of texts
 
 
 SCALES = {
     "toy": Scale(layers=1, heads=2, width=32, length=32, steps=6, sequences=4, trials=4, psi=2),
-    "minutes": Scale(layers=2, heads=4, width=64, length=64, steps=1500, sequences=32, trials=64, psi=6),
+    "minutes": Scale(
+        layers=2, heads=4, width=64, length=64, steps=600, sequences=16, trials=64, psi=6, rate=3e-3, vocabulary=1024
+    ),
     "cpu": Scale(layers=2, heads=4, width=128, length=256, steps=1500, sequences=16, trials=64),
     "gpu": Scale(layers=12, heads=12, width=768, length=1024, steps=20_000, sequences=64, trials=512, psi=16),
 }
@@ -53,10 +57,14 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def scale_of(options: argparse.Namespace) -> tuple[Scale, str]:
-    """The chosen sizes with the changes of the command line, and a name for them."""
+def scale_of(options: argparse.Namespace, own: dict[str, dict[str, int]] | None = None) -> tuple[Scale, str]:
+    """The chosen sizes with the changes of the command line, and a name for them.
+
+    Args:
+        own: the sizes of a reproduction that differ from those of the others, by scale.
+    """
     changes = {name: getattr(options, name) for name in ("length", "sequences", "steps") if getattr(options, name)}
-    scale = replace(SCALES[options.scale], **changes)
+    scale = replace(SCALES[options.scale], **{**(own or {}).get(options.scale, {}), **changes})
     return scale, "-".join(map(str, (options.scale, scale.length, scale.sequences, scale.steps)))
 
 
@@ -83,7 +91,7 @@ def data_of(rows: Sequence[Row], length: int, name: str) -> TrainingData:
     return TrainingData({length: (tuple(rows),)}, length, (), len(rows), 0, 0, name)
 
 
-def softmax_optimizer(steps: int, lr: float = 1e-3) -> AdamW:
+def softmax_optimizer(steps: int, lr: float) -> AdamW:
     """The optimizer of the paper of SSMax, with a constant rate after a warm-up."""
     return AdamW(lr=lr, weight_decay=0.1, betas=[0.9, 0.95], schedule="constant", warmup=min(100, steps // 4))
 
@@ -111,7 +119,7 @@ def fit(
         sequence_length=scale.length,
         budget=Budget(steps=steps),
         batch=Batch(sequences=scale.sequences),
-        optimizer=optimizer or softmax_optimizer(steps),
+        optimizer=optimizer or softmax_optimizer(steps, scale.rate),
         guard=Guard() if optimizer is None else Guard(steps=0),
         checkpoints=Checkpoints(every=200, keep=1),
         evaluation=Evaluation(every=0),
@@ -128,6 +136,17 @@ def load(folder: Path, device: str = "cpu") -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).to(device)
+
+
+def draw_wider(model: Any) -> None:
+    """Widen the start of a new Llama-like model, in place: matrices have the variance 1 / inputs.
+
+    transformers draws them with a deviation of 0.02 at every width. That is a sixth of this at a width of 64, where
+    attention stays flat and nothing is retrieved for hundreds of steps.
+    """
+    for module in model.model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data.mul_(module.in_features**-0.5 / model.config.initializer_range)
 
 
 def raise_theta(model: Any, factor: float) -> None:

@@ -12,20 +12,20 @@ import surgery
 from bench.papers.runs import Scale
 from surgery.data import Row, read_documents
 
-VOCABULARY = 2048
 HELD_OUT = 0.1
 
 
 class Texts:
     """The tokens of the documents of some texts; every tenth document is held out."""
 
-    def __init__(self, patterns: Sequence[str], folder: Path) -> None:
-        """Train the tokenizer in ``folder``, unless it is there, and read the documents."""
+    def __init__(self, patterns: Sequence[str], state: Path, vocabulary: int) -> None:
+        """Train the tokenizer in a folder of ``state``, unless it is there, and read the documents."""
         from tokenizers import Tokenizer
 
+        folder = state / f"tokenizer-{vocabulary}"
         if not folder.is_dir():
             sizes: dict[str, Any] = {"layers": 1, "heads": 1, "width": 2}
-            surgery.new("softmax", folder, vocab_size=VOCABULARY, train_tokenizer=list(patterns), **sizes)
+            surgery.new("softmax", folder, vocab_size=vocabulary, train_tokenizer=list(patterns), **sizes)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.vocabulary = tokenizer.get_vocab_size()
         documents = [tokenizer.encode(document.text).ids for document in read_documents(patterns)]

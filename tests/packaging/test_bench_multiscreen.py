@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench import multiscreen
+from bench import multiscreen, multiscreen_models
+from surgery.loading.caches import cache_of, with_cache
 from surgery.models.multiscreen import modeling
 
 
@@ -20,12 +21,28 @@ def test_dense_code_gives_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> No
     model = multiscreen.build("half infinite", 4, 100)
     with torch.no_grad():
         own = model(tokens, use_cache=False).logits
-        monkeypatch.setattr(modeling, "accepted_sum", multiscreen.dense_sum)
+        monkeypatch.setattr(modeling, "accepted_sum", multiscreen_models.dense_sum)
         assert (model(tokens, use_cache=False).logits - own).abs().max() < 1e-5
     assert [layer.tiles.heads().window.isinf().sum() for layer in model.model.layers] == [2] * 4
 
 
-@pytest.mark.parametrize("name", ["multiscreen", "llama"])
+@torch.no_grad()
+def test_windows_in_blocks_give_the_same_logits() -> None:
+    """As transformers' own windows, whole and with a cache of the last keys."""
+    torch.manual_seed(0)
+    model = multiscreen.build("windowed llama", 2, 100)
+    tokens = torch.randint(100, (1, 700))
+    whole = model(tokens).logits
+    first = model(tokens[:, :300], use_cache=True)
+    parts = [first.logits]
+    for start, end in ((300, 301), (301, 650), (650, 651), (651, 700)):
+        parts.append(model(tokens[:, start:end], **with_cache(cache_of(first))).logits)
+    assert (torch.cat(parts, dim=1) - whole).abs().max() < 1e-5
+    model.set_attn_implementation("eager")
+    assert (model(tokens).logits - whole).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["multiscreen", "llama", "windowed llama"])
 def test_a_cell(name: str) -> None:
     for measure in multiscreen.MEASURES:
         found = multiscreen.cell(name, measure, 96, 2, 100)

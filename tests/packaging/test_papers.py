@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench.papers import digits, free_multiplier, learning_rates, loss_by_position, pairs, retrieval
+import surgery
+from bench.papers import digits, free_multiplier, learning_rates, loss_by_position, pairs, retrieval, runs
 from tests.tokenizers import write_texts
 
 
@@ -45,12 +46,24 @@ def test_the_spread_over_seeds() -> None:
 
 
 def test_a_row_of_recall_can_be_answered() -> None:
-    """Each question's answer is the value after its key in the body."""
+    """Each answer is the value of the one fact of the row with the key that stands before it."""
     tokens, answers = retrieval.recall_row(40, random.Random(0))
-    assert len(tokens) == len(answers) == 40 and sum(answers) == retrieval.PAIRS
+    assert len(tokens) == len(answers) == 40 and sum(answers) == 4 and max(tokens) < retrieval.VOCABULARY
+    facts = [divmod(token - 24, 8) for token in tokens if 24 <= token < 24 + 16 * 8]
+    assert len(facts) == 4 == len(dict(facts))
     for place in (number for number, flag in enumerate(answers) if flag):
-        assert tokens[place - 2] == retrieval.ASK
-        assert tokens[tokens.index(tokens[place - 1]) + 1] == tokens[place]
+        assert tokens[place] - 16 == dict(facts)[tokens[place - 1]]
+
+
+def test_a_new_model_is_drawn_wider(tmp_path: Path) -> None:
+    """Every matrix but the embedding has the variance 1 / inputs."""
+    model = runs.load(surgery.new("softmax", tmp_path / "new", vocab_size=64, layers=2, heads=2, width=128).output)
+    before = model.get_input_embeddings().weight.clone()
+    runs.draw_wider(model)
+    assert torch.equal(before, model.get_input_embeddings().weight)
+    for name, weight in model.model.layers.named_parameters():
+        if weight.dim() == 2:
+            assert float(weight.detach().std()) == pytest.approx(weight.shape[1] ** -0.5, rel=0.03), name
 
 
 def test_the_free_multiplier(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -275,6 +275,17 @@ class MultiscreenForCausalLM(MultiscreenPreTrainedModel, GenerationMixin):
         """An empty cache, which keeps of each head the keys within its window."""
         return MultiscreenCache(self.config.num_hidden_layers)
 
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse what transformers would begin and then fail on, request after request.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "Multiscreen cannot run in continuous batching: its pages and masks are those of attention backends, and "
+            "Multiscreen has none; generate from padded batches instead"
+        )
+
     @torch.no_grad()
     def change_variant(self, variant: str) -> None:
         """Express the same model in the other variant: the learned acceptance changes its sign."""

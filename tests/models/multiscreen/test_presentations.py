@@ -139,3 +139,11 @@ def test_nothing_grows_faster_than_the_length(training: bool) -> None:
         largest.append(mode.elements)
         assert mode.elements < 3 * length * length / 4
     assert largest[1] <= 2.1 * largest[0]
+
+
+def test_continuous_batching_is_refused(model: Any, tokens: Any) -> None:
+    """By each of its ways in, before a request is accepted."""
+    with pytest.raises(NotImplementedError, match="cannot run in continuous batching"):
+        model.generate_batch(tokens.tolist(), max_new_tokens=2)
+    with pytest.raises(NotImplementedError, match="padded batches"):
+        model.generate(tokens, max_new_tokens=2, cache_implementation="paged")
