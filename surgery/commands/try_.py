@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ from surgery.errors import UsageError
 if TYPE_CHECKING:
     from surgery.loading import RunOptions
     from surgery.trial import TrialPlan, TrialResult
+    from surgery.trial.plan import TrialStep
 
 app = command_app()
 
@@ -77,18 +78,22 @@ def _try(model: str, text: list[str], **how: Any) -> TrialResult:
 
     with console.progress() as bar:
         task = bar.add_task("reading texts", total=None, rate="")
+        whole = _Whole()
 
         def on_plan(plan: TrialPlan) -> None:
+            whole.steps = plan.steps
             console.note(f"the trial takes {plan.estimate}, at {plan.length:,} tokens")
             for line in plan.left_out:
                 console.note(f"left out: {line}")
 
-        def on_step(number: int, of: int, step: trial.plan.TrialStep) -> None:
+        def on_step(number: int, of: int, step: TrialStep) -> None:
             console.note(f"step {number} of {of}: {step.what}")
-            bar.reset(task, total=None, description=step.name, rate="")
+            whole.begin(number)
+            bar.update(task, completed=whole.seconds, total=whole.total)
 
         def on_progress(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=what, rate="")
+            whole.advance(done / max(total, 1))
+            bar.update(task, completed=whole.seconds, total=whole.total, description=whole.at(what))
 
         try:
             return trial.try_model(model, text, on_plan=on_plan, on_step=on_step, on_progress=on_progress, **how)
@@ -96,6 +101,35 @@ def _try(model: str, text: list[str], **how: Any) -> TrialResult:
             kept = how["output"] or default_output(model)
             console.note(f"finished steps are in {kept}; run the same command to go on")
             raise
+
+
+class _Whole:
+    """How much of a trial is done: its steps weigh as many seconds as the plan gives them."""
+
+    def __init__(self) -> None:
+        self.steps: Sequence[TrialStep] = ()
+        self.number, self.seconds = 0, 0.0
+
+    @property
+    def total(self) -> float | None:
+        """Of all steps; None before there is a plan."""
+        return sum(step.seconds for step in self.steps) or None
+
+    def begin(self, number: int) -> None:
+        """A step, counted from 1, begins."""
+        self.number = number
+        self.seconds = sum(step.seconds for step in self.steps[: number - 1])
+
+    def advance(self, share: float) -> None:
+        """A share of the step is done. A step may count its work more than once: what is done stays done."""
+        if self.number:
+            step = self.steps[self.number - 1].seconds
+            begun = sum(step.seconds for step in self.steps[: self.number - 1])
+            self.seconds = max(self.seconds, begun + step * min(1.0, share))
+
+    def at(self, what: str) -> str:
+        """What is done, with the number of its step."""
+        return f"step {self.number} of {len(self.steps)}: {what}" if self.number else what
 
 
 def _show_plan(plan: TrialPlan, *, as_json: bool) -> None:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from surgery.anatomy import Anatomy
 
 Aim = Literal["answers", "memory"]
+# About how many tokens a question about a haystack has, with its answer; each continues from the haystack's cache.
+QUESTION_TOKENS = 12
 
 
 @dataclass(frozen=True)

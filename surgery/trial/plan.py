@@ -9,6 +9,7 @@ from typing import Any
 from surgery.errors import UsageError
 from surgery.loading.pace import ModelSize, duration, measure_pace, model_size
 from surgery.operations import OPERATIONS
+from surgery.operations.tried import QUESTION_TOKENS
 from surgery.result_table import ResultTable, ShownAsTable
 from surgery.trial.preparation import Preparation
 from surgery.trial.texts import divide_texts
@@ -18,8 +19,23 @@ DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _ROOM = 1024
 # A quarter of the length is measured too where it is at least as long: a shorter haystack is mostly facts.
 _SHORTEST_QUARTER = 512
-# Tokens of a question with its answer, each of which takes a pass of its own.
-_QUESTION = 24
+
+
+@dataclass(frozen=True)
+class Slowness:
+    """Time of a pass of the model over the time that the pace of this processor promises: dtype and device decide.
+
+    Attributes:
+        text: of a pass over a text.
+        question: of a pass over a question, which continues from the cache of a text.
+    """
+
+    text: float = 1.0
+    question: float = 1.0
+
+    def of(self, tokens: int) -> float:
+        """Of a pass of so many tokens."""
+        return self.question if tokens <= QUESTION_TOKENS else self.text
 
 
 @dataclass(frozen=True)
@@ -123,13 +139,13 @@ def read_plan(content: Mapping[str, Any]) -> TrialPlan:
     )
 
 
-def make_plan(prepared: Preparation, minutes: float, slowness: float = 1.0) -> TrialPlan:
+def make_plan(prepared: Preparation, minutes: float, slowness: Slowness | None = None) -> TrialPlan:
     """The longest length, and at that the most work, that fits into the minutes.
 
     Args:
         prepared: model, candidates and texts.
         minutes: that the trial may take.
-        slowness: time of a pass of the model over the time that the pace of this processor promises.
+        slowness: of the model, where it was timed.
 
     Raises:
         UsageError: not even the least work at the shortest length fits.
@@ -138,7 +154,7 @@ def make_plan(prepared: Preparation, minutes: float, slowness: float = 1.0) -> T
     dropped: list[str] = []
     for length in prepared.lengths:
         for effort in EFFORTS:
-            steps = _steps(prepared, length, effort, size, slowness)
+            steps = _steps(prepared, length, effort, size, slowness or Slowness())
             if sum(step.seconds for step in steps) <= 60 * minutes:
                 return _plan(prepared, length, effort, steps, minutes, dropped)
         least = sum(step.seconds for step in steps)
@@ -175,10 +191,11 @@ def _plan(
 
 
 def _steps(
-    prepared: Preparation, length: int, effort: Effort, size: ModelSize, slowness: float
+    prepared: Preparation, length: int, effort: Effort, size: ModelSize, slowness: Slowness
 ) -> tuple[TrialStep, ...]:
     def seconds(passes: list[tuple[int, float]]) -> float:
-        return slowness * sum(count * size.seconds(measure_pace(), tokens, tokens) for tokens, count in passes)
+        pace = measure_pace()
+        return sum(count * slowness.of(tokens) * size.seconds(pace, tokens, tokens) for tokens, count in passes)
 
     found = [TrialStep("inspect", "inspect the model: which operations apply", 0.0)]
     for tried in prepared.tried:
@@ -192,6 +209,6 @@ def _steps(
     models = 1 + len(prepared.tried)
     lengths = _lengths(length, effort)
     measured: list[tuple[int, float]] = [(one, 2 * effort.samples * models) for one in lengths]
-    measured.append((_QUESTION, effort.samples * models * sum(map(facts_in, lengths))))
+    measured.append((QUESTION_TOKENS, effort.samples * models * sum(map(facts_in, lengths))))
     what = f"measure {models} models on text that no calibration saw"
     return (*found, TrialStep("measure", what, round(seconds(measured), 1)))

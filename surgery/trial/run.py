@@ -13,11 +13,11 @@ from surgery.conversion import convert
 from surgery.conversion.execution import PlaceMode
 from surgery.errors import NoChoiceError
 from surgery.loading import RunOptions
-from surgery.loading.pace import measure_pace, model_size
+from surgery.loading.pace import model_size
 from surgery.operations import OPERATIONS
 from surgery.trial.folder import RESULT, TrialFolder
 from surgery.trial.measuring import TrialComparison, measure
-from surgery.trial.plan import TrialPlan, TrialStep, facts_in, make_plan
+from surgery.trial.plan import Slowness, TrialPlan, TrialStep, facts_in, make_plan
 from surgery.trial.preparation import Preparation, Tried
 from surgery.trial.recommendation import TrialEvidence, best_of, find
 from surgery.trial.result import TrialResult
@@ -28,8 +28,6 @@ OnStep = Callable[[int, int, TrialStep], None]
 OnProgress = Callable[[int, int, str], None]
 
 SOURCE = "source"
-# Tokens of the pass that is timed.
-_TIMED = 512
 _NOT_MEASURED = (
     "longer texts, other kinds of text, other tasks than finding facts and predicting text",
     "time: nothing here says that a model becomes faster",
@@ -95,25 +93,15 @@ class TrialRun:
         self._took(plan.steps[-1].name, time.perf_counter() - began)
         return self._conclude(plan, calibrations, *measured)
 
-    def _slowness(self) -> float:
-        """Time of a pass of the model over what the pace of the processor promises: dtype and device decide."""
-        import torch
-
-        from surgery.evaluation.loss.token_losses import token_losses
+    def _slowness(self) -> Slowness:
+        """Of the model on this machine, timed."""
         from surgery.loading import load_model
-        from surgery.loading.head import vocabulary
+        from surgery.trial.timing import time_model
 
         if self.on_progress is not None:
             self.on_progress(0, 1, "timing the model")
         model: Any = load_model(self.prepared.source.folder, self.run)
-        length = min(_TIMED, max(self.prepared.lengths))
-        generator = torch.Generator().manual_seed(0)
-        tokens = torch.randint(vocabulary(model), (1, length), generator=generator).to(model.device)
-        token_losses(model, tokens[:, : length // 4])  # memory and kernels are set up
-        began = time.perf_counter()
-        token_losses(model, tokens)
-        seconds = time.perf_counter() - began
-        return seconds / model_size(self.prepared.checkpoint).seconds(measure_pace(), length, length)
+        return time_model(model, model_size(self.prepared.checkpoint), max(self.prepared.lengths))
 
     def _took(self, name: str, seconds: float) -> None:
         """Add the time of a step to that of earlier runs."""

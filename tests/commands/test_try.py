@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,6 +66,51 @@ def test_a_finished_trial_is_said_in_words_and_as_json(
         assert part in ran.out
     document = surgery(*given, "--json").document()
     assert document["kind"] == "trial" and document["recommended"] == []
+
+
+def test_one_bar_shows_the_whole_trial(
+    surgery: Any, runnable: Path, words: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its steps weigh what the plan says, and what is done stays done."""
+    from surgery import trial
+    from surgery.commands import progress
+    from surgery.trial.plan import TrialStep
+
+    steps = [TrialStep("inspect", "inspect", 0.0), TrialStep("a", "calibrate a", 30.0), TrialStep("b", "measure", 70.0)]
+    shown: list[tuple[str, float, float | None]] = []
+
+    class StoppedError(Exception):
+        pass
+
+    def try_model(*_: Any, on_plan: Any, on_step: Any, on_progress: Any, **__: Any) -> None:
+        on_progress(0, 1, "timing the model")
+        on_plan(SimpleNamespace(steps=steps, estimate="long", length=512, left_out=()))
+        on_step(1, 3, steps[0])
+        on_step(2, 3, steps[1])
+        on_progress(1, 3, "haystacks")
+        on_step(3, 3, steps[2])
+        for done in (1, 2, 0):  # the last counts anew
+            on_progress(done, 2, "recall")
+        raise StoppedError
+
+    def line_of(task: Any) -> str:
+        shown.append((task.description, task.completed, task.total))
+        return ""
+
+    monkeypatch.setattr(trial, "try_model", try_model)
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(progress, "line_of", line_of)
+    surgery("try", runnable, "--text", words)
+    assert shown == [
+        ("timing the model", 0, None),
+        ("timing the model", 0, 100),
+        ("timing the model", 0, 100),
+        ("step 2 of 3: haystacks", 10, 100),
+        ("step 2 of 3: haystacks", 30, 100),
+        ("step 3 of 3: recall", 65, 100),
+        ("step 3 of 3: recall", 100, 100),
+        ("step 3 of 3: recall", 100, 100),
+    ]
 
 
 @pytest.mark.parametrize(

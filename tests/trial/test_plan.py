@@ -36,7 +36,7 @@ def test_the_work_shrinks_until_it_fits(prepared: Preparation) -> None:
         assert one.seconds <= one.minutes * 60 and one.effort.samples < 16
         assert "of 16 measured texts" in one.left_out[0]
     assert seen[0].seconds > seen[-1].seconds
-    least = plan._steps(prepared, 512, plan.EFFORTS[-1], plan.model_size(prepared.checkpoint), 1.0)
+    least = plan._steps(prepared, 512, plan.EFFORTS[-1], plan.model_size(prepared.checkpoint), plan.Slowness())
     assert plan.EFFORTS[-1].samples == 8, "fewer could not say that something gains"
     with pytest.raises(UsageError, match=r"a trial at 512 tokens takes .* at least, more than --minutes") as caught:
         plan.make_plan(prepared, 0.9 * sum(step.seconds for step in least) / 60)
@@ -46,8 +46,9 @@ def test_the_work_shrinks_until_it_fits(prepared: Preparation) -> None:
 def test_a_slow_model_gets_less_work_and_a_second_form_is_cheaper(prepared: Preparation) -> None:
     full = plan.make_plan(prepared, 1e6)
     minutes = 1.01 * full.seconds / 60
-    assert plan.make_plan(prepared, minutes, 0.5).effort == plan.EFFORTS[0]
-    assert plan.make_plan(prepared, minutes, 1.2).effort != plan.EFFORTS[0]
+    assert plan.make_plan(prepared, minutes, plan.Slowness(0.5, 0.5)).effort == plan.EFFORTS[0]
+    for slow in (plan.Slowness(1.2, 1.0), plan.Slowness(1.0, 1.2)):
+        assert plan.make_plan(prepared, minutes, slow).effort != plan.EFFORTS[0]
     seconds = {step.name: step.seconds for step in full.steps}
     assert 0 < seconds["bias"] < 0.8 * seconds["constant"]
     assert plan.read_plan(full.to_dict()) == full
@@ -58,7 +59,7 @@ def test_without_a_length_the_longest_that_fits_is_taken(prepared: Preparation) 
 
     both = replace(prepared, lengths=(1024, 512))
     assert plan.make_plan(both, 1e6).length == 1024
-    least = plan._steps(both, 1024, plan.EFFORTS[-1], plan.model_size(both.checkpoint), 1.0)
+    least = plan._steps(both, 1024, plan.EFFORTS[-1], plan.model_size(both.checkpoint), plan.Slowness())
     shorter = plan.make_plan(both, 0.95 * sum(step.seconds for step in least) / 60)
     assert shorter.length == 512 and any("texts of 1,024 tokens: they take" in line for line in shorter.left_out)
 

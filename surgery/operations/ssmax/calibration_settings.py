@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 
 from surgery.operations.calibration_settings import BaseCalibrationSettings
+from surgery.operations.tried import QUESTION_TOKENS
 
 # Tokens of the shortest haystack, where the longest is not shorter.
 SHORTEST = 512
@@ -17,8 +18,10 @@ PASSAGES, FEWEST_PASSAGES = 8, 3
 HELD_OUT_HAYSTACKS = 6
 # Most trials of the last step on held-out text.
 TRIALS = 4
-# Cost of a forward and two backward passes, in forward passes.
-GRADIENT_COST = 3
+# About how many questions a haystack has: texts that are short for many facts have fewer.
+QUESTIONS = 17
+# Cost of a forward and two backward passes, in forward passes; a question has one backward pass.
+GRADIENT_COST, QUESTION_COST = 4, 3
 
 
 class SSMaxCalibrationSettings(BaseCalibrationSettings):
@@ -41,19 +44,31 @@ class SSMaxCalibrationSettings(BaseCalibrationSettings):
         """Number of held-out passages of a length."""
         return max(FEWEST_PASSAGES, PASSAGES * min(lengths) // length)
 
-    @property
-    def gradient_passes(self) -> int:
-        """The gradients of all haystacks, in forward passes."""
-        return GRADIENT_COST * self.rounds * self.haystacks
-
-    def passes(self, lengths: Sequence[int]) -> list[tuple[int, float]]:
-        """Tokens of a forward pass, and how many passes of it a calibration takes; for estimates of time."""
-        longest = max(lengths)
-        # A haystack of the mean length: the logarithm is drawn evenly.
-        low, high = math.log(min(SHORTEST, longest)), math.log(longest)
-        typical = round((longest - min(SHORTEST, longest)) / (high - low)) if high > low else longest
-        measured = TRIALS + 1
+    def gradient_passes(self, lengths: Sequence[int]) -> list[tuple[int, float]]:
+        """The gradients of all haystacks, in forward passes: tokens of a pass, and how many there are of it."""
+        haystacks = self.rounds * self.haystacks
         return [
-            (typical, self.gradient_passes + measured * HELD_OUT_HAYSTACKS),
+            (_typical(lengths), GRADIENT_COST * haystacks),
+            (QUESTION_TOKENS, QUESTION_COST * QUESTIONS * haystacks),
+        ]
+
+    def guard_passes(self, lengths: Sequence[int]) -> list[tuple[int, float]]:
+        """Measuring the source and each trial on held-out text, in the same terms."""
+        measured = TRIALS + 1
+        haystacks = measured * HELD_OUT_HAYSTACKS
+        return [
+            (_typical(lengths), haystacks),
+            (QUESTION_TOKENS, QUESTIONS * haystacks),
             *((length, measured * self.passages(length, lengths)) for length in sorted(set(lengths))),
         ]
+
+    def passes(self, lengths: Sequence[int]) -> list[tuple[int, float]]:
+        """Of a whole calibration, for estimates of time."""
+        return [*self.gradient_passes(lengths), *self.guard_passes(lengths)]
+
+
+def _typical(lengths: Sequence[int]) -> int:
+    """Tokens of a haystack of the mean length: the logarithm is drawn evenly."""
+    longest = max(lengths)
+    low, high = math.log(min(SHORTEST, longest)), math.log(longest)
+    return round((longest - min(SHORTEST, longest)) / (high - low)) if high > low else longest

@@ -299,8 +299,8 @@ class SSMaxOperation(Operation):
         self, settings: SSMaxCalibrationSettings, anatomy: Anatomy, number: int
     ) -> list[tuple[int, float]]:
         """The gradients of the first step serve every form."""
-        (typical, count), *rest = settings.passes(settings.known_lengths(anatomy))
-        return [(typical, count - (settings.gradient_passes if number else 0)), *rest]
+        lengths = settings.known_lengths(anatomy)
+        return settings.guard_passes(lengths) if number else settings.passes(lengths)
 
     def trial_shares_work(self) -> bool:
         """The gradients of the first step."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaModel
 
 from surgery.conversion import convert, make_plan, revert
 from surgery.data import read_documents
@@ -15,6 +16,7 @@ from surgery.data.recall import MEASURING
 from surgery.errors import PlanRefusedError, SurgeryError, UsageError
 from surgery.evaluation.loss.token_losses import token_losses
 from surgery.loading import load_model, load_tokenizer
+from surgery.operations.ssmax import calibration_settings
 from surgery.operations.ssmax.calibration import (
     SSMaxCalibration,
     SSMaxCalibrationSettings,
@@ -26,6 +28,7 @@ from surgery.operations.ssmax.calibration import (
 from surgery.operations.ssmax.calibration.guard import HeldOutFindings, HeldOutGuard
 from surgery.operations.ssmax.calibration.results import HeldOutPassage, Recall
 from surgery.operations.ssmax.calibration.texts import divide_texts, draw_haystacks
+from surgery.operations.tried import QUESTION_TOKENS
 
 SETTINGS = SSMaxCalibrationSettings(lengths=(256, 512), haystacks=6, rounds=2, max_loss_increase=0.05)
 
@@ -85,6 +88,36 @@ def test_the_record_travels_and_gives_the_same_checkpoint_again(
             assert path.read_bytes() == (second / path.relative_to(first)).read_bytes(), path.name
     back = revert(first, output=tmp_path / "back").output
     assert (back / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+
+
+def test_the_estimate_counts_every_text_and_every_question(
+    source: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The passes are counted here where the model is called."""
+    settings = SSMaxCalibrationSettings(lengths=(256, 512), haystacks=4, max_loss_increase=10)
+    whole, asked = [], []
+    forward = LlamaModel.forward
+
+    def counted_forward(self: LlamaModel, **keywords: Any) -> Any:
+        cache = keywords.get("cache") or keywords.get("past_key_values")
+        rows, _ = keywords["input_ids"].shape
+        (asked if cache is not None and cache.get_seq_length() else whole).append(rows)
+        return forward(self, **keywords)
+
+    monkeypatch.setattr(LlamaModel, "forward", counted_forward)
+    found = calibrate(source, [texts], settings=settings)
+    guarded = (1 + len(found.trials)) * found.recall.questions
+    learned = sum(one.answers for one in found.rounds)
+    assert sum(asked) == guarded + learned and len(found.trials) == calibration_settings.TRIALS
+    # As many questions as these short texts have.
+    monkeypatch.setattr(calibration_settings, "QUESTIONS", (guarded + learned) / (4 + 6 * (1 + len(found.trials))))
+    counted = {True: 0.0, False: 0.0}
+    backward = {True: calibration_settings.QUESTION_COST, False: calibration_settings.GRADIENT_COST}
+    for part, cost in ((settings.gradient_passes, backward), (settings.guard_passes, {True: 1, False: 1})):
+        for tokens, count in part((256, 512)):
+            question = tokens == QUESTION_TOKENS
+            counted[question] += count / cost[question]
+    assert counted[True] == pytest.approx(sum(asked)) and counted[False] == len(whole)
 
 
 def test_the_same_text_gives_the_same_calibration(source: Path, texts: Path) -> None:
