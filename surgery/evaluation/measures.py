@@ -3,6 +3,7 @@
 from types import MappingProxyType
 
 from surgery.evaluation.attention import ATTENTION
+from surgery.evaluation.generation import GENERATION
 from surgery.evaluation.loss import LOSS, SLIDING
 from surgery.evaluation.measure import MeasureKind
 from surgery.evaluation.retrieval import RETRIEVAL
@@ -11,5 +12,5 @@ from surgery.evaluation.tasks import TASKS
 
 # In the order in which a report shows them.
 MEASURES: MappingProxyType[str, MeasureKind] = MappingProxyType(
-    {kind.name: kind for kind in (LOSS, SLIDING, RETRIEVAL, TASKS, ATTENTION, SPEED)}
+    {kind.name: kind for kind in (LOSS, SLIDING, RETRIEVAL, TASKS, GENERATION, ATTENTION, SPEED)}
 )

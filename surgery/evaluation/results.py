@@ -14,6 +14,12 @@ from surgery.errors import UsageError
 from surgery.evaluation.attention.result import AttentionAt, AttentionResult, AttentionSection, ByHead
 from surgery.evaluation.data_use import DataUse, TextUse
 from surgery.evaluation.estimates import Estimate, Finding, Interval, Verdict, Word, perplexity
+from surgery.evaluation.generation.result import (
+    Continuation,
+    GenerationPrompt,
+    GenerationResult,
+    GenerationSection,
+)
 from surgery.evaluation.loss.result import Bucket, CurvePoint, LossResult, LossSection
 from surgery.evaluation.measures import MEASURES
 from surgery.evaluation.models import ModelUse
@@ -32,11 +38,15 @@ __all__ = [
     "AttentionSection",
     "Bucket",
     "ByHead",
+    "Continuation",
     "CurvePoint",
     "DataUse",
     "Estimate",
     "EvaluationResult",
     "Finding",
+    "GenerationPrompt",
+    "GenerationResult",
+    "GenerationSection",
     "Grid",
     "Interval",
     "LearnedNumbers",

@@ -96,6 +96,20 @@ def negative_heads(heads: list[Mapping[str, Any]], most: int = 12) -> list[str]:
     return [*named, f"{len(widest) - most} more"] if len(widest) > most else named
 
 
+def visible(text: str) -> str:
+    """A text of a model or a file whose lines stay lines; what cannot be printed is spelled, as ``\\x1b``."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+def one_line(text: str, most: int = 1000) -> str:
+    """The same on one line, at most ``most`` letters: blanks and line ends are one blank."""
+    line = " ".join(visible(text).split())
+    return line if len(line) <= most else line[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
 def clipped(name: str, most: int = 40) -> str:
     """A name for a legend: one printable line, at most ``most`` letters."""
     line = "".join(letter if letter.isprintable() else "?" for letter in name)

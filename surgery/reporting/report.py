@@ -30,6 +30,8 @@ _FILTERS = (
     "negative_heads",
     "percent",
     "size",
+    "visible",
+    "one_line",
 )
 
 

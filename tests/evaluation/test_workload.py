@@ -18,6 +18,7 @@ PARTS = {
     "loss": {"length": 32, "documents": 2},
     "sliding": {"length": 32, "stride": 16, "tokens": 64, "documents": 1},
     "retrieval": {"task": "induction", "lengths": [32], "depths": [0.5], "samples": 2},
+    "generation": {"length": 16, "documents": 1, "tokens": 4},
     "attention": {"length": 32, "documents": 1},
     "speed": {"prefill": [16], "decode_after": 8, "decode_tokens": 2, "repeats": 3},
 }

@@ -121,6 +121,7 @@ def result(
     sliding = {**loss, "kind": "sliding", "title": "Sliding window of 512 tokens"}
     sliding["results"] = [{**loss["results"][0], "buckets": [], "curve": []}]
     rest = [sliding, retrieval(paired, word), attention(paired, use), tasks(paired, word), speed(paired)]
+    rest.append(generation(paired))
     data = {
         "result_schema": 2,
         "suite": "quick",
@@ -256,6 +257,27 @@ def speed(paired: bool) -> dict[str, Any]:
         "title": "Speed and memory",
         "options": {"kind": "speed", "repeats": 5},
         "results": [{"model": 0, "cases": [case], "memory": memory}],
+    }
+
+
+def generation(paired: bool) -> dict[str, Any]:
+    def added(text: str, shared: int | None, shared_text: str = "", same: bool | None = None) -> dict[str, Any]:
+        return {"text": text, "tokens": 5, "shared": shared, "shared_text": shared_text, "same": same}
+
+    # A model may write anything: markup, escapes of a terminal, letters that turn the writing round.
+    hostile = "the <script>alert(1)</script> \x1b[31m[bold]x[/bold] \u202e | `y`\nnext"
+    same = added("and so on.", 5, "and so on.", True) if paired else added("and so on.", None)
+    parted = added(hostile, 1, "the ", False) if paired else added(hostile, None)
+    base = {"model": 1, "continuations": [added("the river", None), added("and so on.", None)]}
+    return {
+        "kind": "generation",
+        "title": "Samples of generation",
+        "options": {"kind": "generation", "length": 256, "tokens": 5},
+        "prompts": [
+            {"document": "texts/<i>one</i>.txt", "tokens": 256, "ending": "It is <b>beside\x1b[2J"},
+            {"document": "texts/two.txt", "tokens": 100, "ending": "It goes on"},
+        ],
+        "results": [{"model": 0, "continuations": [parted, same]}, *([base] if paired else [])],
     }
 
 

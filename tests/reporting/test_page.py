@@ -63,6 +63,32 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Page]:
     return (folder, *_write(folder, result(everything=True), histories=HISTORIES))
 
 
+def test_samples_are_text_and_equal_ones_are_folded(full: tuple[Path, str, Page]) -> None:
+    _, text, page = full
+    assert "<script>" not in text and "<i>" not in text and "<b>" not in text
+    assert not {"\x1b", "\u202e"} & set(text) and "\\x1b[31m" in text
+    first, second = (tag for tag in page.all("details") if tag.get("class") == "sample")
+    assert "open" in first and "open" not in second
+    assert "differs after 1 token" in page.words
+    assert "texts/two.txt, after 100 tokens: the model adds what the base adds" in page.words
+    assert page.words.count("and so on.") == 1
+
+
+def test_samples_without_a_base_are_open(tmp_path: Path) -> None:
+    _, page = _write(tmp_path, result(base=None, everything=True))
+    samples = [tag for tag in page.all("details") if tag.get("class") == "sample"]
+    assert len(samples) == 2 and all("open" in tag for tag in samples)
+    assert "what the base adds" not in page.words and "differs" not in page.words
+
+
+def test_samples_in_the_card_cannot_break_its_table(full: tuple[Path, str, Page]) -> None:
+    folder, _, _ = full
+    card = (folder / "report.md").read_text(encoding="utf-8")
+    (line,) = [line for line in card.splitlines() if "alert" in line]
+    assert line.startswith("| small-ssmax | the \\<script\\>") and line.endswith("\\`y\\` next |")
+    assert "| small-ssmax | the same as the base |" in card
+
+
 @pytest.fixture(scope="module")
 def drawings() -> Drawings:
     return draw_all(result(), [])

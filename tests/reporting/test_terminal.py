@@ -47,6 +47,19 @@ def test_every_section_has_its_table() -> None:
     assert "base" not in _print(result(base=None, everything=True))
 
 
+def test_what_a_model_writes_is_text() -> None:
+    """No escape reaches the terminal, no markup is read, and equal continuations are one line."""
+    printed = _print(result(everything=True))
+    assert "[bold]x[/bold]" in printed and "\\x1b[31m" in printed and "\\u202e" in printed
+    assert not {"\x1b", "\u202e"} & set(printed)
+    lines = printed.splitlines()
+    assert "texts/two.txt: all add the same 5 tokens" in lines
+    place = lines.index("texts/<i>one</i>.txt")
+    assert lines[place + 1].split() == ["small", "the", "river"], "the base comes first"
+    alone = _print(result(base=None, everything=True))
+    assert "all add" not in alone and alone.count("and so on.") == 1
+
+
 def test_without_a_base() -> None:
     printed = _print(result(base=None))
     assert "change" not in printed and "2.4200 to 2.6200" in printed

@@ -2,7 +2,7 @@
 
 from types import MappingProxyType
 
-from surgery.reporting.sections import attention, loss, retrieval, speed, tasks
+from surgery.reporting.sections import attention, generation, loss, retrieval, speed, tasks
 from surgery.reporting.sections.tables import plain_table
 from surgery.reporting.sections.view import SectionView
 
@@ -12,6 +12,7 @@ VIEWS: MappingProxyType[str, SectionView] = MappingProxyType(
         "sliding": SectionView(loss.table, key_figure=loss.key_figure),
         "retrieval": SectionView(retrieval.table, retrieval.drawings, retrieval.key_figure),
         "tasks": SectionView(tasks.table),
+        "generation": SectionView(generation.table),
         "attention": SectionView(attention.table, attention.drawings, is_neutral=True),
         "speed": SectionView(speed.table),
     }
