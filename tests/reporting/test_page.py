@@ -84,6 +84,7 @@ def test_samples_without_a_base_are_open(tmp_path: Path) -> None:
 def test_samples_in_the_card_cannot_break_its_table(full: tuple[Path, str, Page]) -> None:
     folder, _, _ = full
     card = (folder / "report.md").read_text(encoding="utf-8")
+    assert not {"\x1b", "\u202e"} & set(card)
     (line,) = [line for line in card.splitlines() if "alert" in line]
     assert line.startswith("| small-ssmax | the \\<script\\>") and line.endswith("\\`y\\` next |")
     assert "| small-ssmax | the same as the base |" in card
