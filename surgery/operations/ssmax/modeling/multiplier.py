@@ -80,7 +80,10 @@ class SSMax(OperationModule, name="ssmax"):
         if self.form not in PARAMETERS:
             raise ValueError(f"ssmax: unknown form {self.form!r}")
         # Checkpoints from before there were gains do not have the key.
-        self.scales_output = options.get("outputs", "unchanged") == "gain"
+        outputs = options.get("outputs", "unchanged")
+        if outputs not in ("unchanged", "gain"):
+            raise ValueError(f"ssmax: unknown outputs {outputs!r}")
+        self.scales_output = outputs == "gain"
         self._add_parameters(*PARAMETERS[self.form], *(("gain",) if self.scales_output else ()))
 
     def scale_query(self, query: torch.Tensor, visible_keys: torch.Tensor) -> torch.Tensor:
