@@ -41,55 +41,89 @@ def plan_with_calibration(
     *,
     dry_run: bool,
     allow_unverified: bool = False,
+    output: Path | None = None,
 ) -> PreparedPlan:
     """The plan of the operations, after calibrating on texts if there are any. A dry run does not calibrate.
+
+    Finished steps are kept beside the output, where the calibration can go on from them; see :func:`kept_work`.
 
     Raises:
         UsageError: flags exclude each other, or belong to an operation that was not chosen.
     """
+    from surgery.conversion.calibration import calibrated_operation, read_calibration
     from surgery.conversion.plan import make_plan
+    from surgery.data import read_documents
     from surgery.loading.pace import duration
 
     plan = partial(make_plan, model, revision=revision, allow_unverified=allow_unverified)
-    calibrated = _to_calibrate(operations)
+    calibrated = calibrated_operation(operations)
     check_request(request, operations, calibrated)
     if calibrated is None or not (request.file or request.text):
         return plan(operations)
-    operation = OPERATIONS[calibrated["name"]]
     if request.file is not None:
-        return plan(operations, calibration=operation.calibration_package().read_calibration(request.file))
+        return plan(operations, calibration=read_calibration(request.file, operations))
+    assert request.text is not None
+    operation = OPERATIONS[calibrated["name"]]
     prepared = plan([operation.uncalibrated(one) if one is calibrated else one for one in operations])
     settings, run = calibration_settings(operation.name, request.settings, request.run)
     passes = operation.calibration_passes(settings, calibrated, prepared.anatomy)
+    read_documents(request.text)  # a wrong path is told before a time is announced
     seconds = expected_seconds(passes or (), prepared.checkpoint)
     if dry_run:
         time = f"would take {duration(seconds)} on this processor; it " if passes else ""
         console.note(f"the calibration {time}was not run")
+        if passes:
+            each = ", ".join(f"{count:,.0f} of {tokens:,} tokens" for tokens, count in passes)
+            console.note(f"its work, in forward passes: {each}")
         return prepared
     console.expect(seconds, duration(seconds), "the calibration")
+    found = _calibrate(model, operation, prepared, request.text, settings, run, revision, kept_work(prepared, output))
+    return plan(operations, calibration=found)
+
+
+def _calibrate(
+    model: str,
+    operation: Operation,
+    prepared: PreparedPlan,
+    text: Sequence[str],
+    settings: BaseModel,
+    run: RunOptions,
+    revision: str | None,
+    work: Path,
+) -> CalibrationRecord:
+    """Calibrate with a bar. Ctrl-C says what it leaves."""
+    kept = {"work": work} if operation.calibration_keeps_work() else {}
     console.silence_transformers()
-    with console.progress() as bar:
-        task = bar.add_task("calibrating", total=None, rate="")
+    try:
+        with console.progress() as bar:
+            task = bar.add_task("calibrating", total=None, rate="")
 
-        def on_progress(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=what, rate="")
+            def on_progress(done: int, total: int, what: str) -> None:
+                bar.update(task, completed=done, total=total, description=what, rate="")
 
-        calibration = operation.calibration_package().calibrate(
-            model,
-            request.text,
-            **_calibrated(operation, prepared),
-            settings=settings,
-            revision=revision,
-            run=run,
-            on_progress=on_progress,
-        )
-    return plan(operations, calibration=calibration)
+            found: CalibrationRecord = operation.calibration_package().calibrate(
+                model,
+                text,
+                **_calibrated(operation, prepared),
+                settings=settings,
+                revision=revision,
+                run=run,
+                on_progress=on_progress,
+                **kept,
+            )
+    except KeyboardInterrupt:
+        where = f"finished steps are kept in {work}; run the same command to go on" if work.is_dir() else None
+        console.note(where or "nothing of the calibration is kept")
+        raise
+    return found
 
 
-def _to_calibrate(operations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The operation that a calibration is for: of several, the one that cannot do without."""
-    able = [one for one in operations if OPERATIONS[one["name"]].calibrates]
-    return next((one for one in able if OPERATIONS[one["name"]].needed_options), able[0] if able else None)
+def kept_work(prepared: PreparedPlan, output: Path | None) -> Path:
+    """The folder beside the output in which an interrupted calibration finds its finished steps."""
+    from surgery.conversion.execution import default_output
+
+    target = output or default_output(prepared)
+    return target.with_name(f"{target.name}.calibrating")
 
 
 def expected_seconds(passes: Sequence[tuple[int, float]], checkpoint: Checkpoint) -> float:

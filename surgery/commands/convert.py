@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from surgery.commands import completion, console
-from surgery.commands.calibration import CalibrationRequest, plan_with_calibration, print_calibration, summary_of
+from surgery.commands.calibration import (
+    CalibrationRequest,
+    kept_work,
+    plan_with_calibration,
+    print_calibration,
+    summary_of,
+)
 from surgery.commands.flags import run_flags, with_flags
 from surgery.commands.help import command_app
 from surgery.commands.operation_flags import (
@@ -104,6 +111,7 @@ def convert(
         revision,
         dry_run=dry_run,
         allow_unverified=allow_unverified,
+        output=output,
     )
     if dry_run:
         _show_dry_run(prepared, output, force=force, as_json=as_json)
@@ -164,6 +172,8 @@ def _write(
             bar.update(task, completed=done, total=total, rate=f"{done / 1e6:,.0f} MB")
 
         result = execute(prepared, output or default_output(prepared), mode=mode, force=force, on_bytes=on_bytes)
+    if prepared.calibration is not None and (work := kept_work(prepared, output)).is_dir():
+        shutil.rmtree(work)
     return result, None if push is None else push_folder(result.output, push, force=force)
 
 

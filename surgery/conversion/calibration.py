@@ -17,6 +17,26 @@ if TYPE_CHECKING:
     from surgery.loading import RunOptions
 
 
+def calibrated_operation(operations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The operation that a calibration is for: of several, the one that cannot do without. None if none has one."""
+    able = [one for one in operations if one["name"] in OPERATIONS and OPERATIONS[one["name"]].calibrates]
+    return next((one for one in able if OPERATIONS[one["name"]].needed_options), able[0] if able else None)
+
+
+def read_calibration(path: Path, operations: Sequence[Mapping[str, Any]]) -> CalibrationRecord:
+    """A calibration of one of these operations from its file.
+
+    Raises:
+        UsageError: none of them has a calibration.
+        CheckpointError: the file is missing, or is no calibration of this operation.
+    """
+    chosen = calibrated_operation(operations)
+    if chosen is None:
+        raise UsageError(f"{' and '.join(str(one['name']) for one in operations)} takes no calibration")
+    found: CalibrationRecord = OPERATIONS[chosen["name"]].calibration_package().read_calibration(path)
+    return found
+
+
 def calibrate(
     model: str | Path,
     text: Sequence[str | Path],

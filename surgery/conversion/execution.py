@@ -24,6 +24,7 @@ from surgery.checkpoint import (
 )
 from surgery.checkpoint.hub_cache import content_hash
 from surgery.checkpoint.record import CALIBRATION_NAME, PLAN_NAME, SHARDS_NAME
+from surgery.conversion.calibration import read_calibration
 from surgery.conversion.card import describe, summarize_numbers, write_card
 from surgery.conversion.config import converted_config
 from surgery.conversion.plan import (
@@ -35,7 +36,7 @@ from surgery.conversion.plan import (
     make_plan,
     needed_bytes,
 )
-from surgery.errors import CheckpointError, PlanRefusedError
+from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.operations import DEFAULT_OPERATION, OPERATIONS, OperationOptions
 from surgery.operations.code import travelling_code
 from surgery.result_table import ResultTable, ShownAsTable
@@ -105,7 +106,7 @@ def convert(
     mode: PlaceMode = "auto",
     force: bool = False,
     on_bytes: Progress | None = None,
-    calibration: CalibrationRecord | None = None,
+    calibration: CalibrationRecord | str | Path | None = None,
     allow_unverified: bool = False,
     **options: Any,
 ) -> ConversionResult:
@@ -120,14 +121,22 @@ def convert(
             recorded; or hard links.
         force: replace an earlier output of this tool.
         on_bytes: called with bytes done and bytes in all.
-        calibration: of :func:`surgery.calibrate`.
+        calibration: of :func:`surgery.calibrate`, or the file of an earlier one, ``surgery/calibration.json``.
         allow_unverified: see :func:`make_plan`.
         options: options of a single operation (``form="paper"``, ``layers="0-3"``, ...).
 
     Raises:
         SurgeryError: see :func:`make_plan`; also an output that exists, or too little disk space.
     """
+    if "calibrate" in options:
+        raise UsageError(
+            "calibrate is no option of convert",
+            hint="Calibrate first, and pass what surgery.calibrate(model, texts, operation) returns as calibration.",
+        )
     operations = [{"name": to, **options}] if isinstance(to, str) else list(to)
+    if isinstance(calibration, str | Path):
+        named = [one if isinstance(one, Mapping) else one.model_dump() for one in operations]
+        calibration = read_calibration(Path(calibration), named)
     prepared = make_plan(
         model, operations, revision=revision, calibration=calibration, allow_unverified=allow_unverified
     )

@@ -56,10 +56,10 @@ def read_documents(patterns: Iterable[str | Path]) -> list[Document]:
         if not matches and Path(pattern).expanduser().is_dir():
             raise UsageError(f"the folder {str(pattern)!r} holds no file", hint="Give files, folders or globs of text.")
         if not matches:
-            raise UsageError(f"no text file matches {str(pattern)!r}", hint='Quote globs: --text "texts/**/*.md".')
+            raise UsageError(f"no text file matches {str(pattern)!r}", hint='Quote globs: "texts/**/*.md".')
         found.update(dict.fromkeys(matches))
     if not found:
-        raise UsageError("no text was given", hint='Give files, folders or globs: --text "texts/**/*.md".')
+        raise UsageError("no text was given", hint='Give files, folders or globs: "texts/**/*.md".')
     documents = []
     for path in sorted(found):
         try:

@@ -349,6 +349,10 @@ class Operation(MeasuredOperation, TrainableOperation, TriedOperation, ABC):
         """
         return None
 
+    def calibration_keeps_work(self) -> bool:
+        """Whether its calibration takes a folder (``work=``) that keeps finished steps: an interrupted one goes on."""
+        return False
+
     def uncalibrated(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """The options that a user gave, marked so that a plan can be made before the calibration has run."""
         raise NotImplementedError(f"{self.name} has no calibration")

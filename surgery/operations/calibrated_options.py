@@ -85,7 +85,7 @@ class CalibratedOptions(HeadOptions):
         if sorted(self.values) != sorted(layers):
             raise PlanRefusedError(
                 f"the calibration is for layers {sorted(self.values)}, but layers {list(layers)} are chosen",
-                hint="Calibrate again with the same --layers.",
+                hint="Calibrate this model with these --layers: the file is of other layers, or of another model.",
             )
         for layer, found in self.values.items():
             wrong = [name for name in self.parameters if len(found[name]) != size]
@@ -93,7 +93,7 @@ class CalibratedOptions(HeadOptions):
                 raise PlanRefusedError(
                     f"the calibration holds {len(found[wrong[0]])} values of {wrong[0]} for layer {layer}, but "
                     f"{size} heads are chosen",
-                    hint="Calibrate again with the same --heads.",
+                    hint="Calibrate this model with these --heads: the file is of other heads, or of another model.",
                 )
 
     def planned_tensors(

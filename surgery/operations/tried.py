@@ -63,10 +63,6 @@ class TriedOperation:
         """
         raise NotImplementedError(f"{type(self).__name__} has no calibration")
 
-    def trial_shares_work(self) -> bool:
-        """Whether its calibration takes a folder (``work=``) by which candidates share what is computed."""
-        return False
-
     def kept_cache(self, calibration: Any, anatomy: Anatomy, tokens: int) -> float:
         """The share of the bytes of the key-value cache that stays after so many tokens."""
         return 1.0

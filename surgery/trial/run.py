@@ -119,7 +119,7 @@ class TrialRun:
             return package.read_calibration(path), None
         if self.folder.failure(tried.name).is_file():
             return None, str(load_json(self.folder.failure(tried.name))["reason"])
-        shared = {"work": self.folder.work} if operation.trial_shares_work() else {}
+        shared = {"work": self.folder.work} if operation.calibration_keeps_work() else {}
         options = {name: value for name, value in tried.candidate.options.items() if name != "name"}
         try:
             found = package.calibrate(

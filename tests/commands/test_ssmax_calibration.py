@@ -35,6 +35,7 @@ def test_calibrate_convert_inspect_verify_and_merge(surgery: Any, runnable: Path
         "convert", runnable, "--to", "ssmax", "--form", "constant", "--calibrate", texts, *SETTINGS, "-o", out
     )
     assert ran.code == 0, ran.err
+    assert "95% interval" in ran.out
     card, inspected = (out / "README.md").read_text(), surgery("inspect", out).out
     for text in (ran.out, card, inspected):
         flat = " ".join(text.replace("|", " ").split())
@@ -55,11 +56,47 @@ def test_calibrate_convert_inspect_verify_and_merge(surgery: Any, runnable: Path
     assert (again / "config.json").read_bytes() == (out / "config.json").read_bytes()
 
 
+def test_an_interrupted_calibration_goes_on(
+    surgery: Any, runnable: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from surgery.operations.ssmax.calibration import gradients
+
+    out, measured, real = tmp_path / "out", [], gradients.row_gradients
+
+    def third_is_interrupted(*given: Any) -> Any:
+        measured.append(1)
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(gradients, "row_gradients", third_is_interrupted)
+    command = ("convert", runnable, "--to", "ssmax", "--calibrate", texts, *SETTINGS, "-o", out)
+    ran = surgery(*command)
+    assert ran.code == 130 and not out.exists()
+    kept = tmp_path / "out.calibrating"
+    assert f"finished steps are kept in {kept}; run the same command" in " ".join(ran.err.split())
+    assert len(list(kept.iterdir())) == 2
+    assert surgery(*command).code == 0
+    assert len(measured) == 3 + 4 and not kept.exists()
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_texts_that_are_not_there_are_told_before_anything_runs(
+    surgery: Any, runnable: Path, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for name, message in (("empty", "holds no file"), ("nowhere", "no text file matches")):
+        ran = surgery("convert", runnable, "--to", "ssmax", "--calibrate", tmp_path / name, *more)
+        assert ran.code == 2 and message in ran.err
+        assert "calibration takes" not in ran.err and "would take" not in ran.err and "--text" not in ran.err
+
+
 def test_a_dry_run_shows_the_plan_and_runs_nothing(surgery: Any, runnable: Path, texts: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     ran = surgery("convert", runnable, "--to", "ssmax", "--calibrate", texts, *SETTINGS, "-o", out, "--dry-run")
     assert ran.code == 0 and "values not calibrated yet" in " ".join(ran.out.split()) and not out.exists()
-    assert "a calibration will choose the numbers" in " ".join((ran.out + ran.err).split())
+    said = " ".join((ran.out + ran.err).split())
+    assert "a calibration will choose the numbers" in said and "its work, in forward passes:" in said
 
 
 @pytest.mark.parametrize(

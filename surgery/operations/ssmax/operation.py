@@ -162,6 +162,10 @@ class SSMaxOperation(Operation):
         """Gradients of the haystacks, and measuring each trial."""
         return settings.passes(settings.known_lengths(anatomy))
 
+    def calibration_keeps_work(self) -> bool:
+        """Gradients are kept; those of the first step serve every form."""
+        return True
+
     def uncalibrated(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """With a mark in place of the hash of a calibration, and what is calibrated by default."""
         if given.get("start"):
@@ -301,7 +305,3 @@ class SSMaxOperation(Operation):
         """The gradients of the first step serve every form."""
         lengths = settings.known_lengths(anatomy)
         return settings.guard_passes(lengths) if number else settings.passes(lengths)
-
-    def trial_shares_work(self) -> bool:
-        """The gradients of the first step."""
-        return True

@@ -21,8 +21,8 @@ def summarize(record: Mapping[str, Any]) -> CalibrationSummary:
     changed = sum(any(abs(value - 1) > _SAME for value in own) for values in at.values() for own in values)
     facts = {
         "answers": f"{recall['right']:.0%} right before, {recall['calibrated_right']:.0%} after; log-probability "
-        f"{recall['log_probability']:.2f} before, {recall['calibrated']:.2f} after, over {recall['questions']} "
-        f"questions about {recall['haystacks']} held-out texts",
+        f"{recall['log_probability']:.2f} before, {recall['calibrated']:.2f} after{_interval(recall)}, over "
+        f"{recall['questions']} questions about {recall['haystacks']} held-out texts",
         "loss": _loss(guard),
         "changed": f"{changed} of {heads} heads",
     }
@@ -63,6 +63,14 @@ def _factors(
     return [
         (start, start + own * math.log(length), gain) for start, own, gain in zip(offset, scale, gains, strict=True)
     ]
+
+
+def _interval(recall: Mapping[str, Any]) -> str:
+    """The interval of the change; records from before there was one do not have it."""
+    if recall.get("low") is None:
+        return ""
+    change = recall["calibrated"] - recall["log_probability"]
+    return f" ({change:+.2f}, 95% interval {recall['low']:+.2f} to {recall['high']:+.2f})"
 
 
 def _loss(guard: Sequence[Mapping[str, Any]]) -> str:

@@ -147,10 +147,11 @@ class StepCalibrator:
                 hint="Allow more (--max-loss-increase), or give more text.",
             )
         recall = best[1].recall
-        if not recall.calibrated > recall.log_probability:
+        if not recall.gained:
+            interval = "" if recall.low is None else f" (95% interval {recall.low:+z.4f} to {recall.high:+z.4f})"
             raise NoChoiceError(
-                f"the answers to held-out questions did not become likelier: log-probability "
-                f"{recall.log_probability:.2f} before and {recall.calibrated:.2f} after",
+                f"the answers to held-out questions did not become likelier: their log-probability of "
+                f"{recall.log_probability:.2f} changes by {recall.calibrated - recall.log_probability:+z.4f}{interval}",
                 hint="Give more text, or learn from more haystacks (--haystacks).",
             )
         return best

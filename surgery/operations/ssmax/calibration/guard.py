@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from surgery.evaluation.estimates import Estimate
 from surgery.evaluation.loss.token_losses import token_losses
 from surgery.evaluation.passages import Passage
 from surgery.evaluation.retrieval.haystacks import haystack_logits
 from surgery.evaluation.retrieval.probes import ProbeSet
+from surgery.evaluation.statistics import Resampling
 from surgery.operations.ssmax.calibration.gradients import ssmax_modules
 from surgery.operations.ssmax.calibration.results import HeldOutPassage, Recall
 
@@ -66,9 +69,16 @@ class HeldOutGuard:
             HeldOutPassage(passage.document, len(passage.tokens), before, after)
             for passage, before, after in zip(self._passages, losses, own_losses, strict=True)
         )
-        questions = sum(len(haystack.probes) for haystack in self._haystacks)
-        recall = Recall(len(self._haystacks), questions, *_means(answers), *_means(own_answers))
+        change = self._change([own[0] - source[0] for source, own in zip(answers, own_answers, strict=True)])
+        recall = Recall(
+            len(self._haystacks), len(answers), *_means(answers), *_means(own_answers), change.low, change.high
+        )
         return HeldOutFindings(passages, recall)
+
+    def _change(self, changes: Sequence[float]) -> Estimate:
+        """The mean change of an answer's log-probability."""
+        owners = [number for number, haystack in enumerate(self._haystacks) for _ in haystack.probes]
+        return Resampling(owners).mean(np.array(changes), np.ones(len(changes)))
 
     def _both(self, *, off: bool) -> tuple[list[float], list[tuple[float, float]]]:
         """Loss of each passage; log-probability and right or not of each answer."""

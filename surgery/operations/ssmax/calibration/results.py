@@ -44,6 +44,8 @@ class Recall:
         haystacks, questions: their numbers.
         log_probability, calibrated: mean log-probability of a whole answer.
         right, calibrated_right: share of the answers whose every token is the likeliest.
+        low, high: interval (95%) of the change of the log-probability, which resamples whole haystacks; None with a
+            single one.
     """
 
     haystacks: int
@@ -52,6 +54,13 @@ class Recall:
     right: float
     calibrated: float
     calibrated_right: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def gained(self) -> bool:
+        """Whether the answers became likelier, by an interval that excludes zero where there is one."""
+        return self.calibrated > self.log_probability and (self.low is None or self.low > 0)
 
 
 @dataclass(frozen=True)

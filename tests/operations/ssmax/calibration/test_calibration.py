@@ -121,7 +121,7 @@ def test_the_estimate_counts_every_text_and_every_question(
 
 
 def test_the_same_text_gives_the_same_calibration(source: Path, texts: Path) -> None:
-    settings = SETTINGS.model_copy(update={"lengths": (256,), "rounds": 1})
+    settings = SETTINGS.model_copy(update={"rounds": 1})
     first, again, other = (
         calibrate(source, [texts], settings=settings.model_copy(update={"seed": seed})).hash for seed in (0, 0, 1)
     )
@@ -129,11 +129,11 @@ def test_the_same_text_gives_the_same_calibration(source: Path, texts: Path) -> 
 
 
 def test_layers_and_heads_that_were_not_chosen_stay(source: Path, texts: Path, tmp_path: Path) -> None:
-    options = {"form": "anchored", "outputs": "unchanged", "reference_length": 16, "layers": "1", "heads": "0,2"}
+    options = {"form": "anchored", "reference_length": 16, "layers": "1", "heads": "0,1,2"}
     found = calibrate(source, [texts], options=options, settings=SETTINGS)
-    assert [(entry.layer, len(entry.values["scale"])) for entry in found.layers] == [(1, 2)]
+    assert [(entry.layer, len(entry.values["scale"])) for entry in found.layers] == [(1, 3)]
     plan = make_plan(source, [{"name": "ssmax"}], calibration=found).plan
-    assert [tensor.shape for tensor in plan.tensors] == [(2,)] and plan.operations[0]["reference_length"] == 16
+    assert [tensor.shape for tensor in plan.tensors] == [(3,), (3,)] and plan.operations[0]["reference_length"] == 16
 
 
 def test_held_out_text_is_not_observed_and_measuring_templates_are_not_used(source: Path, texts: Path) -> None:
@@ -163,21 +163,34 @@ class _Known(HeldOutGuard):
         module = next(one for one in self._model.modules() if hasattr(one, "bias") and hasattr(one, "scale"))
         moved = float((module.bias - 1).abs().sum())
         passage = HeldOutPassage("a", 8, 1.0, 1.0 + self.price * moved**2)
-        return HeldOutFindings((passage,), Recall(1, 1, -5.0, 0.0, -5.0 + self.gain * moved, 0.0))
+        recall = Recall(2, 2, -5.0, 0.0, -5.0 + self.gain * moved, 0.0, self.gain * moved - self.width, 1e3)
+        return HeldOutFindings((passage,), recall)
 
-    price, gain = 0.0, 1.0
+    price, gain, width = 0.0, 1.0, 0.0
 
 
 @pytest.mark.parametrize(
-    ("price", "gain", "error"),
-    [(0.3, 1.0, None), (1e9, 1.0, "no choice keeps the loss"), (0.0, -1.0, "did not become likelier")],
+    ("price", "gain", "width", "error"),
+    [
+        (0.3, 1.0, 0.0, None),
+        (1e9, 1.0, 0.0, "no choice keeps the loss"),
+        (0.0, -1.0, 0.0, "did not become likelier"),
+        (0.3, 1.0, 1e3, r"changes by \+\d.*interval -\d"),
+    ],
 )
 def test_the_last_step_is_as_long_as_the_loss_allows(
-    source: Path, texts: Path, monkeypatch: pytest.MonkeyPatch, price: float, gain: float, error: str | None
+    source: Path,
+    texts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    price: float,
+    gain: float,
+    width: float,
+    error: str | None,
 ) -> None:
     monkeypatch.setattr("surgery.operations.ssmax.calibration.guard.HeldOutGuard", _Known)
     monkeypatch.setattr(_Known, "price", price)
     monkeypatch.setattr(_Known, "gain", gain)
+    monkeypatch.setattr(_Known, "width", width)
     temperatures = {"form": "constant", "outputs": "unchanged"}
     if error is not None:
         with pytest.raises(SurgeryError, match=error):
@@ -264,6 +277,34 @@ def test_finished_gradients_are_not_measured_again(
     assert len(measured) == 19  # the second step alone
     monkeypatch.setattr(gradients, "row_gradients", real)
     assert first.hash == calibrate(source, [texts], options={"form": "constant"}, settings=SETTINGS).hash
+
+
+def test_a_record_without_an_interval_is_read(source: Path, calibration: SSMaxCalibration, tmp_path: Path) -> None:
+    """As it was written before there was one, and before there were gains."""
+    record = calibration.to_dict()
+    del record["recall"]["low"], record["recall"]["high"], record["settings"]["outputs"]
+    record["layers"] = [{**entry, "values": {"bias": [1.1] * 4}} for entry in record["layers"]]
+    record["settings"] |= {"form": "constant", "reference_length": None}
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(record))
+    found = read_calibration(path)
+    assert found.recall.low is None and found.recall.gained
+    out = convert(source, "ssmax", calibration=path, output=tmp_path / "out").output
+    assert "outputs" not in json.loads((out / "config.json").read_text())["surgery"]["operations"][0]
+    assert "questions about" in (out / "README.md").read_text()
+
+
+def test_a_file_in_place_of_a_calibration(source: Path, calibration: SSMaxCalibration, tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(calibration.to_dict()))
+    operations = [{"name": "rope", "type": "yarn", "factor": 2}, {"name": "ssmax"}]
+    out = convert(source, operations, calibration=path, output=tmp_path / "out").output
+    assert read_calibration(out / "surgery" / "calibration.json") == calibration
+    with pytest.raises(UsageError, match="rope takes no calibration"):
+        convert(source, "rope", type="yarn", factor=2, calibration=path)
+    with pytest.raises(UsageError, match="calibrate is no option of convert") as caught:
+        convert(source, "ssmax", calibrate="texts")
+    assert "surgery.calibrate(" in str(caught.value.hint)
 
 
 def test_the_library_calibrates_any_operation_by_name(source: Path, texts: Path) -> None:
