@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -115,3 +116,36 @@ class ShownAsTable:
     def _repr_html_(self) -> str:
         """For notebooks."""
         return self.to_table().html()
+
+
+class ShownAsRecord(ShownAsTable):
+    """A result whose table has one row for each of its values: those of :meth:`to_dict`, by their names."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What the values are of."""
+
+    def to_table(self) -> ResultTable:
+        """One row for each value."""
+        return record_table(self.title, self.to_dict())
+
+
+def record_table(title: str, values: Mapping[str, Any], notes: tuple[str, ...] = ()) -> ResultTable:
+    """Plain data as names and values; mappings are flattened, and of a list its elements are named."""
+    return ResultTable(title, ("what", "value"), tuple(_rows(values)), notes)
+
+
+def _rows(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        what = f"{above} {name}".strip().replace("_", " ")
+        if isinstance(value, Mapping):
+            yield from _rows(value, what)
+        elif isinstance(value, list | tuple):
+            yield what, ", ".join(map(str, value))
+        else:
+            yield what, value

@@ -12,10 +12,11 @@ from surgery.checkpoint.folder import CONFIG_NAME
 from surgery.checkpoint.hub_client import limit_silence
 from surgery.checkpoint.hub_errors import upload_error
 from surgery.checkpoint.names import quote, quoted_list
-from surgery.checkpoint.record import ENTRY_NAME, HISTORY_NAME, NEW_NAME, PLAN_NAME, VERIFICATION_NAME
+from surgery.checkpoint.record import ENTRY_NAME, OWN_RECORDS, VERIFICATION_NAME
 from surgery.checkpoint.source import check_folder
 from surgery.checkpoint.strict_json import load_config
 from surgery.errors import CheckpointError, UsageError
+from surgery.result_table import ShownAsRecord
 
 CARD_NAME = "README.md"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
@@ -24,7 +25,7 @@ _MADE_WITH_A_REPOSITORY = {".gitattributes"}
 
 
 @dataclass(frozen=True)
-class PushResult:
+class PushResult(ShownAsRecord):
     """An upload that is complete.
 
     Attributes:
@@ -38,6 +39,11 @@ class PushResult:
     url: str
     commit: str | None
     private: bool
+
+    @property
+    def title(self) -> str:
+        """For its table."""
+        return f"upload to {self.repository}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -113,7 +119,7 @@ def check_push(repository: str, *, force: bool = False) -> bool:
     except Exception as error:
         raise upload_error(error, repository, asked_only=True) from error
     files = {str(sibling.rfilename) for sibling in found.siblings or ()} - _MADE_WITH_A_REPOSITORY
-    ours = bool(files & {PLAN_NAME, HISTORY_NAME, NEW_NAME, VERIFICATION_NAME, ENTRY_NAME})
+    ours = bool(files & {*OWN_RECORDS, VERIFICATION_NAME, ENTRY_NAME})
     if files and not (ours and force):
         raise UsageError(
             f"the repository {repository} exists and holds {quoted_list(files)}"
@@ -176,7 +182,7 @@ def check_pushable(folder: Path) -> None:
         CheckpointError: it is not a model folder, or has no card.
     """
     check_folder(folder)
-    recorded = any((folder / name).is_file() for name in (PLAN_NAME, HISTORY_NAME, NEW_NAME))
+    recorded = any((folder / name).is_file() for name in OWN_RECORDS)
     if not recorded and not _has_operations(folder):
         raise UsageError(
             f"{quote(folder.name)} was not written by surgery and is not uploaded",

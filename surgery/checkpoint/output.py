@@ -23,7 +23,7 @@ from pathlib import Path
 from surgery.checkpoint.disk import fsync_folder
 from surgery.checkpoint.hub_cache import snapshot_of
 from surgery.checkpoint.names import quote, quoted_list
-from surgery.checkpoint.record import HISTORY_NAME, NEW_NAME, PLAN_NAME
+from surgery.checkpoint.record import OWN_RECORDS
 from surgery.errors import CheckpointError, UsageError
 
 _SIBLING = re.compile(r"(?P<out>.+)\.(?P<kind>partial|replaced)-(?P<id>[0-9a-f]{12})", re.DOTALL)
@@ -117,7 +117,7 @@ def _file_above(out: Path) -> Path | None:
 
 def _foreign_files(out: Path, known_files: Collection[str] | None) -> str | None:
     """The files that show that surgery did not write a folder, as text; None if it did."""
-    if any((out / name).is_file() for name in (PLAN_NAME, HISTORY_NAME, NEW_NAME)):
+    if any((out / name).is_file() for name in OWN_RECORDS):
         return None
     names = sorted(path.name for path in out.iterdir())
     if known_files is not None:

@@ -10,6 +10,9 @@ ENTRY_NAME = "modeling_surgery.py"  # the code that config.json names
 PLAN_NAME = f"{RECORD_FOLDER}/plan.json"
 HISTORY_NAME = f"{RECORD_FOLDER}/history.json"
 NEW_NAME = f"{RECORD_FOLDER}/new.json"  # of a model that `surgery new` made
+MERGE_NAME = f"{RECORD_FOLDER}/merge.json"  # of weights that hold what operations had learned
+# A folder with one of these was written by surgery.
+OWN_RECORDS = (PLAN_NAME, HISTORY_NAME, NEW_NAME, MERGE_NAME)
 SHARDS_NAME = f"{RECORD_FOLDER}/shards.json"
 CALIBRATION_NAME = f"{RECORD_FOLDER}/calibration.json"
 VERIFICATION_NAME = f"{RECORD_FOLDER}/verify.json"

@@ -139,7 +139,8 @@ def _measure(
                 models, text=text or (), suite=chosen, results=finished, on_event=handle, **options
             )
         except KeyboardInterrupt:
-            console.err.print(f"Finished parts are in {finished}; run the same command to continue.", markup=False)
+            kept = f"finished parts are in {finished}; run the same command to go on"
+            console.note(kept if finished.is_dir() else "no part was begun; nothing was written")
             raise
     return result.to_dict()
 

@@ -120,10 +120,10 @@ def _show_result(result: FinetuneResult, *, json_: bool) -> None:
 
 
 def _evaluation_of(output: Path) -> list[str]:
-    """The command that compares a trained checkpoint with its source, if it has one, on the texts of its recipe.
+    """The command that compares a trained checkpoint with its source, if it has one, on the recipe's held-out texts.
 
-    A word in capitals stands for what is not known here: a source that was moved, or text that a recipe does not name
-    as files.
+    A word in capitals stands for what is not known here: a source that was moved, or texts that the model was not
+    trained on, where the recipe names none.
     """
     from surgery.conversion.records import read_history
     from surgery.conversion.source_search import find_source
@@ -131,7 +131,7 @@ def _evaluation_of(output: Path) -> list[str]:
 
     recipe = read_recipe(output / "surgery" / str(read_history(output)[-1]["recipe"]))
     held_out = recipe.data.held_out if isinstance(recipe.data.held_out, list) else []
-    texts = held_out or recipe.data.patterns or ["TEXTS"]
+    texts = held_out or ["OTHER_TEXTS"]
     named = [word for text in texts for word in ("--text", text)]
     if not recipe.needs_operations:  # a model that `surgery new` made has no source
         return ["surgery", "evaluate", str(output), *named]

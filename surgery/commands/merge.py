@@ -51,6 +51,14 @@ def merge(
             markup=False,
             soft_wrap=True,
         )
-        console.next_step(
-            "surgery", "verify" if (result.output / PLAN_NAME).is_file() else "inspect", str(result.output)
-        )
+        console.next_step(*_next(result.output, model))
+
+
+def _next(output: Path, merged: Path) -> list[str]:
+    """Verify a checkpoint that still has operations; compare one without any with its source."""
+    from surgery.conversion.source_search import find_source
+
+    if (output / PLAN_NAME).is_file():
+        return ["surgery", "verify", str(output)]
+    source = find_source(merged) or "SOURCE"
+    return ["surgery", "evaluate", str(output), "--against", source, "--text", "OTHER_TEXTS"]

@@ -99,7 +99,8 @@ def _try(model: str, text: list[str], **how: Any) -> TrialResult:
             return trial.try_model(model, text, on_plan=on_plan, on_step=on_step, on_progress=on_progress, **how)
         except KeyboardInterrupt:
             kept = how["output"] or default_output(model)
-            console.note(f"finished steps are in {kept}; run the same command to go on")
+            found = f"finished steps are in {kept}; run the same command to go on"
+            console.note(found if Path(kept).is_dir() else "no step was finished; nothing was written")
             raise
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from surgery.checkpoint import load_json, replace_file
-from surgery.checkpoint.record import CALIBRATION_NAME
+from surgery.checkpoint.record import CALIBRATION_NAME, MERGE_NAME, RECORD_FOLDER
 from surgery.conversion.code import code_files
 from surgery.errors import CheckpointError
 from surgery.markdown import escape_markdown
@@ -79,6 +79,35 @@ def write_card(
         trained=list(trained),
         has_record=has_record,
     )
+    replace_file(path, text.encode("utf-8"))
+
+
+def write_merged_card(path: Path, plan: Mapping[str, Any], *, source_card: Path, changed: int) -> None:
+    """The card of a checkpoint whose weights hold what its operations had learned.
+
+    Args:
+        path: README.md of the merged checkpoint.
+        plan: of the converted one, as plain data.
+        source_card: README.md of the source, from which licence and languages are taken over.
+        changed: number of tensors that differ from the source's.
+    """
+    source = plan["source"]
+    name = escape_markdown(str(source["name"]).rsplit("/", 1)[-1])
+    commit = f" (commit `{escape_markdown(source['commit'])}`)" if source["commit"] else ""
+    done = "".join(
+        f"- {options['name']}: {escape_markdown(describe(options))}, layers {summarize_numbers(options['layers'])}\n"
+        for options in plan["operations"]
+    )
+    text = (
+        f"---\n{_front_matter(plan, source_card)}\n---\n\n# {name}, merged\n\n"
+        f"{escape_markdown(source['name'])}{commit}, a {escape_markdown(source['model_type'])} model whose attention "
+        f"was changed by model-surgery {plan['tool_version']}. What these operations had learned is written into "
+        f"{changed} tensors; every other tensor is the source's byte for byte:\n\n{done}\n"
+        "It has the source's class and no code of its own, so any program that loads the source loads it. "
+        f"`{MERGE_NAME}` names the changed tensors.\n"
+    )
+    if source_card.is_file():
+        text += f"\nThe source's card is in `{RECORD_FOLDER}/source/{path.name}`.\n"
     replace_file(path, text.encode("utf-8"))
 
 

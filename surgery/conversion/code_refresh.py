@@ -18,13 +18,14 @@ from surgery.conversion.plan import CARD_NAME, FORMAT_VERSION
 from surgery.conversion.records import read_plan, refresh_card
 from surgery.errors import CheckpointError, PlanRefusedError
 from surgery.operations.code import ENTRY_NAME, code_hashes, travelling_code
+from surgery.result_table import ShownAsRecord
 from surgery.version import __version__
 
 REFRESH_STEP = "refresh"
 
 
 @dataclass(frozen=True)
-class RefreshResult:
+class RefreshResult(ShownAsRecord):
     """What was done.
 
     Attributes:
@@ -43,6 +44,11 @@ class RefreshResult:
     tool_version: str
     files: Mapping[str, str]
     removed: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """For its table."""
+        return f"code of {self.model}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

@@ -12,6 +12,7 @@ from surgery.checkpoint import CONFIG_NAME, dump_json, load_config, load_json, r
 from surgery.checkpoint.record import (
     EVALUATION_NAME,
     HISTORY_NAME,
+    MERGE_NAME,
     PLAN_NAME,
     RECORD_FOLDER,
     VERIFICATION_NAME,
@@ -42,6 +43,11 @@ def read_plan(folder: Path, *, check_hash: bool = True) -> dict[str, Any]:
             raise adapter_error(folder)
         if is_saved_externally(folder):
             return plan_from_config(folder)
+        if (folder / MERGE_NAME).is_file():
+            raise PlanRefusedError(
+                f"{folder.name}: its weights hold what its operations had learned, so none is left in it",
+                hint="`surgery merge` compared its logits. To measure it: surgery evaluate MODEL --against SOURCE.",
+            )
         raise PlanRefusedError(
             f"{folder.name}: not a converted checkpoint (it has no {PLAN_NAME})",
             hint="Give the folder that `surgery convert`, `finetune` or `merge` wrote.",

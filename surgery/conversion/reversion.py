@@ -24,10 +24,11 @@ from surgery.conversion.external_save import is_saved_externally
 from surgery.conversion.plan import CARD_NAME
 from surgery.conversion.records import read_plan, trained_weights
 from surgery.errors import CheckpointError, PlanRefusedError
+from surgery.result_table import ShownAsRecord
 
 
 @dataclass(frozen=True)
-class RevertResult:
+class RevertResult(ShownAsRecord):
     """What was written.
 
     Attributes:
@@ -41,6 +42,11 @@ class RevertResult:
     files: int
     placed: Mapping[str, str]
     compared: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """For its table."""
+        return f"the source in {self.output}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from surgery.checkpoint import Source
+from surgery.checkpoint import Source, load_json
+from surgery.checkpoint.record import CALIBRATION_NAME
 from surgery.operations import OPERATIONS
 from surgery.operations.learned_numbers import LearnedNumbers
 
 
 @dataclass(frozen=True)
 class ModelUse:
-    """One model as it was measured."""
+    """One model as it was measured.
+
+    ``calibrated_on`` has the names of the texts of its calibration, below the folder that they shared.
+    """
 
     name: str
     fingerprint: str
@@ -28,6 +33,7 @@ class ModelUse:
     plan: str | None
     operations: tuple[str, ...]
     learned: tuple[LearnedNumbers, ...]
+    calibrated_on: tuple[str, ...] = ()
 
 
 def describe(model: Any, source: Source, fingerprint: str, length: int) -> ModelUse:
@@ -59,7 +65,15 @@ def describe(model: Any, source: Source, fingerprint: str, length: int) -> Model
             for options in block.get("operations", ())
         ),
         learned=learned_numbers(model, length),
+        calibrated_on=_calibrated_on(source.folder),
     )
+
+
+def _calibrated_on(folder: Path) -> tuple[str, ...]:
+    """Names of the texts of the calibration that the checkpoint records; none if it records none."""
+    path = folder / CALIBRATION_NAME
+    texts = load_json(path).get("texts") if path.is_file() else None
+    return tuple(map(str, texts)) if isinstance(texts, list) else ()
 
 
 def _device_name(device: torch.device) -> str:

@@ -15,6 +15,7 @@ from surgery.models.base import Architecture, ArchitectureOptions
 from surgery.models.card import write_new_card
 from surgery.models.catalogue import ARCHITECTURES
 from surgery.models.vocabulary import VocabularySource
+from surgery.result_table import ShownAsRecord
 from surgery.version import __version__
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _OTHER_FILES = 20_000_000  # bytes: a tokenizer, the card, the code
 
 
 @dataclass(frozen=True)
-class NewPlan:
+class NewPlan(ShownAsRecord):
     """The plan of a new model.
 
     Attributes:
@@ -45,17 +46,27 @@ class NewPlan:
     vocabulary_size: int
     parameters: int
 
+    @property
+    def title(self) -> str:
+        """For its table."""
+        return f"new {self.architecture}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class NewModel:
+class NewModel(ShownAsRecord):
     """A model that was made: the plan with the real sizes, and the output folder."""
 
     plan: NewPlan
     output: Path
+
+    @property
+    def title(self) -> str:
+        """For its table."""
+        return f"new {self.plan.architecture} in {self.output}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

@@ -11,10 +11,11 @@ from surgery.checkpoint import Checkpoint, open_checkpoint, resolve
 from surgery.models.catalogue import own_model
 from surgery.models.own_model import LearnedLayers
 from surgery.operations.inspection import Inspection, inspect_checkpoint
+from surgery.result_table import ResultTable, ShownAsTable, record_table
 
 
 @dataclass(frozen=True)
-class OwnInspection:
+class OwnInspection(ShownAsTable):
     """A model of a class of this package.
 
     Attributes:
@@ -37,6 +38,10 @@ class OwnInspection:
         for info in self.checkpoint.tensors.values():
             found[info.dtype] = found.get(info.dtype, 0) + 1
         return found
+
+    def to_table(self) -> ResultTable:
+        """Its sizes in words."""
+        return record_table(self.name, self.facts)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

@@ -26,7 +26,8 @@ from surgery.checkpoint import (
     write_index,
     write_json,
 )
-from surgery.checkpoint.record import RECORD_FOLDER
+from surgery.checkpoint.record import MERGE_NAME, RECORD_FOLDER
+from surgery.conversion.card import write_merged_card
 from surgery.conversion.config import with_changes
 from surgery.conversion.external_save import is_saved_externally
 from surgery.conversion.plan import CARD_NAME
@@ -232,6 +233,13 @@ def _write(checkpoint: Checkpoint, plan: Mapping[str, Any], changed: Mapping[str
         write_index(folder / INDEX_NAME, weight_map, sum(info.end - info.begin for info in own.values()))
     for name in plan["kept_files"]:
         place_file(checkpoint.folder / name, folder / name)
+    card = folder / RECORD_FOLDER / "source" / CARD_NAME
+    card.parent.mkdir(parents=True)
     if (record / CARD_NAME).is_file():
-        place_file(record / CARD_NAME, folder / CARD_NAME)
+        place_file(record / CARD_NAME, card)
+    else:
+        card.parent.rmdir()
+    kept = {name: plan[name] for name in ("tool_version", "source", "operations", "hash")}
+    write_json(folder / MERGE_NAME, {"schema": 1, **kept, "changed": sorted(changed)})
+    write_merged_card(folder / CARD_NAME, plan, source_card=card, changed=len(changed))
     write_json(folder / CONFIG_NAME, with_changes(load_config(record / CONFIG_NAME), plan["config"]))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from surgery.checkpoint import Checkpoint
 from surgery.errors import VerificationError
 from surgery.operations.parameters import is_operation
+from surgery.result_table import ShownAsRecord
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,7 @@ _TOLERANCE = {"F32": 1e-5, "F16": 2e-2, "BF16": 5e-2}
 
 
 @dataclass(frozen=True)
-class MergeResult:
+class MergeResult(ShownAsRecord):
     """The result of a merge; ``logit_difference`` is relative to the unmerged model (root mean square).
 
     ``base`` is the base of an adapter, or the checkpoint whose constants were merged.
@@ -32,6 +33,11 @@ class MergeResult:
     operation_tensors: int
     logit_difference: float
     tolerance: float
+
+    @property
+    def title(self) -> str:
+        """For its table."""
+        return f"merged into {self.output}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -76,12 +76,28 @@ def rests_on(result: Plain, verdict: Plain) -> list[str]:
             f"Measured up to {count(longest)} tokens, {share} of the {count(trained)} that the model was made for"
             + (". What happens beyond was not measured." if longest <= trained else ".")
         )
+    measured = list(
+        dict.fromkeys(
+            text["name"] for section in result["sections"] for text in section.get("data", {}).get("texts", ())
+        )
+    )
+    calibrated = [name for name in measured if any(_ends_in(name, own) for own in use.get("calibrated_on", ()))]
+    if calibrated:
+        found.append(
+            f"Its numbers were chosen on {len(calibrated)} of these {counted(len(measured), 'text')}: measure on "
+            "others before you rely on this."
+        )
     runs = _runs(result, use)
     if runs:
         patterns = list(dict.fromkeys(text for run in runs for text in run.get("texts", ())))
-        measured = [text["name"] for section in result["sections"] for text in section.get("data", {}).get("texts", ())]
+        trained = [name for name in measured if any(_is_among(name, pattern) for pattern in patterns)]
         same = any(_within(name, pattern) for name in measured for pattern in patterns)
-        if same:
+        if trained:
+            found.append(
+                f"It was trained on {len(trained)} of these {counted(len(measured), 'text')}: measure on others before "
+                "you rely on this."
+            )
+        elif same:
             found.append(
                 "It was trained on texts from the same place as these, so of the same kind; on texts of other kinds "
                 "it may gain less, or lose."
@@ -89,6 +105,18 @@ def rests_on(result: Plain, verdict: Plain) -> list[str]:
         elif patterns and measured:
             found.append(f"It was trained on other texts than these: {', '.join(patterns[:3])}.")
     return found
+
+
+def _ends_in(name: str, own: str) -> bool:
+    """Whether the path of a file ends in a shorter one."""
+    parts, end = PurePosixPath(name).parts, PurePosixPath(own).parts
+    return bool(end) and parts[-len(end) :] == end
+
+
+def _is_among(name: str, pattern: str) -> bool:
+    """Whether a file is the one of a pattern, lies in its folder, or matches it."""
+    path = PurePosixPath(name)
+    return path == PurePosixPath(pattern) or path.is_relative_to(PurePosixPath(pattern)) or fnmatch(name, pattern)
 
 
 def _within(name: str, pattern: str) -> bool:

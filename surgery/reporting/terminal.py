@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from surgery.colours import LABEL, NOTE, VERDICTS
+from surgery.reporting import glance
 from surgery.reporting.formats import (
     HEADLINES,
     TIMES,
@@ -30,6 +31,7 @@ def terminal_summary(result: Plain) -> RenderableType:
         if len(result["models"]) > 1:
             headline.append(f"  {clipped(result['models'][verdict['model']]['name'])}", style="not bold default")
         parts.append(headline)
+        parts.append(Text(f"  Keep it? {glance.keep_it(result, verdict)}"))
         for finding in verdict["findings"]:
             line = Text("  ").append(finding["word"], style=VERDICTS[finding["word"]])
             parts.append(line.append(f"  {finding['measure']}. {typographic(finding['sentence'])}"))

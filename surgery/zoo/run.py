@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from surgery.checkpoint import CONFIG_NAME, load_json, quote, repair_output
 from surgery.errors import CheckpointError, SurgeryError, UsageError
@@ -13,7 +12,7 @@ from surgery.zoo.engines import EngineName, open_engine
 from surgery.zoo.ledger import LedgerState, new_run_id
 from surgery.zoo.plan import ZooPlan
 from surgery.zoo.schedule import OnEvent, Schedule
-from surgery.zoo.summaries import PAGE_MARK, PAGE_NAME, SUMMARY_KIND, SUMMARY_NAME
+from surgery.zoo.summaries import PAGE_MARK, PAGE_NAME, SUMMARY_KIND, SUMMARY_NAME, ZooSummary
 from surgery.zoo.zoo import Zoo, locked_ledger
 
 _LARGEST_SUMMARY = 500_000_000
@@ -30,7 +29,7 @@ def run_zoo(
     only_failed: bool = False,
     on_plan: Callable[[ZooPlan], None] | None = None,
     on_event: OnEvent | None = None,
-) -> dict[str, Any]:
+) -> ZooSummary:
     """Run every item that is not done, and return the summary.
 
     A killed run is resumed: items that failed in it are not tried again until it has ended. The run after that tries

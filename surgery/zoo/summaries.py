@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.checkpoint import dump_json
+from surgery.result_table import ResultTable, ShownAsTable
 from surgery.version import __version__
 from surgery.zoo.fingerprints import work_fingerprint
 from surgery.zoo.items import Item
@@ -36,9 +37,23 @@ _EVENT_KEYS = (
 )
 
 
+class ZooSummary(ShownAsTable, dict[str, Any]):
+    """The state of every item as plain data, which prints as a table."""
+
+    def to_table(self) -> ResultTable:
+        """One row for each item."""
+        counts = ", ".join(f"{count} {state}" for state, count in self["counts"].items() if count)
+        columns = ("item", "operations", "state", "verify", "seconds", "reason")
+        rows = tuple(
+            (row["item"], row["operations"], row["state"], row["verdict"], row["seconds"], row["reason"])
+            for row in self["items"]
+        )
+        return ResultTable(f"zoo {self['zoo']} in {self['output']}", columns, rows, (counts or "no items",))
+
+
 def summarize(
     name: str, output: Path, items: Sequence[Item], ledger: LedgerState, *, active: bool = False
-) -> dict[str, Any]:
+) -> ZooSummary:
     """One row for each item, with its state.
 
     States: ``done``; ``failed``; ``refused``: cannot be run as requested; ``running``: started and not ended, or
@@ -53,7 +68,7 @@ def summarize(
         active: whether a run is active now.
     """
     rows = [_row(item, ledger, active=active) for item in items]
-    return {
+    summary = {
         "zoo": name,
         "tool": __version__,
         "output": output.as_posix(),
@@ -68,6 +83,7 @@ def summarize(
         "seconds": round(sum(row.get("seconds") or 0 for row in rows), 3),
         "items": rows,
     }
+    return ZooSummary(summary)
 
 
 def write_summary(summary: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:

@@ -14,12 +14,13 @@ from surgery.errors import SurgeryError
 from surgery.zoo.items import Item
 from surgery.zoo.ledger import LedgerState
 from surgery.zoo.schedule import OnEvent
+from surgery.zoo.summaries import ZooSummary
 from surgery.zoo.zoo import Zoo, locked_ledger
 
 
 def push_zoo(
     zoo: Zoo, owner: str, *, private: bool = True, force: bool = False, on_event: OnEvent | None = None
-) -> dict[str, Any]:
+) -> ZooSummary:
     """Upload every finished output to ``owner/<name of its folder>``, unless it is there; returns the summary.
 
     An output that cannot be uploaded has the reason in its row; the others are still uploaded.

@@ -8,21 +8,21 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from surgery.checkpoint.locks import FileLock, is_held
+from surgery.result_table import ResultTable, ShownAsTable
 from surgery.zoo.items import Item, expand
 from surgery.zoo.ledger import Ledger, LedgerState, read_ledger
 from surgery.zoo.manifest import Manifest, read_manifest
 from surgery.zoo.outputs import check_is_folder
 from surgery.zoo.plan import ZooPlan, plan_zoo
-from surgery.zoo.summaries import summarize
+from surgery.zoo.summaries import ZooSummary, summarize
 
 STATE_FOLDER = ".surgery-zoo"
 
 
 @dataclass(frozen=True)
-class Zoo:
+class Zoo(ShownAsTable):
     """A manifest with its items and folders.
 
     Attributes:
@@ -61,7 +61,11 @@ class Zoo:
         state = read_ledger(self.ledger) if state is None else state
         return plan_zoo(self.manifest, self.items, state, output=self.output, force=force, only_failed=only_failed)
 
-    def summary(self) -> dict[str, Any]:
+    def to_table(self) -> ResultTable:
+        """The summary as a table."""
+        return self.summary().to_table()
+
+    def summary(self) -> ZooSummary:
         """The state of every item, from the ledger and a look at its output, as plain data."""
         active = is_held(self.lock)  # before the ledger is read: a run that ends in between is not called killed
         return summarize(self.name, self.output, self.items, read_ledger(self.ledger), active=active)
@@ -82,7 +86,7 @@ def open_zoo(path: str | Path) -> Zoo:
     return Zoo(manifest, path.stem, items, output)
 
 
-def zoo_status(path: str | Path) -> dict[str, Any]:
+def zoo_status(path: str | Path) -> ZooSummary:
     """The summary of a zoo, also while a run is active; reads the manifest and the ledger, writes nothing."""
     return open_zoo(path).summary()
 

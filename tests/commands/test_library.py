@@ -13,7 +13,7 @@ import pytest
 import surgery
 from surgery.errors import SurgeryError, UsageError
 from surgery.library import as_library, in_parameters
-from surgery.result_table import ResultTable
+from surgery.result_table import ResultTable, ShownAsTable
 
 
 def test_every_name_is_found_and_none_is_loaded_before() -> None:
@@ -81,6 +81,34 @@ def test_a_result_is_a_table(make_source: Any, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(UsageError, match="pip install pandas"):
         inspection.to_frame()
+
+
+def test_every_result_has_a_table(make_source: Any, tmp_path: Path) -> None:
+    """Of each exported function the class that it returns, by its annotation."""
+    for name in sorted({*surgery._HOMES} - {"RunOptions", "CalibrationSettings", "Sweep", "make_plan", "calibrate"}):
+        found = getattr(surgery, name).__wrapped__
+        for returned in found.__annotations__["return"].split(" | "):
+            one = vars(sys.modules[found.__module__])[returned]
+            assert issubclass(one, ShownAsTable), f"{name} returns {one.__name__}"
+            assert one.to_table is not ShownAsTable.to_table, one.__name__
+    converted = surgery.convert(make_source("llama"), "ssmax", output=tmp_path / "out").output
+    reverted = surgery.revert(converted, output=tmp_path / "back")
+    assert dict(reverted.to_table().rows)["output"] == str(tmp_path / "back")
+    assert "placed model.safetensors" in dict(reverted.to_table().rows) and "RevertResult(" not in str(reverted)
+    refreshed = surgery.refresh(converted)
+    assert dict(refreshed.to_table().rows)["changed"] is False and "<table>" in refreshed._repr_html_()
+    made = surgery.new("softmax", tmp_path / "new", vocab_size=50, layers=1, width=32, heads=2, length=32)
+    assert dict(made.to_table().rows)["options layers"] == 1 and str(tmp_path / "new") in str(made)
+
+
+def test_a_zoo_is_a_table(make_source: Any, tmp_path: Path) -> None:
+    manifest = tmp_path / "zoo.yaml"
+    manifest.write_text(f"models: [{{path: {make_source('llama')}}}]\noutput: made\noperations:\n  - name: ssmax\n")
+    zoo = surgery.open_zoo(manifest)
+    table = zoo.to_table()
+    assert table.notes == ("1 waiting",) and len(table.rows) == 1
+    assert table.rows[0][1:3] == ("ssmax", "waiting") and str(zoo) == str(zoo.summary()) == table.text()
+    assert zoo.summary()["counts"]["waiting"] == 1
 
 
 def test_a_table_escapes_and_aligns() -> None:

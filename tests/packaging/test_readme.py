@@ -28,6 +28,7 @@ def workplace(make_source: object, tmp_path_factory: pytest.TempPathFactory) -> 
     shutil.copytree(made, folder / "model")
     save_tiny_tokenizer(folder / "model")
     write_paragraphs(folder / "texts")
+    write_paragraphs(folder / "other-texts")
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -144,13 +145,16 @@ def test_what_it_shall_run_on_is_looked_at_before_the_text(
     assert ran.code == 2 and said in ran.err
 
 
-def test_the_next_command_has_the_source_and_the_texts(
-    surgery_command: Any, recipe_file: Path, tmp_path: Path, texts: Path, converted: Converted
+@pytest.mark.parametrize("named", [False, True])
+def test_the_next_command_has_the_source_and_no_text_of_the_training(
+    surgery_command: Any, recipe_file: Path, tmp_path: Path, texts: Path, converted: Converted, named: bool
 ) -> None:
     source = converted().parent / "source"
     performed = ("--set", f"model={source}", "--set", "operations=[{name: ssmax}]")
-    ran = surgery_command("finetune", str(recipe_file), *performed)
-    expected = f"surgery evaluate {tmp_path / 'out'} --against {source} --text {texts}"
+    others = ("--set", f"data.held_out=[{texts}/*1.txt]") if named else ()
+    ran = surgery_command("finetune", str(recipe_file), *performed, *others)
+    expected = f"surgery evaluate {tmp_path / 'out'} --against {source} --text "
+    expected += shlex.quote(f"{texts}/*1.txt") if named else "OTHER_TEXTS"
     assert ran.code == 0 and ran.out.endswith(f"Next: {expected}\n"), ran.out[-300:]
 
 

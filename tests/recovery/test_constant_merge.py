@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 import surgery
 from surgery.anatomy import FAMILIES, read_anatomy
 from surgery.checkpoint import open_checkpoint
+from surgery.checkpoint.hub_upload import check_pushable
 from surgery.commands.app import app
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.loading import load_model
@@ -96,9 +98,10 @@ def test_some_heads_and_layers_and_nothing_else_changes(make_source: MakeSource,
     assert json.loads((tmp_path / "merged" / "config.json").read_text()) == json.loads(
         (source / "config.json").read_text()
     )
-    assert sorted(path.name for path in (tmp_path / "merged").iterdir()) == sorted(
-        path.name for path in source.iterdir()
-    )
+    own = {path.name for path in (tmp_path / "merged").iterdir()} - {"surgery", "README.md"}
+    assert own == {path.name for path in source.iterdir()} - {"README.md"}
+    record = json.loads((tmp_path / "merged" / "surgery" / "merge.json").read_text())
+    assert set(record["changed"]) == changed and record["operations"][0]["form"] == "constant"
 
 
 def test_another_rope_stays_in_the_config(make_source: MakeSource, tmp_path: Path) -> None:
@@ -130,4 +133,25 @@ def test_the_command(make_source: MakeSource, tmp_path: Path) -> None:
     converted = constants(make_source("llama"), tmp_path / "converted")
     run = CliRunner().invoke(app, ["merge", str(converted), "-o", str(tmp_path / "merged")])
     assert run.exit_code == 0, run.output
-    assert "logits differ from the unmerged model" in run.output and "surgery inspect" in run.output
+    assert (
+        "logits differ from the unmerged model" in run.output
+        and f"Next: surgery evaluate {tmp_path / 'merged'} --against " in run.output
+    )
+    assert run.output.rstrip().endswith("--text OTHER_TEXTS")
+
+
+def test_a_merged_folder_says_what_it_is(make_source: MakeSource, tmp_path: Path) -> None:
+    """Its card is its own, an upload is allowed, `--force` replaces it, and verify says why it does nothing."""
+    source = Path(shutil.copytree(make_source("llama"), tmp_path / "source"))
+    (source / "README.md").write_text("---\nlicense: mit\n---\nThe same seed gives the same weights.\n")
+    converted = constants(source, tmp_path / "converted")
+    merged = merge(converted, output=tmp_path / "merged").output
+    card = (merged / "README.md").read_text()
+    assert "license: mit" in card and "same seed" not in card
+    assert "6 tensors" in card and "- ssmax: " in card
+    assert (merged / "surgery" / "source" / "README.md").read_bytes() == (source / "README.md").read_bytes()
+    check_pushable(merged)
+    merge(converted, output=merged, force=True)
+    with pytest.raises(PlanRefusedError, match="none is left in it") as caught:
+        surgery.verify(merged, against=source)
+    assert "surgery evaluate" in str(caught.value.hint)

@@ -65,24 +65,40 @@ def test_the_length_is_relative_to_the_trained_one() -> None:
     assert f"2.0 {TIMES} of the 512" in said and "beyond" not in said
 
 
+SAME = "It was trained on 1 of these 1 text:"
+KIND = "It was trained on texts from the same place"
+OTHER = "It was trained on other texts than these:"
+
+
 @pytest.mark.parametrize(
-    ("pattern", "same"),
+    ("pattern", "begin"),
     [
-        ("texts/*.txt", True),
-        ("texts", True),
-        ("texts/two.txt", True),
-        ("text", False),
-        ("other/*.txt", False),
-        ("*.txt", True),
-        ("one.txt", False),
+        ("texts/*.txt", SAME),
+        ("texts", SAME),
+        ("texts/one.txt", SAME),
+        ("texts/two.txt", KIND),
+        ("text", OTHER),
+        ("other/*.txt", OTHER),
+        ("*.txt", SAME),
+        ("one.txt", OTHER),
     ],
 )
-def test_training_on_the_same_kind_of_text_is_said(pattern: str, same: bool) -> None:
+def test_training_on_the_same_kind_of_text_is_said(pattern: str, begin: str) -> None:
     data = result()
     data["trainings"] = {data["models"][0]["fingerprint"]: [{**RUN, "texts": [pattern]}]}
     said = glance.rests_on(data, verdict(data))[1]
-    other = f"It was trained on other texts than these: {pattern}"
-    assert said.startswith("It was trained on texts from the same place" if same else other)
+    assert said.startswith(begin) and (begin is not OTHER or pattern in said)
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [(["one.txt"], True), (["texts/one.txt"], True), (["ne.txt", "other/one.txt"], False), ([], False)],
+)
+def test_a_calibration_on_the_measured_texts_is_said(texts: list[str], told: bool) -> None:
+    data = result()
+    data["models"][0]["calibrated_on"] = texts
+    said = [one for one in glance.rests_on(data, verdict(data)) if "were chosen on 1 of these 1 text:" in one]
+    assert bool(said) is told
 
 
 def test_rows_of_speed_and_of_what_is_missing() -> None:

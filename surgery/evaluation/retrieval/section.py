@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from surgery.evaluation.estimates import Estimate, Finding
+from surgery.evaluation.estimates import Estimate, Finding, Word
 from surgery.evaluation.measure import Measurement
 from surgery.evaluation.retrieval.result import Grid, RetrievalResult, RetrievalSection, Score
 from surgery.evaluation.statistics import Resampling, change_in_words, judge
@@ -113,6 +113,8 @@ def _score(length: int | None, rows: Rows, reference: Rows | None, margin: float
 
     difference = change("right")
     same = all(own["right"] == other["right"] and own["loss"] == other["loss"] for own, other in pairs)
+    none = not any(row["right"] for row in (*rows, *reference))
+    word: Word = "undecided" if none else judge(difference, margin, more_is_better=True)
     return replace(
         score,
         base_exact=mean(reference, "exact"),
@@ -121,7 +123,7 @@ def _score(length: int | None, rows: Rows, reference: Rows | None, margin: float
         base_log_probability=mean(reference, LOGS),
         difference=difference,
         log_probability_difference=change(LOGS),
-        verdict="no difference" if same else judge(difference, margin, more_is_better=True),
+        verdict="no difference" if same else word,
     )
 
 
@@ -131,6 +133,14 @@ def _finding(title: str, overall: Score, margin: float) -> Finding:
     assert overall.base_log_probability is not None and overall.log_probability_difference is not None
     if overall.verdict == "no difference":
         return Finding(title, "no difference", "Every answer and its loss are exactly the same in both models.")
+    if not overall.right.value and not overall.base_right.value:
+        return Finding(
+            title,
+            "undecided",
+            "Neither model gives a right answer token, so nothing could be lost here. Log-probability of an answer: "
+            f"{overall.log_probability.value:.2f}, base {overall.base_log_probability.value:.2f}; it changed by "
+            f"{change_in_words(overall.log_probability_difference)}.",
+        )
     sentence = (
         f"{overall.right.value:.1%} of the answer tokens are right, {overall.base_right.value:.1%} in the base; the "
         f"share changed by {change_in_words(overall.difference)}. Whole answers: {overall.exact.value:.1%}, base "

@@ -9,7 +9,9 @@ from typing import Any
 
 from surgery.checkpoint import load_json, sha256_json
 from surgery.errors import CheckpointError
+from surgery.operations import OPERATIONS
 from surgery.operations.screening import PARAMETERS, UNIT_PARAMETERS
+from surgery.result_table import ResultTable, ShownAsTable, record_table
 
 SCHEMA = 1
 
@@ -71,7 +73,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(ShownAsTable):
     """Thresholds, softness and windows for a model, with the record of their calibration.
 
     Attributes:
@@ -123,6 +125,12 @@ class Calibration:
         # Earlier versions had neither; their records keep their hash.
         new = {"saved": (), "estimated": None}
         return {key: value for key, value in content.items() if key not in new or value != new[key]}
+
+    def to_table(self) -> ResultTable:
+        """What was chosen and what was found with it, in words."""
+        summary = OPERATIONS[self.operation].summarize_calibration(self.to_dict())
+        notes = (summary.remark, *self.warnings)
+        return record_table(f"calibration of {self.operation} for {self.model}", summary.facts, notes)
 
     @property
     def hash(self) -> str:

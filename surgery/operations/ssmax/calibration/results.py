@@ -9,6 +9,8 @@ from typing import Any
 
 from surgery.checkpoint import load_json, sha256_json
 from surgery.errors import CheckpointError
+from surgery.operations import OPERATIONS
+from surgery.result_table import ResultTable, ShownAsTable, record_table
 
 SCHEMA = 1
 
@@ -92,7 +94,7 @@ class StepTrial:
 
 
 @dataclass(frozen=True)
-class SSMaxCalibration:
+class SSMaxCalibration(ShownAsTable):
     """The numbers of SSMax for a model, with the record of their calibration.
 
     Attributes:
@@ -126,6 +128,12 @@ class SSMaxCalibration:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as written into ``surgery/calibration.json``."""
         return {"schema": SCHEMA, "operation": self.operation, **asdict(self)}
+
+    def to_table(self) -> ResultTable:
+        """What was chosen and what was found with it, in words."""
+        summary = OPERATIONS[self.operation].summarize_calibration(self.to_dict())
+        notes = (summary.remark, *self.warnings)
+        return record_table(f"calibration of {self.operation} for {self.model}", summary.facts, notes)
 
     @property
     def hash(self) -> str:
