@@ -18,8 +18,9 @@ PANELS = (("right answers", "answers right", 100.0), ("log-probability", "log-pr
 LINES = (
     ("source", "source", LIGHT.base, "s", "--"),
     ("sharpened", "every head sharpened alike", LIGHT.quiet, "x", ":"),
-    ("bias", "b + s ln n per head", LIGHT.series[2], "^", "-."),
-    ("constant", "one temperature per head", LIGHT.model, "o", "-"),
+    ("temperature", "a temperature per head", LIGHT.series[1], "v", ":"),
+    ("bias", "b + s ln n and a gain per head", LIGHT.series[2], "^", "-."),
+    ("constant", "a temperature and a gain per head", LIGHT.model, "o", "-"),
 )
 
 

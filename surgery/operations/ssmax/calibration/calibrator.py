@@ -26,6 +26,10 @@ OnProgress = Callable[[int, int, str], None]
 HALVINGS = 3
 # Of the allowed rise of the loss, what each step but the last may promise: the last one spends what is left.
 EARLY_SHARE = 0.5
+# A trial whose rise of the loss is at least this share of the allowed one ends the search, which aims a little above.
+ENOUGH, AIM = 0.75, 0.87
+# Least and greatest change of the measured rise with the promised one that the search reckons with.
+SLOPES = (0.2, 2.0)
 
 
 class StepCalibrator:
@@ -118,21 +122,18 @@ class StepCalibrator:
     def _choose(self, before: Array, evidence: Evidence, guard: HeldOutGuard) -> tuple[Array, HeldOutFindings]:
         """Of the tried last steps within the allowed loss, the one with the likeliest answers."""
         bound = self.settings.max_loss_increase
-        holds: float | None = None
-        fails: float | None = None
         best: tuple[Array, HeldOutFindings] | None = None
         allowed = bound
-        for _ in range(TRIALS):
+        while len(self.trials) < TRIALS:
             step, promised = evidence.step(allowed)
             numbers = bounded(before, before + step, self.longest)
             measured = self._try(numbers, allowed, promised, guard)
-            if measured.worst <= bound:
-                holds = allowed
-                if best is None or measured.recall.calibrated > best[1].recall.calibrated:
-                    best = numbers, measured
-            else:
-                fails = allowed
-            allowed = _next_allowance(holds, fails, bound)
+            if measured.worst <= bound and (best is None or measured.recall.calibrated > best[1].recall.calibrated):
+                best = numbers, measured
+            if ENOUGH * bound <= measured.worst <= bound:
+                self.total -= (TRIALS - len(self.trials)) * guard.tokens
+                break
+            allowed = next_allowance(self.trials, bound)
         for halving in range(1, HALVINGS + 1):
             if best is not None:
                 break
@@ -181,11 +182,19 @@ def _round(haystacks: Sequence[ProbeSet], rows: Sequence[RowGradients], promised
     )
 
 
-def _next_allowance(holds: float | None, fails: float | None, bound: float) -> float:
-    """What the next trial may promise: between the two that are known, else further by twice as much as before."""
-    if holds is not None and fails is not None:
-        return (holds + fails) / 2
-    if holds is not None:
-        return 2 * holds
-    assert fails is not None
-    return fails - 2 * max(bound, abs(fails))
+def next_allowance(trials: Sequence[StepTrial], bound: float) -> float:
+    """What the next trial may promise, so that the measured rise of the loss comes a little below the bound.
+
+    By a line through the two trials whose rise is nearest to that; through a single one, with slope 1. The measured
+    rise grows with the promised one, but not by as much: the quadratic is of other texts, and of small changes.
+
+    Args:
+        trials: so far, at least one.
+        bound: on the measured rise.
+    """
+    aim = AIM * bound
+    nearest, *others = sorted(trials, key=lambda trial: abs(trial.worst - aim))
+    slope = 1.0
+    if others and others[0].allowed != nearest.allowed:
+        slope = (others[0].worst - nearest.worst) / (others[0].allowed - nearest.allowed)
+    return nearest.allowed + (aim - nearest.worst) / min(max(slope, SLOPES[0]), SLOPES[1])

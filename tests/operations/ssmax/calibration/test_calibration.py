@@ -26,7 +26,7 @@ from surgery.operations.ssmax.calibration import (
     read_calibration,
 )
 from surgery.operations.ssmax.calibration.guard import HeldOutFindings, HeldOutGuard
-from surgery.operations.ssmax.calibration.results import HeldOutPassage, Recall
+from surgery.operations.ssmax.calibration.results import HeldOutPassage, Recall, StepTrial
 from surgery.operations.ssmax.calibration.texts import divide_texts, draw_haystacks
 from surgery.operations.tried import QUESTION_TOKENS
 
@@ -197,10 +197,28 @@ def test_the_last_step_is_as_long_as_the_loss_allows(
             calibrate(source, [texts], options=temperatures, settings=SETTINGS)
         return
     found = calibrate(source, [texts], options=temperatures, settings=SETTINGS)
-    assert len(found.trials) == calibrator.TRIALS
+    assert 1 < len(found.trials) <= calibrator.TRIALS
     holding = [trial for trial in found.trials if trial.worst <= SETTINGS.max_loss_increase]
-    assert 0 < len(holding) < len(found.trials)
-    assert found.recall.calibrated == max(trial.log_probability for trial in holding)
+    assert holding and found.recall.calibrated == max(trial.log_probability for trial in holding)
+    assert max(trial.worst for trial in holding) >= 0.75 * SETTINGS.max_loss_increase
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset", "bend"),
+    [(0.6, 0.006, 0.0), (0.75, 0.02, 8.0), (0.4, -0.004, 2.0), (1.5, 0.0, 0.0), (0.3, 0.02, 0.0)],
+)
+def test_the_search_finds_an_allowance_whose_loss_is_near_the_bound(scale: float, offset: float, bend: float) -> None:
+    """A measured rise that grows with the promised one, faster or more slowly, from above or below the bound."""
+    bound = 0.005
+    trials: list[StepTrial] = []
+    allowed = bound
+    for _ in range(calibrator.TRIALS):
+        x = allowed - bound
+        trials.append(StepTrial(allowed, 1.0, offset + bound + scale * x + bend * x * abs(x), -1.0))
+        if 0.75 * bound <= trials[-1].worst <= bound:
+            return
+        allowed = calibrator.next_allowance(trials, bound)
+    raise AssertionError(trials)
 
 
 @pytest.mark.parametrize(
