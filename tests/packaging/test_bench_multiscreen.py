@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import multiscreen, multiscreen_models
+from bench import multiscreen, multiscreen_flex, multiscreen_models
 from surgery.loading.caches import cache_of, with_cache
 from surgery.models.multiscreen import modeling
 
@@ -68,3 +68,11 @@ def test_finished_cells_are_reported_with_ratios(tmp_path: Path, monkeypatch: py
         "llama": 1.0,
     }
     assert multiscreen.compared(options, "next", 256) == []
+
+
+@pytest.mark.slow
+def test_the_softmax_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention, here not compiled, gives the sums of the blocks, which other tests compare with an oracle."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    rows = multiscreen_flex.compared(200)
+    assert [row["sum"] for row in rows] == ["blocks", "flex"] and all(row["difference"] < 1e-5 for row in rows)
