@@ -31,6 +31,7 @@ class FreeMultiplier(nn.Module):
 
     enabled = True
     scales_query = True
+    scales_output = False
 
     def __init__(self, p: nn.Parameter, heads: int) -> None:
         super().__init__()
