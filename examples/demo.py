@@ -10,6 +10,7 @@ the same factor, which needs no texts and no calibration.
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -55,7 +56,12 @@ def run(step: int, what: str, *arguments: str | Path, needed: bool = True) -> No
     """Print a step and its ``surgery`` command, and run it. If it fails, the demo stops, unless it can do without."""
     words = ["surgery", *map(str, arguments)]
     print(f"\n[{step} of {STEPS}] {what}\n$ {shlex.join(words)}", flush=True)
-    code = subprocess.run([sys.executable, "-m", "surgery", *words[1:]], check=False).returncode
+    began = time.monotonic()
+    with subprocess.Popen([sys.executable, "-m", "surgery", *words[1:]]) as process:
+        # Without this a kill of the demo would leave the command running.
+        signal.signal(signal.SIGTERM, lambda number, frame: (process.terminate(), sys.exit(128 + number)))
+        code = process.wait()
+    print(f"({time.monotonic() - began:.0f} s)", flush=True)
     if code != 0 and needed:
         sys.exit(code)
 
@@ -67,15 +73,15 @@ def main(model: str, folder: Path) -> None:
     others = write_texts(folder / "texts" / "measure", MEASURE)
     recall, sharpened, plain, report = (folder / name for name in ("recall", "sharpened", "plain", "report"))
     run(1, "What attention does the model have?", "inspect", model)
-    run(2, "Choose a temperature for each head, so that facts in long texts are found (2 to 4 minutes)",
+    run(2, "Choose a temperature and a gain for each head, so that facts in long texts are found (2 to 3 minutes)",
         "convert", "--to", "ssmax", model, "-o", recall, "--calibrate", texts, "--lengths", "512,1024",
-        "--haystacks", "12", "--force")  # fmt: skip
+        "--haystacks", "8", "--force")  # fmt: skip
     run(3, "The control: every head sharpened alike", "convert", "--to", "ssmax", "--form", "constant", "--start",
         "bias=1.2", model, "-o", sharpened, "--force")  # fmt: skip
     run(4, "Prove what was done (half a minute)", "verify", recall, "--against", model)
-    run(5, "Write the temperatures into the weights: a plain checkpoint, for any program", "merge", recall, "-o", plain,
+    run(5, "Write them into the weights: a plain checkpoint, for any program", "merge", recall, "-o", plain,
         "--force", needed=False)  # fmt: skip
-    run(6, "Facts found and loss, on other texts (2 to 3 minutes)", "evaluate", recall, sharpened, "--against", model,
+    run(6, "Facts found and loss, on other texts (1 to 2 minutes)", "evaluate", recall, sharpened, "--against", model,
         "--suite", Path(__file__).with_name("demo-suite.yaml"), "--text", others, "-o", report, "--force")  # fmt: skip
     print(f"\n{time.monotonic() - began:.0f} s. The report: {report / 'report.html'}")
 

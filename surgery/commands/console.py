@@ -185,7 +185,7 @@ def expect(seconds: float, estimate: str, what: str) -> None:
     from surgery.loading.pace import SHORT
 
     if seconds >= SHORT and not _settings["quiet"]:
-        _to_stderr("time:", NOTE, f" {what} takes {estimate} on this processor (--dry-run says for what)")
+        _to_stderr("time:", NOTE, f" {what} takes {estimate} on this processor, as busy as it is now")
 
 
 def _to_stderr(label: str, style: str, text: str) -> None:

@@ -57,6 +57,12 @@ def assemble(
         section = MEASURES[group[0]["part"]["kind"]].section(found, base, len(models))
         if section is not None:
             sections.append(section)
+    if against is not None and uses[against].operations and not all(uses[one].operations for one in models):
+        warnings = [
+            *warnings,
+            f"{uses[against].name} is converted, and it is the base of a model that is not: the other way round, a "
+            "change would be what the conversion did.",
+        ]
     verdicts = []
     for number in range(len(models)) if against is not None else ():
         results = [result for section in sections for result in section.results if result.model == number]

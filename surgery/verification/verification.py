@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,22 @@ def _check_source(source: Checkpoint, plan: dict[str, Any], family: Family) -> N
     found = source.config.get("model_type") if family.unverified else read_anatomy(source).family.model_type
     if found != wanted:
         raise UsageError(f"--against: this source is a {found}, but a {wanted} was converted")
+    own, then = (
+        [str(one["name"]) for one in some] for some in (_operations(source), plan["source"].get("operations", ()))
+    )
+    if own != then:
+        raise UsageError(
+            f"--against: {source.folder.name} has {' and '.join(own) or 'no operation'}; the source that was converted "
+            f"had {' and '.join(then) or 'none'}",
+            hint=f"Give the source: {plan['source']['name']}.",
+        )
+
+
+def _operations(source: Checkpoint) -> Sequence[Mapping[str, Any]]:
+    """Those in the config of a checkpoint that may be converted."""
+    block = source.config.get("surgery")
+    found = block.get("operations", ()) if isinstance(block, dict) else ()
+    return [one for one in found if isinstance(one, dict) and "name" in one]
 
 
 def _check_loss_arguments(

@@ -106,6 +106,12 @@ def test_several_models_against_one_base(trained: Path, operated: Path, shuffled
     assert [own.model for own in section.results] == [0, 1]
 
 
+def test_the_wrong_way_round_is_said(trained: Path, operated: Path, texts: Path) -> None:
+    for model, base, told in ((trained, operated, True), (operated, trained, False), (operated, operated, False)):
+        result, _ = _loss(model, against=base, text=[texts])
+        assert any("the other way round" in warning for warning in result.warnings) is told
+
+
 def test_a_model_against_itself(trained: Path, texts: Path) -> None:
     result, _ = _loss(trained, against=trained, text=[texts])
     assert result.verdicts[0].word == "no difference"

@@ -31,6 +31,14 @@ def test_another_family_as_the_source(make_pair: Callable[..., Path], make_sourc
     assert tree(out) == before
 
 
+def test_a_converted_model_as_the_source(make_pair: Callable[..., Path]) -> None:
+    out = make_pair()
+    before = tree(out)
+    with pytest.raises(UsageError, match=r"has ssmax; the source that was converted had none") as caught:
+        verify(out, against=out, files_only=True)
+    assert str(caught.value.hint).startswith("Give the source: ") and tree(out) == before
+
+
 def test_a_folder_without_tokenizer_files(make_source: Any) -> None:
     with pytest.raises(CheckpointError, match="no tokenizer"):
         load_tokenizer(make_source("gpt_neox"))
