@@ -43,6 +43,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             grid(axes, LIGHT)
             for model, label, colour, marker, dashes in LINES:
                 points = values(rows, model, figure)
+                if not points:
+                    continue
                 axes.plot(
                     [tokens for tokens, _ in points],
                     [unit * value for _, value in points],
