@@ -140,7 +140,9 @@ def test_it_verifies_reverts_and_loads_as_its_source_does(make_source: Any, tmp_
     screened = convert(source, "screening", open=True, output=tmp_path / "screened").output
     assert verify(screened, against=source, length=3 * WINDOW, record=False).failed == ()
     for layers in (None, 2):
-        assert verify(out, against=source, length=3 * WINDOW, layers=layers, record=False).failed == ()
+        # Before transformers 5.23 Llama 4's chunks begin with the row. A thorough check's documents begin with a chunk.
+        result = verify(out, against=source, length=3 * WINDOW, layers=layers, thorough=True, record=False)
+        assert result.failed == ()
     shards = {name: content for name, content in tree(source).items() if name.endswith(".safetensors")}
     assert {tree(out)[f"source-{name}"] == content for name, content in shards.items()} == {True}
     by_parts = AutoModelForImageTextToText.from_pretrained(out, trust_remote_code=False).eval()
