@@ -73,7 +73,7 @@ def main(model: str, folder: Path) -> None:
     others = write_texts(folder / "texts" / "measure", MEASURE)
     recall, sharpened, plain, report = (folder / name for name in ("recall", "sharpened", "plain", "report"))
     run(1, "What attention does the model have?", "inspect", model)
-    run(2, "Choose a temperature and a gain for each head, so that facts in long texts are found (2 to 3 minutes)",
+    run(2, "Choose a temperature and a gain for each head, so that facts in long texts are found (3 to 4 minutes)",
         "convert", "--to", "ssmax", model, "-o", recall, "--calibrate", texts, "--lengths", "512,1024",
         "--haystacks", "8", "--force")  # fmt: skip
     run(3, "The control: every head sharpened alike", "convert", "--to", "ssmax", "--form", "constant", "--start",
@@ -81,7 +81,7 @@ def main(model: str, folder: Path) -> None:
     run(4, "Prove what was done (half a minute)", "verify", recall, "--against", model)
     run(5, "Write them into the weights: a plain checkpoint, for any program", "merge", recall, "-o", plain,
         "--force", needed=False)  # fmt: skip
-    run(6, "Facts found and loss, on other texts (1 to 2 minutes)", "evaluate", recall, sharpened, "--against", model,
+    run(6, "Facts found and loss, on other texts (2 to 3 minutes)", "evaluate", recall, sharpened, "--against", model,
         "--suite", Path(__file__).with_name("demo-suite.yaml"), "--text", others, "-o", report, "--force")  # fmt: skip
     print(f"\n{time.monotonic() - began:.0f} s. The report: {report / 'report.html'}")
 
