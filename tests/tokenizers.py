@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from tests.families import VOCABULARY
@@ -24,6 +25,13 @@ def save_tiny_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def with_tokenizer(source: Path, folder: Path) -> Path:
+    """A copy of a tiny model in a new folder, with the tiny tokenizer."""
+    shutil.copytree(source, folder)
+    save_tiny_tokenizer(folder)
+    return folder
+
+
 def write_texts(folder: Path, documents: int = 6, words: int = 60) -> None:
     """Write short documents with structure to learn: counting in words, each from another start."""
     numbers = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -31,6 +39,14 @@ def write_texts(folder: Path, documents: int = 6, words: int = 60) -> None:
     for index in range(documents):
         text = " ".join(numbers[(index + step) % 10] for step in range(words))
         (folder / f"{index}.txt").write_text(text, encoding="utf-8")
+
+
+def write_rivers(folder: Path) -> None:
+    """Write sixteen documents of about 4,000 characters: enough for a trial, which measures on some of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(16):
+        lines = (f"Paragraph {line} speaks of river {number} and of what is beside it." for line in range(70))
+        (folder / f"{number}.txt").write_text("\n\n".join(lines), encoding="utf-8")
 
 
 def write_paragraphs(folder: Path) -> None:

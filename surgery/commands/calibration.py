@@ -112,8 +112,8 @@ def _calibrate(
                 **kept,
             )
     except KeyboardInterrupt:
-        where = f"finished steps are kept in {work}; run the same command to go on" if work.is_dir() else None
-        console.note(where or "nothing of the calibration is kept")
+        kept_steps = f"finished steps are kept in {work}; run the same command to go on"
+        console.note(kept_steps if work.is_dir() else "nothing of the calibration is kept")
         raise
     return found
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from surgery.commands import completion, console
-from surgery.commands.flags import run_flags, with_flags
+from surgery.commands.flags import run_flags, run_options, with_flags
 from surgery.commands.help import CommandHelp, command_app
 from surgery.errors import UsageError
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from surgery.evaluation import EvaluationPlan
-    from surgery.loading import RunOptions
 
 app = command_app()
 
@@ -86,11 +85,11 @@ def evaluate(
     measured: dict[str, Any] = {"against": against, "suite": suite, "length": length, "documents": documents}
     if dry_run:
         _show_plan(
-            model, folder, results, as_json=as_json, run=_run_options(run), text=text, revision=revision, **measured
+            model, folder, results, as_json=as_json, run=run_options(run), text=text, revision=revision, **measured
         )
         return
     _check_before_measuring(model, folder, events, card=card, force=force)
-    result = _measure(model, folder, results, events, run=_run_options(run), text=text, revision=revision, **measured)
+    result = _measure(model, folder, results, events, run=run_options(run), text=text, revision=revision, **measured)
     if dtype := run.get("dtype"):
         measured["dtype"] = dtype
     command = _command_line(model, text or [], **measured)
@@ -232,19 +231,6 @@ def _list_suites(*, as_json: bool) -> None:
     for suite in found:
         table.add_row(suite.name, suite.summary)
     console.out.print(table)
-
-
-def _run_options(given: Mapping[str, Any]) -> RunOptions:
-    from pydantic import ValidationError
-
-    from surgery.loading import RunOptions
-
-    try:
-        return RunOptions(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        raise UsageError(f"{option} {first['input']}: {first['msg'].lower()}") from error
 
 
 @contextmanager

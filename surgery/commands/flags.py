@@ -25,6 +25,8 @@ from surgery.flag import Flag
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from surgery.loading import RunOptions
+
 RUNNING = "Running the model"
 
 
@@ -144,6 +146,23 @@ def run_flags(*only: str) -> dict[str, ModelFlag]:
     from surgery.loading import RunOptions
 
     return flags_of(RunOptions, *only, panel=RUNNING)
+
+
+def run_options(given: Mapping[str, Any]) -> RunOptions:
+    """How the model is run, from the flags of :func:`run_flags`.
+
+    Raises:
+        UsageError: a value is not possible.
+    """
+    from pydantic import ValidationError
+
+    from surgery.loading import RunOptions
+
+    try:
+        return RunOptions(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{spelled(str(first['loc'][0]))} {first['input']}: {first['msg'].lower()}") from error
 
 
 def with_flags(**groups: Flags) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from surgery.commands import console
-from surgery.commands.flags import run_flags, with_flags
+from surgery.commands.flags import run_flags, run_options, with_flags
 from surgery.commands.help import CommandHelp, command_app
-from surgery.errors import UsageError
 
 if TYPE_CHECKING:
-    from surgery.loading import RunOptions
     from surgery.trial import TrialPlan, TrialResult
     from surgery.trial.plan import TrialStep
 
@@ -57,7 +55,7 @@ def try_model(
     The same command goes on with an interrupted trial.
     """
     console.setup(verbose=verbose, quiet=quiet)
-    how: dict[str, Any] = {"length": length, "minutes": minutes, "revision": revision, "run": _run_options(run)}
+    how: dict[str, Any] = {"length": length, "minutes": minutes, "revision": revision, "run": run_options(run)}
     console.silence_transformers()
     if dry_run:
         from surgery.trial import plan_trial
@@ -119,14 +117,17 @@ class _Whole:
     def begin(self, number: int) -> None:
         """A step, counted from 1, begins."""
         self.number = number
-        self.seconds = sum(step.seconds for step in self.steps[: number - 1])
+        self.seconds = self._before()
 
     def advance(self, share: float) -> None:
         """A share of the step is done. A step may count its work more than once: what is done stays done."""
         if self.number:
             step = self.steps[self.number - 1].seconds
-            begun = sum(step.seconds for step in self.steps[: self.number - 1])
-            self.seconds = max(self.seconds, begun + step * min(1.0, share))
+            self.seconds = max(self.seconds, self._before() + step * min(1.0, share))
+
+    def _before(self) -> float:
+        """Seconds of the steps before this one."""
+        return sum(step.seconds for step in self.steps[: self.number - 1])
 
     def at(self, what: str) -> str:
         """What is done, with the number of its step."""
@@ -161,16 +162,3 @@ def _show_result(result: TrialResult) -> None:
     console.say(f"All numbers: {result.folder / 'trial.json'}")
     for command in result.commands:
         console.next_step(command)
-
-
-def _run_options(given: Mapping[str, Any]) -> RunOptions:
-    from pydantic import ValidationError
-
-    from surgery.loading import RunOptions
-
-    try:
-        return RunOptions(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        raise UsageError(f"{option} {first['input']}: {first['msg'].lower()}") from error

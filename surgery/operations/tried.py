@@ -64,7 +64,7 @@ class TriedOperation:
         raise NotImplementedError(f"{type(self).__name__} has no calibration")
 
     def kept_cache(self, calibration: Any, anatomy: Anatomy, tokens: int) -> float:
-        """The share of the bytes of the key-value cache that stays after so many tokens."""
+        """The share of the bytes of the key-value cache that stays, after a number of tokens."""
         return 1.0
 
     def derived_options(self, calibration: Any, anatomy: Anatomy, tokens: int) -> Mapping[str, Any]:

@@ -34,7 +34,7 @@ class Slowness:
     question: float = 1.0
 
     def of(self, tokens: int) -> float:
-        """Of a pass of so many tokens."""
+        """Of a pass over a number of tokens."""
         return self.question if tokens <= QUESTION_TOKENS else self.text
 
 
@@ -117,7 +117,7 @@ class TrialPlan(ShownAsTable):
 
 
 def facts_in(length: int) -> int:
-    """Number of facts in a measured haystack of so many tokens."""
+    """Number of facts in a measured haystack, by its length in tokens."""
     return len(DEPTHS) * (2 if length >= _ROOM else 1)
 
 

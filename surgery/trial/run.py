@@ -1,4 +1,4 @@
-"""The steps of a trial, each of which is kept when it is finished."""
+"""The steps of a trial. A finished step is kept."""
 
 from __future__ import annotations
 

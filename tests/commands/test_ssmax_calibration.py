@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.tokenizers import save_tiny_tokenizer, write_paragraphs
+from tests.tokenizers import with_tokenizer, write_paragraphs
 
 SETTINGS = ("--lengths", "512", "--haystacks", "6", "--rounds", "1", "--max-loss-increase", "0.5")
 
@@ -17,9 +16,7 @@ SETTINGS = ("--lengths", "512", "--haystacks", "6", "--rounds", "1", "--max-loss
 @pytest.fixture(scope="module")
 def runnable(make_source: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = make_source("llama", max_position_embeddings=1024)
-    folder = Path(shutil.copytree(made, tmp_path_factory.mktemp("model") / "tiny"))
-    save_tiny_tokenizer(folder)
-    return folder
+    return with_tokenizer(made, tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="module")

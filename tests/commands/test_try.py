@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,23 +9,19 @@ from typing import Any
 import pytest
 
 from tests.commands.conftest import program
-from tests.tokenizers import save_tiny_tokenizer
+from tests.tokenizers import with_tokenizer, write_rivers
 
 
 @pytest.fixture(scope="module")
 def runnable(make_source: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = make_source("llama", max_position_embeddings=1024)
-    folder = Path(shutil.copytree(made, tmp_path_factory.mktemp("model") / "tiny"))
-    save_tiny_tokenizer(folder)
-    return folder
+    return with_tokenizer(made, tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("words")
-    for number in range(16):
-        lines = (f"Paragraph {line} speaks of river {number} and of what is beside it." for line in range(70))
-        (folder / f"{number}.txt").write_text("\n\n".join(lines), encoding="utf-8")
+    write_rivers(folder)
     return folder
 
 

@@ -52,7 +52,7 @@ class _Kept:
         return [buffer.narrow(_along(buffer), self.begin, self.end - self.begin) for buffer in self.buffers]
 
     def append(self, new: Sequence[Tensor]) -> list[Tensor]:
-        """Add keys, return those that the new queries may see, and drop those that no later query sees."""
+        """Add keys. Return those that the new queries may see; drop those that no later query may see."""
         added, reach = new[0].shape[2], self.group.reach
         before = self.views
         kept = self.end - self.begin

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.tokenizers import save_tiny_tokenizer, write_paragraphs
+from tests.tokenizers import with_tokenizer, write_paragraphs
 
 LENGTH = 512
 
@@ -23,6 +22,4 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def source(make_source: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = make_source("llama", max_position_embeddings=2 * LENGTH)
-    folder = Path(shutil.copytree(made, tmp_path_factory.mktemp("model") / "tiny"))
-    save_tiny_tokenizer(folder)
-    return folder
+    return with_tokenizer(made, tmp_path_factory.mktemp("model") / "tiny")
