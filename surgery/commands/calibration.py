@@ -68,7 +68,7 @@ def plan_with_calibration(
     settings, run = calibration_settings(operation.name, request.settings, request.run)
     passes = operation.calibration_passes(settings, calibrated, prepared.anatomy)
     read_documents(request.text)  # a wrong path is told before a time is announced
-    seconds = expected_seconds(passes or (), prepared.checkpoint)
+    seconds = expected_seconds(passes or (), prepared.checkpoint, run)
     if dry_run:
         time = f"would take {duration(seconds)} on this processor; it " if passes else ""
         console.note(f"the calibration {time}was not run")
@@ -126,11 +126,11 @@ def kept_work(prepared: PreparedPlan, output: Path | None) -> Path:
     return target.with_name(f"{target.name}.calibrating")
 
 
-def expected_seconds(passes: Sequence[tuple[int, float]], checkpoint: Checkpoint) -> float:
+def expected_seconds(passes: Sequence[tuple[int, float]], checkpoint: Checkpoint, run: RunOptions) -> float:
     """About how long the passes of a calibration take on this processor."""
     from surgery.loading.pace import measure_pace, model_size
 
-    size, pace = model_size(checkpoint), measure_pace()
+    size, pace = model_size(checkpoint, run), measure_pace()
     return sum(count * size.seconds(pace, tokens, tokens) for tokens, count in passes)
 
 

@@ -75,11 +75,23 @@ _arguments: list[str] = []  # of the command that runs
 def setup(*, verbose: bool = False, quiet: bool = False) -> None:
     """Set ``-v`` and ``-q``; without ``-v``, silence the messages and progress bars of libraries."""
     _settings.update(verbose=verbose, quiet=quiet)
+    standard_logging.getLogger("surgery").addHandler(_NOTES)
     if not verbose:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+class _Notes(standard_logging.Handler):
+    """Shows what the library says by its logger as notes."""
+
+    def emit(self, record: standard_logging.LogRecord) -> None:
+        """Show one message."""
+        note(record.getMessage())
+
+
+_NOTES = _Notes()
 
 
 def silence_transformers() -> None:

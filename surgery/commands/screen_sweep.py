@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from surgery import Sweep
+    from surgery.loading import RunOptions
 
 _RESULTS = "sweep.json"
 
@@ -83,7 +84,7 @@ def screen_sweep(
     chosen, run_options = calibration_settings(_OPERATION.name, settings, run)
     allowed = None if allow is None else _losses(allow)
     choices = len(set(allowed or _OPERATION.swept))
-    plan = _plan(model, revision, chosen, options, choices, allow_unverified=allow_unverified)
+    plan = _plan(model, revision, chosen, options, choices, run_options, allow_unverified=allow_unverified)
     if dry_run:
         _show_plan(plan, as_json=as_json)
         return
@@ -116,6 +117,7 @@ def _plan(
     settings: BaseModel,
     options: Mapping[str, Any],
     choices: int,
+    run: RunOptions,
     *,
     allow_unverified: bool,
 ) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def _plan(
     checkpoint = open_checkpoint(source)
     anatomy = read_anatomy(checkpoint, family=unverified_family(checkpoint) if allow_unverified else None)
     passes = _OPERATION.calibration_passes(settings, options, anatomy, choices) or []
-    seconds = expected_seconds(passes, checkpoint)
+    seconds = expected_seconds(passes, checkpoint, run)
     return {
         "model": source.name,
         "points": choices,

@@ -37,6 +37,7 @@ from surgery.evaluation.workload import (
     size_of,
 )
 from surgery.loading import RunOptions, environment, load_model, load_tokenizer, pick_device
+from surgery.loading.precision import settled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,15 +107,17 @@ class Session:
         return assemble(by_part, against=against, trainings=trainings, warnings=self.left_out)
 
     def _entries(self, sources: list[Source], base: Source | None) -> list[ModelPlans]:
-        """Every model with its plans, the base last."""
-        entries = [self._plans(source) for source in [*sources, *([base] if base is not None else [])]]
+        """Every model with its plans, the base last. All run in one dtype, as far as the options leave it open."""
+        models = [*sources, *([base] if base is not None else [])]
+        self.run = settled(self.run, [source.folder for source in models])
+        entries = [self._plans(source) for source in models]
         self._check_same_tokens(entries)
         return entries
 
     def _work(self, entries: list[ModelPlans], base: ModelPlans | None) -> EvaluationPlan:
         """What is not measured yet."""
         distinct = _distinct(entries)
-        sizes = {entry.fingerprint: size_of(entry.source) for entry in distinct}
+        sizes = {entry.fingerprint: size_of(entry.source, self.run) for entry in distinct}
         found: list[PartWork] = []
         for number, (part, measure) in enumerate(zip(self.parts, self.measures, strict=True)):
             for entry in distinct:

@@ -11,6 +11,7 @@ from surgery.checkpoint.source import Source
 from surgery.data import Document
 from surgery.evaluation.measure import PairedMeasure, Unit
 from surgery.evaluation.part import PartOptions
+from surgery.loading import RunOptions
 from surgery.loading.pace import ModelSize, duration, measure_pace, model_size
 from surgery.result_table import ResultTable, ShownAsTable
 
@@ -74,9 +75,9 @@ class EvaluationPlan(ShownAsTable):
         return {**asdict(self), "seconds": self.seconds, "estimate": self.estimate}
 
 
-def size_of(source: Source) -> ModelSize:
-    """The size of a model, from its headers."""
-    return model_size(open_checkpoint(source))
+def size_of(source: Source, run: RunOptions) -> ModelSize:
+    """The size of a model as it is run, from its headers."""
+    return model_size(open_checkpoint(source), run)
 
 
 def part_work(part: PartOptions, name: str, size: ModelSize, units: Sequence[Unit], cost: float) -> PartWork:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +16,7 @@ from surgery.anatomy.registration import register
 from surgery.checkpoint import CONFIG_NAME, load_config
 from surgery.checkpoint.tokenizer_code import tokenizer_code
 from surgery.errors import CheckpointError, UsageError
+from surgery.loading.precision import settled
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +34,11 @@ class RunOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     device: str = Field(default="auto", description="Device: auto, cpu, cuda, cuda:1, mps ...")
-    dtype: Dtype = Field(default="auto", description="auto (the dtype of the checkpoint), float32, bfloat16, float16.")
+    dtype: Dtype = Field(
+        default="auto",
+        description="auto (the checkpoint's; float32 where this processor is slow in that), float32, bfloat16, "
+        "float16.",
+    )
     batch_size: PositiveInt = Field(default=1, description="Sequences per forward pass.")
     attn_implementation: str | None = Field(
         default=None, description="Attention backend of transformers: sdpa, eager, flash_attention_2 ..."
@@ -122,7 +129,8 @@ def load_model(folder: Path, options: RunOptions | None = None) -> PreTrainedMod
 
     Args:
         folder: a model folder, converted or not.
-        options: device, dtype and attention backend; by default the checkpoint's dtype on the best device.
+        options: device, dtype and attention backend; by default the best device, and there the checkpoint's dtype, or
+            float32 on a processor that is slow in it.
 
     Raises:
         CheckpointError: the folder cannot be loaded by transformers, or the installed one cannot run its family.
@@ -133,7 +141,7 @@ def load_model(folder: Path, options: RunOptions | None = None) -> PreTrainedMod
 
     check_runs(folder)
     register()
-    options = options or RunOptions()
+    options = settled(options or RunOptions(), [folder])
     device = pick_device(options.device)
     dtype = "auto" if options.dtype == "auto" else getattr(torch, options.dtype)
     arguments: dict[str, object] = {"dtype": dtype, "local_files_only": True}
@@ -143,10 +151,25 @@ def load_model(folder: Path, options: RunOptions | None = None) -> PreTrainedMod
     # Without a value, transformers would ask on the terminal and wait.
     arguments["trust_remote_code"] = options.trust_remote_code
     try:
-        model = getattr(transformers, auto_class(folder)).from_pretrained(folder, **arguments)
+        with no_bar():
+            model = getattr(transformers, auto_class(folder)).from_pretrained(folder, **arguments)
     except (ValueError, OSError, ImportError, KeyError) as error:
         raise CheckpointError(f"{folder.name}: transformers could not load the model: {error}") from error
     return model.to(device).eval()
+
+
+@contextmanager
+def no_bar() -> Iterator[None]:
+    """Without transformers' bars for reading and writing weights, which the commands show in their own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 class TokenizerCodeError(CheckpointError):

@@ -10,8 +10,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from surgery.checkpoint import Checkpoint
+from surgery.loading.precision import settled, slowness
+
+if TYPE_CHECKING:
+    from surgery.loading.model import RunOptions
 
 # Time of a pass over the time of its products and its reading: norms, softmax, rotations, Python.
 OVERHEAD = 1.15
@@ -36,17 +41,19 @@ class ModelSize:
         parameters: numbers that every token is multiplied by. Of a mixture of experts, those of all experts.
         width: heads times head_dim, summed over the layers.
         stored: bytes on disk.
+        slowness: time of a product over its time in float32, where a run takes another dtype.
     """
 
     parameters: int
     width: int
     stored: int
+    slowness: float = 1.0
 
     def seconds(self, pace: Pace, tokens: int, length: int, passes: int = 1) -> float:
-        """Time of ``passes`` forward passes of ``tokens`` each, in float32, in rows of ``length``."""
+        """Time of ``passes`` forward passes of ``tokens`` each, in rows of ``length``."""
         # Two operations for a product and its sum; a query sees half of the keys on average, for scores and values.
         operations = tokens * (2 * self.parameters + 2 * length * self.width)
-        once = operations / pace.products + self.parameters * FLOAT32_BYTES / pace.reading
+        once = self.slowness * operations / pace.products + self.parameters * FLOAT32_BYTES / pace.reading
         return OVERHEAD * passes * once
 
 
@@ -75,8 +82,13 @@ def _seconds(work: Callable[[], object], span: float = 0.2) -> float:
     return passed / turns
 
 
-def model_size(checkpoint: Checkpoint) -> ModelSize:
-    """The size of a model, from its headers and config.json."""
+def model_size(checkpoint: Checkpoint, run: RunOptions | None = None) -> ModelSize:
+    """The size of a model, from its headers and config.json.
+
+    Args:
+        checkpoint: the model.
+        run: how it is run; by default in float32 on the processor.
+    """
     text = checkpoint.config.get("text_config")
     config = text if isinstance(text, dict) else checkpoint.config
     vocabulary = config.get("vocab_size")
@@ -85,7 +97,8 @@ def model_size(checkpoint: Checkpoint) -> ModelSize:
     # Of two matrices as long as the vocabulary, one is looked up; the other is the head. A single one serves as both.
     looked_up = min(embeddings) if len(embeddings) > 1 else 0
     width = _number(config, "num_hidden_layers", "n_layer") * _number(config, "hidden_size", "n_embd")
-    return ModelSize(checkpoint.total_parameters - looked_up, width, checkpoint.total_bytes)
+    slow = 1.0 if run is None else slowness(settled(run, [checkpoint.folder]), checkpoint.folder)
+    return ModelSize(checkpoint.total_parameters - looked_up, width, checkpoint.total_bytes, slow)
 
 
 def _number(config: dict[str, object], *names: str) -> int:

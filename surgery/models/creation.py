@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from surgery.checkpoint import StagedFolder, check_output, require_space, write_json
 from surgery.checkpoint.record import NEW_NAME
 from surgery.errors import CheckpointError, UsageError
+from surgery.loading.model import no_bar
 from surgery.models.base import Architecture, ArchitectureOptions
 from surgery.models.card import write_new_card
 from surgery.models.catalogue import ARCHITECTURES
@@ -167,7 +168,8 @@ def _save(chosen: Architecture, options: ArchitectureOptions, vocabulary: Vocabu
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = chosen.build(options, vocabulary)
-    model.save_pretrained(folder)  # with the code of an own model class
+    with no_bar():
+        model.save_pretrained(folder)  # with the code of an own model class
 
 
 def _plan(chosen: Architecture, options: ArchitectureOptions, source: VocabularySource, size: int) -> NewPlan:

@@ -109,7 +109,7 @@ def finetune(
     encoders = _light_encoders(source.folder) if light and not _has_chat(valid) else None
     encode, chat, offsets = encoders or _encoders(source.folder, trust_remote_code)
     data = read_rows(valid, encode, chat, offsets, on_documents=_on_documents(on_progress))
-    plan = make_plan(valid, checkpoint, layout, data)
+    plan = make_plan(valid, checkpoint, layout, data, device)
     if on_progress is not None and is_first():
         on_progress({"event": "plan", **plan.to_dict()})
     if light:

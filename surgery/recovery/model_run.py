@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from surgery.checkpoint import Checkpoint, Source
 from surgery.recovery.converted import converted_source
 from surgery.recovery.layout import Layout, Variant
-from surgery.recovery.needs import effective_precision
 from surgery.recovery.parameters import choose_trained, optimizer_groups
 from surgery.recovery.plan import FinetunePlan
 from surgery.recovery.recipe import Recipe
@@ -60,8 +59,7 @@ class RunSetup:
 
     def stage_recipes(self) -> list[Recipe]:
         """The recipe of each stage, with the precision of the run resolved."""
-        precision = effective_precision(self.recipe, self.checkpoint)
-        return [stage.model_copy(update={"precision": precision}) for stage in self.recipe.stage_recipes()]
+        return [stage.model_copy(update={"precision": self.plan.precision}) for stage in self.recipe.stage_recipes()]
 
 
 @dataclass

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from surgery.checkpoint import Checkpoint
+from surgery.loading.precision import choose_dtype, float32_bytes, runs_on_processor, tell
 from surgery.operations.parameters import is_operation
 from surgery.recovery.layout import Layout
 from surgery.recovery.lora import lora_targets
@@ -33,10 +35,29 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def effective_precision(recipe: Recipe, checkpoint: Checkpoint) -> Precision:
-    """The precision of a run; ``auto`` is the checkpoint's dtype, or mixed if bfloat16 weights are trained."""
-    if recipe.precision != "auto":
+def effective_precision(recipe: Recipe, checkpoint: Checkpoint, device: str = "auto") -> Precision:
+    """The precision of a run.
+
+    ``auto`` is the checkpoint's dtype, or mixed if bfloat16 weights are trained; and float32 on a processor that is
+    slow in bfloat16.
+    """
+    if recipe.precision == "float32":
         return recipe.precision
+    wanted = recipe.precision if recipe.precision != "auto" else _stored_precision(recipe, checkpoint)
+    if wanted == "float32":
+        return wanted
+    choice = choose_dtype(
+        "bfloat16",
+        "auto" if recipe.precision == "auto" else "bfloat16",
+        on_processor=partial(runs_on_processor, device),
+        needed=float32_bytes(checkpoint.total_parameters),
+    )
+    tell(choice)
+    return "float32" if choice.dtype == "float32" else wanted
+
+
+def _stored_precision(recipe: Recipe, checkpoint: Checkpoint) -> Precision:
+    """The precision that suits the weights on the disk."""
     sizes: dict[str, int] = {}
     for name, info in checkpoint.tensors.items():
         if not is_operation(name):

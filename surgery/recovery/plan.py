@@ -13,7 +13,7 @@ from surgery.recovery.estimate import CostEstimate
 from surgery.recovery.layout import Layout
 from surgery.recovery.needs import Memory, effective_precision, memory_needed, trained_counts
 from surgery.recovery.operation_sections import OWNERS, changes_model, given_sections
-from surgery.recovery.recipe import Recipe
+from surgery.recovery.recipe import Precision, Recipe
 from surgery.recovery.teacher_choice import needs_second_copy, teacher_in_words
 from surgery.training.dataset import TrainingData
 from surgery.training.run import count_steps
@@ -77,7 +77,7 @@ class FinetunePlan:
     held_out_documents: int
     held_out_share: float | None
     dropped_documents: int
-    precision: str
+    precision: Precision
     parameters: Mapping[str, int]
     parameters_total: int
     memory: Memory
@@ -101,14 +101,16 @@ class FinetunePlan:
         }
 
 
-def make_plan(recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: TrainingData) -> FinetunePlan:
-    """The plan of a run.
+def make_plan(
+    recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: TrainingData, device: str = "auto"
+) -> FinetunePlan:
+    """The plan of a run on a device.
 
     Raises:
         PlanRefusedError: there is nothing to train.
         UsageError: the model does not have the layers or targets.
     """
-    precision = effective_precision(recipe, checkpoint)
+    precision = effective_precision(recipe, checkpoint, device)
     recipes = recipe.stage_recipes()
     stages = [_plan_stage(recipe, number, checkpoint, layout, data) for number in range(len(recipes))]
     whole = list(zip(recipes, stages, strict=True))

@@ -93,7 +93,8 @@ class _RecipeTail(Section):
     )
     precision: Precision = Field(
         default="auto",
-        description="auto: the checkpoint's dtype, or bfloat16-mixed where full trains a bfloat16 checkpoint. "
+        description="auto: the checkpoint's dtype, or bfloat16-mixed where full trains a bfloat16 checkpoint; float32 "
+        "on a processor that is slow in bfloat16. "
         "bfloat16-mixed: float32 weights, bfloat16 arithmetic. Parameters of the operation are always float32.",
     )
     gradient_checkpointing: GradientCheckpointing = False

@@ -69,14 +69,13 @@ def try_model(
         CheckpointError: the model cannot be read, or its family is not supported.
         PlanRefusedError: the model is converted already, or nothing can be tried on it.
     """
-    run = run or RunOptions()
     folder = TrialFolder(Path(output) if output is not None else default_output(model))
     folder.check(force=force)
-    prepared = _prepared(model, text, length, minutes, revision, run)
+    prepared = _prepared(model, text, length, minutes, revision, run or RunOptions())
     folder.path.parent.mkdir(parents=True, exist_ok=True)
     folder.lock.acquire()
     try:
-        return TrialRun(str(model), revision, prepared, folder, run, on_step, on_progress).result(minutes, on_plan)
+        return TrialRun(str(model), revision, prepared, folder, on_step, on_progress).result(minutes, on_plan)
     finally:
         folder.lock.release()
 

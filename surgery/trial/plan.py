@@ -150,7 +150,7 @@ def make_plan(prepared: Preparation, minutes: float, slowness: Slowness | None =
     Raises:
         UsageError: not even the least work at the shortest length fits.
     """
-    size = model_size(prepared.checkpoint)
+    size = model_size(prepared.checkpoint, prepared.run)
     dropped: list[str] = []
     for length in prepared.lengths:
         for effort in EFFORTS:

@@ -11,6 +11,7 @@ from surgery.checkpoint import Checkpoint, Source, open_checkpoint, resolve, sha
 from surgery.data import Document, read_documents
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.loading import RunOptions, load_tokenizer
+from surgery.loading.precision import settled
 from surgery.operations import OPERATIONS
 from surgery.operations.tried import TrialCandidate
 from surgery.trial.texts import TrialText, count_tokens, missing_text
@@ -45,6 +46,7 @@ class Preparation:
         texts: with their numbers of tokens.
         left_out: sentences on texts that are left out.
         lengths: that the texts and the positions allow, the longest first.
+        run: device, dtype and attention backend, with the dtype that is right here.
         request: SHA-256 of all that the trial depends on, but its time.
     """
 
@@ -56,6 +58,7 @@ class Preparation:
     texts: tuple[TrialText, ...]
     left_out: tuple[str, ...]
     lengths: tuple[int, ...]
+    run: RunOptions
     request: str
 
 
@@ -74,6 +77,7 @@ def prepare(
     source = resolve(model, revision)
     checkpoint = open_checkpoint(source)
     anatomy = read_anatomy(checkpoint)
+    run = settled(run, [source.folder])
     if anatomy.operations:
         raise PlanRefusedError(
             f"{source.name} is converted already; a trial begins with a source",
@@ -99,6 +103,7 @@ def prepare(
         tuple(texts),
         tuple(left_out),
         fitting,
+        run,
         _request(source, documents, length, run),
     )
 

@@ -12,7 +12,6 @@ from surgery.checkpoint import load_json
 from surgery.conversion import convert
 from surgery.conversion.execution import PlaceMode
 from surgery.errors import NoChoiceError
-from surgery.loading import RunOptions
 from surgery.loading.pace import model_size
 from surgery.operations import OPERATIONS
 from surgery.trial.folder import RESULT, TrialFolder
@@ -43,7 +42,6 @@ class TrialRun:
         revision: as the user gave it.
         prepared: model, candidates and texts.
         folder: of the trial.
-        run: device, dtype and attention backend.
         on_step, on_progress: see :func:`surgery.trial.try_model`.
     """
 
@@ -53,11 +51,11 @@ class TrialRun:
         revision: str | None,
         prepared: Preparation,
         folder: TrialFolder,
-        run: RunOptions,
         on_step: OnStep | None,
         on_progress: OnProgress | None,
     ) -> None:
-        self.model, self.revision, self.prepared, self.folder, self.run = model, revision, prepared, folder, run
+        self.model, self.revision, self.prepared, self.folder = model, revision, prepared, folder
+        self.run = prepared.run
         self.on_step, self.on_progress = on_step, on_progress
         self.seconds: dict[str, float] = {}
 
@@ -101,7 +99,7 @@ class TrialRun:
         if self.on_progress is not None:
             self.on_progress(0, 1, "timing the model")
         model: Any = load_model(self.prepared.source.folder, self.run)
-        return time_model(model, model_size(self.prepared.checkpoint), max(self.prepared.lengths))
+        return time_model(model, model_size(self.prepared.checkpoint, self.run), max(self.prepared.lengths))
 
     def _took(self, name: str, seconds: float) -> None:
         """Add the time of a step to that of earlier runs."""

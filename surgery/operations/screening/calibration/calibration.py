@@ -11,6 +11,7 @@ from surgery.checkpoint import open_checkpoint, resolve
 from surgery.data import read_documents
 from surgery.evaluation.held_out_passages import divide, short_names
 from surgery.loading import RunOptions, load_tokenizer
+from surgery.loading.precision import settled
 from surgery.operations import OPERATIONS, OperationOptions
 from surgery.operations.screening import ScreeningOptions
 from surgery.operations.screening.calibration.calibrator import Calibrator, OnProgress
@@ -51,9 +52,9 @@ def calibrate(
         SurgeryError: no choice keeps the loss, even if it rejects almost nothing.
     """
     settings = (settings or CalibrationSettings()).suited(str((options or {}).get("form")))
-    run = run or RunOptions()
     check_settings(settings, options or {})
     source = resolve(model, revision)
+    run = settled(run or RunOptions(), [source.folder])
     anatomy = read_anatomy(open_checkpoint(source), family=family)
     screening = resolved_options(options or {}, anatomy)
     lengths = settings.known_lengths(anatomy)

@@ -17,6 +17,7 @@ from surgery.data import read_documents
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.evaluation.held_out_passages import cut_from_start, divide, short_names
 from surgery.loading import RunOptions, load_tokenizer
+from surgery.loading.precision import settled
 from surgery.operations.inspection import converted_already, unverified_family
 from surgery.operations.screening.calibration.calibration import resolved_options
 from surgery.operations.screening.calibration.calibrator import Calibrator, OnProgress
@@ -167,8 +168,8 @@ def sweep(
         raise UsageError(f"allowed losses {list(allowed)}: each must be above 0, in nats per token")
     settings = (settings or CalibrationSettings()).suited(str((options or {}).get("form")))
     check_settings(settings, options or {})
-    run = run or RunOptions()
     source = resolve(model, revision)
+    run = settled(run or RunOptions(), [source.folder])
     checkpoint = open_checkpoint(source)
     anatomy = read_anatomy(checkpoint, family=unverified_family(checkpoint) if allow_unverified else None)
     if reason := converted_already(anatomy):

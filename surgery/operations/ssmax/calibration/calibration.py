@@ -11,6 +11,7 @@ from surgery.checkpoint import open_checkpoint, resolve
 from surgery.data import read_documents
 from surgery.evaluation.held_out_passages import short_names
 from surgery.loading import RunOptions, load_tokenizer
+from surgery.loading.precision import settled
 from surgery.operations import OPERATIONS
 from surgery.operations.ssmax.calibration.calibrator import OnProgress, StepCalibrator
 from surgery.operations.ssmax.calibration.results import SSMaxCalibration
@@ -53,8 +54,8 @@ def calibrate(
         SurgeryError: no choice keeps the loss, or none makes the answers likelier.
     """
     settings = settings or SSMaxCalibrationSettings()
-    run = run or RunOptions()
     source = resolve(model, revision)
+    run = settled(run or RunOptions(), [source.folder])
     anatomy = read_anatomy(open_checkpoint(source), family=family)
     ssmax = resolved_options(options or {}, anatomy)
     lengths = settings.known_lengths(anatomy)
