@@ -244,7 +244,7 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
     try:
         _clean_up_when_terminated()
         command = typer.main.get_command(app)
-        result = command(arguments, standalone_mode=False)
+        result = command(arguments, prog_name="surgery", standalone_mode=False)
         code = result if isinstance(result, int) else ExitCode.DONE
     except SurgeryError as error:
         _report(error.exit_code, error.message, error.hint)
@@ -252,8 +252,13 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
     except typer.Exit as error:
         code = error.exit_code
     except _ParserError as error:
-        error.show()
-        _emit_error(ExitCode.USAGE, error.format_message(), None)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            return ExitCode.USAGE
+        from surgery.commands.usage_errors import usage_error
+
+        wrong = usage_error(error, given)
+        _report(wrong.exit_code, wrong.message, wrong.hint)
         return ExitCode.USAGE
     except (KeyboardInterrupt, typer.Abort):
         code = ExitCode.INTERRUPTED

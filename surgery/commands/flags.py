@@ -161,8 +161,10 @@ def run_options(given: Mapping[str, Any]) -> RunOptions:
     try:
         return RunOptions(**given)
     except ValidationError as error:
+        from surgery.commands.usage_errors import in_words
+
         first = error.errors()[0]
-        raise UsageError(f"{spelled(str(first['loc'][0]))} {first['input']}: {first['msg'].lower()}") from error
+        raise UsageError(f"{spelled(str(first['loc'][0]))} {first['input']}: {in_words(first['msg'])}") from error
 
 
 def with_flags(**groups: Flags) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -14,9 +14,11 @@ _DEFAULT_IN_WORDS = re.compile(r"\[default: \((.*)\)((?:; [^\]]*)?)\]$")
 
 def write_sections(parameters: list[Any], ctx: Any, formatter: Any) -> None:
     """Arguments and options in sections by their panel, in the order of the parameters."""
-    sections: dict[str, list[tuple[str, str]]] = {}
+    sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
     for parameter in parameters:
         is_argument = parameter.param_type_name == "argument"
+        if is_argument:
+            write_in_capitals(parameter)
         if parameter.metavar is None and getattr(parameter, "multiple", False):
             parameter.metavar = "<str> ..."
         record = parameter.get_help_record(ctx)
@@ -25,12 +27,26 @@ def write_sections(parameters: list[Any], ctx: Any, formatter: Any) -> None:
             name, text = record
             sections.setdefault(panel, []).append((name, _DEFAULT_IN_WORDS.sub(r"[default: \1\2]", text)))
     for panel, records in sections.items():
+        if not records:
+            continue
         with formatter.section(panel):
             formatter.write_dl(records)
 
 
+def write_in_capitals(argument: Any) -> None:
+    """Name an argument as the pages do: MODEL."""
+    argument.metavar = (argument.metavar or argument.name).upper()
+
+
 class CommandHelp(TyperCommand):
     """A command whose help has a section for each panel."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The pieces of the first line, with arguments in capitals."""
+        for parameter in self.get_params(ctx):
+            if parameter.param_type_name == "argument":
+                write_in_capitals(parameter)
+        return list(super().collect_usage_pieces(ctx))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Every parameter in its section."""

@@ -156,8 +156,8 @@ def test_the_exit_code_and_the_message(surgery: Any, model: Path, tmp_path: Path
     assert all(part in message for part in said), message
     assert ran.out == ""
     assert listing(tmp_path) == before, "an error must write nothing"
-    from_the_library = "error:" in ran.err
-    assert ("Traceback" in ran.err) == (verbose and from_the_library)
+    from_the_parser = " -h` " in ran.err  # before a command runs, so no frame of this package is behind it
+    assert ("Traceback" in ran.err) == (verbose and not from_the_parser)
 
 
 def test_force_is_named_only_where_it_helps(surgery: Any, model: Path, tmp_path: Path) -> None:
@@ -208,6 +208,35 @@ def test_every_command_fails_with_one_document(
     assert ran.code == (3 if command[0] == "families" else 2)
     assert ran.document()["schema"] == 1 and ran.err != ""
     assert "No such option: --json" not in ran.err and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "message", "hint"),
+    [
+        ("inspct x", "'inspct': no such command", "Did you mean `surgery inspect`?"),
+        ("zoo rn", "'rn': no such command", "Did you mean `surgery zoo run`?"),
+        ("inspect", "MODEL is missing", "Run for example `surgery inspect MODEL`"),
+        ("push a", "NAME/MODEL is missing", "`surgery push MODEL NAME/MODEL`"),
+        ("evaluate --lenth 5 x", "--lenth: surgery evaluate has no such option", "Did you mean --length?"),
+        ("evaluate x -Q", "-Q: surgery evaluate has no such option", "`surgery evaluate -h` shows the options."),
+        ("evaluate x --length abc", "--length abc: must be a whole number", "`surgery evaluate -h`"),
+        ("try x --minutes=long", "--minutes long: must be a number", "`surgery try -h`"),
+        ("verify x --layers 0", "--layers 0: must be at least 1", "`surgery verify -h`"),
+        ("verify a b", "b: one word too many", "The form is `surgery verify MODEL`."),
+        ("evaluate x --dtype int8", "--dtype int8: ", "float32"),
+    ],
+)
+def test_errors_of_the_parser_look_like_all_others(surgery: Any, command: str, message: str, hint: str) -> None:
+    ran = surgery(*command.split())
+    first, _, second = ran.err.partition("\n")
+    assert ran.code == 2 and first.startswith(f"error: {message}"), ran.err
+    assert hint in ran.err and "Usage:" not in ran.err and ran.out == ""
+    document = surgery(*command.split(), "--json").document()["error"]
+    assert f"error: {document['message']}" == first and (document["hint"] or "") == second.strip()
+
+
+def test_an_option_without_its_value(surgery: Any) -> None:
+    assert surgery("convert", "x", "-o").err.startswith("error: -o needs a value\n`surgery convert -h`")
 
 
 def test_exit_codes_reach_the_shell(model: Path, tmp_path: Path) -> None:
