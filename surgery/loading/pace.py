@@ -16,7 +16,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.loading.precision import settled, slowness
 
 if TYPE_CHECKING:
-    from surgery.loading.model import RunOptions
+    from surgery.loading.run_options import RunOptions
 
 # Time of a pass over the time of its products and its reading: norms, softmax, rotations, Python.
 OVERHEAD = 1.15

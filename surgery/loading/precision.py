@@ -17,13 +17,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from surgery.checkpoint import CONFIG_NAME, format_size, load_config, open_checkpoint
 from surgery.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from surgery.loading.model import RunOptions
+from surgery.loading.run_options import RunOptions, pick_device
 
 HALF = ("bfloat16", "float16")
 _NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -120,8 +118,6 @@ def runs_on_processor(device: str) -> bool:
     if device != "auto":
         return device == "cpu"
     if "torch" in sys.modules:
-        from surgery.loading.model import pick_device
-
         return pick_device(device).type == "cpu"
     if importlib.metadata.version("torch").endswith("+cpu"):
         return True

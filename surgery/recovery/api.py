@@ -14,7 +14,8 @@ from surgery.checkpoint.disk import check_writable
 from surgery.data.chat import encode_chat
 from surgery.data.recall import Offsets
 from surgery.errors import UsageError
-from surgery.loading.model import check_attention, check_device, pick_device
+from surgery.loading.model import check_attention
+from surgery.loading.run_options import check_device, pick_device
 from surgery.recovery.checks import check_objective, check_sections
 from surgery.recovery.controls import check_control
 from surgery.recovery.converted import plan_operations, planned_checkpoint
