@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from surgery.colours import ERROR, NOTE
+from surgery.commands.next_steps import TEXTS
 from surgery.errors import ExitCode, SurgeryError, UsageError
 
 if TYPE_CHECKING:
@@ -216,10 +217,22 @@ def _here() -> Any:
 
 
 def next_step(*what: str) -> None:
-    """Print ``Next: ...``, the next command to run, unless ``-q``; several words are quoted as one command."""
+    """Print ``Next: ...``, the next command to run, unless ``-q``; several words are quoted as one command.
+
+    A command that waits for texts is no next command yet: its line says so.
+    """
     if not _settings["quiet"]:
-        line = what[0] if len(what) == 1 else " ".join(word if word.isupper() else shlex.quote(word) for word in what)
-        say(f"Next: {printable(line)}")
+        line = what[0] if len(what) == 1 else " ".join(shlex.quote(near(word)) for word in what)
+        needs_texts = any(word.rpartition("=")[2] == TEXTS for word in what)
+        say(f"{'With texts of yours' if needs_texts else 'Next'}: {printable(line)}")
+
+
+def near(word: str) -> str:
+    """A path below the working folder as people write it, without what they need not write; other words as they are."""
+    name, equals, path = word.rpartition("=")
+    if path.startswith("/") and Path(path).is_relative_to(Path.cwd()):
+        path = str(Path(path).relative_to(Path.cwd()))
+    return name + equals + path
 
 
 def next_run(*added: str, without: Sequence[str] = ("--dry-run",)) -> None:

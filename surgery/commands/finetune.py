@@ -16,6 +16,7 @@ from surgery.colours import LABEL
 from surgery.commands import completion, console
 from surgery.commands.flags import RUNNING, run_flags, with_flags
 from surgery.commands.help import CommandHelp, command_app
+from surgery.commands.next_steps import comparison
 from surgery.errors import UsageError
 
 if TYPE_CHECKING:
@@ -122,8 +123,7 @@ def _show_result(result: FinetuneResult, *, json_: bool) -> None:
 def _evaluation_of(output: Path) -> list[str]:
     """The command that compares a trained checkpoint with its source, if it has one, on the recipe's held-out texts.
 
-    A word in capitals stands for what is not known here: a source that was moved, or texts that the model was not
-    trained on, where the recipe names none.
+    Where the recipe names none, it measures what needs no text.
     """
     from surgery.conversion.records import read_history
     from surgery.conversion.source_search import find_source
@@ -131,12 +131,9 @@ def _evaluation_of(output: Path) -> list[str]:
 
     recipe = read_recipe(output / "surgery" / str(read_history(output)[-1]["recipe"]))
     held_out = recipe.data.held_out if isinstance(recipe.data.held_out, list) else []
-    texts = held_out or ["OTHER_TEXTS"]
-    named = [word for text in texts for word in ("--text", text)]
-    if not recipe.needs_operations:  # a model that `surgery new` made has no source
-        return ["surgery", "evaluate", str(output), *named]
-    source = find_source(output, beside=[Path(recipe.model)]) or "SOURCE"
-    return ["surgery", "evaluate", str(output), "--against", source, *named]
+    # A model that `surgery new` made has no source.
+    source = find_source(output, beside=[Path(recipe.model)]) if recipe.needs_operations else None
+    return comparison(output, source, held_out)
 
 
 def _show_config(settings: Sequence[Setting], *, json_: bool) -> None:

@@ -25,6 +25,8 @@ def write_sections(parameters: list[Any], ctx: Any, formatter: Any) -> None:
         if record is not None:
             panel = getattr(parameter, "rich_help_panel", None) or ("Arguments" if is_argument else "Options")
             name, text = record
+            if is_argument:
+                name = parameter.metavar + ("..." if parameter.nargs != 1 else "")
             sections.setdefault(panel, []).append((name, _DEFAULT_IN_WORDS.sub(r"[default: \1\2]", text)))
     for panel, records in sections.items():
         if not records:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ from surgery.checkpoint.record import HISTORY_NAME
 from surgery.colours import LABEL
 from surgery.commands import console
 from surgery.commands.help import CommandHelp, command_app
+from surgery.commands.next_steps import texts_here
 from surgery.operations import OPERATIONS
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def inspect(
     _print_calibration(inspection)
     for note in _notes(inspection, notes):
         console.say(_wrapped(console.printable(note)))
-    for line in _advice(inspection, console.printable(shlex.quote(model))):
-        console.say(line)
+    for command in _advice(inspection, model):
+        console.next_step("surgery", *command)
 
 
 def _wrapped(text: str) -> str:
@@ -259,22 +259,25 @@ def _notes(inspection: Inspection, notes: dict[str, int]) -> list[str]:
     ]
 
 
-def _advice(inspection: Inspection, model: str) -> list[str]:
+def _advice(inspection: Inspection, model: str) -> list[list[str]]:
     """The commands that come next. Of an operation that no layer has by default: with the layers that may be asked."""
     from surgery.conversion.source_search import find_source
 
-    found = []
+    found: list[list[str]] = []
+    texts = texts_here()
+    unverified = inspection.anatomy.family.unverified
     if inspection.anatomy.operations:
         source = find_source(inspection.folder)
-        found.append(f"Next: surgery verify {model}" + (f" --against {shlex.quote(source)}" if source else ""))
-    if inspection.anatomy.family.unverified and not inspection.anatomy.operations:
-        model += " --allow-unverified"
+        found.append(["verify", model, *(["--against", source] if source else [])])
+    elif not unverified and any(None in reasons for reasons in inspection.reasons.values()):
+        found.append(["try", model, "--text", texts])
     for name, reasons in inspection.reasons.items():
         # One way alone: of several, as for positions that are scaled too, only the user knows which is meant.
         ways = set(filter(None, inspection.options[name]))
         way = next(iter(ways)) if len(ways) == 1 else ""
         if None in reasons or way.startswith("--layers"):
-            asked = "" if None in reasons else f" {way}"
-            needed = f" {OPERATIONS[name].needed_options}".rstrip()
-            found.append(f"Next: surgery convert --to {name} {model}{asked}{needed}")
+            asked = [] if None in reasons else way.split()
+            allowed = ["--allow-unverified"] if unverified else []
+            calibrated = ["--calibrate", texts] if OPERATIONS[name].calibration_settings is not None else []
+            found.append(["convert", "--to", name, model, *allowed, *asked, *calibrated])
     return found

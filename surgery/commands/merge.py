@@ -12,6 +12,7 @@ from surgery.checkpoint.record import PLAN_NAME
 from surgery.commands import console
 from surgery.commands.flags import run_flags, with_flags
 from surgery.commands.help import CommandHelp, command_app
+from surgery.commands.next_steps import comparison
 
 app = command_app()
 
@@ -60,5 +61,5 @@ def _next(output: Path, merged: Path) -> list[str]:
 
     if (output / PLAN_NAME).is_file():
         return ["surgery", "verify", str(output)]
-    source = find_source(merged) or "SOURCE"
-    return ["surgery", "evaluate", str(output), "--against", source, "--text", "OTHER_TEXTS"]
+    source = find_source(merged)
+    return ["surgery", "inspect", str(output)] if source is None else comparison(output, source)

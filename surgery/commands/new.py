@@ -11,6 +11,7 @@ import typer
 from surgery.commands import console
 from surgery.commands.flags import flags_of, with_flags
 from surgery.commands.help import SETTINGS, CommandHelp, GroupHelp
+from surgery.commands.next_steps import texts_here
 from surgery.models import ARCHITECTURES, Architecture
 
 if TYPE_CHECKING:
@@ -111,7 +112,9 @@ def _make(
         _print(made.plan, made.output)
     console.say(f"wrote {made.output}")
     recipe = ("surgery", "finetune", f"{name}-pretrain", "--set", f"model={output}")
-    console.next_step(*recipe, "--set", "data.text=TEXTS", "--set", f"output={output}-trained")
+    texts = vocabulary["train_tokenizer"]
+    known = f"[{', '.join(texts)}]" if len(texts) > 1 else texts[0] if texts else texts_here()
+    console.next_step(*recipe, "--set", f"data.text={known}", "--set", f"output={output}-trained")
 
 
 def _print(plan: NewPlan, output: Path) -> None:

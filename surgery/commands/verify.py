@@ -12,6 +12,7 @@ from surgery.colours import STATES
 from surgery.commands import console
 from surgery.commands.flags import run_flags, with_flags
 from surgery.commands.help import CommandHelp, command_app
+from surgery.commands.next_steps import comparison, texts_here
 from surgery.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def verify(
             console.say(result.sentence)
         console.out.print(_table(result))
         console.out.print(result.verdict, style=f"bold {STATES['failed' if result.failed else 'passed']}")
+        if not result.failed:
+            console.next_step(*_next(result, model, against))
     if result.failed:
         raise typer.Exit(ExitCode.VERIFICATION_FAILED)
 
@@ -103,6 +106,32 @@ def _verify(model: Path, *, run: Mapping[str, Any], **how: Any) -> Verification:
             bar.update(task, description=what, completed=done, total=total)
 
         return verification.verify(model, run=RunOptions(**run), on_progress=on_progress, **how)
+
+
+def _next(result: Verification, model: Path, against: str | None) -> list[str]:
+    """Compare with the source; train what starts as the source, or what has none; measure what differs from it."""
+    from surgery.anatomy import read_anatomy
+    from surgery.checkpoint import load_json, open_checkpoint
+    from surgery.checkpoint.record import NEW_NAME
+    from surgery.conversion.source_search import find_source
+    from surgery.schemas.shipped import shipped_files
+
+    if (model / NEW_NAME).is_file():
+        return _training(f"{load_json(model / NEW_NAME)['architecture']}-pretrain", model)
+    source = against or find_source(model)
+    if against is None and source is not None:
+        return ["surgery", "verify", str(model), "--against", source]
+    recipes = {recipe.name for recipe in shipped_files("recipes")}
+    names = [f"{one['name']}-scale" for one in read_anatomy(open_checkpoint(model)).operations]
+    recipe = next((name for name in names if name in recipes), None)
+    if result.starts_as_source and recipe is not None:
+        return _training(recipe, model)
+    return comparison(model, source)
+
+
+def _training(recipe: str, model: Path) -> list[str]:
+    given = (f"model={model}", f"data.text={texts_here()}", f"output={model}-trained")
+    return ["surgery", "finetune", recipe, *(word for one in given for word in ("--set", one))]
 
 
 def _show_plan(plan: VerificationPlan, *, as_json: bool) -> None:

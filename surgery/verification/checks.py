@@ -32,12 +32,17 @@ class Verification(ShownAsTable):
         return tuple(check for check in self.checks if check.status == "failed")
 
     @property
+    def starts_as_source(self) -> bool:
+        """Whether the output was compared with the source's and is the same."""
+        return any(check.name.split(",")[0] == STARTS_AS_SOURCE and check.status == "passed" for check in self.checks)
+
+    @property
     def sentence(self) -> str | None:
         """What the checks mean for the weights and the output; None if a check failed, or nothing was compared."""
         passed = {check.name.split(",")[0] for check in self.checks if check.status == "passed"}
         if self.failed or SOURCE_TENSORS not in passed:
             return None
-        same = "; the output is identical to the source's" if STARTS_AS_SOURCE in passed else ""
+        same = "; the output is identical to the source's" if self.starts_as_source else ""
         return f"Your weights are untouched{same}."
 
     @property

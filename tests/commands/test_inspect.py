@@ -63,7 +63,7 @@ def test_a_terminal_of_80_columns_holds_it(
     surgery: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     lines = shown(surgery, monkeypatch, source(tmp_path / "model", kind))
-    assert all(len(line) <= 80 for line in lines if not line.startswith("Next: ")), lines
+    assert all(len(line) <= 80 for line in lines if ": surgery " not in line), lines
     table = lines[lines.index("Attention") + 1 :]
     table = table[: next(number for number, line in enumerate(table) if line.startswith("└")) + 1]
     assert table[0].endswith("┓") and table[-1].endswith("┘") and len({len(line) for line in table}) == 1
@@ -88,12 +88,29 @@ def test_every_next_command_can_be_planned(
     surgery: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     lines = shown(surgery, monkeypatch, source(tmp_path / "model", kind), width=200)
-    commands = [line.removeprefix("Next: surgery ") for line in lines if line.startswith("Next: ")]
-    assert commands
+    texts = tmp_path / "words.txt"
+    texts.write_text("A word and another. " * 40)
+    commands = [line.partition(": surgery ")[2] for line in lines if ": surgery " in line]
+    assert commands and not any("TEXTS" in line for line in lines if line.startswith("Next: "))
     for command in commands:
-        words = command.replace("--calibrate TEXTS (or --open, to train from there)", "--open")
-        ran = surgery(*shlex.split(words), "--dry-run", "-o", tmp_path / "out")
+        if command.startswith("try "):  # needs a model that runs
+            continue
+        ran = surgery(*shlex.split(command.replace("TEXTS", str(texts))), "--dry-run", "-o", tmp_path / "out")
         assert ran.code == 0, (command, ran.err)
+
+
+def test_next_lines_are_complete_where_texts_are_at_hand(
+    surgery: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "words.txt").write_text("A word and another. " * 40)
+    folder = source(tmp_path / "model", "llama")
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in shown(surgery, monkeypatch, folder, width=200) if ": surgery " in line]
+    assert lines[:2] == [
+        "Next: surgery try model --text texts",
+        "Next: surgery convert --to ssmax model --calibrate texts",
+    ]
 
 
 def test_if_asked_and_never_are_told_apart(surgery: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +121,7 @@ def test_if_asked_and_never_are_told_apart(surgery: Any, tmp_path: Path, monkeyp
     assert "every chunk of 512 keys" in layers[0]["operations"]["ssmax"]
     assert layers[3]["operations"]["screening"] is None
     lines = shown(surgery, monkeypatch, folder)
-    assert f"Next: surgery convert --to ssmax {folder} --layers chunked" in lines
+    assert f"With texts of yours: surgery convert --to ssmax {folder} --layers chunked --calibrate TEXTS" in lines
     assert "(1) n starts again at every chunk of 512 keys; --layers chunked asks for it" in lines
     assert any(line.startswith("rope never: ") for line in lines)
 
@@ -115,7 +132,7 @@ def test_what_keeps_an_operation_from_every_layer_is_one_line(
     folder = source(tmp_path / "model", "mistral")
     lines = shown(surgery, monkeypatch, folder, width=160)
     assert "ssmax if asked: n saturates at the sliding window of 16 keys; --layers sliding asks for it" in lines
-    assert f"Next: surgery convert --to ssmax {folder} --layers sliding" in lines
+    assert f"With texts of yours: surgery convert --to ssmax {folder} --layers sliding --calibrate TEXTS" in lines
     assert f"Next: surgery convert --to rope {folder} --layers all" in lines
     scaled = source(tmp_path / "scaled", "gemma3_text scaled")
     said = "\n".join(shown(surgery, monkeypatch, scaled, width=160))

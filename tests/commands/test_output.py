@@ -49,8 +49,12 @@ def test_inspect_as_a_table(surgery: Any, gemma: Path) -> None:
     assert ran.code == 0 and ran.err == ""
     for part in ("gemma2", "32 query, 4 key-value, size 256", "sliding", "16", "50", "applies", "saturates", "8192"):
         assert part in ran.out, part
-    assert f"Next: surgery convert --to ssmax {gemma}" in ran.out
-    assert f"Next: surgery convert --to screening {gemma} --calibrate TEXTS" in ran.out
+    for command in (
+        "try {} --text TEXTS",
+        "convert --to ssmax {} --calibrate TEXTS",
+        "convert --to screening {} --calib",
+    ):
+        assert f"With texts of yours: surgery {command.format(gemma)}" in ran.out
 
 
 def test_inspect_says_what_was_done_and_whether_it_was_trained(
@@ -185,6 +189,24 @@ def test_verify_as_a_table(surgery: Any, make_source: Any, tmp_path: Path, monke
     assert ran.code == 0
     assert "n: token by token" in ran.out and "needs the source: pass --against" in ran.out
     assert "checks passed, 5 skipped" in ran.out
+    assert f"Next: surgery evaluate {out} --suite recall\n" in ran.out
+
+
+def test_verify_says_how_to_go_on(
+    surgery: Any, make_source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without torch: from the files alone, on which the rest depends."""
+    source = make_source("llama")
+    monkeypatch.chdir(source.parent)
+    out = convert(source, output=source.parent / "out").output
+    try:
+        ran = surgery("verify", "out", "--files-only")
+        assert ran.out.endswith(f"Next: surgery verify out --against {source.name}\n"), ran.out[-200:]
+        ran = surgery("verify", "out", "--against", source.name, "--length", "16")
+        trained = "--set model=out --set data.text=TEXTS --set output=out-trained\n"
+        assert ran.out.endswith(f"With texts of yours: surgery finetune ssmax-scale {trained}"), ran.out[-200:]
+    finally:
+        shutil.rmtree(out)
 
 
 LIGHT: dict[str, list[str]] = {

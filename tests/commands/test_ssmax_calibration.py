@@ -42,7 +42,9 @@ def test_calibrate_convert_inspect_verify_and_merge(surgery: Any, runnable: Path
     record = surgery("inspect", out, "--json").document()["calibration"]
     assert record["settings"]["haystacks"] == 6 and record["recall"]["calibrated"] > record["recall"]["log_probability"]
 
-    assert surgery("verify", out, "--against", runnable).code == 0
+    verified = surgery("verify", out, "--against", runnable)
+    assert verified.code == 0
+    assert verified.out.endswith(f"Next: surgery evaluate {out} --against {runnable} --suite recall\n")
     merged = tmp_path / "merged"
     assert surgery("merge", out, "-o", merged).code == 0
     assert json.loads((merged / "config.json").read_text())["model_type"] == "llama"

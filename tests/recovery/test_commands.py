@@ -153,8 +153,8 @@ def test_the_next_command_has_the_source_and_no_text_of_the_training(
     performed = ("--set", f"model={source}", "--set", "operations=[{name: ssmax}]")
     others = ("--set", f"data.held_out=[{texts}/*1.txt]") if named else ()
     ran = surgery_command("finetune", str(recipe_file), *performed, *others)
-    expected = f"surgery evaluate {tmp_path / 'out'} --against {source} --text "
-    expected += shlex.quote(f"{texts}/*1.txt") if named else "OTHER_TEXTS"
+    expected = f"surgery evaluate {tmp_path / 'out'} --against {source} "
+    expected += f"--text {shlex.quote(f'{texts}/*1.txt')}" if named else "--suite recall"
     assert ran.code == 0 and ran.out.endswith(f"Next: {expected}\n"), ran.out[-300:]
 
 
