@@ -99,7 +99,9 @@ def draw_picture(found: list[list[float]], path: Path) -> None:
             axes.plot(n, p[1:], ".", markersize=3, color=LIGHT.series[seed % len(LIGHT.series)], label=f"seed {seed}")
         line = fitted(found[0], "ln n")
         axes.plot(n, line["a1"] * np.log(n) + line["a2"], color=LIGHT.base, label="a1 ln n + a2, seed 0")
-        axes.set_xscale("log")
+        axes.set_xscale("log", base=2)
+        ticks = [2**power for power in range(1, len(found[0]).bit_length() + 1)]
+        axes.set_xticks(ticks, list(map(str, ticks)))
         axes.set_xlabel("n, keys that a query sees")
         axes.set_ylabel("learned p_n")
         axes.legend()

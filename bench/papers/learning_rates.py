@@ -26,7 +26,7 @@ from bench.papers.texts import Texts
 
 EXPONENTS = (-10, -8, -6, -4, -2, 0)
 TIMES = (1, 2, 4, 8)
-OWN = {"minutes": {"steps": 200}}  # 36 trainings
+OWN = {"minutes": {"steps": 200, "psi": 4}}  # 36 trainings
 
 
 def measure(model: Any, texts: Texts, scale: Scale) -> dict[str, Any]:
@@ -75,6 +75,8 @@ def draw_picture(rows: list[dict[str, Any]], path: Path) -> None:
             low, high = ([row[key] for row in own] for key in ("least", "greatest"))
             axes.fill_between(rates, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set_xscale("log", base=2)
+        names = list(dict.fromkeys(row["rate"] for row in rows))
+        axes.set_xticks([2.0 ** int(name.removeprefix("2^")) for name in names], names)
         axes.set_xlabel("learning rate")
         axes.set_ylabel("loss on held-out text, nats per token")
         axes.legend()
@@ -95,7 +97,7 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     for seed in range(options.seeds):
         rows = texts.rows(scale, scale.steps, seed)
         for exponent, name in product(options.exponents, NAMES):
-            folder = options.state / f"rates-{size}" / str(seed) / f"{name}{exponent}"
+            folder = options.state / f"rates-{size}-psi{scale.psi}" / str(seed) / f"{name}{exponent}"
             run = partial(trained, name, scale, rows, texts.vocabulary, folder, lr=2.0**exponent, seed=seed)
             found = kept(folder / "loss.json", lambda run=run: measure(run(device=device_of(options)), texts, scale))
             units.setdefault((name, exponent), []).append(found)
