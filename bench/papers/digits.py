@@ -2,19 +2,22 @@
 
 python -m bench.papers.digits --state FOLDER [--scale cpu] [--seeds 3] [--out FILE] [--picture FILE]
 
-A row has lines like `A=967892`: each letter has a number of its own. The target's line stands once, at a place that is
-the depth, and again last, without its digits; the other lines are drawn with weights 2^0, 2^1, ... that are shuffled
-over the other letters, each at least once. The model completes the digits; an answer is right if all are.
+The test has lines like `A=967892`: each letter has a number of its own. The target's line stands once, at a place that
+is the depth, and again last, without its digits; the other lines are drawn with weights 2^0, 2^1, ... that are shuffled
+over the other letters, each at least once. The model completes the digits; an answer is right if all are. A new line,
+its letter and the equals sign are one token, and each digit is one.
 
-A Multiscreen model and a Llama-like one of as many parameters learn the task itself, on rows of half to all of the
-trained length; in the paper the models learn on text. The loss is that of the digits that an earlier line of the row
-gives. The Llama-like model is also measured with RoPE's base times 50, as in the paper of SSMax. An interrupted run is
-continued by the same command.
+A Multiscreen model and a Llama-like one of as many parameters learn the task itself; in the paper they learn on text.
+An example of the training has some letters, each in one line or more, and then asks for each of them once more: their
+digits alone count in the loss. Examples grow in letters and lines for the first part of the training, and rows are
+filled with several of them. The Llama-like model is also measured with RoPE's base times 50, as in the paper of SSMax.
+An interrupted run is continued by the same command.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,20 +31,37 @@ from surgery.data import Row
 
 TIMES = (1, 2, 4, 8, 16)
 DEPTHS = (0.1, 0.5, 0.9)
-EQUALS, NEW_LINE, DIGIT, LETTER = 0, 1, 2, 12  # token ids: ten digits, then the letters
+DIGITS = 10
+LETTER = DIGITS  # token ids: the ten digits, then the beginnings of a line, one for each letter
+GROWING = 0.6  # of the training
 THETA_FACTORS = {"multiscreen": (1,), "softmax": (1, 50)}
-RATES = {"multiscreen": 2.0**-4, "softmax": 2.0**-9}
+RATES = {"multiscreen": 2.0**-4, "softmax": 2.0**-8}
+OWN = {"minutes": {"psi": 4, "sequences": 8, "steps": 1500, "trials": 256}}
 
 
 def shape_of(length: int) -> tuple[int, int]:
     """Letters and digits that fit a trained length: the paper's 26 and 6 from 512 tokens on."""
-    return (26, 6) if length >= 512 else (max(4, length // 24), 3)
+    return (26, 6) if length >= 512 else (4, 1)
 
 
-def digits_row(
-    length: int, letters: int, digits: int, depth: float, draw: random.Random
-) -> tuple[list[int], list[bool]]:
-    """Tokens of one row, and which of them are digits that an earlier line of the row gives.
+def text_of(lines: Sequence[int], numbers: dict[int, list[int]]) -> list[int]:
+    """The tokens of lines, each given by its letter."""
+    return [token for letter in lines for token in (LETTER + letter, *numbers[letter])]
+
+
+def drawn(letters: int, known: int, digits: int, draw: random.Random) -> dict[int, list[int]]:
+    """Some of the known letters in random order, with a number for each."""
+    return {letter: [draw.randrange(DIGITS) for _ in range(digits)] for letter in draw.sample(range(known), letters)}
+
+
+def repetitions(letters: Sequence[int], count: int, draw: random.Random) -> list[int]:
+    """More lines of some letters, each twice as often as the one before it."""
+    weights = [2.0 ** min(exponent, 24) for exponent in range(len(letters))]
+    return draw.choices(letters, weights, k=count)
+
+
+def target_row(length: int, letters: int, digits: int, depth: float, draw: random.Random) -> list[int]:
+    """Tokens of one row; the last ``digits`` are the answer.
 
     Args:
         length: greatest number of tokens.
@@ -50,48 +70,65 @@ def digits_row(
         depth: place of the target's line among the others, from 0 to 1.
         draw: the random source.
     """
-    names = draw.sample(range(letters), letters)
-    target, others = names[0], names[1:]
-    numbers = {name: [draw.randrange(10) for _ in range(digits)] for name in names}
-    count = length // (digits + 3) - 2  # each line is letter, equals, digits and a new line
-    weights = [2.0 ** min(exponent, 24) for exponent in range(len(others))]
-    lines = others + draw.choices(others, weights, k=count - len(others))
+    numbers = drawn(letters, letters, digits, draw)
+    target, *others = numbers
+    lines = others + repetitions(others, length // (digits + 1) - 2 - len(others), draw)
     draw.shuffle(lines)
     lines.insert(round(depth * len(lines)), target)
-    tokens: list[int] = []
-    answers: list[bool] = []
-    seen: set[int] = set()
-    for name in [*lines, target]:
-        tokens += [LETTER + name, EQUALS, *(DIGIT + digit for digit in numbers[name]), NEW_LINE]
-        answers += [False, False, *[name in seen] * digits, False]
-        seen.add(name)
-    return tokens[:-1], answers[:-1]
+    return text_of([*lines, target], numbers)
+
+
+def example(letters: int, known: int, digits: int, repeated: int, draw: random.Random) -> tuple[list[int], list[bool]]:
+    """Tokens of one example of the training, and which of them are digits that it asks for.
+
+    Args:
+        letters: letters that are in the text.
+        known: letters that there are.
+        digits: digits of a number.
+        repeated: lines beside the first of each letter, drawn as in the test.
+        draw: the random source.
+    """
+    numbers = drawn(letters, known, digits, draw)
+    chosen = list(numbers)
+    lines = chosen + repetitions(chosen, repeated, draw)
+    draw.shuffle(lines)
+    asked = draw.sample(chosen, letters)
+    answers = [False] * ((digits + 1) * len(lines)) + [False, *[True] * digits] * letters
+    return text_of([*lines, *asked], numbers), answers
 
 
 def training_rows(scale: Scale, seed: int) -> list[Row]:
-    """One row for each sequence of the training."""
+    """One row for each sequence of the training, filled with examples of two letters at first, and of all later."""
     draw = random.Random(f"training/{seed}")
-    letters, digits = shape_of(scale.length)
+    known, digits = shape_of(scale.length)
+    line = digits + 1
+    count = scale.steps * scale.sequences
     rows = []
-    for _ in range(scale.steps * scale.sequences):
-        length = draw.randint(max(scale.length // 2, (letters + 2) * (digits + 3)), scale.length)
-        tokens, answers = digits_row(length, letters, digits, draw.random(), draw)
-        rows.append(Row((tuple(tokens),), (0,), (tuple(answers),)))
+    for number in range(count):
+        grown = min(1.0, number / (GROWING * count))
+        examples: list[tuple[list[int], list[bool]]] = []
+        room = scale.length // line
+        while room >= 4:
+            letters = draw.randint(2, min(2 + int(grown * (known - 1)), known, room // 2))
+            repeated = draw.randint(0, int(grown * (room - 2 * letters)))
+            examples.append(example(letters, known, digits, repeated, draw))
+            room -= 2 * letters + repeated
+        tokens, answers = zip(*examples, strict=True)
+        rows.append(Row(tuple(map(tuple, tokens)), (0,) * len(examples), tuple(map(tuple, answers))))
     return rows
 
 
 @torch.no_grad()
-def accuracy(model: Any, length: int, scale: Scale, seed: int) -> float:
+def accuracy(model: Any, length: int, scale: Scale, seed: int, at_once: int = 4096) -> float:
     """Share of rows whose digits are all right, over the depths."""
     draw = random.Random(f"test/{seed}/{length}")
     letters, digits = shape_of(scale.length)
+    rows = [target_row(length, letters, digits, DEPTHS[trial % len(DEPTHS)], draw) for trial in range(scale.trials)]
     right = 0
-    for trial in range(scale.trials):
-        tokens, _ = digits_row(length, letters, digits, DEPTHS[trial % len(DEPTHS)], draw)
-        ids = torch.tensor([tokens], device=model.device)
+    for ids in torch.tensor(rows, device=model.device).split(max(1, at_once // length)):
         # Teacher forcing: the greedy digits are all right exactly if each is right after the right ones before it.
-        guesses = model(ids, logits_to_keep=digits + 1).logits[0, :-1].argmax(-1)
-        right += int((guesses == ids[0, -digits:]).all())
+        guesses = model(ids, logits_to_keep=digits + 1).logits[:, :-1].argmax(-1)
+        right += int((guesses == ids[:, -digits:]).all(-1).sum())
     return right / scale.trials
 
 
@@ -134,12 +171,12 @@ def draw_picture(rows: list[dict[str, Any]], path: Path) -> None:
 def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     """Train and measure what is left; report what is finished."""
     options = arguments(__doc__).parse_args(given)
-    scale, size = scale_of(options)
+    scale, size = scale_of(options, OWN)
     vocabulary = LETTER + shape_of(scale.length)[0]
     units: dict[str, list[list[dict[str, Any]]]] = {}
     for seed in range(options.seeds):
         for name in NAMES:
-            folder = options.state / f"digits-{size}" / str(seed) / name
+            folder = options.state / f"digits-{size}-psi{scale.psi}" / str(seed) / name
             rows = training_rows(scale, seed)
             run = partial(trained, name, scale, rows, vocabulary, folder, lr=RATES[name], seed=seed)
 

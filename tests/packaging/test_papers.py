@@ -105,19 +105,40 @@ def test_the_twin_has_as_many_parameters() -> None:
     assert own == 2048 * 64 + 224 * 8**4 + 3 * 8**2 + 2 and abs(other - own) < 0.01 * own
 
 
+def lines_of(tokens: list[int], digits: int) -> list[tuple[int, ...]]:
+    """The lines of a text of ABCDigits."""
+    lines = [tuple(tokens[start : start + digits + 1]) for start in range(0, len(tokens), digits + 1)]
+    assert all(line[0] >= 10 and len(line) == digits + 1 and max(line[1:]) < 10 for line in lines)
+    return lines
+
+
 @pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
 def test_a_row_of_digits_can_be_answered(depth: float) -> None:
     """The target stands once, at its depth, before the last line; the digits of a letter are always the same."""
-    tokens, answers = digits.digits_row(512, 26, 6, depth, random.Random(0))
-    lines = [tokens[start : start + 8] for start in range(0, len(tokens), 9)]
-    assert len(tokens) <= 512 and all(line[1] == digits.EQUALS and len(line) == 8 for line in lines)
-    target = lines[-1][0]
-    places = [number for number, line in enumerate(lines) if line[0] == target]
+    tokens = digits.target_row(512, 26, 6, depth, random.Random(0))
+    lines = lines_of(tokens, 6)
+    assert 505 < len(tokens) <= 512
+    places = [number for number, line in enumerate(lines) if line == lines[-1]]
     assert places == [round(depth * (len(lines) - 2)), len(lines) - 1]
-    assert len({line[0] for line in lines}) == 26 == len({tuple(line) for line in lines})
-    for number, line in enumerate(lines):
-        again = line[0] in {earlier[0] for earlier in lines[:number]}
-        assert answers[9 * number : 9 * number + 8] == [False, False, *[again] * 6]
+    assert len({line[0] for line in lines}) == 26 == len(set(lines))
+
+
+def test_digits_are_learned_from_ever_longer_examples() -> None:
+    """Each example asks for each of its letters once, at its end; the last rows have all letters, and repeat lines."""
+    given = ["--state", ".", "--scale", "minutes", "--steps", "40"]
+    scale, _ = digits.scale_of(digits.arguments("").parse_args(given), digits.OWN)
+    rows = digits.training_rows(scale, 0)
+    assert len(rows) == 40 * scale.sequences and max(row.tokens for row in rows) <= scale.length
+    lengths = []
+    for row in rows:
+        for document, flags in zip(row.documents, row.flags(), strict=True):
+            lines = lines_of(list(document), 1)
+            asked = sum(flags)
+            assert flags == (False,) * (len(document) - 2 * asked) + (False, True) * asked
+            assert len(set(lines)) == asked == len(set(lines[-asked:])) and {*lines[-asked:]} == {*lines[:-asked]}
+            lengths.append((asked, len(lines)))
+    assert {asked for asked, _ in lengths[:40]} == {2} and max(count for _, count in lengths[:40]) < 7
+    assert {asked for asked, _ in lengths[-40:]} == {2, 3, 4} and max(count for _, count in lengths[-40:]) > 20
 
 
 def test_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,9 +163,9 @@ def test_an_answer_counts_if_all_digits_are_right() -> None:
         wrong = 0
 
         def __call__(self, ids: Any, logits_to_keep: int) -> Any:
-            following = torch.cat((ids[0, 1:], ids[0, -1:]))[-logits_to_keep:].clone()
-            following[-2] += self.wrong
-            return SimpleNamespace(logits=torch.nn.functional.one_hot(following, 64)[None].float())
+            following = torch.cat((ids[:, 1:], ids[:, -1:]), dim=1)[:, -logits_to_keep:].clone()
+            following[:, -2] += self.wrong
+            return SimpleNamespace(logits=torch.nn.functional.one_hot(following, 64).float())
 
     model = Knowing()
     assert digits.accuracy(model, 96, scale, 0) == 1.0
