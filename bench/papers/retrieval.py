@@ -116,9 +116,11 @@ def draw_picture(rows: list[dict[str, Any]], path: Path) -> None:
                 own = [row for row in rows if row["model"] == name and row["theta"] == factor]
                 times = [row["times"] for row in own]
                 colour = LIGHT.series[number % len(LIGHT.series)]
-                axes.plot(times, [row["mean"] for row in own], label=name, color=colour, marker="osd^vx"[number % 6])
+                line = "-" if number < len(LIGHT.series) else "--"  # colours repeat
+                means = [row["mean"] for row in own]
+                axes.plot(times, means, line, label=name, color=colour, marker="osd^vx"[number % 6])
                 low, high = ([row[key] for row in own] for key in ("least", "greatest"))
-                axes.fill_between(times, low, high, color=colour, alpha=0.15, linewidth=0)
+                axes.fill_between(times, low, high, color=colour, alpha=0.1, linewidth=0)
             axes.set_xscale("log", base=2)
             axes.set_xticks(TIMES, [str(times) for times in TIMES])
             axes.set_xlabel("length, times the trained length")
