@@ -7,9 +7,9 @@ The models: the source; every query times 1.2, nothing learned; and SSMax calibr
 each of several ways: `constant` (a temperature and a gain per head, no ln n), `bias` (b + s ln n, and a gain),
 `temperature` (no gain, no ln n), `gain` (nothing else). A seed has one set of haystacks.
 All models are asked for the same facts in the same texts, with templates, names and words that no calibration uses, and
-predict the same texts of several kinds. Differences are paired, and their intervals resample whole haystacks or
-documents. The measure `far` asks beyond the trained length of the source: YaRN is added to the source and to the models
-of the first seed.
+predict the same texts of several kinds. The measure `words` is a task of lm-evaluation-harness on those texts.
+Differences are paired, and their intervals resample whole haystacks or documents. The measure `far` asks beyond the
+trained length of the source: YaRN is added to the source and to the models of the first seed.
 
 Finished parts are kept in WORK, so the command can be interrupted and repeated.
 """
@@ -23,6 +23,7 @@ from typing import Any
 
 import surgery
 from bench.harness import arguments, report
+from bench.recall_words import write_task
 from surgery.loading import RunOptions
 from surgery.operations.ssmax.calibration import SSMaxCalibrationSettings, calibrate, read_calibration
 
@@ -34,7 +35,7 @@ CALIBRATIONS: dict[str, dict[str, Any]] = {
     "gain": {"form": "none", "outputs": "gain"},
     "anchored": {"form": "anchored", "outputs": "gain", "reference_length": 256},
 }
-MEASURES = ("recall", "loss", "far", "abcdigits", "passkey", "induction")
+MEASURES = ("recall", "loss", "far", "abcdigits", "passkey", "induction", "words")
 DEPTHS = [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
@@ -52,6 +53,7 @@ def calibrated(options: Any, kind: str, seed: int) -> Path:
         print(f"calibrating {output.name}", flush=True)
         began = time.perf_counter()
         settings = {"seed": seed, "rounds": options.rounds, "haystacks": options.calibrate_haystacks}
+        settings |= {"lengths": options.calibrate_lengths, "max_loss_increase": options.max_loss_increase}
         found = calibrate(
             options.model,
             options.train_text,
@@ -133,12 +135,26 @@ def loss_rows(options: Any, models: dict[str, Path]) -> Iterator[dict[str, Any]]
                 yield row | figures(Path(kind).name, total.loss, total.base_loss, total.difference)
 
 
+def word_rows(options: Any, models: dict[str, Path]) -> Iterator[dict[str, Any]]:
+    """Scores of a task of lm-evaluation-harness, minus the source's."""
+    others = {name: model for name, model in models.items() if name != "source"}
+    folder = options.work / "words"
+    part = {"kind": "tasks", "names": [write_task(folder, options.kinds, options.words)], "definitions": str(folder)}
+    for name, own in evaluated(options, others, models["source"], None, part):
+        for score in own.scores:
+            change, base = score.difference, score.base_value
+            row = {"measure": "words", "tokens": None, "model": name, "minus": "source", "figure": score.metric}
+            row |= {"value": score.value, "base": base, "change": score.value - base}
+            yield row | {"low": None if change is None else change.low, "high": None if change is None else change.high}
+
+
 def made(options: Any) -> dict[str, Path]:
-    """The source, the source with every query sharpened, and each calibration with each seed."""
-    models = {
-        "source": options.model,
-        "sharpened": convert(options.model, options.work / "sharpened", form="constant", start={"bias": SHARPENED}),
-    }
+    """The source, the controls, and each calibration with each seed."""
+    models = {"source": options.model}
+    if "sharpened" in options.controls:
+        models["sharpened"] = convert(
+            options.model, options.work / "sharpened", form="constant", start={"bias": SHARPENED}
+        )
     return models | {
         f"{kind}-{seed}": calibrated(options, kind, seed) for seed in options.seeds for kind in options.calibrations
     }
@@ -147,8 +163,8 @@ def made(options: Any) -> dict[str, Path]:
 def measured(options: Any, models: dict[str, Path]) -> Iterator[dict[str, Any]]:
     """The rows of each measure that was asked for, each model minus the source and minus the constants of its seed."""
     for measure in options.measures:
-        if measure == "loss":
-            yield from loss_rows(options, models)
+        if measure in ("loss", "words"):
+            yield from (loss_rows if measure == "loss" else word_rows)(options, models)
             continue
         chosen, lengths = models, options.lengths
         if measure == "far":
@@ -170,8 +186,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the calibrations")
     parser.add_argument("--calibrations", nargs="+", default=["constant", "bias"], choices=list(CALIBRATIONS))
+    parser.add_argument("--controls", nargs="*", default=["sharpened"], choices=["sharpened"])
     parser.add_argument("--rounds", type=int, default=1, help="steps of a calibration")
     parser.add_argument("--calibrate-haystacks", type=int, default=24, help="of each step")
+    parser.add_argument("--calibrate-lengths", type=int, nargs="+", help="tokens; by default the calibration's own")
+    parser.add_argument("--max-loss-increase", type=float, default=0.005, help="that a calibration allows")
     parser.add_argument("--calibrate-dtype", default="bfloat16")
     parser.add_argument("--dtype", default="float32", help="of all measurements")
     parser.add_argument("--measures", nargs="+", default=["recall", "loss"], choices=MEASURES)
@@ -183,6 +202,7 @@ def main() -> None:
     parser.add_argument("--facts", type=int, default=16)
     parser.add_argument("--samples", type=int, default=8, help="prompts for each length and depth of other tasks")
     parser.add_argument("--pages", type=int, default=4)
+    parser.add_argument("--words", type=int, default=150, help="examples of the measure words")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
