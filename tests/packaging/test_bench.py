@@ -30,3 +30,19 @@ def test_the_benchmark_for_gpus_says_that_there_is_none(capsys: pytest.CaptureFi
         main()
     assert stopped.value.code == 2
     assert "torch sees no CUDA device" in capsys.readouterr().err
+
+
+def test_the_last_word_of_an_example_stands_in_its_passage(tmp_path: Path) -> None:
+    import json
+
+    from bench.recall_words import LENGTH, write_task
+
+    names = ["".join(chr(97 + number // 26**place % 26) for place in range(6)) for number in range(1, 400)]
+    paragraphs = [f"At {name} it is so. " + "We go on to the sea. " * 15 + f"Now {name} is far." for name in names]
+    (tmp_path / "text.txt").write_text("\n".join(paragraphs), encoding="utf-8")
+    write_task(tmp_path / "task", [str(tmp_path / "text.txt")], 5)
+    examples = [json.loads(line) for line in (tmp_path / "task" / "last_word.jsonl").read_text().splitlines()]
+    assert len(examples) == 5
+    for example in examples:
+        assert LENGTH - 10 < len(example["text"]) <= LENGTH
+        assert example["word"].isalpha() and example["word"] in example["text"].split()
