@@ -103,7 +103,7 @@ def retrieval_rows(
         part = {"kind": "retrieval", "task": task, "lengths": [length], "depths": DEPTHS, "samples": options.samples}
         if task == "recall":
             part |= {"needles": options.facts, "samples": options.haystacks}
-        text = options.text if task == "recall" else None
+        text = options.text if task == "recall" else ()
         for name, own in evaluated(options, others, models[against], text, part):
             score = own.overall
             row = {"measure": measure, "tokens": length, "model": name, "minus": against}
@@ -140,7 +140,7 @@ def word_rows(options: Any, models: dict[str, Path]) -> Iterator[dict[str, Any]]
     others = {name: model for name, model in models.items() if name != "source"}
     folder = options.work / "words"
     part = {"kind": "tasks", "names": [write_task(folder, options.kinds, options.words)], "definitions": str(folder)}
-    for name, own in evaluated(options, others, models["source"], None, part):
+    for name, own in evaluated(options, others, models["source"], (), part):
         for score in own.scores:
             change, base = score.difference, score.base_value
             row = {"measure": "words", "tokens": None, "model": name, "minus": "source", "figure": score.metric}
