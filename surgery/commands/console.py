@@ -96,16 +96,16 @@ _NOTES = _Notes()
 
 
 def silence_transformers() -> None:
-    """Silence transformers, whose bar for loading weights would disturb the progress bar. Imports torch."""
+    """Silence transformers, whose bars would disturb ours; what :func:`setup` set holds for a later import."""
     if _settings["verbose"]:
         return
-    from transformers.utils import logging
+    # transformers does not reach it
+    standard_logging.getLogger("ContinuousBatchingLogger").setLevel(standard_logging.ERROR)
+    if "transformers" in sys.modules:
+        from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    standard_logging.getLogger("ContinuousBatchingLogger").setLevel(
-        standard_logging.ERROR
-    )  # transformers does not reach it
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
 
 
 def emit(kind: str, payload: dict[str, Any]) -> None:

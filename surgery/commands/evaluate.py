@@ -14,6 +14,7 @@ import typer
 from surgery.commands import completion, console
 from surgery.commands.flags import run_flags, run_options, with_flags
 from surgery.commands.help import CommandHelp, command_app
+from surgery.commands.next_steps import comparison
 from surgery.errors import UsageError
 
 if TYPE_CHECKING:
@@ -79,21 +80,21 @@ def evaluate(
         raise UsageError(
             "no model was given", hint="Run for example `surgery evaluate MODEL --against BASE --text 'texts/**/*.md'`."
         )
-    from surgery.commands.report import write_files
-
     folder = output or Path(f"{Path(model[0]).name or 'model'}-evaluation")
+    options = run_options(run)
+    _check_arguments(model, against, suite, text, length, documents, revision)
     measured: dict[str, Any] = {"against": against, "suite": suite, "length": length, "documents": documents}
     if dry_run:
-        _show_plan(
-            model, folder, results, as_json=as_json, run=run_options(run), text=text, revision=revision, **measured
-        )
+        _show_plan(model, folder, results, as_json=as_json, run=options, text=text, revision=revision, **measured)
         return
     _check_before_measuring(model, folder, events, card=card, force=force)
-    result = _measure(model, folder, results, events, run=run_options(run), text=text, revision=revision, **measured)
+    result = _measure(model, folder, results, events, run=options, text=text, revision=revision, **measured)
     if dtype := run.get("dtype"):
         measured["dtype"] = dtype
     command = _command_line(model, text or [], **measured)
     document = {**result, "provenance": {"command": command, "measured": time.strftime("%Y-%m-%d")}}
+    from surgery.commands.report import write_files
+
     written = write_files(document, folder)
     if card:
         _write_cards(model, result, document["provenance"])
@@ -101,6 +102,38 @@ def evaluate(
         console.emit("evaluation", {**document, "files": written})
         return
     console.show_report(document, folder)
+    if against is not None and suite != "recall":
+        more = comparison(model[0], against)
+        console.next_step(*more[:2], *model, *more[3:], "-o", f"{folder}-recall")
+
+
+def _check_arguments(
+    models: list[str],
+    against: str | None,
+    suite: str,
+    text: list[str] | None,
+    length: int | None,
+    documents: int | None,
+    revision: str | None,
+) -> None:
+    """What can be told before torch is imported: names of suites, texts and models, and numbers.
+
+    Raises:
+        UsageError, CheckpointError: the first that is wrong.
+    """
+    from surgery.checkpoint import open_checkpoint, resolve
+    from surgery.data import read_documents
+    from surgery.schemas.shipped import shipped_file
+
+    for option, value, least in (("length", length, 2), ("documents", documents, 1)):
+        if value is not None and value < least:
+            raise UsageError(f"--{option} {value}: must be at least {least}")
+    if not Path(suite).is_file():
+        shipped_file("suites", suite)
+    if text:
+        read_documents(text)
+    for name, commit in (*((name, revision) for name in models), *([(against, None)] if against else [])):
+        open_checkpoint(resolve(name, commit))
 
 
 def _check_before_measuring(models: list[str], folder: Path, events: Path | None, *, card: bool, force: bool) -> None:

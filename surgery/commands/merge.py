@@ -40,8 +40,12 @@ def merge(
     from surgery.recovery.weight_merge import merge as merge_weights
 
     with console.progress() as bar:
-        bar.add_task("merging and comparing", total=None, rate="")
-        result = merge_weights(model, output=output, base=base, force=force, **run)
+        task = bar.add_task("merging", total=None, rate="")
+
+        def on_progress(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what, rate="")
+
+        result = merge_weights(model, output=output, base=base, force=force, on_progress=on_progress, **run)
     if json_:
         console.emit("merge", result.to_dict())
     else:

@@ -79,6 +79,8 @@ def screen_sweep(
     console.setup(verbose=verbose, quiet=quiet)
     if not text:
         raise UsageError("no text was given to choose on", hint="Give several kinds: --text 'texts/*.txt'.")
+    from surgery.data import read_documents
+
     folder = output or Path(f"{Path(model).name or 'model'}-sweep")
     _check_output(folder, force=force)
     chosen, run_options = calibration_settings(_OPERATION.name, settings, run)
@@ -88,6 +90,7 @@ def screen_sweep(
     if dry_run:
         _show_plan(plan, as_json=as_json)
         return
+    read_documents([*text, *(measure_on or ())])  # a wrong path is told before torch is imported
     console.expect(plan["seconds"], plan["estimate"], "the sweep")
     result = _sweep(
         model,
@@ -172,9 +175,12 @@ def _check_output(folder: Path, *, force: bool) -> None:
         UsageError: the folder holds something else, or a sweep and ``force`` is not given.
     """
     from surgery.checkpoint.disk import check_writable
+    from surgery.checkpoint.names import quote
+    from surgery.checkpoint.output import check_outside_models
 
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file", hint="Give a folder: -o NAME.")
+    check_outside_models(folder, quote(str(folder)))
     check_writable(folder)
     found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if found and _RESULTS not in found:

@@ -10,7 +10,7 @@ import typer
 
 from surgery.colours import STATES
 from surgery.commands import console
-from surgery.commands.flags import run_flags, with_flags
+from surgery.commands.flags import run_flags, run_options, with_flags
 from surgery.commands.help import CommandHelp, command_app
 from surgery.commands.next_steps import comparison, texts_here
 from surgery.errors import ExitCode
@@ -18,6 +18,7 @@ from surgery.errors import ExitCode
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from surgery.loading import RunOptions
     from surgery.verification import Verification, VerificationPlan
 
 
@@ -73,12 +74,13 @@ def verify(
         "length": length,
         "thorough": thorough,
     }
+    options = run_options(run)
     plan = plan_verification(model, with_loss=max_loss_increase is not None, **how)
     if dry_run:
         _show_plan(plan, as_json=as_json)
         return
     console.expect(plan.seconds, plan.estimate, "the verification")
-    result = _verify(model, **how, max_loss_increase=max_loss_increase, text=text or (), run=run)
+    result = _verify(model, **how, max_loss_increase=max_loss_increase, text=text or (), run=options)
     if as_json:
         console.emit("verification", result.to_dict())
     else:
@@ -92,12 +94,11 @@ def verify(
         raise typer.Exit(ExitCode.VERIFICATION_FAILED)
 
 
-def _verify(model: Path, *, run: Mapping[str, Any], **how: Any) -> Verification:
+def _verify(model: Path, *, run: RunOptions, **how: Any) -> Verification:
     """Verify with a progress bar."""
     if not how["files_only"]:
         console.silence_transformers()
     from surgery import verification
-    from surgery.loading import RunOptions
 
     with console.progress() as bar:
         task = bar.add_task("verifying", total=None, rate="")
@@ -105,7 +106,7 @@ def _verify(model: Path, *, run: Mapping[str, Any], **how: Any) -> Verification:
         def on_progress(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
-        return verification.verify(model, run=RunOptions(**run), on_progress=on_progress, **how)
+        return verification.verify(model, run=run, on_progress=on_progress, **how)
 
 
 def _next(result: Verification, model: Path, against: str | None) -> list[str]:

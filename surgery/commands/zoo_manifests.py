@@ -38,6 +38,8 @@ def init(
 
     if to and not models:
         raise UsageError("--to needs MODELS", hint="Name them: surgery zoo init 'models/*' --to NAME.")
+    for model in models or ():
+        _check_sources(model)
     text = EXAMPLE
     if models:
         content = {
@@ -64,6 +66,26 @@ def init(
         return
     console.say(f"wrote {output}")
     console.next_step("surgery", "zoo", "check", str(output))
+
+
+def _check_sources(model: str) -> None:
+    """A zoo converts sources: refuse a folder, or a glob with folders, that was converted already.
+
+    Raises:
+        UsageError: there is one.
+    """
+    import glob
+
+    from surgery.checkpoint.record import PLAN_NAME
+
+    converted = sorted(
+        found for found in glob.glob(str(Path(model).expanduser())) if (Path(found) / PLAN_NAME).is_file()
+    )
+    if converted:
+        raise UsageError(
+            f"{', '.join(converted[:3])}: converted already, and a zoo converts sources",
+            hint="Name the sources alone, or keep converted models in a folder of their own.",
+        )
 
 
 def _from_manifest(model: str, manifest: Path) -> str:

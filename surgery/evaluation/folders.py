@@ -15,6 +15,7 @@ from typing import Any
 from surgery.checkpoint import quote
 from surgery.checkpoint.disk import check_writable
 from surgery.checkpoint.names import quoted_list
+from surgery.checkpoint.output import check_outside_models
 from surgery.errors import UsageError
 from surgery.evaluation.store import FOLDER_NAME
 
@@ -41,6 +42,7 @@ def check_report(folder: Path, *, force: bool = False, beside: Collection[Path] 
     given = quote(str(folder))
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output {given} is a file", hint="Pass a folder.")
+    check_outside_models(folder, given)
     check_writable(folder)
     if not folder.is_dir():
         return

@@ -13,7 +13,7 @@ INTERVAL = Interval(method="percentile bootstrap over documents", level=0.95, sa
 
 
 # An interval from fewer groups is too narrow: it excludes zero by chance more often than its level says.
-FEWEST_FOR_GAIN = 8
+FEWEST_FOR_CLAIM = 8
 
 
 class Resampling:
@@ -63,25 +63,29 @@ def judge(difference: Estimate, margin: float, *, more_is_better: bool = False, 
         difference: model minus base.
         margin: a change that counts as kept.
         more_is_better: whether a rise is a gain.
-        groups: documents that the interval resamples; with fewer than `FEWEST_FOR_GAIN` nothing is gained. A loss
-            needs no such number, so that a warning is not kept back.
+        groups: documents that the interval resamples; with fewer than `FEWEST_FOR_CLAIM` nothing is gained or kept. A
+            loss needs no such number, so that a warning is not kept back.
     """
     if difference.low is None or difference.high is None:
         return "undecided"
+    few = groups is not None and groups < FEWEST_FOR_CLAIM
     if -margin <= difference.low and difference.high <= margin:
-        return "kept"
+        return "undecided" if few else "kept"
     if difference.low <= 0 <= difference.high:
         return "undecided"
     if (difference.low > 0) is not more_is_better:
         return "lost"
-    return "undecided" if groups is not None and groups < FEWEST_FOR_GAIN else "gained"
+    return "undecided" if few else "gained"
 
 
-def why_undecided(difference: Estimate, groups: int, noun: str) -> str:
+def why_undecided(difference: Estimate, groups: int, noun: str, margin: float) -> str:
     """Why a difference with an interval is undecided: the interval includes zero, or it is of too few groups."""
-    if difference.low is None or difference.high is None or difference.low <= 0 <= difference.high:
+    low, high = difference.low, difference.high
+    if low is not None and high is not None and -margin <= low and high <= margin:
+        return f"kept on {groups} {noun}s, not enough to say; measure {FEWEST_FOR_CLAIM} or more."
+    if low is None or high is None or low <= 0 <= high:
         return f"the interval is too wide to decide; measure more {noun}s."
-    return f"gained on {groups} {noun}s, not enough to say; measure {FEWEST_FOR_GAIN} or more."
+    return f"gained on {groups} {noun}s, not enough to say; measure {FEWEST_FOR_CLAIM} or more."
 
 
 def change_in_words(difference: Estimate, interval: Interval = INTERVAL) -> str:

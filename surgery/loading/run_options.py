@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from surgery.errors import UsageError
 
@@ -36,6 +36,13 @@ class RunOptions(BaseModel):
     trust_remote_code: bool = Field(
         default=False, description="Run the code in the folder of the model, for the model or its tokenizer."
     )
+
+    @field_validator("device")
+    @classmethod
+    def _is_device(cls, device: str) -> str:
+        """At once, before anything slow; whether this machine has the device is seen when a model is loaded."""
+        check_device(device)
+        return device
 
 
 def check_device(device: str) -> None:

@@ -15,6 +15,8 @@ from surgery.operations import OPERATIONS
 from surgery.result_table import ResultTable, ShownAsTable
 
 Choice = Literal["default", "if asked", "never"]
+# In tables.
+_SHOWN = {"default": "applies"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Inspection(ShownAsTable):
         rows = tuple(
             (
                 *(layer.index, layer.kind, layer.heads, layer.kv_heads, layer.head_dim, layer.window),
-                *(self.choice(name, layer.index) for name in self.reasons),
+                *(_SHOWN.get(choice := self.choice(name, layer.index), choice) for name in self.reasons),
             )
             for layer in self.layers
         )

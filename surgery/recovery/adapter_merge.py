@@ -18,7 +18,15 @@ from surgery.checkpoint import (
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.operations.parameters import is_operation
 from surgery.recovery.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_RECORD, base_identity
-from surgery.recovery.logit_comparison import MergeResult, compare_logits, logits_of, probe_tokens, tolerance_of
+from surgery.recovery.logit_comparison import (
+    MergeResult,
+    MergeSteps,
+    OnProgress,
+    compare_logits,
+    logits_of,
+    probe_tokens,
+    tolerance_of,
+)
 from surgery.recovery.lora import quiet_peft
 from surgery.recovery.result_folder import Record, changed_tensors, plan_space, write_result
 from surgery.version import __version__
@@ -39,6 +47,7 @@ def merge_adapter(
     base: str | Path | None = None,
     force: bool = False,
     device: str = "auto",
+    on_progress: OnProgress | None = None,
 ) -> MergeResult:
     """Add a LoRA adapter, with the parameters of operations in it, to its base and write a full checkpoint.
 
@@ -48,6 +57,7 @@ def merge_adapter(
         base: folder or hub id; by default the base that the adapter names.
         force: replace an earlier output of this tool.
         device: for the comparison.
+        on_progress: called with finished steps, all steps, and the step that begins.
 
     Raises:
         UsageError: the folder is no adapter, or the base is not found.
@@ -64,22 +74,27 @@ def merge_adapter(
     plan_space(checkpoint, target)
     from surgery.loading import RunOptions, load_model
 
+    step = MergeSteps(on_progress)
+    step("loading the base")
     options = RunOptions(device=device, dtype="float32")
     model = load_model(source.folder, options)
     rows = config.get("trainable_token_indices") or []
     tokens = probe_tokens(
         checkpoint, [row for part in (rows.values() if isinstance(rows, dict) else [rows]) for row in part]
     )
+    step("running it with the adapter, and merging")
     expected, merged, names = _merged(model, folder, tokens)
     tolerance = tolerance_of(checkpoint)
     found: list[float] = []
 
     def verify(staged: Path) -> None:
+        step("running the merged model, to compare")
         again = load_model(staged, options)
         found.append(
             compare_logits(again, tokens, expected, tolerance, "Load the adapter with PEFT on its base instead")
         )
 
+    step("writing")
     write_result(checkpoint, target, changed_tensors(merged, names), _record(folder, names), force=force, verify=verify)
     operations = [name for name in names if is_operation(name)]
     return MergeResult(target, source.name, len(names), len(operations), found[0], tolerance)

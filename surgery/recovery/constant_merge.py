@@ -36,7 +36,15 @@ from surgery.errors import PlanRefusedError
 from surgery.operations import OPERATIONS
 from surgery.operations.base import HeadFactors
 from surgery.operations.parameters import is_operation
-from surgery.recovery.logit_comparison import MergeResult, compare_logits, logits_of, probe_tokens, tolerance_of
+from surgery.recovery.logit_comparison import (
+    MergeResult,
+    MergeSteps,
+    OnProgress,
+    compare_logits,
+    logits_of,
+    probe_tokens,
+    tolerance_of,
+)
 from surgery.recovery.result_folder import plain_name, write_shard
 
 if TYPE_CHECKING:
@@ -53,7 +61,14 @@ class _Factors:
     outputs: torch.Tensor | None = None
 
 
-def merge_constants(folder: Path, *, output: Path, force: bool = False, device: str = "auto") -> MergeResult:
+def merge_constants(
+    folder: Path,
+    *,
+    output: Path,
+    force: bool = False,
+    device: str = "auto",
+    on_progress: OnProgress | None = None,
+) -> MergeResult:
     """Write a converted checkpoint whose learned parameters are constants as a checkpoint of the source's class.
 
     Args:
@@ -61,6 +76,7 @@ def merge_constants(folder: Path, *, output: Path, force: bool = False, device: 
         output: folder for the result, in the dtypes of the source.
         force: replace an earlier output of this tool.
         device: for the comparison.
+        on_progress: called with finished steps, all steps, and the step that begins.
 
     Raises:
         PlanRefusedError: an operation is more than constants, or a projection cannot take them.
@@ -68,7 +84,8 @@ def merge_constants(folder: Path, *, output: Path, force: bool = False, device: 
     """
     checkpoint = open_checkpoint(folder)
     anatomy = read_anatomy(checkpoint)
-    factors = _factors(checkpoint, anatomy)
+    _check_constants(checkpoint, anatomy)
+    step = MergeSteps(on_progress)
     plan = read_plan(folder)
     if is_saved_externally(folder) or plan["source"]["operations"]:
         raise PlanRefusedError(
@@ -76,6 +93,8 @@ def merge_constants(folder: Path, *, output: Path, force: bool = False, device: 
             hint="Merge a folder that `surgery convert` or `surgery finetune` wrote from a plain model.",
         )
     target = check_output(output, force=force, source=folder)
+    step("multiplying the weights")
+    factors = _factors(checkpoint, anatomy)
     changed = {
         name: tensor
         for index, found in factors.items()
@@ -86,12 +105,15 @@ def merge_constants(folder: Path, *, output: Path, force: bool = False, device: 
 
     options = RunOptions(device=device, dtype="float32")
     tokens, tolerance = probe_tokens(checkpoint), tolerance_of(checkpoint)
+    step("running the converted model")
     model = load_model(folder, options)
     if any(one.queries is not None for one in factors.values()):
         _check_norms_without_weights(folder.name, model)
     expected = logits_of(model, tokens)
     with StagedFolder(target, force=force, source=folder) as staged:
+        step("writing")
         _write(checkpoint, plan, changed, staged.path)
+        step("running the merged model, to compare")
         found = compare_logits(load_model(staged.path, options), tokens, expected, tolerance, "Keep the checkpoint")
         staged.commit()
     return MergeResult(target, folder.name, len(changed), 0, found, tolerance)
@@ -104,6 +126,22 @@ def takes_factors(anatomy: Anatomy, factors: HeadFactors) -> bool:
     return (queries or not factors.queries) and bool(anatomy.family.output or not factors.outputs)
 
 
+def _check_constants(checkpoint: Checkpoint, anatomy: Anatomy) -> None:
+    """Refuse what is more than a constant; needs no torch.
+
+    Raises:
+        PlanRefusedError: an operation is.
+    """
+    for options in anatomy.operations:
+        operation = OPERATIONS[str(options["name"])]
+        if not operation.in_config_alone and operation.head_factors(options) is None:
+            kind = options.get("form") or operation.name
+            raise PlanRefusedError(
+                f"{checkpoint.folder.name}: {kind} is more than a constant for each head, so weights cannot hold it",
+                hint="Serve the checkpoint with its code. To merge a LoRA adapter, pass its folder: OUT/adapter.",
+            )
+
+
 def _factors(checkpoint: Checkpoint, anatomy: Anatomy) -> dict[int, _Factors]:
     """The factors of each layer; all operations together."""
     import torch
@@ -114,12 +152,7 @@ def _factors(checkpoint: Checkpoint, anatomy: Anatomy) -> dict[int, _Factors]:
         if operation.in_config_alone:
             continue
         factors = operation.head_factors(options)
-        if factors is None:
-            kind = options.get("form") or operation.name
-            raise PlanRefusedError(
-                f"{checkpoint.folder.name}: {kind} is more than a constant for each head, so weights cannot hold it",
-                hint="Serve the checkpoint with its code. To merge a LoRA adapter, pass its folder: OUT/adapter.",
-            )
+        assert factors is not None, "checked"
         heads = list(options.get("heads") or range(anatomy.heads))
         for index in options["layers"]:
             own, module = found.setdefault(index, _Factors()), f"{anatomy.layers[index].module}.{operation.name}"

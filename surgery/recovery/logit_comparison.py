@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,11 @@ from surgery.result_table import ShownAsRecord
 if TYPE_CHECKING:
     import torch
 
+# Called with finished steps, all steps, and the step that begins, in words.
+OnProgress = Callable[[int, int, str], None]
+
 _PROBE = (2, 48)
+_STEPS = 4
 # Largest relative difference of the logits (root mean square). Rounding weights to bfloat16 costs about 0.5%.
 _TOLERANCE = {"F32": 1e-5, "F16": 2e-2, "BF16": 5e-2}
 
@@ -42,6 +46,19 @@ class MergeResult(ShownAsRecord):
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {**asdict(self), "output": str(self.output)}
+
+
+class MergeSteps:
+    """The steps of a merge, told as each begins."""
+
+    def __init__(self, on_progress: OnProgress | None) -> None:
+        self._tell, self._done = on_progress, 0
+
+    def __call__(self, what: str) -> None:
+        """A step begins."""
+        if self._tell is not None:
+            self._tell(self._done, _STEPS, what)
+        self._done += 1
 
 
 def probe_tokens(checkpoint: Checkpoint, own: Sequence[int] = ()) -> torch.Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from surgery.checkpoint.record import PLAN_NAME
+from surgery.checkpoint import CONFIG_NAME
+from surgery.checkpoint.record import MERGE_NAME, PLAN_NAME
 from surgery.checkpoint.source import check_folder
-from surgery.errors import UsageError
-from surgery.recovery.logit_comparison import MergeResult
+from surgery.errors import PlanRefusedError, UsageError
+from surgery.recovery.adapter import ADAPTER_CONFIG
+from surgery.recovery.logit_comparison import MergeResult, OnProgress
 
 
 def merge(
@@ -17,6 +19,7 @@ def merge(
     base: str | Path | None = None,
     force: bool = False,
     device: str = "auto",
+    on_progress: OnProgress | None = None,
 ) -> MergeResult:
     """Write a full checkpoint in which the weights hold what was learned beside them.
 
@@ -30,6 +33,7 @@ def merge(
         base: of an adapter: folder or hub id; by default the base that the adapter names.
         force: replace an earlier output of this tool.
         device: for the comparison.
+        on_progress: called with finished steps, all steps, and the step that begins, in words.
 
     Raises:
         UsageError: the folder is no adapter, or the base is not found.
@@ -40,11 +44,17 @@ def merge(
     folder = Path(model).expanduser()
     check_folder(folder)
     if not (folder / PLAN_NAME).is_file():
+        if (folder / CONFIG_NAME).is_file() and not (folder / ADAPTER_CONFIG).is_file():
+            made = " (a merge wrote it)" if (folder / MERGE_NAME).is_file() else ""
+            raise PlanRefusedError(
+                f"{folder.name} is a model without an operation or adapter{made}: nothing is there to merge",
+                hint=f"Convert it first: `surgery inspect {model}` says how.",
+            )
         from surgery.recovery.adapter_merge import merge_adapter
 
-        return merge_adapter(folder, output=output, base=base, force=force, device=device)
+        return merge_adapter(folder, output=output, base=base, force=force, device=device, on_progress=on_progress)
     if base is not None:
         raise UsageError("--base is for adapters", hint="Leave it out: a converted checkpoint has its own weights.")
     from surgery.recovery.constant_merge import merge_constants
 
-    return merge_constants(folder, output=Path(output), force=force, device=device)
+    return merge_constants(folder, output=Path(output), force=force, device=device, on_progress=on_progress)

@@ -58,11 +58,18 @@ def keep_it(result: Plain, verdict: Plain) -> str:
         "gained": f"Yes, for texts like these up to {longest} tokens: it gained ({gains}) and lost nothing{lacking}.",
         "lost": f"Not as it is: it lost ({losses}) and gained nothing that was measured{lacking}.",
         "mixed": f"That depends on your use: it gained ({gains}) and lost ({losses}){lacking}.",
-        "kept": f"Only for what else it gives you: up to {longest} tokens it lost nothing and gained nothing{lacking}.",
+        "kept": f"Only for what else it gives you: up to {longest} tokens it lost nothing and gained nothing{lacking}."
+        f"{_more(result)}",
         "no difference": f"Nothing speaks against it, and nothing for it: every number is the base's up to {longest} "
         f"tokens{lacking}.",
-        "undecided": f"That cannot be said yet: measure more texts or prompts{lacking}.",
+        "undecided": f"That cannot be said yet: measure more texts or prompts{lacking}.{_more(result)}",
     }[word]
+
+
+def _more(result: Plain) -> str:
+    """What to run to know more, where facts in long texts were not asked for."""
+    asked = any(section.get("options", {}).get("task") == "recall" for section in result["sections"])
+    return "" if asked else " To know more: surgery evaluate with --suite recall asks for facts in long texts."
 
 
 def rests_on(result: Plain, verdict: Plain) -> list[str]:

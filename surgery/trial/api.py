@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from surgery.errors import UsageError
 from surgery.loading import RunOptions
@@ -11,7 +12,9 @@ from surgery.trial.folder import TrialFolder
 from surgery.trial.plan import TrialPlan, make_plan
 from surgery.trial.preparation import Preparation, prepare
 from surgery.trial.result import TrialResult
-from surgery.trial.run import OnPlan, OnProgress, OnStep, TrialRun
+
+if TYPE_CHECKING:
+    from surgery.trial.run import OnPlan, OnProgress, OnStep
 
 
 def plan_trial(
@@ -72,6 +75,8 @@ def try_model(
     folder = TrialFolder(Path(output) if output is not None else default_output(model))
     folder.check(force=force)
     prepared = _prepared(model, text, length, minutes, revision, run or RunOptions())
+    from surgery.trial.run import TrialRun  # torch, only after the arguments were checked
+
     folder.path.parent.mkdir(parents=True, exist_ok=True)
     folder.lock.acquire()
     try:

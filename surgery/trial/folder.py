@@ -11,6 +11,7 @@ from surgery.checkpoint import load_json, replace_file
 from surgery.checkpoint.disk import check_writable
 from surgery.checkpoint.locks import FileLock
 from surgery.checkpoint.names import quote
+from surgery.checkpoint.output import check_outside_models
 from surgery.errors import UsageError
 from surgery.trial.plan import TrialPlan, read_plan
 
@@ -68,6 +69,7 @@ class TrialFolder:
         given = quote(str(self.path))
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--output {given} is a file", hint="Pass a folder.")
+        check_outside_models(self.path, given)
         check_writable(self.path)
         found = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
         if found and PLAN not in found:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from surgery.evaluation import EvaluationResult, evaluate
 from surgery.evaluation.estimates import Estimate
 from surgery.loading import RunOptions
+
+if TYPE_CHECKING:
+    from surgery.evaluation import EvaluationResult
 from surgery.trial.plan import DEPTHS, TrialPlan, facts_in
 
 OnProgress = Callable[[int, int, str], None]
@@ -103,6 +105,8 @@ def measure(
     def on_event(event: dict[str, Any]) -> None:
         if on_progress is not None and event["event"] == "tokens":
             on_progress(event["done"], event["total"], f"{event['kind']} of {event['model']}")
+
+    from surgery.evaluation import evaluate  # torch
 
     own = [path for name, path in models.items() if name != other]
     found = evaluate(

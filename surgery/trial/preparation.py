@@ -77,7 +77,6 @@ def prepare(
     source = resolve(model, revision)
     checkpoint = open_checkpoint(source)
     anatomy = read_anatomy(checkpoint)
-    run = settled(run, [source.folder])
     if anatomy.operations:
         raise PlanRefusedError(
             f"{source.name} is converted already; a trial begins with a source",
@@ -86,10 +85,11 @@ def prepare(
     tried, refused = _candidates(anatomy)
     _check_length(length, anatomy)
     documents = read_documents(text)
-    tokenizer = load_tokenizer(source.folder, trust_remote_code=run.trust_remote_code)
     allowed = (length,) if length is not None else tuple(one for one in LENGTHS if one <= anatomy.trained_length)
     if not allowed:
         raise UsageError(f"the model was trained at {anatomy.trained_length} tokens; a trial needs {LENGTHS[-1]}")
+    run = settled(run, [source.folder])
+    tokenizer = load_tokenizer(source.folder, trust_remote_code=run.trust_remote_code)
     texts, left_out = count_tokens(documents, tokenizer, max(allowed))
     fitting = tuple(one for one in allowed if missing_text(texts, one) is None)
     if not fitting:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from surgery.evaluation.estimates import Estimate
-from surgery.evaluation.statistics import FEWEST_FOR_GAIN, change_in_words, judge
+from surgery.evaluation.statistics import FEWEST_FOR_CLAIM, change_in_words, judge
 from surgery.trial.measuring import TrialComparison
 from surgery.trial.preparation import Tried
 
@@ -115,7 +115,7 @@ def _memory(tried: Tried, evidence: TrialEvidence) -> TrialFinding:
     )
     if kept > _MOST_CACHE:
         return _no(name, f"saves next to nothing: {numbers}.")
-    if own.loss.groups < FEWEST_FOR_GAIN or own.loss.high is None:
+    if own.loss.groups < FEWEST_FOR_CLAIM or own.loss.high is None:
         return TrialFinding(
             name, False, f"{name}: {own.loss.groups} texts are not enough to say what it costs: {numbers}."
         )

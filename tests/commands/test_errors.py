@@ -102,6 +102,21 @@ CASES: dict[str, Callable[[Path, Path], Case]] = {
         2,
         ["'file', which is a file"],
     ),
+    "output inside another model": lambda model, place: (
+        ["convert", model, "--to", "ssmax", "-o", bare_source(place / "other") / "x"],
+        2,
+        ["lies inside the model folder 'other'"],
+    ),
+    "a report inside a model": lambda model, place: (
+        ["evaluate", model, "--suite", "retrieval", "-o", model / "report"],
+        2,
+        ["lies inside the model folder"],
+    ),
+    "merging a source": lambda model, place: (
+        ["merge", model, "-o", place / "merged"],
+        3,
+        ["a model without an operation or adapter", "Convert it first"],
+    ),
     "nothing can be written": lambda model, place: (
         ["convert", model, "--to", "ssmax", "-o", "/proc/x"],
         2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,11 +72,25 @@ def test_every_exported_function_speaks_so(make_source: Any, tmp_path: Path) -> 
             assert found.__wrapped__ is not None and found.__name__ == name
 
 
+def test_the_parameter_of_a_flag_with_another_name() -> None:
+    with pytest.raises(TypeError, match="Did you mean 'overrides'"):
+        surgery.finetune("tiny", set=["budget.steps=1"])
+    with pytest.raises(TypeError, match="has no parameter 'xyz'\nIts parameters"):
+        surgery.finetune("tiny", xyz=1)
+
+
+def test_help_begins_with_what_there_is() -> None:
+    import pydoc
+
+    first = pydoc.plain(pydoc.render_doc(surgery)).partition("PACKAGE CONTENTS")[0]
+    assert {name for name in surgery._HOMES if name[0].islower()} <= set(re.findall(r"\w+", first))
+
+
 def test_a_result_is_a_table(make_source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inspection = surgery.inspect(make_source("llama"))
     frame = inspection.to_frame()
-    assert list(frame["layer"]) == [0, 1, 2] and list(frame["ssmax"]) == ["default"] * 3
-    assert str(inspection).count("default") == inspection._repr_html_().count("<td>default</td>") == 9
+    assert list(frame["layer"]) == [0, 1, 2] and list(frame["ssmax"]) == ["applies"] * 3
+    assert str(inspection).count("applies") == inspection._repr_html_().count("<td>applies</td>") == 9
     converted = surgery.convert(make_source("llama"), output=tmp_path / "out")
     assert "form anchored" in str(converted) and "<table>" in converted._repr_html_()
     monkeypatch.setitem(sys.modules, "pandas", None)

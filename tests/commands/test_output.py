@@ -249,6 +249,41 @@ def test_fast_commands_leave_heavy_libraries_alone(model: Path, tmp_path: Path) 
     assert (tmp_path / "back").is_dir()
 
 
+WRONG: dict[str, tuple[list[str], int]] = {
+    "a base that is not there": (["evaluate", "MODEL", "--text", "TEXT", "--against", "NOWHERE"], 2),
+    "no such suite": (["evaluate", "MODEL", "--text", "TEXT", "--suite", "nowhere"], 2),
+    "no such text": (["evaluate", "MODEL", "--text", "NOWHERE"], 2),
+    "a number": (["evaluate", "MODEL", "--text", "TEXT", "--length", "1"], 2),
+    "a device": (["evaluate", "MODEL", "--text", "TEXT", "--device", "foo"], 2),
+    "a trial without texts": (["try", "MODEL"], 2),
+    "a trial on no such text": (["try", "MODEL", "--text", "NOWHERE"], 2),
+    "a trial of what is converted": (["try", "OUT", "--text", "TEXT"], 3),
+    "verifying a source": (["verify", "MODEL"], 3),
+    "a device of verify": (["verify", "OUT", "--device", "foo"], 2),
+    "merging a source": (["merge", "MODEL", "-o", "NEW"], 3),
+    "merging what is no constant": (["merge", "OUT", "-o", "NEW"], 3),
+    "a sweep on no such text": (["screen-sweep", "MODEL", "--text", "NOWHERE"], 2),
+}
+
+
+def test_what_is_wrong_is_told_before_heavy_libraries_are_imported(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("words " * 100)
+    places = {name: str(tmp_path / name.lower()) for name in ("OUT", "NEW", "NOWHERE")}
+    places |= {"MODEL": str(model), "TEXT": str(tmp_path / "words.txt")}
+    convert(model, output=tmp_path / "out")
+    calls = [[places.get(argument, argument) for argument in arguments] for arguments, _ in WRONG.values()]
+    process = subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps(calls), json.dumps(HEAVY)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        cwd=tmp_path,
+    )
+    lines = [line for line in process.stderr.splitlines() if line.startswith("[")]
+    assert dict(zip(WRONG, lines, strict=True)) == {name: f"[{code}, []]" for name, (_, code) in WRONG.items()}
+
+
 def test_version_and_help(surgery: Any) -> None:
     assert surgery("--version").out == f"surgery {package.__version__}\n"
     for command in ("inspect", "convert", "verify", "revert"):

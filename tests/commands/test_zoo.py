@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from surgery.conversion import convert
 from surgery.reporting.zoo import render_zoo_page
 from surgery.zoo.manifest import EXAMPLE, Manifest
 from surgery.zoo.run import run_zoo
@@ -80,6 +81,10 @@ def test_a_manifest_is_written_and_checked(surgery: Any, tmp_path: Path, monkeyp
     wrong = surgery("zoo", "check", "zoo.yaml", "--json")
     assert wrong.code == 2 and not wrong.document()["valid"]
     assert wrong.document()["problems"][0]["line"] == 1 and "path" in wrong.err
+    convert("models/one", output="models/done")
+    for given in ("models/*", "models/done"):
+        refused = surgery("zoo", "init", given, "-o", "third.yaml")
+        assert refused.code == 2 and "models/done: converted already" in refused.err and not Path("third.yaml").exists()
     schema = surgery("zoo", "schema").document()
     assert set(schema["properties"]) == set(Manifest.model_fields) and schema["additionalProperties"] is False
 

@@ -96,8 +96,8 @@ def test_what_rounds_to_zero_has_no_sign() -> None:
 
 
 def test_differences_that_cancel_are_not_no_difference() -> None:
-    base = [np.ones(4), np.ones(4)]
-    model = [np.array([1.5, 0.5, 1.0, 1.0])] * 2
+    base = [np.ones(4)] * 8
+    model = [np.array([1.5, 0.5, 1.0, 1.0])] * 8
     assert Sample(model, base).bucket(1, 4, MARGIN).verdict == "kept"
 
 
@@ -109,6 +109,15 @@ def test_a_gain_needs_enough_documents_and_a_loss_does_not(documents: int) -> No
     assert better.verdict == ("gained" if documents == 8 else "undecided")
     assert ("gained on 4 documents, not enough to say" in said) is (documents == 4)
     assert Sample([losses + 0.1 for losses in base], base).bucket(1, 49, MARGIN).verdict == "lost"
+
+
+@pytest.mark.parametrize("documents", [4, 8])
+def test_kept_needs_enough_documents_too(documents: int) -> None:
+    base = _losses(documents, 50)
+    same = Sample([losses + 1e-4 for losses in base], base).bucket(1, 49, MARGIN)
+    said = conclude("loss", same, [same], MARGIN).sentence
+    assert same.verdict == ("kept" if documents == 8 else "undecided")
+    assert ("kept on 4 documents, not enough to say; measure 8 or more" in said) is (documents == 4)
 
 
 def test_one_sequence_decides_nothing() -> None:

@@ -102,7 +102,7 @@ def conclude(measure: str, overall: Bucket, buckets: Sequence[Bucket], margin: f
         "kept": f", within the margin of ±{margin:g} that counts as kept.",
         "lost": ": the model predicts worse than its base.",
         "gained": ": the model predicts better than its base.",
-        "undecided": f": {why_undecided(overall.difference, overall.documents, 'document')}",
+        "undecided": f": {why_undecided(overall.difference, overall.documents, 'document', margin)}",
     }[overall.verdict]
     for word in ("lost", "gained"):
         ranges = [f"{bucket.first} to {bucket.last}" for bucket in buckets if bucket.verdict == word]

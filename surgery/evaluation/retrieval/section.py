@@ -11,7 +11,7 @@ import numpy as np
 from surgery.evaluation.estimates import Estimate, Finding, Word
 from surgery.evaluation.measure import Measurement
 from surgery.evaluation.retrieval.result import Grid, RetrievalResult, RetrievalSection, Score
-from surgery.evaluation.statistics import Resampling, change_in_words, judge
+from surgery.evaluation.statistics import Resampling, change_in_words, judge, why_undecided
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -75,7 +75,9 @@ def _result(number: int, own: Measurement, base: Measurement | None) -> Retrieva
         base_exact=grid(reference, "exact"),
         base_right=grid(reference, "right"),
         base_loss=grid(reference, "loss"),
-        finding=_finding(TITLES[part["task"]], overall, margin) if base is not None else None,
+        finding=_finding(TITLES[part["task"]], overall, len({row["group"] for row in rows}), margin)
+        if base is not None
+        else None,
     )
 
 
@@ -114,7 +116,7 @@ def _score(length: int | None, rows: Rows, reference: Rows | None, margin: float
     difference = change("right")
     same = all(own["right"] == other["right"] and own["loss"] == other["loss"] for own, other in pairs)
     none = not any(row["right"] for row in (*rows, *reference))
-    word: Word = "undecided" if none else judge(difference, margin, more_is_better=True)
+    word: Word = "undecided" if none else judge(difference, margin, more_is_better=True, groups=resampling.size)
     return replace(
         score,
         base_exact=mean(reference, "exact"),
@@ -127,7 +129,7 @@ def _score(length: int | None, rows: Rows, reference: Rows | None, margin: float
     )
 
 
-def _finding(title: str, overall: Score, margin: float) -> Finding:
+def _finding(title: str, overall: Score, groups: int, margin: float) -> Finding:
     assert overall.difference is not None and overall.verdict is not None
     assert overall.base_right is not None and overall.base_exact is not None
     assert overall.base_log_probability is not None and overall.log_probability_difference is not None
@@ -150,6 +152,6 @@ def _finding(title: str, overall: Score, margin: float) -> Finding:
     )
     sentence += {
         "kept": f" This is within the margin of ±{margin:g} that counts as kept.",
-        "undecided": " The interval is too wide to decide; measure more prompts.",
+        "undecided": f" Undecided: {why_undecided(overall.difference, groups, 'prompt', margin)}",
     }.get(overall.verdict, "")
     return Finding(title, overall.verdict, sentence)

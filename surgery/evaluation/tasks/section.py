@@ -8,7 +8,7 @@ import numpy as np
 
 from surgery.evaluation.estimates import Estimate, Finding, Word
 from surgery.evaluation.measure import Measurement
-from surgery.evaluation.statistics import Resampling, change_in_words, judge
+from surgery.evaluation.statistics import Resampling, change_in_words, judge, why_undecided
 from surgery.evaluation.tasks.result import TaskScore, TasksResult, TasksSection
 
 
@@ -73,7 +73,7 @@ def _paired(
     difference = Resampling(range(len(names))).mean(changes, np.ones(len(names)))
     if not changes.any():
         return difference, "no difference"
-    return difference, judge(difference, margin, more_is_better=not lower_is_better)
+    return difference, judge(difference, margin, more_is_better=not lower_is_better, groups=len(names))
 
 
 def _finding(leading: Sequence[tuple[dict[str, float], dict[str, float]]], margin: float) -> Finding:
@@ -87,6 +87,6 @@ def _finding(leading: Sequence[tuple[dict[str, float], dict[str, float]]], margi
     sentence = f"The first score of each task changed by {change_in_words(difference)} over {len(own)} examples."
     sentence += {
         "kept": f" This is within the margin of ±{margin:g} that counts as kept.",
-        "undecided": " The interval is too wide to decide; measure more examples.",
+        "undecided": f" Undecided: {why_undecided(difference, len(own), 'example', margin)}",
     }.get(word, "")
     return Finding(title, word, sentence)
