@@ -185,7 +185,7 @@ def _show_result(
         if prepared.calibration is not None:
             print_calibration(prepared.calibration)
     how = ", ".join(sorted(set(result.placed.values())))
-    console.say(f"wrote {result.output} ({len(result.placed)} shard(s) {how})")
+    console.say(f"wrote {console.near(str(result.output))} ({len(result.placed)} shard(s) {how})")
     if pushed is not None:
         print_pushed(pushed.url, pushed.private)
     console.next_step("surgery", "verify", str(result.output), "--against", model)
@@ -206,7 +206,7 @@ def _plan_rows(plan: Plan, target: Path) -> list[tuple[str, str]]:
 
     rows = [
         ("source", f"{plan.source['name']} ({plan.source['model_type']})"),
-        ("output", f"{target} ({plan.model_type})"),
+        ("output", f"{console.near(str(target))} ({plan.model_type})"),
     ]
     for options in plan.operations:
         heads = options.get("heads")

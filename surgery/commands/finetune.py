@@ -287,7 +287,7 @@ def _result_table(result: FinetuneResult) -> Table:
     if result.rejected_before is not None and result.rejected_after is not None:
         table.add_row("keys rejected", f"{result.rejected_before:.1%} -> {result.rejected_after:.1%}, held-out text")
     table.add_row("steps", f"{result.steps:,}, {result.tokens:,} tokens, {result.seconds:,.1f} s")
-    table.add_row("output", str(result.output))
+    table.add_row("output", console.near(str(result.output)))
     table.add_row("record", "surgery/history.json, recipe.yaml, log.jsonl, training.png in it")
     return table
 

@@ -51,8 +51,8 @@ def merge(
     else:
         own = f", {result.operation_tensors} of them the operation's" if result.operation_tensors else ""
         console.out.print(
-            f"wrote {result.output}: {result.changed_tensors} tensors changed{own}; logits differ from the unmerged "
-            f"model by {result.logit_difference:.1e} (allowed {result.tolerance:.0e})",
+            f"wrote {console.near(str(result.output))}: {result.changed_tensors} tensors changed{own}; logits differ "
+            f"from the unmerged model by {result.logit_difference:.1e} (allowed {result.tolerance:.0e})",
             markup=False,
             soft_wrap=True,
         )

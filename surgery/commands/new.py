@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,7 @@ import typer
 from surgery.commands import console
 from surgery.commands.flags import flags_of, with_flags
 from surgery.commands.help import SETTINGS, CommandHelp, GroupHelp
-from surgery.commands.next_steps import texts_here
+from surgery.commands.next_steps import TEXTS, texts_here
 from surgery.models import ARCHITECTURES, Architecture
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 
 _VOCABULARY = "Vocabulary"
+# Documents of which a share of a fiftieth, drawn by their hashes, is not empty.
+_MANY = 500
 
 _Output = Annotated[Path, typer.Option("--output", "-o", help="Output folder.")]
 _Tokenizer = Annotated[
@@ -104,22 +106,34 @@ def _make(
     from surgery.models import new
 
     console.silence_transformers()
-    made = new(name, output, **vocabulary, force=force, **options)
+    with console.progress() as bar:
+        bar.add_task("making the tokenizer and random weights", total=None, rate="")
+        made = new(name, output, **vocabulary, force=force, **options)
     if as_json:
         console.emit("new", made.to_dict())
         return
     if not quiet:
         _print(made.plan, made.output)
-    console.say(f"wrote {made.output}")
+    console.say(f"wrote {console.near(str(made.output))}")
     recipe = ("surgery", "finetune", f"{name}-pretrain", "--set", f"model={output}")
     texts = vocabulary["train_tokenizer"]
     known = f"[{', '.join(texts)}]" if len(texts) > 1 else texts[0] if texts else texts_here()
-    console.next_step(*recipe, "--set", f"data.text={known}", "--set", f"output={output}-trained")
+    given = [f"data.text={known}", f"data.sequence_length={made.plan.options['length']}", *_split(known, texts)]
+    console.next_step(*recipe, *(word for one in (*given, f"output={output}-trained") for word in ("--set", one)))
+
+
+def _split(known: str, texts: Sequence[str]) -> list[str]:
+    """The recipe holds out a small share of a stream of documents, which has none of it if the documents are few."""
+    from surgery.data.documents import match_files
+
+    if known == TEXTS or sum(len(match_files(one)) for one in texts or [known]) >= _MANY:
+        return []
+    return ["data.streaming=false", "data.held_out=0.1"]
 
 
 def _print(plan: NewPlan, output: Path) -> None:
     rows = {
-        "output": f"{output} ({plan.architecture})",
+        "output": f"{console.near(str(output))} ({plan.architecture})",
         "vocabulary": plan.vocabulary,
         **plan.sizes,
         "parameters": f"{plan.parameters:,}, random with seed {plan.options['seed']}",

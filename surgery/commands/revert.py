@@ -47,7 +47,9 @@ def revert(
         console.emit("revert", result.to_dict())
     else:
         how = ", ".join(sorted(set(result.placed.values())))
-        written = f"wrote {result.output} ({result.files} files, {len(result.placed)} shard(s) {how})"
+        written = (
+            f"wrote {console.near(str(result.output))} ({result.files} files, {len(result.placed)} shard(s) {how})"
+        )
         console.say(written)
         console.say(_compared(result))
         console.next_step("surgery", "inspect", str(result.output))

@@ -79,10 +79,8 @@ def screen_sweep(
     console.setup(verbose=verbose, quiet=quiet)
     if not text:
         raise UsageError("no text was given to choose on", hint="Give several kinds: --text 'texts/*.txt'.")
-    from surgery.data import read_documents
-
     folder = output or Path(f"{Path(model).name or 'model'}-sweep")
-    _check_output(folder, force=force)
+    _check_before_work(folder, [*text, *(measure_on or ())], force=force)
     chosen, run_options = calibration_settings(_OPERATION.name, settings, run)
     allowed = None if allow is None else _losses(allow)
     choices = len(set(allowed or _OPERATION.swept))
@@ -90,7 +88,6 @@ def screen_sweep(
     if dry_run:
         _show_plan(plan, as_json=as_json)
         return
-    read_documents([*text, *(measure_on or ())])  # a wrong path is told before torch is imported
     console.expect(plan["seconds"], plan["estimate"], "the sweep")
     result = _sweep(
         model,
@@ -168,16 +165,18 @@ def _sweep(model: str, text: list[str], **settings: Any) -> Sweep:
         return sweep(model, text, on_progress=on_progress, **settings)
 
 
-def _check_output(folder: Path, *, force: bool) -> None:
-    """Before anything is measured: a sweep goes into a new folder, or in place of an earlier one.
+def _check_before_work(folder: Path, texts: list[str], *, force: bool) -> None:
+    """Before torch is imported: texts are there, and a sweep goes into a new folder, or in place of an earlier one.
 
     Raises:
-        UsageError: the folder holds something else, or a sweep and ``force`` is not given.
+        UsageError: a text is missing, or the folder holds something else, or a sweep and ``force`` is not given.
     """
     from surgery.checkpoint.disk import check_writable
     from surgery.checkpoint.names import quote
     from surgery.checkpoint.output import check_outside_models
+    from surgery.data import read_documents
 
+    read_documents(texts)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file", hint="Give a folder: -o NAME.")
     check_outside_models(folder, quote(str(folder)))

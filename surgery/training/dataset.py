@@ -239,8 +239,8 @@ class _Reading:
             held += islice(mine, max(1, wanted // len(self.readers)))
         if not held:
             raise UsageError(
-                f"data.held_out {share:g} holds out none of the first documents",
-                hint="Hold out a larger share, or files.",
+                f"data.held_out {share:g}: none of the documents that were read falls into this share",
+                hint="Set data.streaming to false, which splits all documents; or hold out a larger share, or files.",
             )
         return held
 

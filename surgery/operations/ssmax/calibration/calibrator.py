@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from surgery.errors import NoChoiceError
-from surgery.operations.ssmax.calibration.results import LayerNumbers, Round, StepTrial
+from surgery.operations.ssmax.calibration.results import HeldOutFindings, LayerNumbers, Round, StepTrial, worst_change
 from surgery.operations.ssmax.calibration.step import Evidence, bounded, form_columns
 from surgery.operations.ssmax.calibration_settings import GRADIENT_COST, TRIALS, SSMaxCalibrationSettings
 from surgery.operations.ssmax.options import SSMaxOptions
@@ -17,7 +17,7 @@ from surgery.operations.ssmax.options import SSMaxOptions
 if TYPE_CHECKING:
     from surgery.evaluation.retrieval.probes import ProbeSet
     from surgery.operations.ssmax.calibration.gradients import Array, RowGradients
-    from surgery.operations.ssmax.calibration.guard import HeldOutFindings, HeldOutGuard
+    from surgery.operations.ssmax.calibration.guard import HeldOutGuard
     from surgery.operations.ssmax.calibration.store import GradientStore
 
 OnProgress = Callable[[int, int, str], None]
@@ -128,9 +128,9 @@ class StepCalibrator:
             step, promised = evidence.step(allowed)
             numbers = bounded(before, before + step, self.longest)
             measured = self._try(numbers, allowed, promised, guard)
-            if measured.worst <= bound and (best is None or measured.recall.calibrated > best[1].recall.calibrated):
+            if measured is not None and (best is None or measured.recall.calibrated > best[1].recall.calibrated):
                 best = numbers, measured
-            if ENOUGH * bound <= measured.worst <= bound:
+            if ENOUGH * bound <= self.trials[-1].worst <= bound:
                 self.total -= (TRIALS - len(self.trials)) * guard.tokens
                 break
             allowed = next_allowance(self.trials, bound)
@@ -140,7 +140,7 @@ class StepCalibrator:
             smaller = self.source + (numbers - self.source) / 2**halving
             self.total += guard.tokens
             measured = self._try(smaller, allowed, promised, guard)
-            best = (smaller, measured) if measured.worst <= bound else None
+            best = None if measured is None else (smaller, measured)
         if best is None:
             raise NoChoiceError(
                 f"no choice keeps the loss on held-out text within {bound:+g}: after {len(self.trials)} trials "
@@ -157,13 +157,20 @@ class StepCalibrator:
             )
         return best
 
-    def _try(self, numbers: Array, allowed: float, promised: float, guard: HeldOutGuard) -> HeldOutFindings:
+    def _try(self, numbers: Array, allowed: float, promised: float, guard: HeldOutGuard) -> HeldOutFindings | None:
+        """What the guard finds; None where the loss rises too much, so that the answers decide nothing."""
         from surgery.operations.ssmax.calibration.gradients import set_numbers
 
         set_numbers(self.model, numbers)
-        measured = guard.measure()
-        self.trials.append(StepTrial(allowed, promised, measured.worst, measured.recall.calibrated))
-        return measured
+        passages = guard.measure_loss()
+        worst = worst_change(passages)
+        if worst > self.settings.max_loss_increase:
+            self.total -= guard.answer_tokens
+            self.trials.append(StepTrial(allowed, promised, worst, None))
+            return None
+        recall = guard.measure_answers()
+        self.trials.append(StepTrial(allowed, promised, worst, recall.calibrated))
+        return HeldOutFindings(passages, recall)
 
     def report(self, tokens: int, what: str) -> None:
         """Add finished work, in tokens of a forward pass, and report the progress."""

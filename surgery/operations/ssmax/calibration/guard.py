@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from statistics import fmean
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,22 +20,9 @@ from surgery.operations.ssmax.calibration.gradients import ssmax_modules
 from surgery.operations.ssmax.calibration.results import HeldOutPassage, Recall
 
 OnTokens = Callable[[int, str], None]
+_WITHOUT, _WITH = "held-out text without SSMax", "held-out text with SSMax"
 # Tokens per pass over a haystack.
 _CHUNK = 4096
-
-
-@dataclass(frozen=True)
-class HeldOutFindings:
-    """What the guard found with one choice of numbers."""
-
-    passages: tuple[HeldOutPassage, ...]
-    recall: Recall
-
-    @property
-    def worst(self) -> float:
-        """Largest mean rise of the loss over the passages of one length, in nats per token."""
-        lengths = {passage.tokens for passage in self.passages}
-        return max(fmean(one.change for one in self.passages if one.tokens == tokens) for tokens in lengths)
 
 
 class HeldOutGuard:
@@ -56,49 +42,66 @@ class HeldOutGuard:
         self._source: tuple[list[float], list[tuple[float, float]]] | None = None
 
     @property
+    def answer_tokens(self) -> int:
+        """Tokens of the haystacks in one measurement."""
+        return sum(one.tokens for one in self._haystacks)
+
+    @property
     def tokens(self) -> int:
         """Tokens of one measurement."""
         return sum(len(passage.tokens) for passage in self._passages) + sum(one.tokens for one in self._haystacks)
 
-    def measure(self) -> HeldOutFindings:
-        """The passages and the answers with the model's present numbers, and with SSMax off."""
+    def measure_loss(self) -> tuple[HeldOutPassage, ...]:
+        """The passages with the model's present numbers, and with SSMax off."""
         if self._source is None:
-            self._source = self._both(off=True)
-        (losses, answers), (own_losses, own_answers) = self._source, self._both(off=False)
-        passages = tuple(
+            with self._switched(off=True):
+                self._source = self._losses(_WITHOUT), self._all_answers(_WITHOUT)
+        return tuple(
             HeldOutPassage(passage.document, len(passage.tokens), before, after)
-            for passage, before, after in zip(self._passages, losses, own_losses, strict=True)
+            for passage, before, after in zip(self._passages, self._source[0], self._losses(_WITH), strict=True)
         )
+
+    def measure_answers(self) -> Recall:
+        """The answers with the model's present numbers, and with SSMax off; after :meth:`measure_loss`."""
+        assert self._source is not None
+        answers, own_answers = self._source[1], self._all_answers(_WITH)
         change = self._change([own[0] - source[0] for source, own in zip(answers, own_answers, strict=True)])
-        recall = Recall(
+        return Recall(
             len(self._haystacks), len(answers), *_means(answers), *_means(own_answers), change.low, change.high
         )
-        return HeldOutFindings(passages, recall)
 
     def _change(self, changes: Sequence[float]) -> Estimate:
         """The mean change of an answer's log-probability."""
         owners = [number for number, haystack in enumerate(self._haystacks) for _ in haystack.probes]
         return Resampling(owners).mean(np.array(changes), np.ones(len(changes)))
 
-    def _both(self, *, off: bool) -> tuple[list[float], list[tuple[float, float]]]:
-        """Loss of each passage; log-probability and right or not of each answer."""
-        what = "held-out text without SSMax" if off else "held-out text with SSMax"
+    @contextmanager
+    def _switched(self, *, off: bool) -> Iterator[None]:
         modules = ssmax_modules(self._model)
-        losses, answers = [], []
         for module in modules:
             module.enabled = not off
         try:
-            for passage in self._passages:
-                tokens = torch.tensor([passage.tokens], device=self._model.device)
-                losses.append(float(token_losses(self._model, tokens).double().mean()))
-                self._on_tokens(len(passage.tokens), what)
-            for haystack in self._haystacks:
-                answers += self._answers(haystack)
-                self._on_tokens(haystack.tokens, what)
+            yield
         finally:
             for module in modules:
                 module.enabled = True
-        return losses, answers
+
+    def _losses(self, what: str) -> list[float]:
+        """Of each passage."""
+        losses = []
+        for passage in self._passages:
+            tokens = torch.tensor([passage.tokens], device=self._model.device)
+            losses.append(float(token_losses(self._model, tokens).double().mean()))
+            self._on_tokens(len(passage.tokens), what)
+        return losses
+
+    def _all_answers(self, what: str) -> list[tuple[float, float]]:
+        """Log-probability and right or not of each answer."""
+        answers = []
+        for haystack in self._haystacks:
+            answers += self._answers(haystack)
+            self._on_tokens(haystack.tokens, what)
+        return answers
 
     def _answers(self, haystack: ProbeSet) -> list[tuple[float, float]]:
         """Log-probability of each answer, and 1 where each of its tokens is the likeliest."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from surgery.checkpoint import load_json, sha256_json
@@ -38,6 +39,12 @@ class HeldOutPassage:
         return self.calibrated - self.loss
 
 
+def worst_change(passages: Sequence[HeldOutPassage]) -> float:
+    """Largest mean rise of the loss over the passages of one length, in nats per token."""
+    lengths = {passage.tokens for passage in passages}
+    return max(fmean(one.change for one in passages if one.tokens == tokens) for tokens in lengths)
+
+
 @dataclass(frozen=True)
 class Recall:
     """Answers to questions about facts hidden in held-out text, with SSMax off and on.
@@ -66,6 +73,14 @@ class Recall:
 
 
 @dataclass(frozen=True)
+class HeldOutFindings:
+    """What the guard found with one choice of numbers."""
+
+    passages: tuple[HeldOutPassage, ...]
+    recall: Recall
+
+
+@dataclass(frozen=True)
 class Round:
     """One step: the loss of the answers to its haystacks before it, and the gain that it promised, in nats."""
 
@@ -84,13 +99,14 @@ class StepTrial:
         allowed: rise of the loss of text that the step may promise, in nats per token.
         promised: gain in nats per answer.
         worst: largest mean rise of the loss over the held-out passages of one length.
-        log_probability: mean log-probability of a held-out answer.
+        log_probability: mean log-probability of a held-out answer; None where the loss rises too much, so that the
+            answers were not asked for.
     """
 
     allowed: float
     promised: float
     worst: float
-    log_probability: float
+    log_probability: float | None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from surgery.operations.ssmax.calibration import (
     gradients,
     read_calibration,
 )
-from surgery.operations.ssmax.calibration.guard import HeldOutFindings, HeldOutGuard
+from surgery.operations.ssmax.calibration.guard import HeldOutGuard
 from surgery.operations.ssmax.calibration.results import HeldOutPassage, Recall, StepTrial
 from surgery.operations.ssmax.calibration.texts import divide_texts, draw_haystacks
 from surgery.operations.tried import QUESTION_TOKENS
@@ -159,14 +159,20 @@ def test_held_out_text_is_not_observed_and_measuring_templates_are_not_used(sour
 class _Known(HeldOutGuard):
     """A guard whose loss rises with the square of the numbers' distance from 1, and whose answers with the distance."""
 
-    def measure(self) -> HeldOutFindings:
+    def measure_loss(self) -> tuple[HeldOutPassage, ...]:
+        return (HeldOutPassage("a", 8, 1.0, 1.0 + self.price * self._moved() ** 2),)
+
+    def measure_answers(self) -> Recall:
+        _Known.asked += 1
+        moved = self._moved()
+        return Recall(2, 2, -5.0, 0.0, -5.0 + self.gain * moved, 0.0, self.gain * moved - self.width, 1e3)
+
+    def _moved(self) -> float:
         module = next(one for one in self._model.modules() if hasattr(one, "bias") and hasattr(one, "scale"))
-        moved = float((module.bias - 1).abs().sum())
-        passage = HeldOutPassage("a", 8, 1.0, 1.0 + self.price * moved**2)
-        recall = Recall(2, 2, -5.0, 0.0, -5.0 + self.gain * moved, 0.0, self.gain * moved - self.width, 1e3)
-        return HeldOutFindings((passage,), recall)
+        return float((module.bias - 1).abs().sum())
 
     price, gain, width = 0.0, 1.0, 0.0
+    asked = 0
 
 
 @pytest.mark.parametrize(
@@ -196,11 +202,13 @@ def test_the_last_step_is_as_long_as_the_loss_allows(
         with pytest.raises(SurgeryError, match=error):
             calibrate(source, [texts], options=temperatures, settings=SETTINGS)
         return
+    monkeypatch.setattr(_Known, "asked", 0)
     found = calibrate(source, [texts], options=temperatures, settings=SETTINGS)
     assert 1 < len(found.trials) <= calibrator.TRIALS
     holding = [trial for trial in found.trials if trial.worst <= SETTINGS.max_loss_increase]
     assert holding and found.recall.calibrated == max(trial.log_probability for trial in holding)
     assert max(trial.worst for trial in holding) >= 0.75 * SETTINGS.max_loss_increase
+    assert _Known.asked == len(holding), "a trial that costs too much decides nothing by its answers"
 
 
 @pytest.mark.parametrize(
