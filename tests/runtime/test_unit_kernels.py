@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 from surgery.loading.caches import new_cache, with_cache
-from surgery.operations.screening.modeling import Screening, block_masks
+from surgery.operations.screening.modeling import Screening, acceptance, block_masks
 from surgery.operations.screening.modeling import flex as screened_flex
 from surgery.runtime import VISIBLE_KEYS, operated_attention
 from tests.runtime.test_family_matrix import BOUND, load, tokens
@@ -196,6 +196,101 @@ def test_gradients_with_flex_are_those_of_the_reference(form: str, learned: bool
     assert all(one.abs().max() > 0 for one in found[0][1:4])
     for a, b in zip(*found, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+GRADIENT_CASES = {**CASES, "whole": (300, 300, None), "one query": (1, 300, None)}
+
+
+def with_gradients(name: str, module: Any, case: str, counting: bool = False) -> dict[str, torch.Tensor]:
+    """The output, the counted keys, and the gradient of query, key, value and each learned number."""
+    queries, keys, located = GRADIENT_CASES[case]
+    allowed, n = causal(queries, keys) if located is None else located
+    mask: Any = allowed[:, None]
+    if name == "flex_attention":
+        mask = create_block_mask(lambda b, h, i, j: allowed[b, i, j], len(allowed), None, queries, keys, device="cpu")
+    elif located is None and name == "sdpa":
+        mask = None
+    generator = torch.Generator().manual_seed(2)
+    shapes = (
+        (len(allowed), heads, length, SIZE) for heads, length in ((HEADS, queries), (GROUPS, keys), (GROUPS, keys))
+    )
+    tensors = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
+    counted: list[tuple[torch.Tensor, int]] = []
+    module.screening.counter = (lambda *given: counted.append(given)) if counting else None
+    module.zero_grad()
+    backend = {"eager": eager_attention_forward, "flex_attention": flex_attention}.get(name, sdpa_attention_forward)
+    given = {VISIBLE_KEYS: n, "scaling": SCALE}
+    output = operated_attention(name, backend, eager_attention_forward, module, *tensors, mask, **given)[0]
+    loss = (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum()
+    found = {"output": output.detach()}
+    if counting:
+        found["rejected"] = rejected = torch.stack([one for one, _ in counted]).sum(0)
+        found["keys"] = torch.tensor(sum(number for _, number in counted))
+        loss = loss + (rejected * torch.linspace(0.01, 0.03, HEADS)).sum()
+    loss.backward()
+    named = {**dict(zip(("query", "key", "value"), tensors, strict=True)), **dict(module.named_parameters())}
+    return found | {f"of {name}": one.grad for name, one in named.items() if one.grad is not None}
+
+
+@pytest.mark.parametrize("counting", [False, True])
+@pytest.mark.parametrize("case", GRADIENT_CASES)
+@pytest.mark.parametrize("windows", [SETTINGS["log2_window"], [9.0] * HEADS, [40.0] * EACH + [2000.0] * EACH])
+def test_blocks_have_the_gradients_of_the_reference(
+    windows: list[float], case: str, counting: bool, monkeypatch: Any
+) -> None:
+    # The gradient of the count samples queries of each block, and the reference has other blocks.
+    monkeypatch.setattr(acceptance, "COUNTED_EVERY", 1)
+    module = layer(log2_window=torch.tensor(windows).log2())
+    expected, found = (with_gradients(name, module, case, counting) for name in ("eager", "sdpa"))
+    assert module.screening.path == "blocks, unit"
+    assert found.keys() == expected.keys() and len(found) == 9 + 2 * counting
+    for name, one in expected.items():
+        assert torch.allclose(found[name], one, atol=1e-5, rtol=1e-4), name
+
+
+def test_gradients_never_touch_what_lies_outside_every_window() -> None:
+    module = layer(log2_window=torch.tensor(32.0).log2())
+    generator = torch.Generator().manual_seed(2)
+    query, key, value = (torch.randn(1, heads, 600, SIZE, generator=generator) for heads in (HEADS, GROUPS, GROUPS))
+    key[:, :, :400] = value[:, :, :400] = torch.nan
+    query.requires_grad_()
+    given = (module, query, key, value, None)
+    n = torch.arange(1.0, 601.0)[None]
+    output = operated_attention("sdpa", sdpa_attention_forward, eager_attention_forward, *given, **{VISIBLE_KEYS: n})[0]
+    output[:, 500:].sum().backward()
+    assert query.grad is not None and torch.isfinite(query.grad[:, :, 500:]).all()
+    assert torch.isnan(output[:, 405]).any()
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("form", ["unit", "gated"])
+def test_no_matrix_of_queries_and_keys_is_kept_for_the_backward_pass(form: str, learned: bool) -> None:
+    """Also where an adapter alone learns, and the numbers do not."""
+    module = (layer() if form == "unit" else gated_layer()).requires_grad_(learned)
+    kept = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.untyped_storage().nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with_gradients("sdpa", module, "whole")
+    largest = 300 * HEADS * SIZE * 4
+    assert max(kept) <= largest, "nothing is larger than the queries"
+
+
+@pytest.mark.usefixtures("_uncompiled", "_sums")
+@pytest.mark.parametrize("case", ["left-padded rows", "a chunk after a cache"])
+def test_flex_has_gradients_where_its_kernel_has_them(case: str, monkeypatch: Any) -> None:
+    """As on a GPU: of the query, the keys and the values, where the numbers of the unit do not learn."""
+    monkeypatch.setattr(screened_flex, "_has_backward", lambda _: True)
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)  # none on a CPU
+    module = layer().requires_grad_(False)
+    expected, found = (with_gradients(name, module, case) for name in ("eager", "flex_attention"))
+    assert module.screening.path == "flex_attention, unit"
+    assert found.keys() == expected.keys() and len(found) == 4
+    for name, one in expected.items():
+        assert torch.allclose(found[name], one, atol=1e-5, rtol=1e-4), name
 
 
 # ------------------------------------------------------------------------------------------------------------ bands

@@ -322,7 +322,9 @@ class Acceptance(OperationModule):
         normed = scaled * (length.tanh() / length)
         return (exponent * scaled + (1 - exponent) * normed).to(summed.dtype)
 
-    def count_rejected(self, relevance: torch.Tensor, accepted: torch.Tensor, block: Block) -> torch.Tensor:
+    def count_rejected(
+        self, relevance: torch.Tensor, accepted: torch.Tensor, block: Block, members: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Rejected keys per head ``(heads,)``: the exact number, with a gradient that reaches t and w.
 
         A number has no gradient. It gets that of a soft count, in which the share of a key that is accepted is
@@ -335,8 +337,10 @@ class Acceptance(OperationModule):
             relevance: rho, ``(batch, heads, queries, keys)``.
             accepted: alpha within the window, zero for keys that are not allowed; of the same shape.
             block: where the keys are.
+            members: numbers of the query heads; all of them where absent.
         """
-        threshold, softness, log2_window = self.of_all_heads()
+        values = self.of_all_heads()
+        threshold, softness, log2_window = values if members is None else (value[members] for value in values)
         with torch.no_grad():
             number = ((accepted == 0) & block.allowed).sum((0, 2, 3)).float()
             every = slice(None, None, COUNTED_EVERY)

@@ -3,19 +3,24 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from surgery.operations.screening.modeling.acceptance import Observation
 from surgery.operations.screening.modeling.bands import attend_in_bands, follow_the_first_key
 from surgery.operations.screening.modeling.block_masks import dense_mask
 from surgery.operations.screening.modeling.blocks import Block, blocks
-from surgery.operations.screening.modeling.flex import attend_in_flex
+from surgery.operations.screening.modeling.flex import attend_in_flex, has_gradients
+from surgery.operations.screening.modeling.reference import (
+    dense_block,
+    needs_gradients,
+    recomputed,
+    screening_of,
+    softmax_weights,
+)
+from surgery.operations.screening.modeling.unit_blocks import attend_with_units
 from surgery.runtime.operation import AttentionCall
 
 # Name of the code that ran, for a layer that went through its own dense code.
@@ -30,7 +35,8 @@ def screened_attention(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor 
 
     Several ways give the same result. The reference multiplies the family's own softmax weights by alpha and
     renormalises them, or sums the values times alpha; it runs for the backend "eager", and if t, tau or w get
-    gradients. The other ways are FlexAttention, bands of keys, and ln alpha as a mask that is added to the scores.
+    gradients. Of units it then computes only the keys that their windows reach. The other ways are FlexAttention,
+    bands of keys, and ln alpha as a mask that is added to the scores.
 
     Returns:
         ``(batch, queries, heads, head_dim)``, and the weights if the backend is "eager".
@@ -41,10 +47,8 @@ def screened_attention(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor 
         raise ValueError(no_softmax_message(name))
     reference = call.backend is call.eager or learns or kind == "between"
     if name == "flex_attention":
-        given = (call.query, call.key, call.value)
-        if learns or screening.mixes() or (torch.is_grad_enabled() and any(one.requires_grad for one in given)):
-            reference = True  # FlexAttention has no gradients on a CPU, and none for a key that is just rejected
-        else:
+        reference = learns or screening.mixes() or (needs_gradients(call) and not has_gradients(screening, call))
+        if not reference:
             screening.path = name if kind == "gated" else f"{name}, unit"
             return attend_in_flex(screening, call), None
     elif not reference and name != "sdpa":
@@ -57,7 +61,9 @@ def screened_attention(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor 
     if not reference and call.attention_mask is None and not unusual and _bands_run(screening, call):
         screening.path = f"{name} in bands" if kind == "gated" else "bands, unit"
         return attend_in_bands(screening, call), None
-    reference = reference or kind == "unit"
+    if kind == "unit" and call.backend is not call.eager:
+        screening.path = "blocks, unit"
+        return attend_with_units(screening, call), None
     screening.path = PATHS[kind] if reference else name
     if not reference and not torch.is_grad_enabled():
         return _masked_bands(screening, call, plain=not unusual), None
@@ -67,17 +73,13 @@ def screened_attention(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor 
         present = (key[:, :, : block.keys], call.value[:, :, : block.keys])
         tensors = (query[:, :, block.rows], call.unscaled_query[:, :, block.rows], *present)
         if reference:
-            part: Callable[..., Any] = functools.partial(dense_block, call, block)
-            # Kept for the backward pass, what a block computes for every pair of query and key would take gigabytes.
-            output, kept, rejected = (
-                checkpoint(part, *tensors, use_reentrant=False) if screening.learns() else part(*tensors)
-            )
+            output, kept, rejected = recomputed(dense_block, call, block, *tensors)
             if rejected is not None:
                 screening.counter(rejected, int(block.allowed.sum()) * (len(query) // len(block.allowed)))
             if call.backend is call.eager:  # other backends give none
                 weights.append(nn.functional.pad(kept, (0, key.shape[2] - block.keys)))
         else:
-            output = masked_block(call, block, *tensors)
+            output = recomputed(masked_block, call, block, *tensors)
         outputs.append(output)
     return torch.cat(outputs, 1).contiguous(), torch.cat(weights, 2) if weights else None
 
@@ -130,7 +132,7 @@ def windowed_block(
     call: AttentionCall, block: Block, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:
     """A block of queries by a backend that takes a mask, where ``block.allowed`` says all; tensors as of
-    :func:`dense_block`. Keys that no query of the block may attend to are left out.
+    ``dense_block``. Keys that no query of the block may attend to are left out.
     """
     columns = block.allowed.flatten(0, -2).any(0).nonzero().flatten()
     if len(columns) < block.keys:
@@ -164,46 +166,6 @@ def observe(call: AttentionCall) -> None:
             screening.observer(Observation(block.rows, weights, relevance, *located, accepted, kept, value))
 
 
-def dense_block(
-    call: AttentionCall,
-    block: Block,
-    query: torch.Tensor,
-    unscaled_query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    members: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """A block of queries by the reference of :func:`screened_attention`.
-
-    Args:
-        call: the call that the block is of.
-        block: rows of the queries, and where their keys are.
-        query, unscaled_query: of the block, ``(batch, heads, rows, head_dim)``.
-        key, value: of the block's keys.
-        members: numbers of the query heads; None for all of them.
-
-    Returns:
-        ``(batch, rows, heads, head_dim)``; the weights of the block's keys; and the number of rejected keys per head,
-        or None if no counter is set.
-    """
-    screening, module = screening_of(call), call.module
-    kind = screening.kind()
-    weights = None if kind == "unit" else softmax_weights(call, block, query, key, value)
-    relevance = screening.relevance(unscaled_query, key)
-    accepted = screening.acceptance(relevance, block.distance, block.sinks, members) * block.allowed
-    counts = screening.counter is not None and screening.learns()
-    rejected = screening.count_rejected(relevance, accepted, block) if counts else None
-    has_sink = hasattr(module, "sinks")
-    kept = screening.weigh(accepted, weights, has_sink, members).to(value.dtype)
-    kept = nn.functional.dropout(kept, call.options.get("dropout", 0.0), module.training)
-    groups = query.shape[1] // value.shape[1]
-    output = kept @ value.repeat_interleave(groups, 1)
-    if kind != "gated" or (screening.form == "unit" and screening.learns()):
-        # At p = 1 it changes nothing, and gives gain and bound a gradient of zero rather than none.
-        output = screening.finish(output, members)
-    return output.transpose(1, 2), kept, rejected
-
-
 def masked_block(
     call: AttentionCall,
     block: Block,
@@ -213,7 +175,7 @@ def masked_block(
     value: torch.Tensor,
     members: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """A block of queries by a backend that takes ln alpha as a mask; arguments as of :func:`dense_block`."""
+    """A block of queries by a backend that takes ln alpha as a mask; arguments as of ``dense_block``."""
     screening = screening_of(call)
     relevance = screening.relevance(unscaled_query, key)
     accepted = screening.acceptance(relevance, block.distance, block.sinks, members) * block.allowed
@@ -226,18 +188,6 @@ def masked_block(
     bias = torch.where(survives, bias, torch.zeros_like(bias)).to(query.dtype)
     output, _ = call.backend(call.module, query, key, value, bias, **call.options)
     return output * survives.transpose(1, 2)
-
-
-def softmax_weights(
-    call: AttentionCall, block: Block, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-) -> torch.Tensor:
-    """Softmax weights of a block of queries before screening, by the family's own dense attention."""
-    if call.eager is None:
-        raise ValueError(f"{type(call.module).__name__} names no dense attention, which screening needs here")
-    bias = torch.zeros((), dtype=query.dtype, device=query.device) if block.bias is None else block.bias
-    bias = bias.masked_fill(~block.allowed, torch.finfo(query.dtype).min)
-    weights: torch.Tensor = call.eager(call.module, query, key, value, bias, **{**call.options, "dropout": 0.0})[1]
-    return weights
 
 
 def without_empty_keys(call: AttentionCall) -> AttentionCall:
@@ -269,8 +219,3 @@ def no_softmax_message(name: str) -> str:
         f"screening's form unit does not run with the attention implementation {name!r}, which computes a softmax of "
         'the scores alone. Load the model with attn_implementation="sdpa", "flex_attention" or "eager".'
     )
-
-
-def screening_of(call: AttentionCall) -> Any:
-    """The screening module of the layer that makes a call; PEFT may have put a wrapper with its own state around it."""
-    return call.module.screening

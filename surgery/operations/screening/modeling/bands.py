@@ -79,7 +79,7 @@ def _accepting_band(
     return torch.cat([output, attend_within(query[:, :, free:], key, value, window, sinks, scale)], 1)
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """Some queries of a band, and their keys.
 
     Attributes:
@@ -95,7 +95,7 @@ class _Part(NamedTuple):
     later: torch.Tensor
 
 
-def _parts(query: torch.Tensor, keys: int, window: int | None, sinks: int) -> Iterator[_Part]:
+def parts(query: torch.Tensor, keys: int, window: int | None, sinks: int) -> Iterator[Part]:
     """The queries ``(batch, heads, queries, head_dim)`` of a band in parts that fit a processor's cache."""
     batch, count, queries, _ = query.shape
     # Several queries begin at the first key; a single one follows all keys of its cache.
@@ -110,7 +110,7 @@ def _parts(query: torch.Tensor, keys: int, window: int | None, sinks: int) -> It
         chosen = slices(first, last, sinks)
         numbers = torch.cat([torch.arange(part.start, part.stop, device=query.device) for part in chosen])
         distance = torch.arange(start, stop, device=query.device)[:, None] + offset - numbers
-        yield _Part(slice(start, stop), chosen, distance, (numbers <= start + offset).sum())
+        yield Part(slice(start, stop), chosen, distance, (numbers <= start + offset).sum())
 
 
 def _band_of_units(
@@ -129,7 +129,7 @@ def _band_of_units(
         log2_window = log2_window[:1]  # one mask for all heads
     query, key = (nn.functional.normalize(one, dim=-1) for one in (query, key))
     groups, slope = key.shape[1], 1 / (1 - threshold).clamp(min=HARD)
-    for part in _parts(query, key.shape[2], band.window, 0):
+    for part in parts(query, key.shape[2], band.window, 0):
         near, near_value = (take_slices(tensor, part.keys, 2) for tensor in (key, value))
         packed = query[:, :, part.queries]
         shape = (*packed.shape[:3], near.shape[2])
@@ -178,7 +178,7 @@ def _band(
     query = nn.functional.normalize(query, dim=-1)
     length = key.norm(dim=-1).unsqueeze(2).clamp(min=1e-12)
     key = key / length.transpose(-1, -2)
-    for part in _parts(query, key.shape[2], band.window, sinks):
+    for part in parts(query, key.shape[2], band.window, sinks):
         rows, distance, later = part.queries, part.distance, part.later
         near, near_value = (take_slices(tensor, part.keys, 2) for tensor in (key, value))
         near_length = take_slices(length, part.keys, 3)

@@ -53,6 +53,7 @@ def within_windows(
     sinks: int,
     lengths: tuple[int, ...],
     extra_key: bool = False,
+    backward: bool = False,
 ) -> Any:
     """A block mask per head without the blocks that hold neither a key inside the head's window nor a first key.
 
@@ -64,6 +65,7 @@ def within_windows(
         lengths: of queries and keys, whole blocks where those of ``places`` and ``key_places`` are not; nobody may
             attend to what is more.
         extra_key: whether every query attends to the first key after those of ``key_places``.
+        backward: whether the kernel will run backward, which goes by blocks of keys.
     """
     side, key_side = block_mask.BLOCK_SIZE
     queries, keys = places.shape[-1], key_places.shape[-1]
@@ -102,5 +104,5 @@ def within_windows(
         BLOCK_SIZE=block_mask.BLOCK_SIZE,
         mask_mod=mask_mod if lengths == (queries, keys) else inside,
         seq_lengths=lengths,
-        compute_q_blocks=False,
+        compute_q_blocks=backward,
     )

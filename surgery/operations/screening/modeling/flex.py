@@ -1,5 +1,5 @@
 # Copyright 2026 The surgery authors. Licensed under the Apache License, Version 2.0.
-"""Screened attention in torch's FlexAttention: for inference."""
+"""Screened attention in torch's FlexAttention."""
 
 from __future__ import annotations
 
@@ -14,23 +14,40 @@ from torch import nn
 from surgery.operations.screening.modeling.acceptance import Acceptance
 from surgery.operations.screening.modeling.block_masks import places_of_keys, require_block_mask, within_windows
 from surgery.operations.screening.modeling.gradients import HARD
+from surgery.operations.screening.modeling.reference import needs_gradients
 from surgery.runtime.operation import CHUNK, AttentionCall
+
+
+def has_gradients(screening: Acceptance, call: AttentionCall) -> bool:
+    """Whether :func:`attend_in_flex` has gradients for the query, the keys and the values of a call.
+
+    Layers that are units alone have them, on a device whose kernel has a backward pass. The numbers of the screening
+    have none here: a key that is just rejected would not move its threshold.
+    """
+    return screening.kind() == "unit" and not screening.learns() and _has_backward(call.query)
 
 
 def attend_in_flex(screening: Acceptance, call: AttentionCall) -> torch.Tensor:
     """Screening as a modification of FlexAttention's scores, and a block mask without the blocks outside all windows.
 
     The products are those of the raw query and key, so their precision is the backend's own; the relevance and the
-    scores follow from them and the lengths of both. For inference; each head has softmax or none (p is 1 or 0).
+    scores follow from them and the lengths of both. Each head has softmax or none (p is 1 or 0).
 
     A head without softmax gives the kernel the scores ln alpha. The kernel returns sum alpha v / S with S = sum alpha,
     and ln S as its log-sum-exp, so their product is the sum. The kernel for CPUs returns no log-sum-exp. There an
     extra key has score 0 and value 0, and an extra dimension of the values is 1 for this key alone: the kernel returns
     sum alpha v / (1 + S) and 1 / (1 + S), and their ratio is the sum. Neither way loses precision, however large or
     small S is, and a query that accepts nothing gets exactly zero.
+
+    With gradients (:func:`has_gradients`) the kernel is given normalised queries and keys, since lengths that the
+    modification of the scores captures would cost an addition to memory for every pair in the backward pass.
     """
     from transformers.integrations import flex_attention
 
+    backward = needs_gradients(call)
+    if backward:
+        unscaled, normal_key = (nn.functional.normalize(one, dim=-1) for one in (call.unscaled_query, call.key))
+        call = call._replace(unscaled_query=unscaled, key=normal_key)
     _, _, _, module, query, unscaled_query, key, value, attention_mask, visible_keys, _, kwargs = call
     kind = screening.kind()
     if kind != "unit" and (unusual := [word for word in ("position_bias", "s_aux") if kwargs.get(word) is not None]):
@@ -60,7 +77,8 @@ def attend_in_flex(screening: Acceptance, call: AttentionCall) -> torch.Tensor:
         )
         kernel = _flex_on_a_cpu
     if lengths != (queries, keys) or bool(torch.isfinite(each_head.window).any()):
-        block_mask = within_windows(block_mask, places, key_places, each_head.window, sinks, lengths, extra_key)
+        located = (places, key_places, each_head.window, sinks, lengths)
+        block_mask = within_windows(block_mask, *located, extra_key, backward)
     more, more_keys = lengths[0] - queries, lengths[1] - keys
     grouped = each & (each - 1) == 0  # the kernels take powers of two
     padded_key, padded_value = (
@@ -128,7 +146,8 @@ def _scores(
 
     Arguments as of :func:`within_windows`; ``more``: queries and keys that only make whole blocks.
     """
-    query, raw, key, size = call.query, call.unscaled_query.float(), call.key.float(), call.query.shape[-1]
+    query, raw, key = (one.detach() for one in (call.query, call.unscaled_query.float(), call.key.float()))
+    size = query.shape[-1]
     square = raw.square().sum(-1).clamp(min=1e-24)
     scale = call.options["scaling"] if call.options.get("scaling") is not None else size**-0.5
     stretch = (query.float() * raw).sum(-1) / square * scale  # the operations' multiplier and the usual scale
@@ -167,6 +186,10 @@ def _sums(found: Any, units: torch.Tensor, extra_key: bool) -> torch.Tensor:
     output, more = found
     log_sum: torch.Tensor = getattr(more, "lse", more)
     return output.float() * torch.where(units, log_sum.unsqueeze(-1).exp(), 1.0)
+
+
+def _has_backward(query: torch.Tensor) -> bool:
+    return query.device.type != "cpu"
 
 
 def _has_log_sum_exp(query: torch.Tensor) -> bool:

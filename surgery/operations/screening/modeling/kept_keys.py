@@ -10,16 +10,15 @@ from surgery.operations.screening.modeling.acceptance import Acceptance, Reach
 from surgery.operations.screening.modeling.attention import (
     ADDITIONS,
     PATHS,
-    dense_block,
     masked_block,
     no_mask_message,
-    screening_of,
     windowed_block,
     without_empty_keys,
 )
 from surgery.operations.screening.modeling.blocks import blocks, take_heads
 from surgery.operations.screening.modeling.cache import WindowedKeys
 from surgery.operations.screening.modeling.key_store import KeyGroup
+from surgery.operations.screening.modeling.reference import dense_block, screening_of
 from surgery.runtime.operation import AttentionCall
 
 

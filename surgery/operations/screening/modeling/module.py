@@ -15,10 +15,10 @@ from surgery.operations.screening.modeling.attention import (
     no_softmax_message,
     observe,
     screened_attention,
-    screening_of,
 )
 from surgery.operations.screening.modeling.cache import WindowedCache, WindowedKeys
 from surgery.operations.screening.modeling.kept_keys import attend_to_cached_keys
+from surgery.operations.screening.modeling.reference import screening_of
 from surgery.runtime.operation import AttentionCall
 
 # Beginnings of the names of transformers' own backends; a name with a slash is a kernel from the hub.
