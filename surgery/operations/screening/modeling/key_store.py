@@ -57,7 +57,7 @@ class KeyStore:
     """Keys and values of key-value heads with one window, and what is known of them.
 
     Once as many keys are held as a window reaches, the places after the first keys are a ring: the next token takes
-    the place of the one key that its window has left. Without a window there are spare places.
+    the place of the one key that its window has left. Before that, and without a window, there are spare places.
     """
 
     def __init__(self, heads: list[int], window: int | None, first_keys: int) -> None:
@@ -111,14 +111,15 @@ class KeyStore:
         learns = torch.is_grad_enabled() and any(one.requires_grad for one in (added[0], self.held[0]))
         if learns or len(self.held[2]) < len(added[2]):
             return False
-        if self.window is None:
-            if self.used == self.held[0].shape[2]:
-                self._enlarge(self.held, self.used + max(SPARE, self.used // 32))
-            return True
-        if not steady or self.used < self._room():
+        if self.window is not None and not steady:
             return False
-        if self.next is None:
-            self._enlarge(self._trimmed(self.held, len(added[0]), plain), self.first_keys + self.window)
+        if self.window is None or (self.next is None and self.used < self._room()):
+            if self.used == self.held[0].shape[2]:
+                places = self.used + max(SPARE, self.used // 32)
+                most = places if self.window is None else self.first_keys + self.window
+                self._enlarge(self.held, min(places, most))
+        elif self.next is None:
+            self._enlarge(self._trimmed(self._in_order(), len(added[0]), plain), self.first_keys + self.window)
             self.next = self._room()
         return True
 
