@@ -116,7 +116,7 @@ def open_thresholds(model: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("windows", [(9, 9, 5, 5), (9, 9, 64, 64)])
+@pytest.mark.parametrize("windows", [(9, 9, 5, 5), (9, 9, 64, 64), (5, 64, 64, 64)])
 @pytest.mark.parametrize("case", CASES)
 def test_windows_without_thresholds_give_the_same_answer(
     make_source: Any, tmp_path: Path, case: str, windows: tuple[int, ...]

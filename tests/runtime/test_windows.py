@@ -22,14 +22,18 @@ HEADS = GROUPS * EACH
 
 
 def layer(windows: tuple[int, ...], sinks: int = 2) -> Any:
-    """An attention module with one window for each key-value head, 1024 for none, and no thresholds."""
+    """An attention module with a window for each key-value head, or for each head; 1024 for none; no thresholds."""
     module: Any = torch.nn.Module().eval()
     module.num_key_value_groups, module.is_causal = EACH, True
     start = {"threshold": -3.0, "softness": 0.05, "log2_window": 20.0}
     module.screening = Screening({"form": "gated", "sinks": sinks, "full_window": 1024, "start": start}, HEADS)
     with torch.no_grad():
-        module.screening.log2_window.copy_(torch.tensor(windows).float().repeat_interleave(EACH).log2())
+        module.screening.log2_window.copy_(torch.tensor(of_heads(windows)).float().log2())
     return module
+
+
+def of_heads(windows: tuple[int, ...]) -> tuple[int, ...]:
+    return windows if len(windows) == HEADS else tuple(window for window in windows for _ in range(EACH))
 
 
 def tensors(length: int, queries: int, batch: int = 2) -> list[torch.Tensor]:
@@ -54,13 +58,15 @@ def by_hand(given: list[torch.Tensor], windows: tuple[int, ...], sinks: int) -> 
     rows = []
     for head in range(HEADS):
         group = head // EACH
-        seen = (distance >= 0) & ((distance < windows[group]) | (windows[group] == 1024) | (torch.arange(keys) < sinks))
+        window = of_heads(windows)[head]
+        seen = (distance >= 0) & ((distance < window) | (window == 1024) | (torch.arange(keys) < sinks))
         scores = query[:, head] @ key[:, group].transpose(-1, -2) * 0.4
         rows.append(scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value[:, group])
     return torch.stack(rows, 2)
 
 
-WINDOWS = [(1024, 1024, 1024), (7, 1024, 7), (40, 7, 1024), (130, 130, 130), (1, 3, 1)]
+# The last ones by head: an open head beside one with a window, for whose keys both are looked at.
+WINDOWS = [(1024, 1024, 1024), (7, 1024, 7), (40, 7, 1024), (130, 130, 130), (1, 3, 1), (7, 1024, 40, 9, 1024, 1024)]
 
 
 @pytest.mark.parametrize("sinks", [0, 2])
@@ -149,7 +155,7 @@ MASKS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("windows", [(7, 1024, 7), (40, 7, 1024)])
+@pytest.mark.parametrize("windows", [(7, 1024, 7), (40, 7, 1024), (7, 1024, 40, 9, 1024, 1024)])
 @pytest.mark.parametrize("case", MASKS)
 def test_with_a_mask(case: str, windows: tuple[int, ...]) -> None:
     """The distance counts allowed keys; each document has its own first keys."""
@@ -157,7 +163,7 @@ def test_with_a_mask(case: str, windows: tuple[int, ...]) -> None:
     given = tensors(150, allowed.shape[1], len(allowed))
     distance = allowed.flip(-1).cumsum(-1).flip(-1) - 1
     first = (n[..., None] - 1 - distance) < 2
-    windows_of = torch.tensor(windows).repeat_interleave(EACH)[:, None, None]
+    windows_of = torch.tensor(of_heads(windows))[:, None, None]
     seen = allowed[:, None] & ((distance[:, None] < windows_of) | first[:, None])
     real = allowed.any(-1)
     key, value = (one.double().repeat_interleave(EACH, 1) for one in given[1:])

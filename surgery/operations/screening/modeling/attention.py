@@ -111,7 +111,7 @@ def _masked_bands(screening: Any, call: AttentionCall, plain: bool) -> torch.Ten
             key[:, band.groups],
             value[:, band.groups],
         )
-        if band.accepting and band.window is None:
+        if band.accepting and band.same and band.window is None:
             output[:, :, members] = call.backend(call.module, q, k, v, mask, **call.options)[0]
             continue
         alone = plain and boolean and band.accepting and band.same

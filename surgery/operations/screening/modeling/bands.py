@@ -38,7 +38,7 @@ def attend_in_bands(screening: Acceptance, call: AttentionCall) -> torch.Tensor:
         raw = call.unscaled_query[:, members]
         if screening.kind() == "unit":
             _band_of_units(screening, band, members, raw.float(), k.float(), v.float(), output)
-        elif band.accepting and (band.window is None or (band.same and in_order)):
+        elif band.accepting and band.same and (band.window is None or in_order):
             output[:, :, members] = _accepting_band(call, q, k, v, band.window, screening.sinks, scale)
         else:
             raw = raw.float()

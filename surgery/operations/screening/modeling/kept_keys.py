@@ -83,8 +83,7 @@ def _one_query(call: AttentionCall, group: KeyGroup, plain: bool) -> torch.Tenso
 def _is_alone(group: KeyGroup, reach: Reach) -> bool:
     """Whether no query head of a group has a threshold, and none looks less far than the group."""
     return all(
-        reach.accepting[number]
-        and (group.window is None or (reach.same[number] and reach.windows[number] == group.window))
+        reach.accepting[number] and reach.same[number] and reach.windows[number] == group.window
         for number in group.heads
     )
 
