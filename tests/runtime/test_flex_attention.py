@@ -133,6 +133,18 @@ def test_it_is_the_mask(case: str) -> None:
 
 
 @pytest.mark.usefixtures("_uncompiled")
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_windows_alone_need_no_relevance(softcap: float | None, monkeypatch: Any) -> None:
+    monkeypatch.setattr(screened_flex, "_scores", None)
+    module = layer(threshold=torch.tensor(-3.0))
+    queries, keys, (allowed, n) = CASES["left-padded rows"]
+    name, given = "sdpa" if softcap is None else "eager", {"softcap": softcap, "scaling": SIZE**-0.5}
+    expected, found = (attend(one, module, queries, keys, allowed, n, **given) for one in (name, "flex_attention"))
+    real = allowed.any(-1)  # padding sees no key, and its output is nobody's
+    assert (found - expected)[real].abs().max() < 1e-5
+
+
+@pytest.mark.usefixtures("_uncompiled")
 def test_where_everything_is_rejected_it_gives_zero() -> None:
     module = layer()
     module.screening.sinks = 0

@@ -280,14 +280,15 @@ def test_no_matrix_of_queries_and_keys_is_kept_for_the_backward_pass(form: str, 
 
 
 @pytest.mark.usefixtures("_uncompiled", "_sums")
+@pytest.mark.parametrize("form", ["unit", "windows"])
 @pytest.mark.parametrize("case", ["left-padded rows", "a chunk after a cache"])
-def test_flex_has_gradients_where_its_kernel_has_them(case: str, monkeypatch: Any) -> None:
-    """As on a GPU: of the query, the keys and the values, where the numbers of the unit do not learn."""
+def test_flex_has_gradients_where_its_kernel_has_them(case: str, form: str, monkeypatch: Any) -> None:
+    """As on a GPU: of the query, the keys and the values, where the layer's numbers do not learn."""
     monkeypatch.setattr(screened_flex, "_has_backward", lambda _: True)
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)  # none on a CPU
-    module = layer().requires_grad_(False)
+    module = (layer() if form == "unit" else gated_layer(threshold=torch.tensor(-3.0))).requires_grad_(False)
     expected, found = (with_gradients(name, module, case) for name in ("eager", "flex_attention"))
-    assert module.screening.path == "flex_attention, unit"
+    assert module.screening.path == ("flex_attention, unit" if form == "unit" else "flex_attention")
     assert found.keys() == expected.keys() and len(found) == 4
     for name, one in expected.items():
         assert torch.allclose(found[name], one, atol=1e-5, rtol=1e-4), name

@@ -21,17 +21,25 @@ from surgery.runtime.operation import CHUNK, AttentionCall
 def has_gradients(screening: Acceptance, call: AttentionCall) -> bool:
     """Whether :func:`attend_in_flex` has gradients for the query, the keys and the values of a call.
 
-    Layers that are units alone have them, on a device whose kernel has a backward pass. The numbers of the screening
-    have none here: a key that is just rejected would not move its threshold.
+    Layers that are units alone have them, and layers without thresholds, on a device whose kernel has a backward pass.
+    The numbers of the screening have none here: a key that is just rejected would not move its threshold.
     """
-    return screening.kind() == "unit" and not screening.learns() and _has_backward(call.query)
+    simple = screening.kind() == "unit" or _has_windows_alone(screening, call)
+    return simple and not screening.learns() and _has_backward(call.query)
+
+
+def _has_windows_alone(screening: Acceptance, call: AttentionCall) -> bool:
+    """Whether every head has softmax, and none has a threshold."""
+    return screening.kind() == "gated" and all(screening.reach(call.key.shape[1]).accepting)
 
 
 def attend_in_flex(screening: Acceptance, call: AttentionCall) -> torch.Tensor:
     """Screening as a modification of FlexAttention's scores, and a block mask without the blocks outside all windows.
 
     The products are those of the raw query and key, so their precision is the backend's own; the relevance and the
-    scores follow from them and the lengths of both. Each head has softmax or none (p is 1 or 0).
+    scores follow from them and the lengths of both. Without thresholds no relevance is needed: the kernel is given the
+    query as it is, and the modification only hides what lies outside the windows. Each head has softmax or none (p is 1
+    or 0).
 
     A head without softmax gives the kernel the scores ln alpha. The kernel returns sum alpha v / S with S = sum alpha,
     and ln S as its log-sum-exp, so their product is the sum. The kernel for CPUs returns no log-sum-exp. There an
@@ -39,13 +47,13 @@ def attend_in_flex(screening: Acceptance, call: AttentionCall) -> torch.Tensor:
     sum alpha v / (1 + S) and 1 / (1 + S), and their ratio is the sum. Neither way loses precision, however large or
     small S is, and a query that accepts nothing gets exactly zero.
 
-    With gradients (:func:`has_gradients`) the kernel is given normalised queries and keys, since lengths that the
+    With gradients (:func:`has_gradients`) units give the kernel normalised queries and keys, since lengths that the
     modification of the scores captures would cost an addition to memory for every pair in the backward pass.
     """
     from transformers.integrations import flex_attention
 
-    backward = needs_gradients(call)
-    if backward:
+    backward, alone = needs_gradients(call), _has_windows_alone(screening, call)
+    if backward and not alone:
         unscaled, normal_key = (nn.functional.normalize(one, dim=-1) for one in (call.unscaled_query, call.key))
         call = call._replace(unscaled_query=unscaled, key=normal_key)
     _, _, _, module, query, unscaled_query, key, value, attention_mask, visible_keys, _, kwargs = call
@@ -80,6 +88,8 @@ def attend_in_flex(screening: Acceptance, call: AttentionCall) -> torch.Tensor:
         located = (places, key_places, each_head.window, sinks, lengths)
         block_mask = within_windows(block_mask, *located, extra_key, backward)
     more, more_keys = lengths[0] - queries, lengths[1] - keys
+    located = (places, key_places, sinks, (more, more_keys))
+    scale = kwargs["scaling"] if kwargs.get("scaling") is not None else query.shape[-1] ** -0.5
     grouped = each & (each - 1) == 0  # the kernels take powers of two
     padded_key, padded_value = (
         nn.functional.pad(one if grouped else one.repeat_interleave(each, 1), (0, wider, 0, more_keys))
@@ -88,13 +98,15 @@ def attend_in_flex(screening: Acceptance, call: AttentionCall) -> torch.Tensor:
     if extra_key:
         padded_value[:, :, keys, -1] = 1
     found: Any = kernel(
-        nn.functional.pad(unscaled_query, (0, 0, 0, more)),
+        nn.functional.pad(query if alone else unscaled_query, (0, 0, 0, more)),
         padded_key,
         padded_value,
-        score_mod=_scores(call, each_head, places, key_places, sinks, (more, more_keys), extra_key),
+        score_mod=_windowed(call, each_head, *located)
+        if alone
+        else _scores(call, each_head, *located, scale, extra_key),
         block_mask=block_mask,
         enable_gqa=grouped,
-        scale=1.0,
+        scale=scale if alone else 1.0,
         kernel_options=kwargs.get("kernel_options"),
         **({} if each_head.unit is None or extra_key else _asking_for_log_sum_exp()),
     )
@@ -133,6 +145,27 @@ def _heads(screening: Acceptance) -> _Heads:
     return _Heads(threshold, 1 / softness.clamp(min=HARD), window, unit, angle)
 
 
+def _windowed(
+    call: AttentionCall,
+    each_head: _Heads,
+    places: torch.Tensor,
+    key_places: torch.Tensor,
+    sinks: int,
+    more: tuple[int, int],
+) -> Callable[..., Any]:
+    """The modification of the scores z of heads without thresholds; arguments as of :func:`_scores`."""
+    places, key_places = (nn.functional.pad(one, (0, end)) for one, end in zip((places, key_places), more, strict=True))
+    softcap, windows = call.options.get("softcap"), each_head.window
+
+    def modified(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+        if softcap is not None:
+            score = torch.tanh(score / softcap) * softcap
+        place = key_places[b, j]
+        return torch.where((place < sinks) | (places[b, i] - place < windows[h]), score, -torch.inf)
+
+    return modified
+
+
 def _scores(
     call: AttentionCall,
     each_head: _Heads,
@@ -140,16 +173,15 @@ def _scores(
     key_places: torch.Tensor,
     sinks: int,
     more: tuple[int, int],
+    scale: float,
     extra_key: bool,
 ) -> Callable[..., Any]:
     """The modification of scores: from the product of the raw query and key to z + ln alpha, or ln alpha of a unit.
 
-    Arguments as of :func:`within_windows`; ``more``: queries and keys that only make whole blocks.
+    Arguments as of :func:`within_windows`; ``more``: queries and keys that only make whole blocks; ``scale``: of z.
     """
     query, raw, key = (one.detach() for one in (call.query, call.unscaled_query.float(), call.key.float()))
-    size = query.shape[-1]
     square = raw.square().sum(-1).clamp(min=1e-24)
-    scale = call.options["scaling"] if call.options.get("scaling") is not None else size**-0.5
     stretch = (query.float() * raw).sum(-1) / square * scale  # the operations' multiplier and the usual scale
     of_query, of_key = square.rsqrt(), key.norm(dim=-1).clamp(min=1e-12).reciprocal()
     places, of_query, stretch = (nn.functional.pad(one, (0, more[0])) for one in (places, of_query, stretch))
