@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import bench
+from tests.runtime.test_flex_attention import use_uncompiled
 
 FOLDER = Path(bench.__path__[0])
 NAMES = sorted(
@@ -46,3 +47,28 @@ def test_the_last_word_of_an_example_stands_in_its_passage(tmp_path: Path) -> No
     for example in examples:
         assert LENGTH - 10 < len(example["text"]) <= LENGTH
         assert example["word"].isalpha() and example["word"] in example["text"].split()
+
+
+def test_the_benchmark_for_gpus_is_right_on_a_cpu(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    """Every screened way equals the mask, and every way runs; FlexAttention without a compiler."""
+    from bench import gpu_screening
+    from surgery.operations.screening.modeling import blocks
+
+    use_uncompiled(monkeypatch)
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", blocks.BLOCK_ELEMENTS)  # the command sets it
+    monkeypatch.setattr(gpu_screening, "SETTINGS", ((1, 64),))
+    given = "--device cpu --dtype float32 --lengths 256 --check-length 320 --repeats 1 --block-elements 4096"
+    monkeypatch.setattr("sys.argv", ["gpu_screening", *given.split()])
+    differences = gpu_screening.check(320, "cpu")
+    assert len(differences) == 6 and max(differences.values()) < 1e-5
+    gpu_screening.main()
+    assert "token, windowed / all keys" in capsys.readouterr().out
+
+
+def test_the_benchmark_for_gpus_stops_at_a_wrong_kernel(monkeypatch: Any) -> None:
+    from bench import gpu_screening
+
+    monkeypatch.setattr(gpu_screening, "check", lambda *_: {"flex, windows": float("nan")})
+    monkeypatch.setattr("sys.argv", ["gpu_screening", "--device", "cpu"])
+    with pytest.raises(SystemExit, match="differs from the mask"):
+        gpu_screening.main()
