@@ -85,8 +85,8 @@ def attend_in_flex(screening: Acceptance, call: AttentionCall) -> torch.Tensor:
         )
         kernel = _flex_on_a_cpu
     if lengths != (queries, keys) or bool(torch.isfinite(each_head.window).any()):
-        located = (places, key_places, each_head.window, sinks, lengths)
-        block_mask = within_windows(block_mask, *located, extra_key, backward)
+        given = (places, key_places, each_head.window, sinks, lengths)
+        block_mask = within_windows(block_mask, *given, extra_key, backward)
     more, more_keys = lengths[0] - queries, lengths[1] - keys
     located = (places, key_places, sinks, (more, more_keys))
     scale = kwargs["scaling"] if kwargs.get("scaling") is not None else query.shape[-1] ** -0.5

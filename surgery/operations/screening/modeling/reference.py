@@ -22,7 +22,7 @@ def screening_of(call: AttentionCall) -> Any:
 
 def needs_gradients(call: AttentionCall) -> bool:
     """Whether the query, the keys, the values or the numbers of the screening get gradients now."""
-    tensors = (call.query, call.unscaled_query, call.key, call.value, *call.module.screening.parameters())
+    tensors = (call.query, call.unscaled_query, call.key, call.value, *screening_of(call).parameters())
     return torch.is_grad_enabled() and any(one.requires_grad for one in tensors)
 
 

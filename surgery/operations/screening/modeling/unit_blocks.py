@@ -47,7 +47,7 @@ def attend_with_units(screening: Acceptance, call: AttentionCall) -> torch.Tenso
         outputs.append(torch.cat(of_band, 1))
         rejected.append(counted)
     order = torch.tensor(heads, device=query.device).argsort()
-    if counts:
+    if screening.counter is not None and counts:
         screening.counter(torch.cat(rejected)[order], keys)
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)[:, :, order]
     return output.contiguous()
@@ -89,12 +89,12 @@ def _near_blocks(
                 continue
             within = block.allowed & (block.distance < reach)
             columns = within.flatten(0, -2).any(0).nonzero().flatten()
-            near = block._replace(
+            narrowed = block._replace(
                 keys=len(columns),
                 distance=block.distance[..., columns],
                 allowed=block.allowed[..., columns],
                 sinks=block.sinks[..., columns],
                 bias=None,  # a unit has no scores that a mask could be added to
             )
-            left_out = int(block.allowed.sum()) - int(near.allowed.sum())
-            yield _Near(near, key[:, :, columns], value[:, :, columns], left_out)
+            left_out = int(block.allowed.sum()) - int(narrowed.allowed.sum())
+            yield _Near(narrowed, key[:, :, columns], value[:, :, columns], left_out)
