@@ -4,14 +4,15 @@ python -m bench.papers.digits --state FOLDER [--scale cpu] [--seeds 3] [--out FI
 
 The test has lines like `A=967892`: each letter has a number of its own. The target's line stands once, at a place that
 is the depth, and again last, without its digits; the other lines are drawn with weights 2^0, 2^1, ... that are shuffled
-over the other letters, each at least once. The model completes the digits; an answer is right if all are. A new line,
-its letter and the equals sign are one token, and each digit is one.
+over the other letters, each at least once. The model completes the digits; an answer is right if all are.
 
-A Multiscreen model and a Llama-like one of as many parameters learn the task itself; in the paper they learn on text.
-An example of the training has some letters, each in one line or more, and then asks for each of them once more: their
-digits alone count in the loss. Examples grow in letters and lines for the first part of the training, and rows are
-filled with several of them. The Llama-like model is also measured with RoPE's base times 50, as in the paper of SSMax.
-An interrupted run is continued by the same command.
+Tokens: a letter with its equals sign is one, each digit is one. Numbers of one digit make a whole line one token, as in
+`retrieval`, but not the last line: small models did not learn to look one token back within minutes.
+
+A Multiscreen model and a Llama-like one of as many parameters learn the task itself; in the paper they learn on text. A
+row of the training has two to all letters, in lines drawn as in the test, and then asks for some of them in random
+order: their digits alone count in the loss. The Llama-like model is also measured with RoPE's base times 50, as in the
+paper of SSMax. An interrupted run is continued by the same command.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import random
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,103 +33,113 @@ from surgery.data import Row
 TIMES = (1, 2, 4, 8, 16)
 DEPTHS = (0.1, 0.5, 0.9)
 DIGITS = 10
-LETTER = DIGITS  # token ids: the ten digits, then the beginnings of a line, one for each letter
-GROWING = 0.6  # of the training
+LETTER = DIGITS  # token ids: the ten digits, the letters with an equals sign, and whole lines of one digit
+ASKED = 8  # letters that a row of the training asks for, at most
 THETA_FACTORS = {"multiscreen": (1,), "softmax": (1, 50)}
 RATES = {"multiscreen": 2.0**-4, "softmax": 2.0**-8}
-OWN = {"minutes": {"psi": 4, "sequences": 8, "steps": 1500, "trials": 256}}
+OWN = {"minutes": {"psi": 4, "sequences": 8, "steps": 600, "trials": 256}}
 
 
-def shape_of(length: int) -> tuple[int, int]:
-    """Letters and digits that fit a trained length: the paper's 26 and 6 from 512 tokens on."""
-    return (26, 6) if length >= 512 else (4, 1)
+class Shape(NamedTuple):
+    """How many letters there are, and how many digits a number has."""
+
+    letters: int
+    digits: int
+
+    @classmethod
+    def of(cls, length: int) -> Shape:
+        """What fits a trained length: the paper's 26 and 6 from 512 tokens on."""
+        return cls(26, 6) if length >= 512 else cls(8, 1)
+
+    @property
+    def line(self) -> int:
+        """Tokens of a line."""
+        return 1 if self.digits == 1 else self.digits + 1
+
+    @property
+    def question(self) -> int:
+        """Tokens of a line that is asked for."""
+        return self.digits + 1
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens."""
+        return LETTER + self.letters * (1 + DIGITS if self.digits == 1 else 1)
+
+    def numbers(self, letters: int, draw: random.Random) -> dict[int, list[int]]:
+        """Some letters in random order, with a number for each."""
+        chosen = draw.sample(range(self.letters), letters)
+        return {letter: [draw.randrange(DIGITS) for _ in range(self.digits)] for letter in chosen}
+
+    def text(self, lines: Sequence[int], asked: Sequence[int], numbers: dict[int, list[int]]) -> list[int]:
+        """The tokens of lines and of questions with their answers, each given by its letter."""
+        if self.digits == 1:
+            whole = LETTER + self.letters
+            tokens = [whole + DIGITS * letter + numbers[letter][0] for letter in lines]
+        else:
+            tokens = [token for letter in lines for token in (LETTER + letter, *numbers[letter])]
+        return tokens + [token for letter in asked for token in (LETTER + letter, *numbers[letter])]
 
 
-def text_of(lines: Sequence[int], numbers: dict[int, list[int]]) -> list[int]:
-    """The tokens of lines, each given by its letter."""
-    return [token for letter in lines for token in (LETTER + letter, *numbers[letter])]
-
-
-def drawn(letters: int, known: int, digits: int, draw: random.Random) -> dict[int, list[int]]:
-    """Some of the known letters in random order, with a number for each."""
-    return {letter: [draw.randrange(DIGITS) for _ in range(digits)] for letter in draw.sample(range(known), letters)}
-
-
-def repetitions(letters: Sequence[int], count: int, draw: random.Random) -> list[int]:
-    """More lines of some letters, each twice as often as the one before it."""
+def drawn_lines(letters: Sequence[int], count: int, draw: random.Random) -> list[int]:
+    """Lines in random order: each letter once, and then each twice as often as the one before it."""
     weights = [2.0 ** min(exponent, 24) for exponent in range(len(letters))]
-    return draw.choices(letters, weights, k=count)
+    lines = [*letters, *draw.choices(letters, weights, k=count - len(letters))]
+    draw.shuffle(lines)
+    return lines
 
 
-def target_row(length: int, letters: int, digits: int, depth: float, draw: random.Random) -> list[int]:
-    """Tokens of one row; the last ``digits`` are the answer.
+def target_row(length: int, shape: Shape, depth: float, draw: random.Random) -> list[int]:
+    """Tokens of one row of the test; the last ones are the answer.
 
     Args:
         length: greatest number of tokens.
-        letters: number of letters.
-        digits: digits of a number.
+        shape: of the task.
         depth: place of the target's line among the others, from 0 to 1.
         draw: the random source.
     """
-    numbers = drawn(letters, letters, digits, draw)
+    numbers = shape.numbers(shape.letters, draw)
     target, *others = numbers
-    lines = others + repetitions(others, length // (digits + 1) - 2 - len(others), draw)
-    draw.shuffle(lines)
+    lines = drawn_lines(others, (length - shape.question) // shape.line - 1, draw)
     lines.insert(round(depth * len(lines)), target)
-    return text_of([*lines, target], numbers)
+    return shape.text(lines, [target], numbers)
 
 
-def example(letters: int, known: int, digits: int, repeated: int, draw: random.Random) -> tuple[list[int], list[bool]]:
-    """Tokens of one example of the training, and which of them are digits that it asks for.
+def training_row(length: int, shape: Shape, draw: random.Random) -> tuple[list[int], list[bool]]:
+    """Tokens of one row of the training, and which of them are digits that it asks for.
 
     Args:
-        letters: letters that are in the text.
-        known: letters that there are.
-        digits: digits of a number.
-        repeated: lines beside the first of each letter, drawn as in the test.
+        length: greatest number of tokens.
+        shape: of the task.
         draw: the random source.
     """
-    numbers = drawn(letters, known, digits, draw)
-    chosen = list(numbers)
-    lines = chosen + repetitions(chosen, repeated, draw)
-    draw.shuffle(lines)
-    asked = draw.sample(chosen, letters)
-    answers = [False] * ((digits + 1) * len(lines)) + [False, *[True] * digits] * letters
-    return text_of([*lines, *asked], numbers), answers
+    numbers = shape.numbers(draw.randint(2, shape.letters), draw)
+    asked = draw.sample(list(numbers), min(ASKED, len(numbers)))
+    room = (length - shape.question * len(asked)) // shape.line
+    lines = drawn_lines(list(numbers), draw.randint(len(numbers), room), draw)
+    answers = [False] * (shape.line * len(lines)) + [False, *[True] * shape.digits] * len(asked)
+    return shape.text(lines, asked, numbers), answers
 
 
 def training_rows(scale: Scale, seed: int) -> list[Row]:
-    """One row for each sequence of the training, filled with examples of two letters at first, and of all later."""
+    """One row for each sequence of the training."""
     draw = random.Random(f"training/{seed}")
-    known, digits = shape_of(scale.length)
-    line = digits + 1
-    count = scale.steps * scale.sequences
-    rows = []
-    for number in range(count):
-        grown = min(1.0, number / (GROWING * count))
-        examples: list[tuple[list[int], list[bool]]] = []
-        room = scale.length // line
-        while room >= 4:
-            letters = draw.randint(2, min(2 + int(grown * (known - 1)), known, room // 2))
-            repeated = draw.randint(0, int(grown * (room - 2 * letters)))
-            examples.append(example(letters, known, digits, repeated, draw))
-            room -= 2 * letters + repeated
-        tokens, answers = zip(*examples, strict=True)
-        rows.append(Row(tuple(map(tuple, tokens)), (0,) * len(examples), tuple(map(tuple, answers))))
-    return rows
+    shape = Shape.of(scale.length)
+    found = (training_row(scale.length, shape, draw) for _ in range(scale.steps * scale.sequences))
+    return [Row((tuple(tokens),), (0,), (tuple(answers),)) for tokens, answers in found]
 
 
 @torch.no_grad()
 def accuracy(model: Any, length: int, scale: Scale, seed: int, at_once: int = 4096) -> float:
     """Share of rows whose digits are all right, over the depths."""
     draw = random.Random(f"test/{seed}/{length}")
-    letters, digits = shape_of(scale.length)
-    rows = [target_row(length, letters, digits, DEPTHS[trial % len(DEPTHS)], draw) for trial in range(scale.trials)]
+    shape = Shape.of(scale.length)
+    rows = [target_row(length, shape, DEPTHS[trial % len(DEPTHS)], draw) for trial in range(scale.trials)]
     right = 0
     for ids in torch.tensor(rows, device=model.device).split(max(1, at_once // length)):
         # Teacher forcing: the greedy digits are all right exactly if each is right after the right ones before it.
-        guesses = model(ids, logits_to_keep=digits + 1).logits[:, :-1].argmax(-1)
-        right += int((guesses == ids[:, -digits:]).all(-1).sum())
+        guesses = model(ids, logits_to_keep=shape.digits + 1).logits[:, :-1].argmax(-1)
+        right += int((guesses == ids[:, -shape.digits :]).all(-1).sum())
     return right / scale.trials
 
 
@@ -172,7 +183,7 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     """Train and measure what is left; report what is finished."""
     options = arguments(__doc__).parse_args(given)
     scale, size = scale_of(options, OWN)
-    vocabulary = LETTER + shape_of(scale.length)[0]
+    vocabulary = Shape.of(scale.length).vocabulary
     units: dict[str, list[list[dict[str, Any]]]] = {}
     for seed in range(options.seeds):
         for name in NAMES:

@@ -105,40 +105,51 @@ def test_the_twin_has_as_many_parameters() -> None:
     assert own == 2048 * 64 + 224 * 8**4 + 3 * 8**2 + 2 and abs(other - own) < 0.01 * own
 
 
-def lines_of(tokens: list[int], digits: int) -> list[tuple[int, ...]]:
-    """The lines of a text of ABCDigits."""
-    lines = [tuple(tokens[start : start + digits + 1]) for start in range(0, len(tokens), digits + 1)]
-    assert all(line[0] >= 10 and len(line) == digits + 1 and max(line[1:]) < 10 for line in lines)
+SHAPES = [digits.Shape(26, 6), digits.Shape(8, 1)]
+
+
+def lines_of(tokens: list[int], shape: digits.Shape, asked: int) -> list[tuple[int, ...]]:
+    """The lines of a text of ABCDigits as a letter and its digits; the last ones are asked for."""
+    end = len(tokens) - asked * (shape.digits + 1)
+    lines: list[tuple[int, ...]] = [divmod(token - 10 - shape.letters, 10) for token in tokens[:end]]
+    if shape.digits > 1:
+        lines = [(tokens[at] - 10, *tokens[at + 1 : at + 1 + shape.digits]) for at in range(0, end, 1 + shape.digits)]
+    for at in range(end, len(tokens), shape.digits + 1):
+        first, *rest = tokens[at : at + shape.digits + 1]
+        lines.append((first - 10, *rest))
+    assert all(0 <= letter < shape.letters and 0 <= min(rest) <= max(rest) < 10 for letter, *rest in lines)
+    assert max(tokens) < shape.vocabulary
     return lines
 
 
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
-def test_a_row_of_digits_can_be_answered(depth: float) -> None:
+def test_a_row_of_digits_can_be_answered(depth: float, shape: digits.Shape) -> None:
     """The target stands once, at its depth, before the last line; the digits of a letter are always the same."""
-    tokens = digits.target_row(512, 26, 6, depth, random.Random(0))
-    lines = lines_of(tokens, 6)
+    tokens = digits.target_row(512, shape, depth, random.Random(0))
+    lines = lines_of(tokens, shape, 1)
     assert 505 < len(tokens) <= 512
     places = [number for number, line in enumerate(lines) if line == lines[-1]]
     assert places == [round(depth * (len(lines) - 2)), len(lines) - 1]
-    assert len({line[0] for line in lines}) == 26 == len(set(lines))
+    assert len({line[0] for line in lines}) == shape.letters == len(set(lines))
 
 
-def test_digits_are_learned_from_ever_longer_examples() -> None:
-    """Each example asks for each of its letters once, at its end; the last rows have all letters, and repeat lines."""
-    given = ["--state", ".", "--scale", "minutes", "--steps", "40"]
-    scale, _ = digits.scale_of(digits.arguments("").parse_args(given), digits.OWN)
-    rows = digits.training_rows(scale, 0)
-    assert len(rows) == 40 * scale.sequences and max(row.tokens for row in rows) <= scale.length
-    lengths = []
-    for row in rows:
-        for document, flags in zip(row.documents, row.flags(), strict=True):
-            lines = lines_of(list(document), 1)
-            asked = sum(flags)
-            assert flags == (False,) * (len(document) - 2 * asked) + (False, True) * asked
-            assert len(set(lines)) == asked == len(set(lines[-asked:])) and {*lines[-asked:]} == {*lines[:-asked]}
-            lengths.append((asked, len(lines)))
-    assert {asked for asked, _ in lengths[:40]} == {2} and max(count for _, count in lengths[:40]) < 7
-    assert {asked for asked, _ in lengths[-40:]} == {2, 3, 4} and max(count for _, count in lengths[-40:]) > 20
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_row_of_the_training_asks_for_what_it_says(shape: digits.Shape) -> None:
+    draw = random.Random(0)
+    known = set()
+    for _ in range(200):
+        tokens, answers = digits.training_row(512, shape, draw)
+        asked = sum(answers) // shape.digits
+        question = [False, *[True] * shape.digits]
+        assert len(answers) == len(tokens) <= 512
+        assert answers == [False] * (len(tokens) - asked * len(question)) + question * asked
+        lines = lines_of(tokens, shape, asked)
+        letters = {line[0] for line in lines}
+        assert asked == min(8, len(letters)) == len(set(lines[-asked:])) and {*lines[-asked:]} <= {*lines[:-asked]}
+        assert len(set(lines)) == len(letters)
+        known.add(len(letters))
+    assert known == set(range(2, shape.letters + 1))
 
 
 def test_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
