@@ -181,12 +181,14 @@ def draw_picture(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     """Train and measure what is left; report what is finished."""
-    options = arguments(__doc__).parse_args(given)
+    parser = arguments(__doc__)
+    parser.add_argument("--models", nargs="+", choices=NAMES, default=NAMES)
+    options = parser.parse_args(given)
     scale, size = scale_of(options, OWN)
     vocabulary = Shape.of(scale.length).vocabulary
     units: dict[str, list[list[dict[str, Any]]]] = {}
     for seed in range(options.seeds):
-        for name in NAMES:
+        for name in options.models:
             folder = options.state / f"digits-{size}-psi{scale.psi}" / str(seed) / name
             rows = training_rows(scale, seed)
             run = partial(trained, name, scale, rows, vocabulary, folder, lr=RATES[name], seed=seed)
@@ -196,7 +198,7 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
 
             units.setdefault(name, []).append(kept(folder / "right.json", work))
             print(f"seed {seed} {name}: {units[name][-1]}", flush=True)
-    parameters = {name: parameters_of(name, scale, vocabulary) for name in NAMES}
+    parameters = {name: parameters_of(name, scale, vocabulary) for name in options.models}
     table = [
         {
             "model": name,
