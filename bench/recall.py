@@ -142,10 +142,10 @@ def word_rows(options: Any, models: dict[str, Path]) -> Iterator[dict[str, Any]]
     part = {"kind": "tasks", "names": [write_task(folder, options.kinds, options.words)], "definitions": str(folder)}
     for name, own in evaluated(options, others, models["source"], (), part):
         for score in own.scores:
-            change, base = score.difference, score.base_value
             row = {"measure": "words", "tokens": None, "model": name, "minus": "source", "figure": score.metric}
-            row |= {"value": score.value, "base": base, "change": score.value - base}
-            yield row | {"low": None if change is None else change.low, "high": None if change is None else change.high}
+            change = score.difference  # of the mean over examples, where the score itself is another function of them
+            row |= {"value": score.value, "base": score.base_value}
+            yield row | {"change": change.value, "low": change.low, "high": change.high}
 
 
 def made(options: Any) -> dict[str, Path]:
