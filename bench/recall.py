@@ -5,8 +5,8 @@
 
 The models: the source; every query times 1.2, nothing learned; and SSMax calibrated on haystacks, for each seed in
 each of several ways: `constant` (a temperature and a gain per head, no ln n), `bias` (b + s ln n, and a gain),
-`temperature` (no gain, no ln n), `gain` (nothing else), `everywhere` (as `constant`, in layers with a sliding window too).
-A seed has one set of haystacks.
+`temperature` (no gain, no ln n), `gain` (nothing else), `everywhere` (as `constant`, in layers with a sliding window
+too). A seed has one set of haystacks.
 All models are asked for the same facts in the same texts, with templates, names and words that no calibration uses, and
 predict the same texts of several kinds. The measure `words` is a task of lm-evaluation-harness on those texts.
 Differences are paired, and their intervals resample whole haystacks or documents. The measure `far` asks beyond the
