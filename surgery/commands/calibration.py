@@ -73,7 +73,10 @@ def plan_with_calibration(
         time = f"would take {duration(seconds)} on this processor; it " if passes else ""
         console.note(f"the calibration {time}was not run")
         if passes:
-            each = ", ".join(f"{count:,.0f} of {tokens:,} tokens" for tokens, count in passes)
+            by_length: dict[int, float] = {}
+            for tokens, count in passes:
+                by_length[tokens] = by_length.get(tokens, 0) + count
+            each = ", ".join(f"{count:,.0f} of {tokens:,} tokens" for tokens, count in by_length.items())
             console.note(f"its work, in forward passes: {each}")
         return prepared
     console.expect(seconds, duration(seconds), "the calibration")

@@ -29,6 +29,7 @@ from surgery.commands.operation_flags import (
 from surgery.commands.push import PushOption, print_pushed
 from surgery.errors import UsageError
 from surgery.operations import OPERATIONS
+from surgery.words import counted
 
 if TYPE_CHECKING:
     from surgery.checkpoint.hub_upload import PushResult
@@ -185,7 +186,7 @@ def _show_result(
         if prepared.calibration is not None:
             print_calibration(prepared.calibration)
     how = ", ".join(sorted(set(result.placed.values())))
-    console.say(f"wrote {console.near(str(result.output))} ({len(result.placed)} shard(s) {how})")
+    console.say(f"wrote {console.near(str(result.output))} ({counted(len(result.placed), 'shard')} {how})")
     if pushed is not None:
         print_pushed(pushed.url, pushed.private)
     console.next_step("surgery", "verify", str(result.output), "--against", model)
@@ -222,7 +223,7 @@ def _plan_rows(plan: Plan, target: Path) -> list[tuple[str, str]]:
         ("starts as", _start(plan)),
         ("new tensors", tensors if plan.tensors else "none"),
         ("config.json", ", ".join(changes)),
-        ("unchanged", f"{len(plan.shards)} shard(s), {plan.bytes['source_tensors'] / 1e6:,.1f} MB of tensors"),
+        ("unchanged", f"{counted(len(plan.shards), 'shard')}, {plan.bytes['source_tensors'] / 1e6:,.1f} MB of tensors"),
         ("skipped", _skipped(plan)),
         ("hash", plan.hash[:16]),
     ]
@@ -232,7 +233,8 @@ def _start(plan: Plan) -> str:
     """Whether the output is the source at first, and where."""
     changing = [str(one["name"]) for one, same in zip(plan.operations, plan.identity, strict=True) if not same]
     if not changing:
-        return "the source itself, " + " and ".join(dict.fromkeys(filter(None, plan.identity)))
+        where = " and ".join(dict.fromkeys(filter(None, plan.identity)))
+        return f"the source itself, {where}, until it is trained or calibrated"
     return "a changed model" + (f", by {' and '.join(changing)}" if len(plan.operations) > 1 else "")
 
 

@@ -18,6 +18,7 @@ from surgery.commands.flags import RUNNING, run_flags, with_flags
 from surgery.commands.help import CommandHelp, command_app
 from surgery.commands.next_steps import comparison
 from surgery.errors import UsageError
+from surgery.words import counted
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -215,7 +216,7 @@ class _Bar:
 
 
 def _reading(what: str, documents: int, of: int | None) -> str:
-    return f"{what}, {documents:,} documents" if of is None else f"{what}, {documents:,} of {of:,} documents"
+    return f"{what}, {counted(documents, 'document')}" if of is None else f"{what}, {documents:,} of {of:,} documents"
 
 
 def _times(passes: float) -> str:
@@ -224,7 +225,6 @@ def _times(passes: float) -> str:
 
 def _plan_table(plan: FinetunePlan) -> Table:
     from surgery.checkpoint import format_size
-    from surgery.reporting.formats import counted
 
     table = Table(title=f"finetune {plan.model}: {plan.what}", show_header=False, title_justify="left")
     rows = {
@@ -298,8 +298,6 @@ _WIDE = 120
 
 def _comparison_table(comparison: Comparison) -> Table:
     """All models on the same held-out tokens, with intervals; differences are paired, so theirs are narrower."""
-    from surgery.reporting.formats import counted
-
     table = Table(
         title=f"held-out loss, nats per token: {counted(comparison.tokens, 'token')} of "
         f"{counted(comparison.documents, 'document')}",

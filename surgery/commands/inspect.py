@@ -14,6 +14,7 @@ from surgery.commands import console
 from surgery.commands.help import CommandHelp, command_app
 from surgery.commands.next_steps import texts_here
 from surgery.operations import OPERATIONS
+from surgery.words import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,7 +77,7 @@ def _show_own(inspection: OwnInspection) -> None:
     rows = {
         "model": inspection.name + (f" @ {inspection.commit[:12]}" if inspection.commit else ""),
         "family": str(checkpoint.config["model_type"]),
-        "parameters": f"{checkpoint.total_parameters / 1e6:,.1f} M in {len(checkpoint.shards)} shard(s), "
+        "parameters": f"{checkpoint.total_parameters / 1e6:,.1f} M in {counted(len(checkpoint.shards), 'shard')}, "
         f"{checkpoint.total_bytes / 1e6:,.0f} MB",
         "dtypes": ", ".join(f"{dtype} x {count}" for dtype, count in inspection.dtypes.items()),
         **inspection.facts,
@@ -111,7 +112,8 @@ def _summary(inspection: Inspection) -> Table:
     rows = {
         "model": inspection.name + (f" @ {inspection.commit[:12]}" if inspection.commit else ""),
         "family": anatomy.family.model_type + (" (unverified)" if anatomy.family.unverified else ""),
-        "parameters": f"{anatomy.parameters / 1e6:,.1f} M in {anatomy.shards} shard(s), {anatomy.bytes / 1e6:,.0f} MB",
+        "parameters": f"{anatomy.parameters / 1e6:,.1f} M in {counted(anatomy.shards, 'shard')}, "
+        f"{anatomy.bytes / 1e6:,.0f} MB",
         "dtypes": ", ".join(f"{dtype} x {count}" for dtype, count in anatomy.dtypes.items()),
         "layers": f"{len(anatomy.layers)}",
         "heads": f"{first.heads} query, {first.kv_heads} key-value, size {first.head_dim}",

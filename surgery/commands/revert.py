@@ -9,6 +9,7 @@ import typer
 
 from surgery.commands import console
 from surgery.commands.help import CommandHelp, command_app
+from surgery.words import counted
 
 if TYPE_CHECKING:
     from surgery.conversion.reversion import RevertResult
@@ -47,10 +48,8 @@ def revert(
         console.emit("revert", result.to_dict())
     else:
         how = ", ".join(sorted(set(result.placed.values())))
-        written = (
-            f"wrote {console.near(str(result.output))} ({result.files} files, {len(result.placed)} shard(s) {how})"
-        )
-        console.say(written)
+        what = f"{counted(result.files, 'file')}, {counted(len(result.placed), 'shard')} {how}"
+        console.say(f"wrote {console.near(str(result.output))} ({what})")
         console.say(_compared(result))
         console.next_step("surgery", "inspect", str(result.output))
 

@@ -13,6 +13,7 @@ import typer
 from surgery.commands import completion, console
 from surgery.errors import UsageError
 from surgery.operations import OPERATIONS
+from surgery.words import counted
 
 _DEFAULT = Path("zoo.yaml")
 
@@ -113,7 +114,7 @@ def check(
     if as_json:
         console.emit("zoo-check", {"valid": True, "problems": [], "items": [item.name for item in items]})
         return
-    console.say(f"{manifest}: valid, {len(items)} item(s)")
+    console.say(f"{manifest}: valid, {counted(len(items), 'item')}")
     console.next_step("surgery", "zoo", "plan", str(manifest))
 
 

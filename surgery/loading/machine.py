@@ -16,7 +16,9 @@ from surgery.anatomy.families import VERIFIED_WITH
 from surgery.checkpoint import place_file
 from surgery.checkpoint.disk import free_bytes
 from surgery.errors import CheckpointError
+from surgery.loading.precision import HALF, computes
 from surgery.version import __version__
+from surgery.words import counted
 
 DISTRIBUTION = "model-surgery"
 # Optional packages, and their purpose.
@@ -180,7 +182,10 @@ def _devices() -> Iterator[Device]:
         yield Device(f"cuda:{index}", described, total, free)
     if torch.backends.mps.is_available():
         yield Device("mps", "Apple GPU, memory shared with the CPU", memory.total, memory.available)
-    yield Device("cpu", f"{torch.get_num_threads()} threads", memory.total, memory.available)
+    threads = counted(torch.get_num_threads(), "thread")
+    slow = [dtype for dtype in HALF if computes(dtype) is False]
+    lacks = f", slow in {' and '.join(slow)}: such models run in float32" if slow else ""
+    yield Device("cpu", threads + lacks, memory.total, memory.available)
 
 
 def _places(folder: Path) -> Iterator[FolderStatus]:

@@ -62,11 +62,6 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def counted(value: int, noun: str) -> str:
-    """``1 head``, ``1,024 heads``."""
-    return f"{count(value)} {noun}{'' if value == 1 else 's'}"
-
-
 def span(first: int, last: int) -> str:
     """``65–128``, or ``1`` where both ends are the same."""
     return count(first) if first == last else f"{count(first)}{DASH}{count(last)}"

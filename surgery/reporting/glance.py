@@ -7,7 +7,8 @@ from fnmatch import fnmatch
 from pathlib import PurePosixPath
 from typing import Any
 
-from surgery.reporting.formats import TIMES, count, counted, number, size
+from surgery.reporting.formats import TIMES, count, number, size
+from surgery.words import counted
 
 Plain = Mapping[str, Any]
 

@@ -10,15 +10,9 @@ from rich.text import Text
 
 from surgery.colours import LABEL, NOTE, VERDICTS
 from surgery.reporting import glance
-from surgery.reporting.formats import (
-    HEADLINES,
-    TIMES,
-    clipped,
-    counted,
-    number,
-    typographic,
-)
+from surgery.reporting.formats import HEADLINES, TIMES, clipped, number, typographic
 from surgery.reporting.sections import view_of
+from surgery.words import counted
 
 Plain = Mapping[str, Any]
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from surgery.reporting.drawing import Drawing, FigureRenderer
 from surgery.reporting.figures import has_training_losses, training_curves
-from surgery.reporting.formats import counted, number
+from surgery.reporting.formats import number
+from surgery.words import counted
 
 Plain = Mapping[str, Any]
 

@@ -9,7 +9,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from surgery import colours
-from surgery.reporting.formats import DASH, count, counted
+from surgery.reporting.formats import DASH, count
+from surgery.words import counted
 
 WORDS = {
     "done": "done",

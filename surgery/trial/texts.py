@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from surgery.checkpoint import replace_file
 from surgery.data import Document
 from surgery.evaluation.held_out_passages import short_names
+from surgery.words import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,7 +77,7 @@ def count_tokens(
     most = MOST_CHARACTERS * longest
     cut = [one for one in ordered[:MOST_TEXTS] if len(one.text) > most]
     if cut:
-        left_out.append(f"the text of {len(cut)} long file(s) after its first {most:,} characters")
+        left_out.append(f"the text of {counted(len(cut), 'long file')} after the first {most:,} characters")
     found = []
     for document in ordered[:MOST_TEXTS]:
         text = document.text[:most]
@@ -107,7 +108,8 @@ def missing_text(texts: Sequence[TrialText], length: int) -> str | None:
     division = divide_texts(texts, length)
     if not division.measure:
         longest = max(text.tokens for text in texts)
-        return f"the longest of {len(texts)} text(s) has {longest:,} tokens, and none leaves {length:,} to measure on"
+        given = counted(len(texts), "text")
+        return f"the longest of {given} has {longest:,} tokens, and none leaves {length:,} to measure on"
     needed = _needed(division.calibrate, length)
     longest = max(text.tokens for text in division.calibrate)
     if longest < needed:

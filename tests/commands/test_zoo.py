@@ -74,7 +74,7 @@ def test_a_manifest_is_written_and_checked(surgery: Any, tmp_path: Path, monkeyp
     assert surgery("zoo", "init", "models/*").out.endswith("Next: surgery zoo check zoo.yaml\n")
     checked = surgery("zoo", "check", "zoo.yaml", "--json").document()
     assert checked["valid"] and checked["items"] == ["one-ssmax"]
-    assert surgery("zoo", "check", "zoo.yaml").out.startswith("zoo.yaml: valid, 1 item(s)\n")
+    assert surgery("zoo", "check", "zoo.yaml").out.startswith("zoo.yaml: valid, 1 item\n")
     assert surgery("zoo", "init").code == 2, "not replaced"
     assert surgery("zoo", "init", "-o", "example.yaml").code == 0 and Path("example.yaml").read_text() == EXAMPLE
     Path("zoo.yaml").write_text("models: [{pat: models/*}]\noperations: [{name: ssmax}]\noutput: out\n")

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from surgery.colours import LABEL
-from surgery.reporting.formats import clipped, counted, one_line
+from surgery.reporting.formats import clipped, one_line
+from surgery.words import counted
 
 Plain = Mapping[str, Any]
 

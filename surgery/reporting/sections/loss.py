@@ -12,18 +12,10 @@ from rich.text import Text
 from surgery.colours import VERDICTS
 from surgery.reporting.drawing import Drawing, FigureRenderer
 from surgery.reporting.figures import loss_by_position, paired_difference
-from surgery.reporting.formats import (
-    bounds,
-    count,
-    counted,
-    interval,
-    number,
-    perplexity,
-    signed,
-    span,
-)
+from surgery.reporting.formats import bounds, count, interval, number, perplexity, signed, span
 from surgery.reporting.sections.tables import new_table, title_of
 from surgery.reporting.sections.view import KeyFigure
+from surgery.words import counted
 
 Plain = Mapping[str, Any]
 

@@ -19,6 +19,7 @@ from surgery.operations.screening.calibration.results import Calibration, Trial
 from surgery.operations.screening.calibration_settings import CalibrationSettings
 from surgery.operations.screening.savings import savings
 from surgery.operations.screening.settings_check import check_settings, recorded
+from surgery.words import counted
 
 
 def calibrate(
@@ -87,7 +88,8 @@ def calibrate(
             layers = calibrator.with_gains(layers, passages.observed)
     if len(documents) < 3:
         warnings.append(
-            f"only {len(documents)} text(s): thresholds that hold on one kind of text may fail on another; give several"
+            f"only {counted(len(documents), 'text')}: thresholds that hold on one kind of text may fail on another; give "
+            "several"
         )
     if len({passage.document for passage in passages.held_out}) < 3:
         warnings.append(

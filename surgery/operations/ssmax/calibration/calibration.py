@@ -18,6 +18,7 @@ from surgery.operations.ssmax.calibration.results import SSMaxCalibration
 from surgery.operations.ssmax.calibration.texts import divide_texts, draw_haystacks
 from surgery.operations.ssmax.calibration_settings import SSMaxCalibrationSettings
 from surgery.operations.ssmax.options import CALIBRATED, SSMaxOptions, check_can_calibrate
+from surgery.words import counted
 
 
 def calibrate(
@@ -126,7 +127,9 @@ def resolved_options(options: Mapping[str, Any], anatomy: Anatomy) -> SSMaxOptio
 def _warnings(documents: int, lengths: Sequence[int], anatomy: Anatomy) -> tuple[str, ...]:
     found = []
     if documents < 3:
-        found.append(f"only {documents} text(s): numbers that hold on one kind of text may cost others; give several")
+        found.append(
+            f"only {counted(documents, 'text')}: numbers that hold on one kind of text may cost others; give several"
+        )
     if max(lengths) < anatomy.trained_length:
         found.append(f"calibrated at up to {max(lengths)} tokens; longer texts were not measured")
     return tuple(found)
