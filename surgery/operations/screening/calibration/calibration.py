@@ -88,8 +88,8 @@ def calibrate(
             layers = calibrator.with_gains(layers, passages.observed)
     if len(documents) < 3:
         warnings.append(
-            f"only {counted(len(documents), 'text')}: thresholds that hold on one kind of text may fail on another; give "
-            "several"
+            f"only {counted(len(documents), 'text')}: thresholds that hold on one kind of text may fail on another; "
+            "give several"
         )
     if len({passage.document for passage in passages.held_out}) < 3:
         warnings.append(
