@@ -14,6 +14,7 @@ from surgery.markdown import escape_markdown
 from surgery.reporting import formats, glance
 from surgery.reporting.drawings import Drawings, draw_all
 from surgery.reporting.sections import VIEWS, view_of
+from surgery.words import counted
 
 Plain = Mapping[str, Any]
 Histories = Sequence[Sequence[Plain]]
@@ -24,7 +25,6 @@ _FILTERS = (
     "signed",
     "perplexity",
     "count",
-    "counted",
     "interval",
     "bounds",
     "negative_heads",
@@ -93,7 +93,8 @@ def _render(template: str, result: Plain, *, escaped: bool, drawings: Drawings |
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update({name: getattr(formats, name) for name in _FILTERS} | {"md": escape_markdown})
+    environment.filters.update({name: getattr(formats, name) for name in _FILTERS})
+    environment.filters.update({"md": escape_markdown, "counted": counted})
     environment.globals["span"] = formats.span
     environment.globals["glance"] = glance
     environment.globals["key_figure"] = lambda section, own: view_of(section["kind"]).key_figure(section, own)
