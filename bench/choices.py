@@ -4,6 +4,7 @@
 
 Passages of 4,096 tokens are observed once and kept in --kept. Half of them give the choice, the other half estimate its
 loss, with all products of heads; then the other way round, for several divisions. All choices save the same memory.
+``--by layer`` chooses one window for all key-value heads of a layer, and one for each, instead.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ LENGTH = 4096
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--text", nargs="+", required=True)
+    parser.add_argument("--text", nargs="+", default=[], help="to observe; not needed where --kept exists")
+    parser.add_argument("--by", default="group", choices=("group", "layer"))
     parser.add_argument("--kept", type=Path, required=True)
     parser.add_argument("--passages", type=int, default=8)
     parser.add_argument("--divisions", type=int, default=6)
@@ -37,21 +39,32 @@ def main() -> None:
     passages = np.split(found["changes"], ends[:-1])
     generator = np.random.default_rng(0)
     divisions = [generator.permutation(len(passages)) for _ in range(options.divisions)]
-    cells = [(together, max(QUERIES)) for together in TOGETHER] + [(0.5, count) for count in QUERIES[:-1]]
+    cells = [(together, max(QUERIES), 1) for together in TOGETHER] + [(0.5, count, 1) for count in QUERIES[:-1]]
+    if options.by == "layer":
+        from surgery.anatomy import read_anatomy
+        from surgery.checkpoint import open_checkpoint
+
+        layers = len(read_anatomy(open_checkpoint(options.model)).layers)
+        cells = [(0.5, max(QUERIES), number) for number in (1, len(found["saved"]) // layers)]
     rows = [
-        {"cache that stays": share, "together": together, "queries": queries}
-        | cell(passages, found["saved"], divisions, share, together, queries)
+        {"cache that stays": share, "together": together, "queries": queries, "groups with one window": number}
+        | cell(passages, found["saved"], divisions, share, together, queries, number)
         for share in SHARES
-        for together, queries in cells
+        for together, queries, number in cells
     ]
     report("choices", rows, options.out)
 
 
 def cell(
-    passages: list[Any], saved: Any, divisions: list[Any], share: float, together: float, queries: int
+    passages: list[Any], saved: Any, divisions: list[Any], share: float, together: float, queries: int, number: int
 ) -> dict[str, Any]:
-    """The estimated loss on the passages of the choice and on the others: means, and the latter's standard error."""
+    """The estimated loss on the passages of the choice and on the others: means, and the latter's standard error.
+
+    ``number``: of the key-value groups beside each other that have one window.
+    """
     half = len(passages) // 2
+    saved = saved.reshape(-1, number, saved.shape[1]).sum(1)  # ``number`` groups that lie beside each other share one
+    passages = [part.reshape(len(part), -1, number, part.shape[-1]).sum(2) for part in passages]
     inside, outside = [], []
     for order in divisions:
         for own, other in ((order[:half], order[half:]), (order[half:], order[:half])):
