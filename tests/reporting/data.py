@@ -111,7 +111,7 @@ def result(
     finding = {"measure": "Loss by position", "word": word, "sentence": f"The loss changed by {change:+.4f}."}
     loss = {
         "kind": "loss",
-        "title": "Loss by position, to 1024 tokens",
+        "title": "Loss by position, to 1,024 tokens",
         "options": {"kind": "loss", "length": 1024},
         "data": use,
         "margin": 0.005,

@@ -143,7 +143,7 @@ def test_it_can_be_read_without_seeing(full: tuple[Path, str, Page]) -> None:
 
 def test_the_verdict_comes_first(full: tuple[Path, str, Page]) -> None:
     words = full[2].words
-    assert words.index("Lost") < words.index("Loss by position, to 1024 tokens The loss")
+    assert words.index("Lost") < words.index("Loss by position, to 1,024 tokens The loss")
     assert "+0.0200" in words and "12.18 → 12.25" in words and "60.0% → 47.5%" in words
     assert "surgery evaluate small-ssmax" in words and "2.13.0" in words and "0123abcd" in words
     assert "layer 5, head 0 (n from 1 to 12)" in words and "±0.005" in words

@@ -29,9 +29,9 @@ def loss_section(
     data = TypeAdapter(DataUse).validate_python(first["data"])
     sliding = part["kind"] == "sliding"
     title = (
-        f"Sliding window of {data.length} tokens, stride {part['stride']}"
+        f"Sliding window of {data.length:,} tokens, stride {part['stride']:,}"
         if sliding
-        else f"Loss by position, to {data.longest} tokens"
+        else f"Loss by position, to {data.longest:,} tokens"
     )
     return LossSection(
         kind=part["kind"],
