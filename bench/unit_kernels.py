@@ -4,7 +4,7 @@
 
 One layer of units runs on random queries, keys and values (9 query heads, 3 key-value heads, size 64) in float32, with
 one thread. Its numbers learn, or stay as an adapter leaves them. Both ways take turns in one run; seconds are those of
-the processor. Memory is RssAnon above that before a pass. ``--flex`` compares FlexAttention, forward alone, with
+the processor. The reference is that of ``eager``, which returns the weights as well. ``--flex`` compares FlexAttention, forward alone, with
 bands: on a CPU it has no backward pass, and its compilation takes up to a minute.
 """
 
@@ -21,7 +21,7 @@ import torch
 
 from bench.bands import GROUPS, HEADS, SIZE, tensors
 from bench.harness import report
-from bench.multiscreen import seconds, watched_memory
+from bench.multiscreen import seconds
 
 FULL = 2**20
 
@@ -95,23 +95,18 @@ def measure(length: int, window: int, repeats: int, flex: bool) -> list[dict[str
 
 
 def compared(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Any]:
-    """Medians of seconds and memory, the ratio of the first way to the other, and how far their outputs differ."""
+    """Medians of seconds, the ratio of the first way to the other, and how far their outputs differ."""
     outputs = [work() for work in ways.values()]
     times: dict[str, list[float]] = {name: [] for name in ways}
-    memory: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, work in ways.items():
-            with watched_memory() as used:
-                times[name].append(seconds(work))
-            memory[name].append(used[0] / 2**20)
+            times[name].append(seconds(work))
     first, other = (statistics.median(times[name]) for name in ways)
     return {
         "other": list(ways)[1],
         "s, windows": first,
         "s, other": other,
         "time, windows / other": first / other,
-        "MiB, windows": statistics.median(memory["windows"]),
-        "MiB, other": statistics.median(memory[list(ways)[1]]),
         "difference": float((outputs[0] - outputs[1]).abs().max()),
     }
 
