@@ -4,8 +4,8 @@
 
 One layer of units runs on random queries, keys and values (9 query heads, 3 key-value heads, size 64) in float32, with
 one thread. Its numbers learn, or stay as an adapter leaves them. Both ways take turns in one run; seconds are those of
-the processor. The reference is that of ``eager``, which returns the weights as well. ``--flex`` compares FlexAttention, forward alone, with
-bands: on a CPU it has no backward pass, and its compilation takes up to a minute.
+the processor. The reference is that of ``eager``, which returns the weights as well. ``--flex`` compares FlexAttention,
+forward alone, with bands: on a CPU it has no backward pass, and its compilation takes up to a minute.
 """
 
 from __future__ import annotations
