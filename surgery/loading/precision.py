@@ -59,7 +59,7 @@ def choose_dtype(stored: str | None, wanted: str, *, on_processor: Callable[[], 
     dtype = stored if wanted == "auto" else wanted
     if dtype not in HALF or computes(dtype) is not False or not on_processor():
         return DtypeChoice(wanted)
-    lacks = f"this processor computes {dtype} many times slower than float32"
+    lacks = f"this processor has no instructions for {dtype} and is slower in it than in float32"
     if wanted != "auto":
         return DtypeChoice(wanted, f"runs in {dtype}, as asked, and will be slow: {lacks}")
     memory = usable_memory()

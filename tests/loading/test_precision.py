@@ -59,7 +59,7 @@ def test_a_processor_without_the_instructions_takes_float32_and_says_so(
         first, again = load_model(half), load_model(half)
     assert first.dtype == again.dtype == torch.float32
     (said,) = caplog.messages
-    assert said.startswith("runs in float32, not in the bfloat16 of the checkpoint: this processor computes bfloat16")
+    assert said.startswith("runs in float32, not in the bfloat16 of the checkpoint: this processor has no instructions")
 
 
 def test_a_processor_with_the_instructions_takes_the_dtype_of_the_checkpoint(
