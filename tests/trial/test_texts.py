@@ -30,7 +30,7 @@ def test_the_parts_share_no_line(count: int, whole: bool) -> None:
 
 def test_too_little_text_is_said_with_the_numbers() -> None:
     assert missing_text(texts(16, 2048), 512) is None
-    assert "1 text(s) has 900 tokens, and none leaves 512" in str(missing_text(texts(1, 900), 512))
+    assert "the longest of 1 text has 900 tokens, and none leaves 512" in str(missing_text(texts(1, 900), 512))
     assert "the longest text to calibrate on has 1,333 tokens" in str(missing_text(texts(2, 2000), 512))
 
 
@@ -42,7 +42,7 @@ def test_long_and_many_texts_are_cut_and_it_is_said() -> None:
     documents = [Document(f"a/{number}.txt", "x" * 100 + str(number)) for number in range(MOST_TEXTS + 4)]
     found, said = count_tokens(documents, Tokenizer(), 1)  # type: ignore[arg-type]
     assert len(found) == MOST_TEXTS and {text.tokens for text in found} == {64}
-    assert "4 of 100 texts" in said[0] and "after its first 64 characters" in said[1]
+    assert "4 of 100 texts" in said[0] and "after the first 64 characters" in said[1]
 
 
 def test_names_of_files_cannot_leave_the_folder(tmp_path: object) -> None:

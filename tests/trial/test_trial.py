@@ -98,7 +98,7 @@ def test_its_commands_run(
     texts = result.folder / "texts" / "measure"
     prepared = prepare(source, [result.folder / "texts"], LENGTH, None, RunOptions())
     folder = TrialFolder(result.folder)
-    made = TrialRun(str(source), None, prepared, folder, RunOptions(), None, None)
+    made = TrialRun(str(source), None, prepared, folder, None, None)
     records = {
         one.name: OPERATIONS[one.operation].calibration_package().read_calibration(folder.calibration(one.name))
         for one in prepared.tried
