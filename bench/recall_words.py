@@ -17,7 +17,7 @@ from surgery.data import read_documents
 TASK = "surgery_last_word"
 # Characters of a passage.
 LENGTH = 1200
-# An example ends with a word of at least so many letters, which stands in the passage once or twice before.
+# Fewest letters of the last word.
 LETTERS = 5
 _WORD = re.compile(rf"[A-Za-z_]{{{LETTERS},}}")
 _TASK_YAML = """\

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 
 from bench.bands import GROUPS, HEADS, SIZE, tensors
 from bench.harness import report
-from bench.multiscreen import seconds
+from surgery.evaluation.speed.stopwatch import interleaved, ratio
 
 FULL = 2**20
 
@@ -97,16 +98,13 @@ def measure(length: int, window: int, repeats: int, flex: bool) -> list[dict[str
 def compared(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Any]:
     """Medians of seconds, the ratio of the first way to the other, and how far their outputs differ."""
     outputs = [work() for work in ways.values()]
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, work in ways.items():
-            times[name].append(seconds(work))
-    first, other = (statistics.median(times[name]) for name in ways)
+    times = interleaved(ways, repeats, warmup=0, clock=time.process_time)
+    first, other = ways
     return {
-        "other": list(ways)[1],
-        "s, windows": first,
-        "s, other": other,
-        "time, windows / other": first / other,
+        "other": other,
+        "s, windows": statistics.median(times[first]),
+        "s, other": statistics.median(times[other]),
+        "time, windows / other": ratio(times, first, other),
         "difference": float((outputs[0] - outputs[1]).abs().max()),
     }
 

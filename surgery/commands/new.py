@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 
 _VOCABULARY = "Vocabulary"
-# Documents of which a share of a fiftieth, drawn by their hashes, is not empty.
+# From so many documents on, holding out 2% of them, drawn by their hashes, holds out at least one.
 _MANY = 500
 
 _Output = Annotated[Path, typer.Option("--output", "-o", help="Output folder.")]

@@ -1,7 +1,7 @@
 """The dtype in which a model runs here: the one home of ``auto``.
 
-A processor without instructions for bfloat16 or float16 computes them several to fifty times slower than float32. Such
-a model runs in float32 where memory allows it, and one line says so. Plans ask here too, so nothing imports torch
+A processor without instructions for bfloat16 or float16 is slower in them than in float32, up to fifty times. There
+such a model runs in float32 where memory allows it, and one line says so. Plans ask here too, so nothing imports torch
 unless it has to.
 """
 

@@ -233,18 +233,24 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
-def test_fast_commands_leave_heavy_libraries_alone(model: Path, tmp_path: Path) -> None:
-    """One process for all: what one of them had imported, the next would still have."""
-    places = {"MODEL": str(model), "OUT": str(tmp_path / "out"), "BACK": str(tmp_path / "back")}
-    calls = [[places.get(argument, argument) for argument in arguments] for arguments in LIGHT.values()]
+def _probed(calls: list[list[str]], folder: Path) -> list[str]:
+    """What the probe and the commands say on stderr, line by line, when they run in a folder."""
     process = subprocess.run(
         [sys.executable, "-c", PROBE, json.dumps(calls), json.dumps(HEAVY)],
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
+        cwd=folder,
     )
-    lines = process.stderr.splitlines()
+    return process.stderr.splitlines()
+
+
+def test_fast_commands_leave_heavy_libraries_alone(model: Path, tmp_path: Path) -> None:
+    """One process for all: what one of them had imported, the next would still have."""
+    places = {"MODEL": str(model), "OUT": str(tmp_path / "out"), "BACK": str(tmp_path / "back")}
+    calls = [[places.get(argument, argument) for argument in arguments] for arguments in LIGHT.values()]
+    lines = _probed(calls, tmp_path)
     assert dict(zip(LIGHT, lines, strict=True)) == dict.fromkeys(LIGHT, "[0, []]")
     assert (tmp_path / "back").is_dir()
 
@@ -272,15 +278,7 @@ def test_what_is_wrong_is_told_before_heavy_libraries_are_imported(model: Path, 
     places |= {"MODEL": str(model), "TEXT": str(tmp_path / "words.txt")}
     convert(model, output=tmp_path / "out")
     calls = [[places.get(argument, argument) for argument in arguments] for arguments, _ in WRONG.values()]
-    process = subprocess.run(
-        [sys.executable, "-c", PROBE, json.dumps(calls), json.dumps(HEAVY)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-        cwd=tmp_path,
-    )
-    lines = [line for line in process.stderr.splitlines() if line.startswith("[")]
+    lines = [line for line in _probed(calls, tmp_path) if line.startswith("[")]
     assert dict(zip(WRONG, lines, strict=True)) == {name: f"[{code}, []]" for name, (_, code) in WRONG.items()}
 
 
