@@ -20,6 +20,7 @@ import typer
 
 from surgery.commands import console
 from surgery.commands.app import app
+from surgery.commands.help import help_record
 from surgery.errors import ExitCode, SurgeryError
 from surgery.evaluation import Suite
 from surgery.operations import OPERATIONS
@@ -134,7 +135,7 @@ def _usage(argument: Any) -> str:
 def _table(kind: str, parameters: list[Any], context: Any) -> Iterator[str]:
     yield from ("", f"| {kind} | default | meaning |", "|---|---|---|")
     for parameter in parameters:
-        names, text = parameter.get_help_record(context) or (parameter.name, "")
+        names, text = help_record(parameter, context) or (parameter.name, "")
         text, default = _without_default(_prose(text))
         names = re.sub(r"<list\[(\w+)\]>", r"<\1> ...", names)
         cells = (f"`{names}`", default, text)
@@ -150,7 +151,7 @@ def _without_default(text: str) -> tuple[str, str]:
     for note in inside[:-1].split("; "):
         if note == "required":
             default.append(note)
-        elif note.startswith("env var: ") or re.search(r"[<>]=?\S", note):
+        elif note.startswith(("env var: ", "at least ")):
             notes.append(note)
         else:
             default.append(note.removeprefix("default: ").removeprefix("(").removesuffix(")"))

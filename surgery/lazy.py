@@ -7,6 +7,20 @@ from importlib import import_module
 from typing import Any
 
 
+def later(name: str) -> Callable[..., Any]:
+    """A class or a function that is imported when it is first called.
+
+    Args:
+        name: with its module: ``package.module.Class``.
+    """
+    module, _, own = name.rpartition(".")
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        return getattr(import_module(module), own)(*arguments, **keywords)
+
+    return call
+
+
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """The ``__getattr__`` of a package.
 

@@ -8,7 +8,7 @@ file; an error in an argument raises a `UsageError`.
 from surgery.checkpoint.disk import format_size, free_bytes, fsync_file, fsync_folder, fsync_tree, require_space
 from surgery.checkpoint.folder import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, Checkpoint, open_checkpoint
 from surgery.checkpoint.hashes import BackgroundHasher, same_tensor_bytes, sha256_file, sha256_json, tensor_bytes
-from surgery.checkpoint.headers import DTYPE_BITS, TensorInfo, read_header, tensor_bits
+from surgery.checkpoint.headers import DTYPE_BITS, TORCH_DTYPES, TensorInfo, read_header, tensor_bits
 from surgery.checkpoint.names import quote, safe_relative
 from surgery.checkpoint.output import check_output
 from surgery.checkpoint.placement import place_file
@@ -22,6 +22,7 @@ __all__ = [
     "DTYPE_BITS",
     "INDEX_NAME",
     "SINGLE_NAME",
+    "TORCH_DTYPES",
     "BackgroundHasher",
     "Checkpoint",
     "NewTensor",

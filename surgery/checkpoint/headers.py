@@ -40,6 +40,8 @@ DTYPE_BITS: dict[str, int] = {
     "I64": 64,
     "U64": 64,
 }
+# The dtypes of floating-point weights in the spelling of torch.
+TORCH_DTYPES: dict[str, str] = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 MAX_HEADER_BYTES = 100_000_000
 _MOST_DIMENSIONS = 64
 _MOST_ELEMENTS = 2**63 - 1

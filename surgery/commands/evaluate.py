@@ -122,16 +122,12 @@ def _check_arguments(
         UsageError, CheckpointError: the first that is wrong.
     """
     from surgery.checkpoint import open_checkpoint, resolve
-    from surgery.data import read_documents
-    from surgery.schemas.shipped import shipped_file
+    from surgery.evaluation.suite import read_suite
 
     for option, value, least in (("length", length, 2), ("documents", documents, 1)):
         if value is not None and value < least:
             raise UsageError(f"--{option} {value}: must be at least {least}")
-    if not Path(suite).is_file():
-        shipped_file("suites", suite)
-    if text:
-        read_documents(text)
+    read_suite(suite).changed(length=length, documents=documents).documents(text or ())
     for name, commit in (*((name, revision) for name in models), *([(against, None)] if against else [])):
         open_checkpoint(resolve(name, commit))
 

@@ -10,6 +10,8 @@ from typer.core import TyperCommand, TyperGroup
 
 # Typer puts a default that is told in words into parentheses as well.
 _DEFAULT_IN_WORDS = re.compile(r"\[default: \((.*)\)((?:; [^\]]*)?)\]$")
+# What Typer writes of a number with bounds: `<int range>`, and `x>=16` at the end.
+_RANGE, _AT_LEAST = re.compile(r"<(int|float) range>"), re.compile(r"\bx>=(\S+)\]$")
 
 
 def write_sections(parameters: list[Any], ctx: Any, formatter: Any) -> None:
@@ -21,7 +23,7 @@ def write_sections(parameters: list[Any], ctx: Any, formatter: Any) -> None:
             write_in_capitals(parameter)
         if parameter.metavar is None and getattr(parameter, "multiple", False):
             parameter.metavar = "<str> ..."
-        record = parameter.get_help_record(ctx)
+        record = help_record(parameter, ctx)
         if record is not None:
             panel = getattr(parameter, "rich_help_panel", None) or ("Arguments" if is_argument else "Options")
             name, text = record
@@ -33,6 +35,15 @@ def write_sections(parameters: list[Any], ctx: Any, formatter: Any) -> None:
             continue
         with formatter.section(panel):
             formatter.write_dl(records)
+
+
+def help_record(parameter: Any, ctx: Any) -> tuple[str, str] | None:
+    """The names and the text of a parameter, with bounds in words; None for a hidden one."""
+    record = parameter.get_help_record(ctx)
+    if record is None:
+        return None
+    names, text = record
+    return _RANGE.sub(r"<\1>", names), _AT_LEAST.sub(r"at least \1]", text)
 
 
 def write_in_capitals(argument: Any) -> None:

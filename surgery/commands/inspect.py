@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from surgery.checkpoint import TORCH_DTYPES
 from surgery.checkpoint.record import HISTORY_NAME
 from surgery.colours import LABEL
 from surgery.commands import console
@@ -79,7 +80,7 @@ def _show_own(inspection: OwnInspection) -> None:
         "family": str(checkpoint.config["model_type"]),
         "parameters": f"{checkpoint.total_parameters / 1e6:,.1f} M in {counted(len(checkpoint.shards), 'shard')}, "
         f"{checkpoint.total_bytes / 1e6:,.0f} MB",
-        "dtypes": ", ".join(f"{dtype} x {count}" for dtype, count in inspection.dtypes.items()),
+        "dtypes": _dtypes(inspection.dtypes),
         **inspection.facts,
     }
     if HISTORY_NAME in checkpoint.other_files:
@@ -114,7 +115,7 @@ def _summary(inspection: Inspection) -> Table:
         "family": anatomy.family.model_type + (" (unverified)" if anatomy.family.unverified else ""),
         "parameters": f"{anatomy.parameters / 1e6:,.1f} M in {counted(anatomy.shards, 'shard')}, "
         f"{anatomy.bytes / 1e6:,.0f} MB",
-        "dtypes": ", ".join(f"{dtype} x {count}" for dtype, count in anatomy.dtypes.items()),
+        "dtypes": _dtypes(anatomy.dtypes),
         "layers": f"{len(anatomy.layers)}",
         "heads": f"{first.heads} query, {first.kv_heads} key-value, size {first.head_dim}",
         "query norm": _by_layer(
@@ -133,6 +134,12 @@ def _summary(inspection: Inspection) -> Table:
     if anatomy.operations:
         rows["trained"] = _trained(inspection.folder)
     return _facts(rows)
+
+
+def _dtypes(counts: Mapping[str, int]) -> str:
+    return ", ".join(
+        f"{TORCH_DTYPES.get(dtype, dtype)} ({counted(count, 'tensor')})" for dtype, count in counts.items()
+    )
 
 
 def _print_calibration(inspection: Inspection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from surgery.colours import LABEL
 from surgery.commands import completion, console
 from surgery.commands.help import SETTINGS, CommandHelp, GroupHelp
 from surgery.errors import UsageError
@@ -23,19 +25,41 @@ _NameArgument = Annotated[
 ]
 
 
+# The model that a recipe starts from, by its placeholder, in the order in which people come to need it.
+_SUBJECTS = {
+    "converted": "For a model that `surgery convert` made",
+    "source": "For a source model: the recipe converts it first",
+    "new": "For a model that `surgery new` made",
+}
+
+
+def _subject(recipe: str) -> str | None:
+    """The kind of model in the line ``model: path/to/KIND-model`` of a shipped recipe."""
+    found = re.search(r"^model: path/to/(\w+)-model$", recipe, re.MULTILINE)
+    return found[1] if found else None
+
+
 @app.command("list", cls=CommandHelp)
 def list_recipes(json_: console.JsonOption = False) -> None:
     """List the recipes that surgery ships."""
     from surgery.schemas.shipped import shipped_files
 
     found = shipped_files("recipes")
+    subjects = {recipe.name: _subject(recipe.text) for recipe in found}
     if json_:
-        console.emit("recipes", {"recipes": [{"name": recipe.name, "summary": recipe.summary} for recipe in found]})
+        listed = [{"name": recipe.name, "model": subjects[recipe.name], "summary": recipe.summary} for recipe in found]
+        console.emit("recipes", {"recipes": listed})
         return
-    table = Table(show_header=False, box=None)
-    for recipe in found:
-        table.add_row(recipe.name, recipe.summary)
-    console.out.print(table)
+    width = max(map(len, subjects))
+    for subject, title in _SUBJECTS.items():
+        console.out.print(title, style=LABEL)
+        table = Table(show_header=False, box=None)
+        table.add_column(width=width)
+        for recipe in found:
+            if subjects[recipe.name] == subject:
+                table.add_row(recipe.name, recipe.summary)
+        console.out.print(table)
+    console.next_step("surgery", "recipes", "show", "ssmax-scale")
 
 
 @app.command(cls=CommandHelp)

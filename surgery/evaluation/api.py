@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.checkpoint import Source, open_checkpoint, resolve
-from surgery.data import Document, read_documents
+from surgery.data import Document
 from surgery.errors import UsageError
 from surgery.evaluation.folders import check_store
 from surgery.evaluation.results import EvaluationResult
@@ -113,7 +113,7 @@ class _Given:
         names = [model] if isinstance(model, str | Path) else list(model)
         if not names:
             raise UsageError("no model is given")
-        texts = _texts(chosen, [text] if isinstance(text, str | Path) else list(text))
+        texts = chosen.documents([text] if isinstance(text, str | Path) else list(text))
         sources = [resolve(name, revision) for name in names]
         base = resolve(against) if against is not None else None
         for source in (*sources, *([base] if base is not None else [])):
@@ -128,20 +128,3 @@ class _Given:
         with ExitStack() as stack:
             folder = Path(results) if results is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
             yield Session(self.suite, run or RunOptions(), self.texts, folder, on_event or (lambda event: None))
-
-
-def _texts(suite: Suite, given: Sequence[str | Path]) -> list[Document]:
-    patterns = given or suite.text
-    if not suite.reads_text:
-        if given:
-            raise UsageError(f"--text has no effect: no part of the suite {suite.name} reads texts")
-        return []
-    if not patterns and not suite.needs_text:
-        return []
-    if not patterns:
-        raise UsageError(
-            "no text is given to measure on",
-            hint="Give --text with files, folders or globs of plain text that the model was not trained on: "
-            '--text "texts/**/*.md". The suite `retrieval` needs none.',
-        )
-    return read_documents(patterns)

@@ -113,7 +113,7 @@ class MeasureKind:
     Attributes:
         name: ``kind`` in suites, stored parts and results.
         options: what a suite can set.
-        measure: made from the options.
+        measure: makes it from the options; it may import torch then, and not before.
         result: the value that the section is.
         section: makes the section from the finished parts of all models; None where it has nothing to show.
         warnings: what a reader of the section must know, one sentence each.
@@ -121,7 +121,7 @@ class MeasureKind:
 
     name: str
     options: type[PartOptions]
-    measure: type[Measure] | type[PairedMeasure]
+    measure: Callable[[Any], Measure | PairedMeasure]
     result: type[Any]
     section: MakeSection
     warnings: Callable[[Any], list[str]] = no_warnings

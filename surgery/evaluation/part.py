@@ -33,6 +33,10 @@ class PartOptions(StrictModel):
         """Tokens of the longest sequence that the part may run."""
         return 2
 
+    def overrides(self, given: Mapping[str, int]) -> dict[str, Any]:
+        """New values of options where the user gives another ``length`` or number of ``documents``; here of none."""
+        return {}
+
 
 class TextPartOptions(PartOptions):
     """The options of a part that reads the texts."""
@@ -54,5 +58,5 @@ class TextPartOptions(PartOptions):
         return self.length
 
     def overrides(self, given: Mapping[str, int]) -> dict[str, Any]:
-        """New values of options where the user gives another ``length`` or number of ``documents``."""
+        """Both have an option of the same name."""
         return dict(given)

@@ -66,8 +66,7 @@ class Session:
         # A model and its base in the same turns, in place of one model alone.
         self.paired: list[tuple[PartOptions, PairedMeasure]] = []
         for part in suite.parts:
-            make: Any = MEASURES[part.kind].measure
-            measure = make(part)
+            measure = MEASURES[part.kind].measure(part)
             if isinstance(measure, PairedMeasure):
                 self.paired.append((part, measure))
             else:
@@ -134,7 +133,12 @@ class Session:
                     both = [sizes[one.fingerprint] for one in (entry, other) if one is not None]
                     found.append(paired_work(part, entry.source.name, pair, both))
         notes = [
-            beyond_positions(entry.source, (unit for plan in entry.plans for unit in plan.units)) for entry in distinct
+            beyond_positions(
+                entry.source,
+                self.suite,
+                ((part, plan.units) for part, plan in zip(self.parts, entry.plans, strict=True)),
+            )
+            for entry in distinct
         ]
         return EvaluationPlan(
             suite=self.suite.name,

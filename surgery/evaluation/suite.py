@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from pydantic import Field, PositiveFloat, ValidationError
 
+from surgery.data import Document, read_documents
 from surgery.errors import UsageError
 from surgery.evaluation.measures import MEASURES
-from surgery.evaluation.part import PartOptions, StrictModel, TextPartOptions
+from surgery.evaluation.part import PartOptions, StrictModel
 from surgery.schemas import Keys, Problem, Schema, SchemaError, load_yaml, problems_of, read_text
 from surgery.schemas.shipped import shipped_file
 
@@ -49,20 +50,40 @@ class Suite(StrictModel):
         return any(part.texts == "needed" for part in self.parts)
 
     def changed(self, *, length: int | None = None, documents: int | None = None) -> Suite:
-        """The suite with another length and number of sequences in every part that reads texts.
+        """The suite with another length and number of sequences, in every part that has one.
 
         Raises:
             UsageError: no part reads texts, or the length is too small for a part.
         """
         given = {name: value for name, value in (("length", length), ("documents", documents)) if value is not None}
-        if not given:
-            return self
-        if not self.needs_text:
+        for name, value in given.items():
+            if not any(part.overrides({name: value}) for part in self.parts):
+                raise UsageError(f"--{name} has no effect: no part of the suite {self.name} takes another number")
+        return self.model_copy(update={"parts": [_with(part, given) for part in self.parts]})
+
+    def documents(self, given: Sequence[str | Path]) -> list[Document]:
+        """The texts to measure on; none where no part needs any.
+
+        Args:
+            given: files, folders and globs, in place of the suite's.
+
+        Raises:
+            UsageError: texts are given and not read, or needed and not given; or a file cannot be read.
+        """
+        patterns = given or self.text
+        if not self.reads_text:
+            if given:
+                raise UsageError(f"--text has no effect: no part of the suite {self.name} reads texts")
+            return []
+        if not patterns and not self.needs_text:
+            return []
+        if not patterns:
             raise UsageError(
-                f"--{next(iter(given))} has no effect: no part of the suite {self.name} measures the loss of texts"
+                "no text is given to measure on",
+                hint="Give --text with files, folders or globs of plain text that the model was not trained on: "
+                '--text "texts/**/*.md". The suites `retrieval` and `recall` need none.',
             )
-        parts = [_with(part, given) if isinstance(part, TextPartOptions) else part for part in self.parts]
-        return self.model_copy(update={"parts": parts})
+        return read_documents(patterns)
 
 
 class SuiteError(SchemaError):
@@ -106,7 +127,7 @@ def read_suite(suite: str | Path | Suite | Mapping[str, Any]) -> Suite:
     return valid
 
 
-def _with(part: TextPartOptions, given: Mapping[str, int]) -> TextPartOptions:
+def _with(part: PartOptions, given: Mapping[str, int]) -> PartOptions:
     try:
         return type(part).model_validate({**part.model_dump(), **part.overrides(given)})
     except ValidationError as error:

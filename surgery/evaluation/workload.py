@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, overload
 
+from surgery.anatomy.anatomy import family_of
 from surgery.checkpoint import open_checkpoint
 from surgery.checkpoint.source import Source
 from surgery.data import Document
+from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.evaluation.measure import PairedMeasure, Unit
 from surgery.evaluation.part import PartOptions
+from surgery.evaluation.suite import Suite
 from surgery.loading import RunOptions
 from surgery.loading.pace import ModelSize, duration, measure_pace, model_size
 from surgery.result_table import ResultTable, ShownAsTable
@@ -103,15 +107,41 @@ def paired_work(part: PartOptions, name: str, measure: PairedMeasure, sizes: Seq
     return PartWork(part.kind, name, len(passes), tokens, seconds)
 
 
-def beyond_positions(source: Source, units: Iterable[Unit]) -> str | None:
-    """A sentence where a sequence is longer than the positions of the model."""
-    longest = max((unit.tokens for unit in units), default=0)
+def beyond_positions(source: Source, suite: Suite, work: Iterable[tuple[PartOptions, Sequence[Unit]]]) -> str | None:
+    """A sentence where a sequence is longer than the positions of the model, with what to do.
+
+    Args:
+        source: the model.
+        suite: of the parts.
+        work: parts and their units. A haystack has several questions, so its tokens are more than those of a sequence.
+    """
+    positions = _positions(source)
+    longest = max((min(part.longest, max(unit.tokens for unit in units)) for part, units in work if units), default=0)
+    if positions is None or longest <= positions:
+        return None
+    return (
+        f"sequences of {longest:,} tokens are longer than the {positions:,} positions of {source.name}; "
+        f"{_way_within(suite, positions)}"
+    )
+
+
+def _positions(source: Source) -> int | None:
     config = open_checkpoint(source).config
     text = config.get("text_config")
-    positions = (text if isinstance(text, dict) else config).get("max_position_embeddings")
-    if not isinstance(positions, int) or longest <= positions:
-        return None
-    return f"sequences of {longest:,} tokens are longer than the {positions:,} positions of {source.name}"
+    own = text if isinstance(text, dict) else config
+    try:
+        positions = family_of(config).value(own, "max_position_embeddings")
+    except (PlanRefusedError, CheckpointError):  # a family that no operation knows is measured too
+        positions = own.get("max_position_embeddings")
+    return positions if isinstance(positions, int) else None
+
+
+def _way_within(suite: Suite, positions: int) -> str:
+    """How to measure within the positions of a model: by another length, or by a suite of the user's own."""
+    with suppress(UsageError):
+        if max(part.longest for part in suite.changed(length=positions).parts) <= positions:
+            return f"a length of {positions} measures within them (--length {positions})"
+    return "a suite of your own with smaller lengths measures within them"
 
 
 class WatchedDocuments(Sequence[Document]):

@@ -19,12 +19,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from surgery.checkpoint import CONFIG_NAME, format_size, load_config, open_checkpoint
+from surgery.checkpoint import CONFIG_NAME, TORCH_DTYPES, format_size, load_config, open_checkpoint
 from surgery.errors import CheckpointError
 from surgery.loading.run_options import RunOptions, pick_device
 
 HALF = ("bfloat16", "float16")
-_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # Names of the instructions in /proc/cpuinfo (with underscores, and on ARM) and in torch.cpu.get_capabilities().
 _INSTRUCTIONS = {
     "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
@@ -140,8 +139,8 @@ def stored_dtype(folder: Path) -> str | None:
                 return str(part[key]).removeprefix("torch.")
     with suppress(CheckpointError):
         for tensor in open_checkpoint(folder).tensors.values():
-            if tensor.dtype in _NAMES:
-                return _NAMES[tensor.dtype]
+            if tensor.dtype in TORCH_DTYPES:
+                return TORCH_DTYPES[tensor.dtype]
     return None
 
 

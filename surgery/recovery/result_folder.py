@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from surgery.checkpoint import (
     CONFIG_NAME,
     INDEX_NAME,
+    TORCH_DTYPES,
     Checkpoint,
     NewTensor,
     StagedFolder,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-_TORCH_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _TRAINED = "trained-"
 
 
@@ -198,9 +198,9 @@ def _trained_name(shard: str) -> str:
 def _to_bytes(tensor: torch.Tensor, dtype: str) -> bytes:
     import torch
 
-    if dtype not in _TORCH_DTYPES:
+    if dtype not in TORCH_DTYPES:
         raise CheckpointError(f"a trained tensor cannot be written as {dtype}", hint="Train other parameters.")
-    value = tensor.detach().to("cpu", getattr(torch, _TORCH_DTYPES[dtype])).contiguous()
+    value = tensor.detach().to("cpu", getattr(torch, TORCH_DTYPES[dtype])).contiguous()
     return value.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 

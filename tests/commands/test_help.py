@@ -67,6 +67,13 @@ def test_no_help_is_wider_than_80_columns(surgery: Any, command: list[str]) -> N
     assert ran.code == 0 and max(map(len, ran.out.splitlines())) <= COLUMNS
 
 
+@pytest.mark.parametrize("command", ["verify", "finetune", "new"])
+def test_bounds_of_a_number_are_told_in_words(surgery: Any, command: str) -> None:
+    arguments = ("new", "softmax") if command == "new" else (command,)
+    told = " ".join(surgery(*arguments, "--help").out.split())
+    assert "at least" in told and "range" not in told and "x>" not in told
+
+
 def test_the_commands_stand_in_the_order_of_the_work(surgery: Any) -> None:
     listed = [line.split()[0] for line in surgery("--help").out.partition("Commands:")[2].splitlines() if line.strip()]
     assert listed == list(COMMANDS)

@@ -168,6 +168,28 @@ def test_suites_that_ship(capsys: pytest.CaptureFixture[str]) -> None:
     assert [suite["name"] for suite in found] == ["full", "long", "loss", "quick", "recall", "retrieval"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "no text is given"),
+        (("--suite", "recal"), "did you mean 'recall'"),
+        (("--suite", "retrieval", "--text", "."), "--text has no effect"),
+        (("--suite", "retrieval", "--length", "8"), "--length has no effect"),
+        (("--suite", "recall", "--documents", "8"), "--documents has no effect"),
+    ],
+)
+def test_what_the_suite_makes_of_the_arguments_is_told_before_torch_is_imported(
+    arguments: tuple[str, ...], told: str
+) -> None:
+    code = (
+        "import sys; from surgery.commands import console; import surgery.commands.evaluate as e; "
+        f"assert console.run(e.app, ['evaluate', 'MODEL', *{arguments}]) == 2; "
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0 and told in done.stderr, done.stderr
+
+
 def test_help_stays_light() -> None:
     code = (
         "import sys; from surgery.commands import console; import surgery.commands.evaluate as e; "

@@ -10,7 +10,7 @@ import pytest
 
 from surgery.errors import CheckpointError, UsageError
 from surgery.evaluation import evaluate
-from surgery.evaluation.loss import LossMeasure
+from surgery.evaluation.loss.measure import LossMeasure
 from surgery.evaluation.store import PartFile, read_measurement
 from surgery.loading import RunOptions
 

@@ -67,8 +67,22 @@ def test_a_length_beyond_the_positions_is_said_before(trained: Path, texts: Path
     suite = {"name": "long", "parts": [{"kind": "retrieval", "task": "induction", "lengths": [2 * positions]}]}
     (note,) = plan_evaluation(trained, suite=suite).notes
     assert f"longer than the {positions:,} positions of {trained.name}" in note
+    assert "a suite of your own" in note
     within = {"name": "short", "parts": [{"kind": "retrieval", "task": "induction", "lengths": [positions]}]}
     assert plan_evaluation(trained, suite=within).notes == ()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_recall_beyond_the_positions_says_which_length_to_pass(trained: Path) -> None:
+    positions = json.loads((trained / "config.json").read_text())["max_position_embeddings"]
+    recall = {"kind": "retrieval", "task": "recall", "lengths": [positions, 4 * positions], "needles": 3}
+    suite = {"name": "facts", "parts": [{**recall, "depths": [0.5], "samples": 2}]}
+    (note,) = plan_evaluation(trained, suite=suite).notes
+    assert f"longer than the {positions} positions" in note and f"--length {positions}" in note
+    shorter = plan_evaluation(trained, suite=suite, length=positions)
+    (part,) = shorter.parts
+    assert part.units == 2
+    assert shorter.notes == ()
 
 
 @pytest.mark.usefixtures("no_model")

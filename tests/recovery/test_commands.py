@@ -66,6 +66,10 @@ def test_light(tmp_path: Path) -> None:
 def test_recipes(surgery_command: Any, tmp_path: Path) -> None:
     listed = json.loads(surgery_command("recipes", "list", "--json").out)
     assert listed["kind"] == "recipes" and {"tiny", "ssmax-scale"} <= {entry["name"] for entry in listed["recipes"]}
+    assert {entry["model"] for entry in listed["recipes"]} == {"converted", "source", "new"}, "each has a group"
+    shown = surgery_command("recipes", "list").out
+    assert all(f" {entry['name']} " in shown for entry in listed["recipes"])
+    assert shown.index(" ssmax-scale ") < shown.index(" ssmax-recall ") < shown.index(" ssmax-pretrain "), "by model"
     target = tmp_path / "mine.yaml"
     assert surgery_command("recipes", "copy", "tiny", str(target)).code == 0
     assert target.read_text() == surgery_command("recipes", "show", "tiny").out

@@ -14,7 +14,9 @@ from surgery.evaluation.measure import OnTokens, PartPlan, Unit
 from surgery.evaluation.prefill import chunk_size, prefill
 from surgery.evaluation.retrieval.options import DEFAULT_FACTS, RetrievalPart
 from surgery.evaluation.retrieval.probes import HaystackMaker, ProbeSet
+from surgery.evaluation.retrieval.questions import ask, groups, keeps_keys_alone, repeated, states_of
 from surgery.loading.caches import borrowed, with_cache
+from surgery.loading.head import head_logits, with_hidden
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,6 +57,8 @@ def haystack_logits(
         return [_alone(model, probe.prompt, probe.answer, on_tokens) for probe in haystack.probes]
     shared = torch.tensor([haystack.probes[0].prompt[: haystack.shared]], device=model.device)
     cache, _ = prefill(model, shared, chunk, on_tokens)
+    if keeps_keys_alone(cache):
+        return _together(model, haystack, cache, on_tokens)
     found = []
     for probe in haystack.probes:
         own = (*probe.prompt[haystack.shared :], *probe.answer)
@@ -63,6 +67,18 @@ def haystack_logits(
             logits = model(input_ids=tokens, **with_cache(lent)).logits[0, -len(probe.answer) :].float()
         on_tokens(len(own))
         found.append(logits)
+    return found
+
+
+def _together(model: Any, haystack: ProbeSet, cache: Any, on_tokens: OnTokens) -> list[torch.Tensor]:
+    """The logits of several questions from each pass; those of other positions are not computed."""
+    found: list[torch.Tensor] = []
+    for probes in groups(haystack.probes, haystack.shared):
+        asked = ask(model, haystack.shared, probes, repeated(cache, states_of(cache), len(probes)))
+        hidden = asked.output["last_hidden_state"][asked.rows, asked.positions][None]
+        logits = head_logits(model, with_hidden(asked.output, hidden), asked.targets[None], 0, len(asked.targets))
+        found += logits[0].float().split([len(probe.answer) for probe in probes])
+        on_tokens(sum(len(probe.prompt) + len(probe.answer) - haystack.shared for probe in probes))
     return found
 
 

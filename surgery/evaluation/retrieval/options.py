@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -44,6 +45,10 @@ class RetrievalPart(PartOptions):
     def longest(self) -> int:
         """Tokens of the longest prompt with its answer."""
         return max(self.lengths)
+
+    def overrides(self, given: Mapping[str, int]) -> dict[str, Any]:
+        """Haystacks of texts have one length in place of several; other prompts have no text."""
+        return {"lengths": [given["length"]]} if self.task == "recall" and "length" in given else {}
 
     @model_validator(mode="after")
     def _needles_of_needle(self) -> Self:

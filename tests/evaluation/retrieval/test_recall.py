@@ -15,6 +15,7 @@ from surgery.data import Document
 from surgery.data.recall import MEASURING
 from surgery.errors import UsageError
 from surgery.evaluation import evaluate
+from surgery.evaluation.retrieval import haystacks, questions
 from surgery.evaluation.retrieval.haystacks import haystack_logits
 from surgery.evaluation.retrieval.options import RetrievalPart
 from surgery.evaluation.retrieval.probes import HaystackMaker, Probe, ProbeSet
@@ -71,15 +72,19 @@ def _haystack(shared: int = 30) -> ProbeSet:
 
 
 @pytest.mark.parametrize("number", [0, 1])
-@pytest.mark.parametrize("chunk", [16, 64])
+@pytest.mark.parametrize(("chunk", "together"), [(16, 1), (64, 3), (64, 8), (16, None)])
 def test_one_pass_over_the_text_gives_what_a_pass_for_each_question_gives(
-    models: list[Any], number: int, chunk: int
+    models: list[Any], number: int, chunk: int, together: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if together is None:  # a cache that holds more than keys and values
+        monkeypatch.setattr(haystacks, "keeps_keys_alone", lambda cache: False)
+    else:
+        monkeypatch.setattr(questions, "TOGETHER", together)
     haystack = _haystack()
     counts: list[int] = []
-    together = haystack_logits(models[number], haystack, chunk, counts.append)
+    continued = haystack_logits(models[number], haystack, chunk, counts.append)
     alone = haystack_logits(models[number], haystack, chunk, lambda count: None, once=False)
-    for own, other, probe in zip(together, alone, haystack.probes, strict=True):
+    for own, other, probe in zip(continued, alone, haystack.probes, strict=True):
         assert own.shape == (len(probe.answer), 64)
         torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5)
     assert sum(counts) == haystack.tokens
@@ -87,7 +92,13 @@ def test_one_pass_over_the_text_gives_what_a_pass_for_each_question_gives(
     probe = haystack.probes[1]
     with torch.no_grad():
         plain = models[number](input_ids=torch.tensor([(*probe.prompt, *probe.answer)])).logits[0]
-    torch.testing.assert_close(together[1], plain[len(probe.prompt) - 1 : -1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(continued[1], plain[len(probe.prompt) - 1 : -1], atol=1e-5, rtol=1e-5)
+
+
+def test_questions_about_a_long_text_take_turns_so_that_their_caches_fit() -> None:
+    asked = [len(group) for group in questions.groups(_haystack().probes * 5, shared=1300)]
+    assert asked == [3] * 6 + [2]
+    assert [len(group) for group in questions.groups(_haystack().probes, shared=10**6)] == [1] * 4
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from surgery.errors import UsageError
 from surgery.evaluation import evaluate
 from surgery.evaluation.measure import Subject, Unit
-from surgery.evaluation.retrieval import RetrievalMeasure, RetrievalPart
+from surgery.evaluation.retrieval import RetrievalPart
+from surgery.evaluation.retrieval.measure import RetrievalMeasure
 from surgery.evaluation.retrieval.probes import Probe
 from surgery.loading import RunOptions
 

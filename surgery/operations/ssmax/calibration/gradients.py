@@ -7,7 +7,6 @@ with the summed gradients of the cache.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from surgery.evaluation.prefill import chunk_size
 from surgery.evaluation.retrieval.probes import Probe, ProbeSet
+from surgery.evaluation.retrieval.questions import ask, groups, keeps_keys_alone, repeated, states_of
 from surgery.loading.caches import new_cache, with_cache
 from surgery.loading.head import LOGITS_AT_ONCE, base_output, head_logits, vocabulary, with_hidden
 
@@ -29,8 +29,6 @@ Array = NDArray[np.float64]
 NUMBERS = ("bias", "scale", "gain")
 # Predictions of the text whose loss is taken, drawn evenly from each haystack.
 TEXT_TOKENS = 512
-# Questions that continue from the cache together.
-TOGETHER = 8
 # Questions of a haystack, for a model that cannot continue from a cache: each takes a pass over the whole text.
 MOST_ALONE = 4
 
@@ -82,7 +80,7 @@ def row_gradients(model: Any, haystack: ProbeSet, generator: torch.Generator) ->
     """
     numbers = [getattr(module, name) for module in ssmax_modules(model) for name in NUMBERS]
     cache = new_cache(model)
-    continues = chunk_size(model, 1, 2) == 1 and _keeps_keys_alone(cache)
+    continues = chunk_size(model, 1, 2) == 1 and keeps_keys_alone(cache)
     probes = haystack.probes if continues else haystack.probes[:MOST_ALONE]
     tokens = torch.tensor([haystack.probes[0].prompt[: haystack.shared]], device=model.device)
     with ExitStack() as stack:
@@ -93,8 +91,8 @@ def row_gradients(model: Any, haystack: ProbeSet, generator: torch.Generator) ->
         drawn = torch.randperm(tokens.shape[1] - 1, generator=generator)[:TEXT_TOKENS].sort().values.to(model.device)
         text_loss = _loss(model, output, torch.zeros_like(drawn), drawn, tokens[0, drawn + 1])
         text = torch.autograd.grad(text_loss / len(drawn), numbers, retain_graph=continues)
-        ask = _continued if continues else _alone
-        answer_loss, answers = ask(model, haystack.shared if continues else 0, probes, cache, numbers)
+        measure = _continued if continues else _alone
+        answer_loss, answers = measure(model, haystack.shared if continues else 0, probes, cache, numbers)
     return RowGradients(
         answers=_stacked(answers) / len(probes),
         text=_stacked(text),
@@ -108,12 +106,11 @@ def _continued(
     model: Any, shared: int, probes: Sequence[Probe], cache: Any, numbers: Sequence[torch.Tensor]
 ) -> tuple[float, list[torch.Tensor]]:
     """Summed loss of the answers and its gradients: the questions continue from the cache of the shared tokens."""
-    kept = [state for layer in cache.layers for state in (layer.keys, layer.values)]
+    kept = states_of(cache)
     cut = [state.detach().requires_grad_() for state in kept]
     total, gradients = 0.0, [torch.zeros_like(number) for number in (*numbers, *cut)]
-    for start in range(0, len(probes), TOGETHER):
-        asked = probes[start : start + TOGETHER]
-        loss = _asked(model, shared, asked, _repeated(cache, cut, len(asked)))
+    for asked in groups(probes, shared):
+        loss = _answer_loss(model, shared, asked, repeated(cache, cut, len(asked)))
         found = torch.autograd.grad(loss, [*numbers, *cut], allow_unused=True)
         gradients = [old if new is None else old + new for old, new in zip(gradients, found, strict=True)]
         total += loss.item()
@@ -132,27 +129,16 @@ def _alone(
     """The same, with a pass over each whole prompt."""
     total, gradients = 0.0, [torch.zeros_like(number) for number in numbers]
     for probe in probes:
-        loss = _asked(model, shared, [probe], None)
+        loss = _answer_loss(model, shared, [probe], None)
         gradients = [old + new for old, new in zip(gradients, torch.autograd.grad(loss, numbers), strict=True)]
         total += loss.item()
     return total, gradients
 
 
-def _asked(model: Any, shared: int, probes: Sequence[Probe], cache: Any) -> torch.Tensor:
-    """Summed loss of the answers. Shorter questions are padded at their end, which no answer sees."""
-    own = [(*probe.prompt[shared:], *probe.answer) for probe in probes]
-    longest = max(map(len, own))
-    tokens = torch.tensor([[*part, *part[-1:] * (longest - len(part))] for part in own], device=model.device)
-    output = base_output(
-        model, input_ids=tokens[:, :-1], **({"use_cache": False} if cache is None else with_cache(cache))
-    )
-    places = [
-        (row, position - 1)
-        for row, (part, probe) in enumerate(zip(own, probes, strict=True))
-        for position in range(len(part) - len(probe.answer), len(part))
-    ]
-    rows, positions = torch.tensor(places, device=model.device).T
-    return _loss(model, output, rows, positions, tokens[rows, positions + 1])
+def _answer_loss(model: Any, shared: int, probes: Sequence[Probe], cache: Any) -> torch.Tensor:
+    """Summed loss of the answers."""
+    asked = ask(model, shared, probes, cache)
+    return _loss(model, asked.output, asked.rows, asked.positions, asked.targets)
 
 
 def _loss(model: Any, output: Any, rows: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -165,24 +151,6 @@ def _loss(model: Any, output: Any, rows: torch.Tensor, positions: torch.Tensor, 
         logits = head_logits(model, with_hidden(output, part), targets[None, start : start + each], 0, part.shape[1])
         total = total + cross_entropy(logits[0].float(), targets[start : start + each], reduction="sum")
     return total
-
-
-def _keeps_keys_alone(cache: Any) -> bool:
-    """Whether every layer of the cache is keys and values, in a window or not."""
-    from transformers.cache_utils import DynamicLayer
-
-    return all(isinstance(layer, DynamicLayer) for layer in cache.layers)
-
-
-def _repeated(cache: Any, states: Sequence[torch.Tensor], times: int) -> Any:
-    """A cache with these keys and values in each of several rows, to continue once."""
-    lent = copy.copy(cache)
-    lent.layers = [copy.copy(layer) for layer in cache.layers]
-    for number, layer in enumerate(lent.layers):
-        layer.keys, layer.values = (
-            state.expand(times, *state.shape[1:]) for state in states[2 * number : 2 * number + 2]
-        )
-    return lent
 
 
 def _stacked(gradients: Sequence[torch.Tensor]) -> Array:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from surgery.evaluation.retrieval import questions
 from surgery.evaluation.retrieval.probes import Probe, ProbeSet
-from surgery.operations.ssmax.calibration import gradients
 from surgery.operations.ssmax.calibration.gradients import row_gradients, set_numbers, ssmax_modules
 from surgery.runtime import operate
 from tests.families import VOCABULARY, tiny_model
@@ -75,7 +75,7 @@ def text_loss(model: Any, one: ProbeSet) -> float:
 @pytest.mark.parametrize("together", [3, 8])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_are_derivatives_of_the_losses(family: str, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradients, "TOGETHER", together)
+    monkeypatch.setattr(questions, "TOGETHER", together)
     # The numbers stay float32 in a model; numeric derivatives need float64.
     model = operated(family)
     for module in ssmax_modules(model):
