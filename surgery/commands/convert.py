@@ -43,7 +43,10 @@ WRITING = "Writing"
 _To = Annotated[
     list[str],
     typer.Option(
-        "--to", autocompletion=completion.operations, help=f"Operation: {', '.join(OPERATIONS)} (repeatable)."
+        "--to",
+        metavar="OPERATION",
+        autocompletion=completion.operations,
+        help=f"{', '.join(OPERATIONS)} (repeatable).",
     ),
 ]
 _Calibrate = Annotated[

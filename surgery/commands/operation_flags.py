@@ -9,6 +9,7 @@ from typing import Any
 
 from surgery.commands.flags import RUNNING, ModelFlag, flags_of, spelled
 from surgery.commands.help import CommandHelp, write_sections
+from surgery.conversion.options import unknown_operation
 from surgery.errors import UsageError
 from surgery.operations import OPERATIONS
 
@@ -103,7 +104,7 @@ def operations_from_flags(names: Sequence[str], given: Mapping[str, Any]) -> lis
     """
     unknown = [name for name in names if name not in OPERATIONS]
     if unknown:
-        raise UsageError(f"unknown operation {unknown[0]!r}", hint=f"Known: {', '.join(OPERATIONS)}.")
+        raise unknown_operation(unknown[0])
     chosen: dict[str, dict[str, Any]] = {name: {"name": name} for name in names}
     if len(chosen) < len(names):
         raise UsageError(f"the operation {max(names, key=names.count)!r} is given twice")

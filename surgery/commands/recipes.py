@@ -59,7 +59,7 @@ def list_recipes(json_: console.JsonOption = False) -> None:
             if subjects[recipe.name] == subject:
                 table.add_row(recipe.name, recipe.summary)
         console.out.print(table)
-    console.next_step("surgery", "recipes", "show", "ssmax-scale")
+    console.say("`surgery recipes show NAME` prints a recipe, `surgery finetune NAME` runs it.")
 
 
 @app.command(cls=CommandHelp)

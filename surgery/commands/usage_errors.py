@@ -86,7 +86,8 @@ def pattern(context: Any) -> str:
         if parameter.param_type_name == "argument":
             words.append(named(parameter))
         elif parameter.required:
-            words += [named(parameter), parameter.opts[0].lstrip("-").upper().replace("-", "_")]
+            value = parameter.metavar or parameter.opts[0].lstrip("-").upper().replace("-", "_")
+            words += [named(parameter), value]
     return " ".join(words)
 
 

@@ -112,7 +112,10 @@ def _check(name: str, config: Mapping[str, Any]) -> None:
     block = config.get("surgery")
     version = block.get("format_version") if isinstance(block, Mapping) else None
     if not isinstance(version, int):
-        raise PlanRefusedError(f"{name}: not a converted checkpoint (its config.json has no block `surgery`)")
+        raise PlanRefusedError(
+            f"{name}: not a converted checkpoint (its config.json has no block `surgery`)",
+            hint="Give the folder that `surgery convert` or `finetune` wrote.",
+        )
     if version > FORMAT_VERSION:
         raise CheckpointError(
             f"{name}: format version {version} is newer than this tool's {FORMAT_VERSION}",

@@ -45,6 +45,15 @@ def fill_from_calibration(
     return found
 
 
+def unknown_operation(name: str) -> UsageError:
+    """The error for a name that no operation has."""
+    from rapidfuzz import process  # only errors need it
+
+    nearest = process.extractOne(name, list(OPERATIONS), score_cutoff=60)
+    meant = f"Did you mean {nearest[0]}? " if nearest else ""
+    return UsageError(f"unknown operation {name!r}", hint=f"{meant}Known: {', '.join(OPERATIONS)}.")
+
+
 def parse_operation(given: Mapping[str, Any] | OperationOptions) -> OperationOptions:
     """Validate one operation's options against its schema.
 
@@ -57,7 +66,7 @@ def parse_operation(given: Mapping[str, Any] | OperationOptions) -> OperationOpt
         return given
     name = str(given.get("name"))
     if name not in OPERATIONS:
-        raise UsageError(f"unknown operation {name!r}", hint=f"Known: {', '.join(OPERATIONS)}.")
+        raise unknown_operation(name)
     try:
         return OPERATIONS[name].options.model_validate(dict(given))
     except ValidationError as error:

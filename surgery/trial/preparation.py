@@ -8,6 +8,7 @@ from pathlib import Path
 
 from surgery.anatomy import Anatomy, read_anatomy
 from surgery.checkpoint import Checkpoint, Source, open_checkpoint, resolve, sha256_json
+from surgery.conversion.source_search import find_source
 from surgery.data import Document, read_documents
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.loading import RunOptions, load_tokenizer
@@ -80,10 +81,11 @@ def prepare(
     if anatomy.operations:
         raise PlanRefusedError(
             f"{source.name} is converted already; a trial begins with a source",
-            hint="Try the source of this checkpoint. To measure this one: surgery evaluate MODEL --against SOURCE.",
+            hint="Try the source of this checkpoint. To measure this one: "
+            f"surgery evaluate {model} --against {find_source(source.folder) or 'SOURCE'}.",
         )
     tried, refused = _candidates(anatomy)
-    _check_length(length, anatomy)
+    _check_length(length, anatomy, str(model))
     documents = read_documents(text)
     allowed = (length,) if length is not None else tuple(one for one in LENGTHS if one <= anatomy.trained_length)
     if not allowed:
@@ -132,7 +134,7 @@ def _candidates(anatomy: Anatomy) -> tuple[tuple[Tried, ...], dict[str, str]]:
     return tuple(found), refused
 
 
-def _check_length(length: int | None, anatomy: Anatomy) -> None:
+def _check_length(length: int | None, anatomy: Anatomy, model: str) -> None:
     if length is None:
         return
     if length < SHORTEST:
@@ -147,7 +149,7 @@ def _check_length(length: int | None, anatomy: Anatomy) -> None:
         ]
         raise UsageError(
             f"--length {length}: the model was trained at {anatomy.trained_length} tokens",
-            hint=f"Pass --length {anatomy.trained_length}. For longer texts: surgery convert {words[0]} MODEL, then "
+            hint=f"Pass --length {anatomy.trained_length}. For longer texts: surgery convert {words[0]} {model}, then "
             "surgery evaluate it against the source.",
         )
 

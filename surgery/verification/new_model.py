@@ -51,7 +51,10 @@ def refuse_comparison(folder: Path, *, against: object, layers: int | None, with
     """
     asked = {"--against": against is not None, "--layers": layers is not None, "--max-loss-increase": with_loss}
     if given := [flag for flag, is_given in asked.items() if is_given]:
-        raise UsageError(f"{given[0]}: {folder.name} was made from random weights, so it has no source")
+        raise UsageError(
+            f"{given[0]}: {folder.name} was made from random weights, so it has no source",
+            hint=f"Leave {given[0]} out: the other checks need no source.",
+        )
 
 
 def verify_new(

@@ -66,8 +66,9 @@ CASES: dict[str, Callable[[Path, Path], Case]] = {
     "no such folder": lambda model, place: (["inspect", place / "nowhere"], 2, ["nowhere"]),
     "no such command": lambda model, place: (["inspec", model], 2, ["inspec"]),
     "no such option": lambda model, place: (["inspect", model, "--layer"], 2, ["--layer"]),
-    "no operation": lambda model, place: (["convert", model], 2, ["--to"]),
+    "no operation": lambda model, place: (["convert", model], 2, ["--to OPERATION"]),
     "unknown operation": lambda model, place: (["convert", model, "--to", "softmin"], 2, ["softmin", "ssmax"]),
+    "misspelled operation": lambda model, place: (["convert", model, "--to", "ssmx"], 2, ["ssmx", "mean ssmax?"]),
     "all wrong options": lambda model, place: (
         ["convert", model, "--to", "ssmax", "--form", "papier", "--layers", "a", "--heads", "1-", "-N", "1"],
         2,

@@ -84,15 +84,17 @@ def test_wrong_inputs_are_refused_before_anything_runs(
     with pytest.raises(UsageError) as caught:
         prepare(source, text, length, None, RunOptions())
     assert message in caught.value.message and hint in str(caught.value.hint)
+    assert "MODEL" not in str(caught.value.hint), "a command names the model that was given"
 
 
 def test_a_converted_model_and_a_refused_family_are_refused(source: Path, texts: Path, tmp_path: Path) -> None:
     from surgery.conversion import convert
     from tests.anatomy.builders import bare_source
 
-    converted = convert(source, "ssmax", output=tmp_path / "converted").output
-    with pytest.raises(PlanRefusedError, match="is converted already"):
+    converted = convert(source, "ssmax", output=source.parent / "converted").output
+    with pytest.raises(PlanRefusedError, match="is converted already") as caught:
         prepare(converted, [texts], None, None, RunOptions())
+    assert f"surgery evaluate {converted} --against {source}" in str(caught.value.hint)
     refused = bare_source(tmp_path / "refused")
     config = refused / "config.json"
     config.write_text(config.read_text().replace('"llama"', '"qwen"'))

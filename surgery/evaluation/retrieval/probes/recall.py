@@ -68,7 +68,7 @@ class HaystackMaker:
             if room < 1:
                 raise UsageError(
                     f"task recall needs more than {length} tokens for {len(facts)} facts with this tokenizer",
-                    hint="Set greater lengths or fewer needles in the suite.",
+                    hint="Take a greater length (--length), or fewer needles in a suite of your own.",
                 )
             part = cut_text(text, 0.0, room, self._offsets)
             lines = [(fact, (depth,) * len(fact.lines)) for fact, depth in zip(facts, order, strict=True)]
