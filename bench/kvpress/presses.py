@@ -23,6 +23,9 @@ def presses(share: float) -> dict[str, Any]:
         "expected attention": kvpress.ExpectedAttentionPress(**ratio),
         "SnapKV": kvpress.SnapKVPress(**ratio),
         "KeyDiff": kvpress.KeyDiffPress(**ratio),
+        "TOVA": kvpress.TOVAPress(**ratio),
+        "LagKV": kvpress.LagKVPress(**ratio),
+        "CriticalKV, SnapKV": kvpress.CriticalKVPress(kvpress.SnapKVPress(**ratio)),
         "AdaKV, SnapKV": kvpress.AdaKVPress(kvpress.SnapKVPress(**ratio)),
         "AdaKV, expected attention": kvpress.AdaKVPress(kvpress.ExpectedAttentionPress(**ratio)),
         # A constant beside the scores, which that press offers, makes those of several heads more alike.

@@ -79,7 +79,7 @@ def calibrate(
     subject = [
         {path.name: path.stat().st_size for path in sorted(source.folder.glob("*.safetensors"))},
         source.commit or source.folder.resolve().as_posix(),
-        run.model_dump(mode="json"),
+        [loaded.device.type, str(loaded.dtype), run.attn_implementation],
         list(before),
         [ssmax.layers, ssmax.heads],
     ]

@@ -15,7 +15,7 @@ from surgery.data import read_documents
 from surgery.data.recall import MEASURING
 from surgery.errors import PlanRefusedError, SurgeryError, UsageError
 from surgery.evaluation.loss.token_losses import token_losses
-from surgery.loading import load_model, load_tokenizer
+from surgery.loading import RunOptions, load_model, load_tokenizer
 from surgery.operations.ssmax import calibration_settings
 from surgery.operations.ssmax.calibration import (
     SSMaxCalibration,
@@ -301,6 +301,9 @@ def test_finished_gradients_are_not_measured_again(
     assert len(measured) == 13  # 8 and the interrupted one, then 4
     calibrate(source, [texts], options={"form": "bias"}, settings=SETTINGS, work=work)
     assert len(measured) == 19  # the second step alone
+    named = RunOptions(device="cpu", dtype="float32")
+    calibrate(source, [texts], options={"form": "bias"}, settings=SETTINGS, run=named, work=work)
+    assert len(measured) == 19  # what "auto" stands for is what counts
     monkeypatch.setattr(gradients, "row_gradients", real)
     assert first.hash == calibrate(source, [texts], options={"form": "constant"}, settings=SETTINGS).hash
 
