@@ -53,12 +53,18 @@ def keep_it(result: Plain, verdict: Plain) -> str:
     longest = count(_longest(result))
     missing = _missing(result)
     lacking = f" (not measured here: {', '.join(missing)})" if missing else ""
-    gains = ", ".join(finding["measure"] for finding in verdict["findings"] if finding["word"] == "gained")
-    losses = ", ".join(finding["measure"] for finding in verdict["findings"] if finding["word"] == "lost")
+    gains, losses, unknown = (
+        " and in ".join(finding["measure"] for finding in verdict["findings"] if finding["word"] == sort)
+        for sort in ("gained", "lost", "undecided")
+    )
+    nothing_lost = f"; whether it lost in {unknown} is undecided" if unknown else " and lost nothing"
+    nothing_gained = (
+        f"; whether it gained in {unknown} is undecided" if unknown else " and gained nothing that was measured"
+    )
     return {
-        "gained": f"Yes, for texts like these up to {longest} tokens: it gained ({gains}) and lost nothing{lacking}.",
-        "lost": f"Not as it is: it lost ({losses}) and gained nothing that was measured{lacking}.",
-        "mixed": f"That depends on your use: it gained ({gains}) and lost ({losses}){lacking}.",
+        "gained": f"Yes, for texts like these up to {longest} tokens: it gained in {gains}{nothing_lost}{lacking}.",
+        "lost": f"Not as it is: it lost in {losses}{nothing_gained}{lacking}.",
+        "mixed": f"That depends on your use: it gained in {gains} and lost in {losses}{lacking}.",
         "kept": f"Only for what else it gives you: up to {longest} tokens it lost nothing and gained nothing{lacking}."
         f"{_more(result)}",
         "no difference": f"Nothing speaks against it, and nothing for it: every number is the base's up to {longest} "

@@ -15,8 +15,8 @@ Plain = Mapping[str, Any]
 
 
 def drawings(renderer: FigureRenderer, learned: Plain) -> Iterator[Drawing]:
-    """Parameters by layer and head, and the multiplier by n, where the operation has them."""
-    if learned["values"]:
+    """Parameters by layer and head, where any differs from its start, and the multiplier by n."""
+    if learned["values"] and learned["moved_most"] != 0:
         dotted = " Cells with a dot: the multiplier is negative for some n within the measured length."
         origin = "start" if learned["start"] else "median"
         yield renderer(

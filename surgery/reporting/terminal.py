@@ -48,7 +48,9 @@ def _below(result: Plain) -> Text:
             text.append(f"{clipped(use['name'])}: ")
             text.append(f"{learned['name']} {learned['form']}: {len(learned['layers'])} layers {TIMES} ")
             text.append(f"{len(learned['heads'])} heads")
-            if learned["moved_most"] is not None:
+            if learned["moved_most"] == 0:
+                text.append(", at their start values")
+            elif learned["moved_most"] is not None:
                 text.append(
                     f", moved by {number(learned['moved_mean'])} on average, {number(learned['moved_most'])} at most"
                 )

@@ -11,7 +11,7 @@ from surgery.loading.pace import ModelSize, duration, measure_pace, model_size
 from surgery.operations import OPERATIONS
 from surgery.operations.tried import QUESTION_TOKENS
 from surgery.result_table import ResultTable, ShownAsTable
-from surgery.trial.preparation import Preparation
+from surgery.trial.preparation import SHORTEST, Preparation
 from surgery.trial.texts import divide_texts
 
 # Depths of the facts in each measured haystack; a haystack of as many tokens has two at each.
@@ -159,9 +159,10 @@ def make_plan(prepared: Preparation, minutes: float, slowness: Slowness | None =
                 return _plan(prepared, length, effort, steps, minutes, dropped)
         least = sum(step.seconds for step in steps)
         dropped.append(f"texts of {length:,} tokens: they take {duration(least)} at least")
+    shorter = f", or a shorter --length: {SHORTEST} tokens at least" if prepared.lengths[-1] > SHORTEST else ""
     raise UsageError(
         f"a trial at {prepared.lengths[-1]:,} tokens takes {duration(least)} at least, more than --minutes {minutes:g}",
-        hint=f"Pass --minutes {int(least / 60) + 1}, or a shorter --length.",
+        hint=f"Pass --minutes {int(least / 60) + 1}{shorter}.",
     )
 
 

@@ -88,6 +88,9 @@ def test_it_prints(browser: Any, page_file: Path, tmp_path: Path) -> None:
     )
     assert len(heights) > 10 and max(heights) < 30
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    # A verdict and a picture stay on one page.
+    for kept in (".verdict", "figure"):
+        assert page.locator(kept).first.evaluate("one => getComputedStyle(one).breakInside") == "avoid"
     page.pdf(path=tmp_path / "page.pdf", format="A4")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
     page.close()

@@ -30,8 +30,8 @@ def test_the_title_says_what_the_model_is() -> None:
 @pytest.mark.parametrize(
     ("word", "begins"),
     [
-        ("gained", "Yes, for texts like these up to 1,024 tokens: it gained (Loss by position) and lost nothing"),
-        ("lost", "Not as it is: it lost (Loss by position)"),
+        ("gained", "Yes, for texts like these up to 1,024 tokens: it gained in Loss by position and lost nothing"),
+        ("lost", "Not as it is: it lost in Loss by position"),
         ("kept", "Only for what else it gives you: up to 1,024 tokens it lost nothing"),
         ("no difference", "Nothing speaks against it, and nothing for it"),
         ("undecided", "That cannot be said yet"),
@@ -53,7 +53,16 @@ def test_both_sides_of_a_mixed_verdict() -> None:
         {"measure": "A", "word": "gained", "sentence": ""},
         {"measure": "B", "word": "lost", "sentence": ""},
     ]
-    assert glance.keep_it(data, own).startswith("That depends on your use: it gained (A) and lost (B)")
+    assert glance.keep_it(data, own).startswith("That depends on your use: it gained in A and lost in B")
+
+
+@pytest.mark.parametrize("word", ["gained", "lost"])
+def test_what_is_undecided_is_not_said_to_be_nothing(word: str) -> None:
+    data = result()
+    findings = [{"measure": name, "word": sort, "sentence": ""} for name, sort in (("A", word), ("B", "undecided"))]
+    sentence = glance.keep_it(data, {**verdict(data), "word": word, "findings": findings})
+    assert f"it {word} in A; whether it {'lost' if word == 'gained' else 'gained'} in B is undecided" in sentence
+    assert "nothing" not in sentence
 
 
 def test_the_length_is_relative_to_the_trained_one() -> None:

@@ -95,6 +95,15 @@ def drawings() -> Drawings:
     return draw_all(result(), [])
 
 
+def test_a_map_of_parameters_that_are_all_at_their_start_is_not_drawn() -> None:
+    data = result()
+    (learned,) = data["models"][0]["learned"]
+    ((before,),) = draw_all(data, []).operations
+    learned.update(moved_mean=0.0, moved_most=0.0)
+    ((after,),) = draw_all(data, []).operations
+    assert len(after) == len(before) - 1
+
+
 def test_it_writes_the_page_and_every_picture(full: tuple[Path, str, Page]) -> None:
     folder, _, page = full
     names = sorted(path.name for path in folder.iterdir())

@@ -22,7 +22,7 @@ def _print(data: dict[str, Any], width: int = 80) -> str:
 def test_it_fits_eighty_columns() -> None:
     printed = _print(result())
     said = " ".join(printed.split())
-    assert said.startswith("Lost Keep it? Not as it is: it lost (Loss by position) and gained nothing that was")
+    assert said.startswith("Lost Keep it? Not as it is: it lost in Loss by position and gained nothing that was")
     assert "\n  lost  Loss by position. The loss changed by +0.0200.\n" in printed
     rows = [line for line in printed.splitlines() if line.strip().startswith(("1–64", "all  2.52"))]  # noqa: RUF001
     assert len(rows) == 2 and all("+0.0190 to +0.0210  lost" in row for row in rows)

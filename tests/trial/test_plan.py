@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +41,10 @@ def test_the_work_shrinks_until_it_fits(prepared: Preparation) -> None:
     assert plan.EFFORTS[-1].samples == 8, "fewer could not say that something gains"
     with pytest.raises(UsageError, match=r"a trial at 512 tokens takes .* at least, more than --minutes") as caught:
         plan.make_plan(prepared, 0.9 * sum(step.seconds for step in least) / 60)
-    assert "--minutes" in str(caught.value.hint)
+    assert "--minutes" in str(caught.value.hint) and "--length: 256" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="at least, more than --minutes") as caught:
+        plan.make_plan(replace(prepared, lengths=(256,)), 1e-9)
+    assert "--minutes" in str(caught.value.hint) and "--length" not in str(caught.value.hint)
 
 
 def test_a_slow_model_gets_less_work_and_a_second_form_is_cheaper(prepared: Preparation) -> None:
@@ -55,8 +59,6 @@ def test_a_slow_model_gets_less_work_and_a_second_form_is_cheaper(prepared: Prep
 
 
 def test_without_a_length_the_longest_that_fits_is_taken(prepared: Preparation) -> None:
-    from dataclasses import replace
-
     both = replace(prepared, lengths=(1024, 512))
     assert plan.make_plan(both, 1e6).length == 1024
     least = plan._steps(both, 1024, plan.EFFORTS[-1], plan.model_size(both.checkpoint), plan.Slowness())
