@@ -75,19 +75,19 @@ def best_of(tried: Sequence[Tried], findings: Sequence[TrialFinding]) -> tuple[s
 def _answers(tried: Tried, evidence: TrialEvidence) -> TrialFinding:
     own = evidence.against_source[tried.name]
     name, change = tried.name, own.answers.estimate
+    allowed = evidence.allowed[name]
+    uncertain = f", which may be more than the +{allowed:g} allowed" if own.loss.change > allowed else ""
     numbers = (
         f"at {evidence.tokens:,} tokens the log-probability of an answer changes by {change_in_words(change)}; "
         f"{own.right:.0%} of the answers are right, {own.other_right:.0%} in the source; the loss of text changes by "
-        f"{change_in_words(own.loss.estimate)}"
+        f"{change_in_words(own.loss.estimate)}{uncertain}"
     )
     word = judge(change, 0.0, more_is_better=True, groups=own.answers.groups)
     if word != "gained":
         return _no(name, f"{_why_not(change, own.answers.groups)}: {numbers}.")
     low = own.loss.low
-    if (own.loss.change if low is None else low) > evidence.allowed[name]:
-        return TrialFinding(
-            name, False, f"{name}: costs more loss than the +{evidence.allowed[name]:g} allowed: {numbers}."
-        )
+    if (own.loss.change if low is None else low) > allowed:
+        return TrialFinding(name, False, f"{name}: costs more loss than the +{allowed:g} allowed: {numbers}.")
     control = tried.candidate.control
     if control is None:
         return TrialFinding(name, True, f"{name}: right answers become likelier: {numbers}.")

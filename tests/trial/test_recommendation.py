@@ -62,6 +62,7 @@ def evidence(**changes: Any) -> TrialEvidence:
         ({"constant": (CHEAP, NONE), "bias": (CHEAP, NONE)}, ("windows",), "no gain that the interval shows"),
         ({"constant": (CHEAP, LESS), "bias": (CHEAP, LESS)}, ("windows",), "answers become less likely"),
         ({"constant": (COSTLY, GAIN)}, ("bias", "windows"), "costs more loss than the +0.01 allowed"),
+        ({"bias": ((0.02, 0.0, 0.04), GAIN)}, ("bias", "windows"), "which may be more than the +0.01 allowed"),
         ({"windows": (WIDE, NONE)}, ("bias",), "the loss may rise by more than the +0.005 allowed"),
         ({"windows": (CHEAP, LESS)}, ("bias",), "saves memory, but right answers become less likely"),
         ({"windows_control": NONE}, ("bias",), "its control equal-windows is as good"),
