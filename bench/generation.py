@@ -73,6 +73,8 @@ def compared(options: Any, length: int, dtype: str) -> dict[str, Any]:
     row: dict[str, Any] = {"tokens": length, "dtype": dtype, "rows": options.rows, "chunk": options.chunk}
     row["clock"] = options.clock
     for measure in ("first token, s", "attention, s", "token, s", "peak, MiB", "cache, MiB"):
+        if any(not cell[measure] for cells in found.values() for cell in cells):
+            continue  # the peak of a process whose watching thread got no time
         values = {name: median(cell[measure] for cell in cells) for name, cells in found.items()}
         row |= {f"{measure}, source": values["source"], f"{measure}, ratio": values["screened"] / values["source"]}
     return row
@@ -125,7 +127,7 @@ def cell(options: Any) -> dict[str, Any]:
         "first token, s": first - start,
         "attention, s": clock.attention_of_prefill,
         "token, s": median(after - earlier for earlier, after in zip([first, *others], others, strict=False)),
-        "peak, MiB": (memory.peak - memory.before) / 2**20,
+        "peak, MiB": memory.above / 2**20 if memory.above else None,
         "cache, MiB": cache_bytes(cache_of(out)) / 2**20,
         "environment": environment(),
     }
@@ -143,6 +145,11 @@ def unequal(tokens: Any, rows: int) -> tuple[Any, Any]:
 
 class Memory:
     """The anonymous memory of this process before a ``with`` block, and its peak inside, in bytes."""
+
+    @property
+    def above(self) -> int:
+        """What the peak is above the memory before; 0 if the thread that watches got no time."""
+        return self.peak - self.before
 
     def __enter__(self) -> Memory:
         self.before = self.peak = self.now()
