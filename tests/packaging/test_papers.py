@@ -163,6 +163,7 @@ def test_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(0 <= row["mean"] <= 1 for row in rows) and (tmp_path / "picture.png").stat().st_size > 10_000
     monkeypatch.setattr(digits, "measure", no_work)
     assert digits.main(given) == rows
+    assert digits.main([*given, "--models", "softmax"]) == [row for row in rows if row["model"] == "softmax"]
 
 
 def test_an_answer_counts_if_all_digits_are_right() -> None:
