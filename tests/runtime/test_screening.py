@@ -246,8 +246,9 @@ def test_a_gain_multiplies_what_screening_puts_out(make_source: Any, tmp_path: P
     screening = {"name": "screening", "start": start}
     gains = {"name": "ssmax", "form": "none", "outputs": "gain", "heads": "1,2"}
     source = make_source("llama")
-    both = load(convert(source, [screening, gains], output=tmp_path / "both").output)
-    alone = load(convert(source, [screening], output=tmp_path / "alone").output)
+    # In float64: the ramp of a threshold multiplies the rounding of float32 by different amounts on each processor.
+    both = load(convert(source, [screening, gains], output=tmp_path / "both").output).double()
+    alone = load(convert(source, [screening], output=tmp_path / "alone").output).double()
     plain = logits(alone, tokens())
     for own, other in zip(both.model.layers, alone.model.layers, strict=True):
         with torch.no_grad():
@@ -256,7 +257,7 @@ def test_a_gain_multiplies_what_screening_puts_out(make_source: Any, tmp_path: P
             columns = torch.ones(own.self_attn.o_proj.weight.shape[1])
             columns[size : 2 * size], columns[2 * size : 3 * size] = 0.5, 1.75
             other.self_attn.o_proj.weight *= columns
-    assert (logits(both, tokens()) - logits(alone, tokens())).abs().max() < 1e-5
+    assert (logits(both, tokens()) - logits(alone, tokens())).abs().max() < 1e-10
     assert (logits(both, tokens()) - plain).abs().max() > 1e-2
 
 
