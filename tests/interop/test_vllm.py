@@ -74,7 +74,7 @@ EVERY = {
     for caching in CACHING
 }
 BOTH = {name: EVERY[name] for name in ("eager, chunked, cached", "compiled, whole, not cached")}
-RUNS = {"paper": EVERY, **dict.fromkeys(("bias", "anchored", "logn", "some", *FAMILIES), BOTH)}
+RUNS = {"paper": EVERY, **dict.fromkeys(("bias", "anchored", "logn", "some", "gains", *FAMILIES), BOTH)}
 RUNS |= {name: {"eager": EAGER} for name in ("zero", "bfloat16", "bfloat16, zero")}
 RUNS["screening"] = {"eager": EAGER, "compiled": {}}
 RUNS["source"] = {"eager": EAGER}  # the last: vLLM changes the class that the others are subclasses of
