@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 
 _VOCABULARY = "Vocabulary"
-# From so many documents on, holding out 2% of them, drawn by their hashes, holds out at least one.
+# Documents are held out by their hashes: of so many, a share of 2% holds out at least one.
 _MANY = 500
 
 _Output = Annotated[Path, typer.Option("--output", "-o", help="Output folder.")]
