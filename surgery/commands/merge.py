@@ -34,7 +34,8 @@ def merge(
     """Merge a LoRA adapter, or constants, into the weights.
 
     An adapter is added to its base. A checkpoint of SSMax's form constant becomes one of the source's own class, which
-    every program loads without code. The result is written after checking that it gives the same logits.
+    every program loads without code. So does a checkpoint or an adapter's base whose operations change nothing: they
+    are dropped. The result is written after checking that it gives the same logits.
     """
     console.setup(verbose=verbose, quiet=quiet)
     from surgery.recovery.weight_merge import merge as merge_weights
@@ -56,6 +57,8 @@ def merge(
             markup=False,
             soft_wrap=True,
         )
+        for name in result.dropped:
+            console.out.print(f"dropped {name}: its learned numbers change nothing", markup=False, soft_wrap=True)
         console.next_step(*_next(result.output, model))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -82,27 +82,43 @@ def write_card(
     replace_file(path, text.encode("utf-8"))
 
 
-def write_merged_card(path: Path, plan: Mapping[str, Any], *, source_card: Path, changed: int) -> None:
-    """The card of a checkpoint whose weights hold what its operations had learned.
+def write_merged_card(
+    path: Path,
+    plan: Mapping[str, Any],
+    *,
+    source_card: Path,
+    changed: int,
+    dropped: Collection[str] = (),
+    trained: Sequence[str] = (),
+) -> None:
+    """The card of a checkpoint whose weights hold what was learned in them and in its operations.
 
     Args:
         path: README.md of the merged checkpoint.
         plan: of the converted one, as plain data.
         source_card: README.md of the source, from which licence and languages are taken over.
-        changed: number of tensors that differ from the source's.
+        changed: number of tensors that the merge changed.
+        dropped: names of the operations that changed nothing.
+        trained: one line for each training, where one changed weights.
     """
     source = plan["source"]
     name = escape_markdown(str(source["name"]).rsplit("/", 1)[-1])
     commit = f" (commit `{escape_markdown(source['commit'])}`)" if source["commit"] else ""
     done = "".join(
-        f"- {options['name']}: {escape_markdown(describe(options))}, layers {summarize_numbers(options['layers'])}\n"
+        f"- {options['name']}: {escape_markdown(describe(options))}, layers {summarize_numbers(options['layers'])}"
+        f"{'; dropped, since it changed nothing in the end' if options['name'] in dropped else ''}\n"
         for options in plan["operations"]
     )
+    written = f"The merge changed {changed} tensors"
+    if trained:
+        lines = "".join(f"- {escape_markdown(line)}\n" for line in trained)
+        weights = f"{written}. The weights were trained:\n\n{lines}\n"
+    else:
+        weights = f"{written}; every other tensor is the source's byte for byte.\n\n"
     text = (
         f"---\n{_front_matter(plan, source_card)}\n---\n\n# {name}, merged\n\n"
         f"{escape_markdown(source['name'])}{commit}, a {escape_markdown(source['model_type'])} model whose attention "
-        f"was changed by model-surgery {plan['tool_version']}. What these operations had learned is written into "
-        f"{changed} tensors; every other tensor is the source's byte for byte:\n\n{done}\n"
+        f"was changed by model-surgery {plan['tool_version']}:\n\n{done}\n{weights}"
         "It has the source's class and no code of its own, so any program that loads the source loads it. "
         f"`{MERGE_NAME}` names the changed tensors.\n"
     )

@@ -11,9 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 from surgery.anatomy import read_anatomy
 from surgery.checkpoint import CONFIG_NAME, load_config, open_checkpoint
 from surgery.checkpoint.record import PLAN_NAME, check_format_version
-from surgery.conversion.options import parse_operation
+from surgery.conversion.options import recorded_operations
 from surgery.conversion.plan import Plan
-from surgery.errors import CheckpointError, UsageError
+from surgery.errors import CheckpointError
 from surgery.operations import OPERATIONS
 
 # What is known of the weights of such a folder, and the step of its history that stands for this.
@@ -46,10 +46,7 @@ def plan_from_config(folder: Path) -> dict[str, Any]:
     block = checkpoint.config["surgery"]
     check_format_version(block.get("format_version"), folder.name)
     anatomy = read_anatomy(checkpoint)
-    try:
-        operations = [parse_operation(options) for options in anatomy.operations]
-    except UsageError as error:
-        raise CheckpointError(f"{folder.name}: config.json: surgery.operations: {error.message}") from error
+    operations = recorded_operations(folder.name, anatomy.operations)
     tensors = [tensor for one in operations for tensor in OPERATIONS[one.name].tensors(one, anatomy)]
     new_bytes = sum(4 * size for tensor in tensors for size in tensor.shape)
     content = {

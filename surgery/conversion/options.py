@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from surgery.errors import UsageError
+from surgery.errors import CheckpointError, UsageError
 from surgery.operations import OPERATIONS, OperationOptions
 from surgery.operations.base import CalibrationRecord, LayerWord
 
@@ -52,6 +52,22 @@ def unknown_operation(name: str) -> UsageError:
     nearest = process.extractOne(name, list(OPERATIONS), score_cutoff=60)
     meant = f"Did you mean {nearest[0]}? " if nearest else ""
     return UsageError(f"unknown operation {name!r}", hint=f"{meant}Known: {', '.join(OPERATIONS)}.")
+
+
+def recorded_operations(name: str, operations: Sequence[Mapping[str, Any]]) -> list[OperationOptions]:
+    """The options of the operations in the config.json of a converted checkpoint.
+
+    Args:
+        name: of its folder, for the message.
+        operations: as config.json has them.
+
+    Raises:
+        CheckpointError: one is not valid.
+    """
+    try:
+        return [parse_operation(options) for options in operations]
+    except UsageError as error:
+        raise CheckpointError(f"{name}: config.json: surgery.operations: {error.message}") from error
 
 
 def parse_operation(given: Mapping[str, Any] | OperationOptions) -> OperationOptions:

@@ -45,7 +45,7 @@ def read_plan(folder: Path, *, check_hash: bool = True) -> dict[str, Any]:
             return plan_from_config(folder)
         if (folder / MERGE_NAME).is_file():
             raise PlanRefusedError(
-                f"{folder.name}: its weights hold what its operations had learned, so none is left in it",
+                f"{folder.name}: no operation is left in it: a merge wrote them into the weights or dropped them",
                 hint="`surgery merge` compared its logits. To measure it: surgery evaluate MODEL --against SOURCE.",
             )
         raise PlanRefusedError(
@@ -93,8 +93,13 @@ def trained_weights(folder: Path) -> str | None:
     Raises:
         CheckpointError: there is a history, and it cannot be read.
     """
-    trained = [str(entry.get("trained")) for entry in read_history(folder) if entry.get("trained") != "scale"]
+    trained = [str(entry.get("trained")) for entry in read_history(folder) if changes_weights(entry)]
     return ", ".join(trained) or None
+
+
+def changes_weights(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry of the history trained more than the operations' own parameters."""
+    return entry.get("trained") != "scale"
 
 
 def record_verification(folder: Path, run: Mapping[str, Any], *, in_card: bool = True) -> None:
@@ -145,7 +150,7 @@ def refresh_card(folder: Path) -> None:
         source_card=folder / RECORD_FOLDER / "source" / CARD_NAME,
         verification=verification,
         evaluation=None if evaluation is None else str(evaluation["markdown"]),
-        trained=[_trained_line(entry) for entry in read_history(folder)],
+        trained=[trained_line(entry) for entry in read_history(folder)],
         has_record=not is_saved_externally(folder),
     )
 
@@ -164,7 +169,7 @@ def _last(path: Path) -> dict[str, Any] | None:
     return runs[-1] if runs else None
 
 
-def _trained_line(entry: dict[str, Any]) -> str:
+def trained_line(entry: Mapping[str, Any]) -> str:
     """One training for the card; a merge of an adapter has no count of tokens."""
     what, tokens = str(entry.get("trained")), entry.get("tokens")
     if entry.get("step") == EXTERNAL_STEP:

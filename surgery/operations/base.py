@@ -20,7 +20,7 @@ No other room names an operation: it loops over ``OPERATIONS``, or looks up a na
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, get_args
@@ -390,6 +390,17 @@ class Operation(MeasuredOperation, TrainableOperation, TriedOperation, ABC):
             options: of the operation, from config.json.
         """
         return None
+
+    def changes_nothing(self, options: Any, values: Mapping[str, Sequence[float]]) -> bool:
+        """Whether a layer with these learned parameters computes exactly what it did before, at every length.
+
+        `surgery merge` drops such an operation.
+
+        Args:
+            options: of the operation.
+            values: of each tensor of the layer's module, one for each chosen head.
+        """
+        return False
 
     def effective_values(self, module: Any) -> tuple[Any, tuple[Any, ...]]:
         """A learned parameter of one of its modules, and test values; at least one must change the logits.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from surgery.anatomy import read_anatomy
 from surgery.checkpoint import (
     Checkpoint,
     Source,
+    StagedFolder,
     check_output,
     load_json,
     open_checkpoint,
@@ -15,6 +18,8 @@ from surgery.checkpoint import (
     sha256_file,
     sha256_json,
 )
+from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME
+from surgery.conversion.records import read_history, read_plan
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.operations.parameters import is_operation
 from surgery.recovery.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_RECORD, base_identity
@@ -28,6 +33,7 @@ from surgery.recovery.logit_comparison import (
     tolerance_of,
 )
 from surgery.recovery.lora import quiet_peft
+from surgery.recovery.plain_checkpoint import Merged, all_dropped, operations_without_effect, write_plain
 from surgery.recovery.result_folder import Record, changed_tensors, plan_space, write_result
 from surgery.version import __version__
 
@@ -50,6 +56,8 @@ def merge_adapter(
     on_progress: OnProgress | None = None,
 ) -> MergeResult:
     """Add a LoRA adapter, with the parameters of operations in it, to its base and write a full checkpoint.
+
+    Where no operation of the base changes anything, all are dropped, and the result is of the source's own class.
 
     Args:
         folder: with adapter_config.json and adapter_model.safetensors.
@@ -95,9 +103,35 @@ def merge_adapter(
         )
 
     step("writing")
-    write_result(checkpoint, target, changed_tensors(merged, names), _record(folder, names), force=force, verify=verify)
+    changed, record = changed_tensors(merged, names), _record(folder, names)
+    dropped = _dropped(checkpoint, changed)
+    if dropped:
+        weights = {name: tensor for name, tensor in changed.items() if not is_operation(name)}
+        plain = Merged(read_plan(source.folder), weights, dropped, [*read_history(source.folder), dict(record.entry)])
+        with StagedFolder(target, force=force, source=source.folder) as staged:
+            write_plain(checkpoint, plain, staged.path)
+            verify(staged.path)
+            staged.commit()
+    else:
+        write_result(checkpoint, target, changed, record, force=force, verify=verify)
     operations = [name for name in names if is_operation(name)]
-    return MergeResult(target, source.name, len(names), len(operations), found[0], tolerance)
+    return MergeResult(target, source.name, len(names), len(operations), found[0], tolerance, dropped)
+
+
+def _dropped(checkpoint: Checkpoint, changed: Mapping[str, Any]) -> tuple[str, ...]:
+    """The operations of the base that the result need not have: all that have code, or none.
+
+    Args:
+        checkpoint: the base.
+        changed: tensors that the merge changed, by name.
+    """
+    if not (checkpoint.folder / PLAN_NAME).is_file():
+        return ()  # the base has no operation, or no record of its source
+    anatomy = read_anatomy(checkpoint)
+    dropped = operations_without_effect(checkpoint, anatomy, changed)
+    if not all_dropped(anatomy, dropped) or read_plan(checkpoint.folder)["source"]["operations"]:
+        return ()
+    return dropped
 
 
 def _adapter_config(folder: Path) -> dict[str, Any]:
@@ -135,8 +169,17 @@ def _base(folder: Path, config: dict[str, Any], base: str | Path | None) -> Sour
             raise
         raise UsageError(
             f"{folder.name} names the base {str(named)!r}, which was not found: {error.message}",
-            hint="Pass --base MODEL.",
+            hint=_hint_without_base(folder),
         ) from error
+
+
+def _hint_without_base(folder: Path) -> str:
+    """What else there is: a training that merges its adapter keeps a copy of it beside the merged weights."""
+    trained = folder.resolve().parent
+    entries = read_history(trained) if (trained / HISTORY_NAME).is_file() else []
+    if not any(entry.get("adapter") == folder.name and entry.get("merged") for entry in entries):
+        return "Pass --base MODEL."
+    return f"The weights of {trained.name} hold this adapter already: `surgery merge {trained.name}`. Or pass --base."
 
 
 def _recorded_base(folder: Path) -> Path | None:
@@ -206,15 +249,14 @@ def _merged(model: Any, folder: Path, tokens: Any) -> tuple[Any, Any, list[str]]
 
 
 def _record(folder: Path, names: list[str]) -> Record:
-
-    config = folder / ADAPTER_CONFIG
+    config, own = folder / ADAPTER_CONFIG, [is_operation(name) for name in names]
     return Record(
         entry={
             "step": "merge",
             "version": __version__,
             "label": "merge",
-            "trained": "scale" if all(map(is_operation, names)) else "scale+lora",
+            "trained": "scale" if all(own) else "scale+lora" if any(own) else "lora",
             "adapter_sha256": sha256_json([sha256_file(config), sha256_file(folder / ADAPTER_WEIGHTS)]),
-            "weights_changed": not all(map(is_operation, names)),
+            "weights_changed": not all(own),
         }
     )

@@ -1,5 +1,7 @@
 """Write an operation's constants into the weights: a checkpoint of the source's own class, without code of its own.
 
+An operation that changes nothing is dropped.
+
 A constant b of a head multiplies the head's queries. So it can multiply the rows of the query projection, q = (b W) x.
 Where the queries of all heads are normalised together, it multiplies the weight of that norm. A gain g of a head's
 output can multiply the columns of the output projection that read it.
@@ -7,35 +9,24 @@ output can multiply the columns of the output projection that read it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery.anatomy import Anatomy, AttentionLayer, read_anatomy
 from surgery.checkpoint import (
-    CONFIG_NAME,
-    INDEX_NAME,
     Checkpoint,
     StagedFolder,
     check_output,
-    load_config,
     open_checkpoint,
-    place_file,
     require_space,
-    write_index,
-    write_json,
 )
-from surgery.checkpoint.record import MERGE_NAME, RECORD_FOLDER
-from surgery.conversion.card import write_merged_card
-from surgery.conversion.config import with_changes
 from surgery.conversion.external_save import is_saved_externally
-from surgery.conversion.plan import CARD_NAME
-from surgery.conversion.records import read_plan
+from surgery.conversion.records import read_history, read_plan
 from surgery.errors import PlanRefusedError
 from surgery.operations import OPERATIONS
 from surgery.operations.base import HeadFactors
-from surgery.operations.parameters import is_operation
 from surgery.recovery.logit_comparison import (
     MergeResult,
     MergeSteps,
@@ -45,7 +36,7 @@ from surgery.recovery.logit_comparison import (
     probe_tokens,
     tolerance_of,
 )
-from surgery.recovery.result_folder import plain_name, write_shard
+from surgery.recovery.plain_checkpoint import Merged, operations_without_effect, write_plain
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +60,7 @@ def merge_constants(
     device: str = "auto",
     on_progress: OnProgress | None = None,
 ) -> MergeResult:
-    """Write a converted checkpoint whose learned parameters are constants as a checkpoint of the source's class.
+    """Write a converted checkpoint whose learned parameters are constants, or change nothing, in the source's class.
 
     Args:
         folder: the converted checkpoint.
@@ -84,7 +75,8 @@ def merge_constants(
     """
     checkpoint = open_checkpoint(folder)
     anatomy = read_anatomy(checkpoint)
-    _check_constants(checkpoint, anatomy)
+    dropped = operations_without_effect(checkpoint, anatomy)
+    _check_constants(checkpoint, anatomy, dropped)
     step = MergeSteps(on_progress)
     plan = read_plan(folder)
     if is_saved_externally(folder) or plan["source"]["operations"]:
@@ -94,7 +86,7 @@ def merge_constants(
         )
     target = check_output(output, force=force, source=folder)
     step("multiplying the weights")
-    factors = _factors(checkpoint, anatomy)
+    factors = _factors(checkpoint, anatomy, dropped)
     changed = {
         name: tensor
         for index, found in factors.items()
@@ -112,11 +104,11 @@ def merge_constants(
     expected = logits_of(model, tokens)
     with StagedFolder(target, force=force, source=folder) as staged:
         step("writing")
-        _write(checkpoint, plan, changed, staged.path)
+        write_plain(checkpoint, Merged(plan, changed, dropped, read_history(folder)), staged.path)
         step("running the merged model, to compare")
         found = compare_logits(load_model(staged.path, options), tokens, expected, tolerance, "Keep the checkpoint")
         staged.commit()
-    return MergeResult(target, folder.name, len(changed), 0, found, tolerance)
+    return MergeResult(target, folder.name, len(changed), 0, found, tolerance, dropped)
 
 
 def takes_factors(anatomy: Anatomy, factors: HeadFactors) -> bool:
@@ -126,15 +118,17 @@ def takes_factors(anatomy: Anatomy, factors: HeadFactors) -> bool:
     return (queries or not factors.queries) and bool(anatomy.family.output or not factors.outputs)
 
 
-def _check_constants(checkpoint: Checkpoint, anatomy: Anatomy) -> None:
-    """Refuse what is more than a constant; needs no torch.
+def _check_constants(checkpoint: Checkpoint, anatomy: Anatomy, dropped: Collection[str]) -> None:
+    """Refuse what is more than a constant, and is not dropped; needs no torch.
 
     Raises:
         PlanRefusedError: an operation is.
     """
     for options in anatomy.operations:
         operation = OPERATIONS[str(options["name"])]
-        if not operation.in_config_alone and operation.head_factors(options) is None:
+        if operation.in_config_alone or operation.name in dropped:
+            continue
+        if operation.head_factors(options) is None:
             kind = options.get("form") or operation.name
             raise PlanRefusedError(
                 f"{checkpoint.folder.name}: {kind} is more than a constant for each head, so weights cannot hold it",
@@ -142,14 +136,14 @@ def _check_constants(checkpoint: Checkpoint, anatomy: Anatomy) -> None:
             )
 
 
-def _factors(checkpoint: Checkpoint, anatomy: Anatomy) -> dict[int, _Factors]:
-    """The factors of each layer; all operations together."""
+def _factors(checkpoint: Checkpoint, anatomy: Anatomy, dropped: Collection[str]) -> dict[int, _Factors]:
+    """The factors of each layer, all operations together; none where every head has exactly 1."""
     import torch
 
     found: dict[int, _Factors] = {}
     for options in anatomy.operations:
         operation = OPERATIONS[str(options["name"])]
-        if operation.in_config_alone:
+        if operation.in_config_alone or operation.name in dropped:
             continue
         factors = operation.head_factors(options)
         assert factors is not None, "checked"
@@ -158,9 +152,12 @@ def _factors(checkpoint: Checkpoint, anatomy: Anatomy) -> dict[int, _Factors]:
             own, module = found.setdefault(index, _Factors()), f"{anatomy.layers[index].module}.{operation.name}"
             for kind, names in (("queries", factors.queries), ("outputs", factors.outputs)):
                 for name in names:
+                    values = _read(checkpoint, f"{module}.{name}").double()
+                    if bool((values == 1).all()):
+                        continue
                     total = getattr(own, kind)
                     total = torch.ones(anatomy.heads, dtype=torch.float64) if total is None else total
-                    total[heads] *= _read(checkpoint, f"{module}.{name}").double()
+                    total[heads] *= values
                     setattr(own, kind, total)
     return found
 
@@ -252,27 +249,3 @@ def _read(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     with safe_open(checkpoint.folder / info.shard, framework="pt") as file:
         found: torch.Tensor = file.get_tensor(name)
     return found
-
-
-def _write(checkpoint: Checkpoint, plan: Mapping[str, Any], changed: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """The source's files with the changed tensors, and config.json with what operations changed in it alone."""
-    record = checkpoint.folder / RECORD_FOLDER / "source"
-    own = {name: info for name, info in checkpoint.tensors.items() if not is_operation(name)}
-    shards = {info.shard: plain_name(info.shard) for info in own.values()}
-    for shard, name in shards.items():
-        write_shard(checkpoint, shard, changed, folder / name)
-    if len(shards) > 1 or (record / INDEX_NAME).is_file():
-        weight_map = {name: shards[info.shard] for name, info in own.items()}
-        write_index(folder / INDEX_NAME, weight_map, sum(info.end - info.begin for info in own.values()))
-    for name in plan["kept_files"]:
-        place_file(checkpoint.folder / name, folder / name)
-    card = folder / RECORD_FOLDER / "source" / CARD_NAME
-    card.parent.mkdir(parents=True)
-    if (record / CARD_NAME).is_file():
-        place_file(record / CARD_NAME, card)
-    else:
-        card.parent.rmdir()
-    kept = {name: plan[name] for name in ("tool_version", "source", "operations", "hash")}
-    write_json(folder / MERGE_NAME, {"schema": 1, **kept, "changed": sorted(changed)})
-    write_merged_card(folder / CARD_NAME, plan, source_card=card, changed=len(changed))
-    write_json(folder / CONFIG_NAME, with_changes(load_config(record / CONFIG_NAME), plan["config"]))

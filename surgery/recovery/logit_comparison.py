@@ -28,7 +28,8 @@ _TOLERANCE = {"F32": 1e-5, "F16": 2e-2, "BF16": 5e-2}
 class MergeResult(ShownAsRecord):
     """The result of a merge; ``logit_difference`` is relative to the unmerged model (root mean square).
 
-    ``base`` is the base of an adapter, or the checkpoint whose constants were merged.
+    ``base`` is the base of an adapter, or the converted checkpoint that was merged. ``dropped`` names the operations
+    that changed nothing, and that the output no longer has.
     """
 
     output: Path
@@ -37,6 +38,7 @@ class MergeResult(ShownAsRecord):
     operation_tensors: int
     logit_difference: float
     tolerance: float
+    dropped: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:

@@ -101,13 +101,7 @@ def write_result(
         CheckpointError: a trained tensor is not in the source or has another shape; or the disk is full.
         UsageError: as `check_output`.
     """
-    for name, tensor in changed.items():
-        info = source.tensors.get(name)
-        if info is None or info.shape != tuple(tensor.shape):
-            raise CheckpointError(
-                f"the trained tensor {name!r} {tuple(tensor.shape)} is not in the source"
-                + (f", which has the shape {info.shape}" if info else "")
-            )
+    check_fit(source, changed)
     with StagedFolder(output, force=force, source=source.folder) as staged:
         new_names = {shard: _place_shard(source, shard, changed, staged.path) for shard in source.shards}
         placed = [CONFIG_NAME, *source.other_files]
@@ -127,6 +121,21 @@ def write_result(
         if verify is not None:
             verify(staged.path)
         return staged.commit()
+
+
+def check_fit(source: Checkpoint, changed: Mapping[str, torch.Tensor]) -> None:
+    """Check that every trained tensor has a place in the checkpoint.
+
+    Raises:
+        CheckpointError: a trained tensor is not in the source or has another shape.
+    """
+    for name, tensor in changed.items():
+        info = source.tensors.get(name)
+        if info is None or info.shape != tuple(tensor.shape):
+            raise CheckpointError(
+                f"the trained tensor {name!r} {tuple(tensor.shape)} is not in the source"
+                + (f", which has the shape {info.shape}" if info else "")
+            )
 
 
 def write_adapter(source: Checkpoint, output: Path, adapter: Any, record: Record, *, force: bool = False) -> Path:

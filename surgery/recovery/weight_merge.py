@@ -7,6 +7,7 @@ from pathlib import Path
 from surgery.checkpoint import CONFIG_NAME
 from surgery.checkpoint.record import MERGE_NAME, PLAN_NAME
 from surgery.checkpoint.source import check_folder
+from surgery.conversion.external_save import is_saved_externally
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.recovery.adapter import ADAPTER_CONFIG
 from surgery.recovery.logit_comparison import MergeResult, OnProgress
@@ -25,7 +26,7 @@ def merge(
 
     A LoRA adapter is added to its base, with the parameters of operations in it. A converted checkpoint whose learned
     parameters are constants (SSMax's form ``constant``) becomes a checkpoint of the source's own class, which needs
-    no code.
+    no code. An operation whose learned parameters change nothing is dropped.
 
     Args:
         model: folder of an adapter, or of a converted checkpoint.
@@ -43,8 +44,9 @@ def merge(
     """
     folder = Path(model).expanduser()
     check_folder(folder)
-    if not (folder / PLAN_NAME).is_file():
-        if (folder / CONFIG_NAME).is_file() and not (folder / ADAPTER_CONFIG).is_file():
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    if not (folder / PLAN_NAME).is_file() and (is_adapter or not is_saved_externally(folder)):
+        if (folder / CONFIG_NAME).is_file() and not is_adapter:
             made = " (a merge wrote it)" if (folder / MERGE_NAME).is_file() else ""
             raise PlanRefusedError(
                 f"{folder.name} is a model without an operation or adapter{made}: nothing is there to merge",

@@ -276,7 +276,7 @@ def test_what_is_wrong_is_told_before_heavy_libraries_are_imported(model: Path, 
     (tmp_path / "words.txt").write_text("words " * 100)
     places = {name: str(tmp_path / name.lower()) for name in ("OUT", "NEW", "NOWHERE")}
     places |= {"MODEL": str(model), "TEXT": str(tmp_path / "words.txt")}
-    convert(model, output=tmp_path / "out")
+    convert(model, form="paper", output=tmp_path / "out")
     calls = [[places.get(argument, argument) for argument in arguments] for arguments, _ in WRONG.values()]
     lines = [line for line in _probed(calls, tmp_path) if line.startswith("[")]
     assert dict(zip(WRONG, lines, strict=True)) == {name: f"[{code}, []]" for name, (_, code) in WRONG.items()}

@@ -34,6 +34,7 @@ WORDS = {
     "BASE": "model",
     "MODEL-recall": "model-recall",
     "MODEL-plain": "model-plain",
+    "MODEL-adapted": "operated",
     "MINE.yaml": "tiny.yaml",
     "SCREENED": "model-screening",
     "OUT": "model-screening",

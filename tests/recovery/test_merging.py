@@ -143,7 +143,7 @@ def test_what_is_no_adapter(make_recipe: MakeRecipe, converted: Converted, tmp_p
     with pytest.raises(UsageError, match="is not an adapter"):
         merge(tmp_path, output=tmp_path / "never")
     with pytest.raises(PlanRefusedError, match="anchored is more than a constant") as caught:
-        merge(converted(), output=tmp_path / "never")
+        merge(converted(scale=0.1), output=tmp_path / "never")
     assert caught.value.hint is not None and "OUT/adapter" in caught.value.hint
     adapter = _kept(make_recipe)
     config = json.loads((adapter / "adapter_config.json").read_text())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -38,8 +38,9 @@ def open_start(full_window: int, softness: float = SOFTNESS) -> dict[str, float]
 
 def is_open(values: dict[str, float], full_window: int) -> bool:
     """Whether a head with these values accepts every key."""
-    window = max(1, round(2.0 ** values["log2_window"]))
-    return values["threshold"] < -1 - max(0.0, values["softness"]) and window >= full_window
+    # A window is a whole number of keys; 2^40 is more than any full window, and greater powers overflow.
+    window = max(1.0, 2.0 ** min(values["log2_window"], 40.0))
+    return values["threshold"] < -1 - max(0.0, values["softness"]) and window >= full_window - 0.5
 
 
 class ScreeningOperation(Operation):
@@ -266,6 +267,15 @@ class ScreeningOperation(Operation):
         if not anatomy.family.sdpa:
             found.append("this family has no sdpa attention: screening runs through its dense attention")
         return tuple(found)
+
+    def changes_nothing(self, options: ScreeningOptions, values: Mapping[str, Sequence[float]]) -> bool:
+        """Every head is open, and has its softmax."""
+        assert options.full_window is not None
+        names = ("threshold", "softness", "log2_window")
+        heads = zip(*(values[name] for name in names), strict=True)
+        return all(exponent == 1 for exponent in values.get("renormalisation", ())) and all(
+            is_open(dict(zip(names, head, strict=True)), options.full_window) for head in heads
+        )
 
     def effective_values(self, module: Any) -> tuple[Any, tuple[Any, ...]]:
         """A threshold that rejects every key that may be rejected, and one that rejects none."""

@@ -241,6 +241,13 @@ class SSMaxOperation(Operation):
             queries=FORMS[options["form"]].parameters, outputs=tuple(GAIN) if options.get("outputs") == "gain" else ()
         )
 
+    def changes_nothing(self, options: SSMaxOptions, values: Mapping[str, Sequence[float]]) -> bool:
+        """Every head is at the start values of the identity."""
+        own = options.identity
+        if own is None or own.keys() != values.keys():
+            return False
+        return all(value == own[name] for name, found in values.items() for value in found)
+
     def effective_values(self, module: Any) -> tuple[Any, tuple[Any, ...]]:
         """The first parameter of the module, and another value of it."""
         _, parameter = next(iter(module.named_parameters(recurse=False)))
