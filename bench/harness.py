@@ -47,10 +47,15 @@ def report(name: str, rows: list[dict[str, Any]], out: Path | None) -> None:
     for column in rows[0]:
         table.add_column(column)
     for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(*map(_cell, row.values()))
     Console().print(table)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         content = {"bench": name, "environment": environment(), "rows": rows}
         out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         print(f"wrote {out}")
+
+
+def _cell(value: Any) -> str:
+    """A value as printed; nothing for None."""
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
