@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from surgery.errors import SurgeryError, UnknownKeywordError
+from surgery.words import nearest
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -54,12 +55,9 @@ def _check_keywords(name: str, signature: inspect.Signature, given: Mapping[str,
     wrong = next((keyword for keyword in given if keyword not in parameters), None)
     if wrong is None:
         return
-    from rapidfuzz import fuzz, process  # only errors need it
-
-    # A flag whose parameter has another name; else what is spelled alike, and not merely contained.
+    # A flag whose parameter has another name; else what is spelled alike.
     same = _RENAMED.get(wrong) if _RENAMED.get(wrong) in parameters else None
-    nearest = process.extractOne(wrong, list(parameters), scorer=fuzz.ratio, score_cutoff=60)
-    close = same or (nearest and nearest[0])
+    close = same or nearest(wrong, parameters)
     raise UnknownKeywordError(
         f"{name} has no parameter {wrong!r}",
         hint=(f"Did you mean {close!r}? " if close else "") + f"Its parameters are {', '.join(parameters)}.",

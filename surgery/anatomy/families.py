@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from surgery.errors import CheckpointError, PlanRefusedError
+from surgery.words import nearest
 
 _FOLDER = Path(__file__).parent
 _Value = TypeVar("_Value")
@@ -302,10 +303,8 @@ def find_family(model_type: str, finding: str = "") -> Family:
         return FAMILIES[model_type]
     if model_type in REFUSED:
         raise PlanRefusedError(f"the family {model_type!r} is refused: {REFUSED[model_type]}")
-    from rapidfuzz import fuzz, process
-
-    nearest = process.extractOne(model_type, list(FAMILIES), scorer=fuzz.ratio, score_cutoff=60)
-    nearby = f"The nearest supported family is {nearest[0]!r}. " if nearest else ""
+    close = nearest(model_type, FAMILIES)
+    nearby = f"The nearest supported family is {close!r}. " if close else ""
     raise PlanRefusedError(
         f"the family {model_type!r} is not supported" + (f"; {finding}" if finding else ""),
         hint=f"{nearby}`surgery families` lists the supported ones. `surgery convert --allow-unverified` probes its "

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from surgery.checkpoint.names import quote
+from surgery.words import nearest
 
-# From 0 to 100; a wrong, missing or doubled letter in a name of five leaves 80 or more.
-_NEAR = 80
+# A wrong, missing or doubled letter in a name of four leaves 0.75 or more.
+_NEAR = 0.75
 _MODEL_FILES = ("config.json", "adapter_config.json")
 
 
@@ -16,8 +17,6 @@ def nearest_folder(given: str, *, models_only: bool = False) -> str | None:
         given: the path of the missing folder.
         models_only: compare only folders that hold a model or an adapter.
     """
-    from rapidfuzz import fuzz, process  # only errors need it
-
     try:
         folder = Path(given).expanduser()
         names = [path.name for path in folder.parent.iterdir() if not path.name.startswith(".") and path.is_dir()]
@@ -25,8 +24,8 @@ def nearest_folder(given: str, *, models_only: bool = False) -> str | None:
             names = [name for name in names if holds_model(folder.parent / name)]
     except (OSError, ValueError, RuntimeError):  # no permission, a NUL, ~nobody
         return None
-    found = process.extractOne(folder.name, sorted(names), scorer=fuzz.ratio, processor=str.lower, score_cutoff=_NEAR)
-    return None if found is None else str(Path(given).parent / found[0])
+    found = nearest(folder.name, sorted(names), least=_NEAR)
+    return None if found is None else str(Path(given).parent / found)
 
 
 def holds_model(folder: Path) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from surgery.errors import UsageError
+from surgery.words import nearest
 
 # What pydantic says of a value, with which Typer reads numbers, and what people say.
 _WORDS = (
@@ -106,11 +107,8 @@ def _options(context: Any) -> list[str]:
 
 
 def _nearest(word: str, names: Iterable[str]) -> str | None:
-    from rapidfuzz import process  # only errors need it
-
-    names = [name for name in names if not re.fullmatch("-.", name)]
-    close = process.extractOne(word, names, score_cutoff=60) if not re.fullmatch("-.", word) else None
-    return str(close[0]) if close else None
+    """The nearest name; one letter after a hyphen is like every other."""
+    return None if re.fullmatch("-.", word) else nearest(word, [name for name in names if not re.fullmatch("-.", name)])
 
 
 def _did_you_mean(close: str | None) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from surgery.errors import CheckpointError, UsageError
 from surgery.operations import OPERATIONS, OperationOptions
 from surgery.operations.base import CalibrationRecord, LayerWord
+from surgery.words import nearest
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -47,10 +48,8 @@ def fill_from_calibration(
 
 def unknown_operation(name: str) -> UsageError:
     """The error for a name that no operation has."""
-    from rapidfuzz import process  # only errors need it
-
-    nearest = process.extractOne(name, list(OPERATIONS), score_cutoff=60)
-    meant = f"Did you mean {nearest[0]}? " if nearest else ""
+    close = nearest(name, OPERATIONS)
+    meant = f"Did you mean {close}? " if close else ""
     return UsageError(f"unknown operation {name!r}", hint=f"{meant}Known: {', '.join(OPERATIONS)}.")
 
 
@@ -97,8 +96,6 @@ def option_errors(error: ValidationError, known: Sequence[str] = ()) -> str:
 
 def _option_error(problem: dict[str, Any], known: Sequence[str]) -> str:
     """One error of pydantic in plain words: the option, its value, the reason, and the nearest valid value."""
-    from rapidfuzz import process
-
     option = ".".join(str(part) for part in problem["loc"])
     message = str(problem["msg"]).removeprefix("Value error, ")
     if not option:
@@ -106,11 +103,11 @@ def _option_error(problem: dict[str, Any], known: Sequence[str]) -> str:
     given = problem["input"]
     if message.startswith(repr(given)):
         return f"{option}: {message}"
-    nearest = None
+    close = None
     if problem["type"] == "literal_error" and isinstance(given, str):
         choices = str(problem["ctx"]["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
-        nearest = process.extractOne(given, choices, score_cutoff=60)
+        close = nearest(given, choices)
     elif problem["type"] == "extra_forbidden":
-        nearest = process.extractOne(option, known, score_cutoff=60)
-        return f"{option}: unknown option" + (f"; did you mean {nearest[0]!r}?" if nearest else "")
-    return f"{option} {given!r}: {message}" + (f"; did you mean {nearest[0]!r}?" if nearest else "")
+        close = nearest(option, known)
+        return f"{option}: unknown option" + (f"; did you mean {close!r}?" if close else "")
+    return f"{option} {given!r}: {message}" + (f"; did you mean {close!r}?" if close else "")

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
-from rapidfuzz import process
-
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.recovery.layout import Layout, Variant
 from surgery.recovery.parameters import choose_trained, operation_parameters, trained_names
 from surgery.recovery.recipe import Recipe
 from surgery.recovery.train_choice import TrainLora
+from surgery.words import nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,10 +44,10 @@ def lora_targets(train: TrainLora, layout: Layout, linear: Iterable[str], chosen
         return list(found)
     unknown = [target for target in train.targets if target not in kinds]
     if unknown:
-        close = process.extractOne(unknown[0], kinds, score_cutoff=50)
+        close = nearest(unknown[0], kinds)
         raise UsageError(
             f"train.targets: the attention has no linear layer {unknown[0]!r}"
-            + (f"; did you mean {close[0]!r}?" if close else ""),
+            + (f"; did you mean {close!r}?" if close else ""),
             hint=f"Choose from {', '.join(kinds)}.",
         )
     return [name for name, kind in found.items() if kind in train.targets]

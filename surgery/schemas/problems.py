@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
-from rapidfuzz import process
 
 from surgery.errors import shown
 from surgery.schemas.schema import Problem, Schema
 from surgery.schemas.unions import TAGS, models_in
 from surgery.schemas.yaml_text import Keys, dotted
+from surgery.words import nearest
 
 
 def problems_of(error: ValidationError, data: dict[str, Any], lines: dict[Keys, int], schema: Schema) -> list[Problem]:
@@ -76,17 +76,17 @@ def _message(fault: Any, path: Keys, schema: Schema) -> str:
 
 
 def _unknown_tag(context: Any, tags: str) -> str:
-    close = process.extractOne(context["tag"], [tag.strip(" '") for tag in tags.split(",")], score_cutoff=70)
-    guess = f"did you mean `{close[0]}`? One of {tags}" if close is not None else f"one of {tags}"
+    close = nearest(context["tag"], [tag.strip(" '") for tag in tags.split(",")])
+    guess = f"did you mean `{close}`? One of {tags}" if close is not None else f"one of {tags}"
     return f"unknown {context['discriminator'].strip(chr(39))} {shown(context['tag'])}; {guess}"
 
 
 def _unknown_key(path: Keys, location: Keys, schema: Schema) -> str:
     key = str(path[-1])
     siblings = list(_model_at(location[:-1], schema.root).model_fields)
-    close = process.extractOne(key, siblings, score_cutoff=70)
+    close = nearest(key, siblings)
     if close is not None:
-        return f"unknown key; did you mean `{close[0]}`?"
+        return f"unknown key; did you mean `{close}`?"
     others = [
         f"{tag_key}: {tag}"
         for member, tag_key, tag in _members_beside(location[:-1], schema.root)
@@ -100,9 +100,9 @@ def _unknown_key(path: Keys, location: Keys, schema: Schema) -> str:
     if key in schema.root.model_fields:
         return "unknown key here; it belongs at the top level"
     everywhere = {name: f"{home}.{name}" if home else name for home, name in _all_keys(schema)}
-    far = process.extractOne(key, list(everywhere), score_cutoff=75)
+    far = nearest(key, everywhere)
     if far is not None:
-        return f"unknown key; did you mean `{everywhere[far[0]]}`?"
+        return f"unknown key; did you mean `{everywhere[far]}`?"
     return f"unknown key; valid here: {', '.join(siblings)}"
 
 

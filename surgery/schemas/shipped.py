@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from rapidfuzz import fuzz, process
-
 from surgery.errors import UsageError
+from surgery.words import nearest
 
 _SUFFIX = ".yaml"
 
@@ -50,10 +49,10 @@ def shipped_file(kind: str, name: str) -> Shipped:
     known = {file.name: file for file in shipped_files(kind)}
     file = known.get(name.removesuffix(_SUFFIX))
     if file is None:
-        close = process.extractOne(name, list(known), scorer=fuzz.ratio, score_cutoff=50)
+        close = nearest(name, known)
         raise UsageError(
             f"no {kind.removesuffix('s')} {name!r} ships with surgery"
-            + (f"; did you mean {close[0]!r}?" if close else ""),
+            + (f"; did you mean {close!r}?" if close else ""),
             hint=f"These {kind} ship: {', '.join(known)}.",
         )
     return file
