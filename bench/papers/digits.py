@@ -9,10 +9,13 @@ over the other letters, each at least once. The model completes the digits; an a
 Tokens: a letter with its equals sign is one, each digit is one. Numbers of one digit make a whole line one token, as in
 `retrieval`, but not the last line: small models did not learn to look one token back within minutes.
 
-A Multiscreen model and a Llama-like one of as many parameters learn the task itself; in the paper they learn on text. A
+A Multiscreen model and Llama-like ones of as many parameters learn the task itself; in the paper they learn on text. A
 row of the training has two to all letters, in lines drawn as in the test, and then asks for some of them in random
-order: their digits alone count in the loss. The Llama-like model is also measured with RoPE's base times 50, as in the
-paper of SSMax. An interrupted run is continued by the same command.
+order: their digits alone count in the loss. An interrupted run is continued by the same command.
+
+Controls: Llama-like models with SSMax, without positions, and with both; those with RoPE are also measured with its
+base times 50, as in the paper of SSMax. Multiscreen is also measured with the windows that it has learned. In the paper
+a window beyond the trained length is infinite at inference, and an infinite window has no position.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bench.harness import report
-from bench.papers.pairs import NAMES, parameters_of, trained
+from bench.papers.pairs import KINDS, parameters_of, trained
 from bench.papers.runs import Scale, arguments, device_of, kept, raise_theta, scale_of, spread
 from surgery.data import Row
 
@@ -35,9 +38,44 @@ DEPTHS = (0.1, 0.5, 0.9)
 DIGITS = 10
 LETTER = DIGITS  # token ids: the ten digits, the letters with an equals sign, and whole lines of one digit
 ASKED = 8  # letters that a row of the training asks for, at most
-THETA_FACTORS = {"multiscreen": (1,), "softmax": (1, 50)}
-RATES = {"multiscreen": 2.0**-6, "softmax": 2.0**-8}  # at 2^-4, the rate of the paper, nothing is learned
+# At 2^-4, the rate of its paper, Multiscreen learns nothing.
+RATES = {name: 2.0**-6 if name == "multiscreen" else 2.0**-8 for name in KINDS}
+PANELS = {
+    "Multiscreen": ("multiscreen",),
+    "Llama-like, RoPE": ("softmax", "ssmax"),
+    "Llama-like, no positions": ("nope", "ssmax-nope"),
+}
 OWN = {"minutes": {"psi": 4, "sequences": 8, "steps": 600, "trials": 256}}
+
+
+class Variant(NamedTuple):
+    """What a trained model is measured with."""
+
+    theta: int = 1  # the factor of RoPE's base
+    windows: str | None = None  # of Multiscreen, beyond the trained length
+
+    @property
+    def label(self) -> str:
+        """What differs from the trained model, in words."""
+        base = "" if self.theta == 1 else f", base times {self.theta}"
+        return base if self.windows is None else f", windows {self.windows}"
+
+    def apply(self, model: Any) -> None:
+        """Change a model, in place."""
+        if self.windows is not None:
+            model.config.infinite_windows = self.windows == "infinite"
+        if self.theta != 1:
+            raise_theta(model, self.theta)
+
+
+ROPE, NOPE = (Variant(), Variant(theta=50)), (Variant(),)
+VARIANTS = {
+    "multiscreen": (Variant(windows="infinite"), Variant(windows="as learned")),
+    "softmax": ROPE,
+    "ssmax": ROPE,
+    "nope": NOPE,
+    "ssmax-nope": NOPE,
+}
 
 
 class Shape(NamedTuple):
@@ -144,37 +182,43 @@ def accuracy(model: Any, length: int, scale: Scale, seed: int, at_once: int = 40
 
 
 def measure(name: str, model: Any, scale: Scale, seed: int) -> list[dict[str, Any]]:
-    """Share of right answers by length, and by the factor of RoPE's base; 0 for a training that diverged."""
+    """Share of right answers by variant and length; 0 for a training that diverged."""
     found = []
-    for factor in THETA_FACTORS[name]:
-        if model is not None and factor != 1:
-            raise_theta(model, factor)
+    for variant in VARIANTS[name]:
+        if model is not None:
+            variant.apply(model)
         for times in TIMES:
             right = 0.0 if model is None else accuracy(model, times * scale.length, scale, seed)
-            found.append({"theta": factor, "times": times, "right": right})
+            found.append({**variant._asdict(), "times": times, "right": right})
     return found
 
 
 def draw_picture(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw the share of right answers by length, with the range over seeds."""
+    """Draw the share of right answers by length, with the range over seeds, in a panel for each sort of model."""
     from surgery.reporting.theme import LIGHT, drawn_in, grid, new_figure, to_png
 
     with drawn_in(LIGHT):
-        figure = new_figure(height=3.4)
-        axes = figure.subplots()
-        grid(axes, LIGHT)
-        for number, (name, theta) in enumerate(dict.fromkeys((row["model"], row["theta"]) for row in rows)):
-            own = [row for row in rows if (row["model"], row["theta"]) == (name, theta)]
-            times, colour = [row["times"] for row in own], LIGHT.series[number]
-            label = name if theta == 1 else f"{name}, RoPE's base times {theta}"
-            axes.plot(times, [row["mean"] for row in own], marker="osd"[number], color=colour, label=label)
-            low, high = ([row[key] for row in own] for key in ("least", "greatest"))
-            axes.fill_between(times, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(TIMES, [str(times) for times in TIMES])
-        axes.set_xlabel("length, times the trained length")
-        axes.set_ylabel("right answers")
-        axes.legend()
+        figure = new_figure(height=3.8)
+        drawn = {title: names for title, names in PANELS.items() if any(row["model"] in names for row in rows)}
+        panels = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+        for axes, (title, names) in zip(panels, drawn.items(), strict=True):
+            grid(axes, LIGHT)
+            axes.set_title(title)
+            lines = [(name, variant) for name in names for variant in VARIANTS[name]]
+            for number, (name, variant) in enumerate(lines):
+                mine = {"model": name, **variant._asdict()}
+                own = [row for row in rows if mine.items() <= row.items()]
+                times, colour = [row["times"] for row in own], LIGHT.series[number]
+                means, label = [row["mean"] for row in own], name + variant.label
+                axes.plot(times, means, marker="osdv"[number], color=colour, label=label)
+                low, high = ([row[key] for row in own] for key in ("least", "greatest"))
+                axes.fill_between(times, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(TIMES, [str(times) for times in TIMES])
+            axes.set_ylim(0, 1.03)
+            axes.set_xlabel("length, times the trained length")
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22))
+        panels[0].set_ylabel("right answers")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(to_png(figure, LIGHT))
 
@@ -182,7 +226,7 @@ def draw_picture(rows: list[dict[str, Any]], path: Path) -> None:
 def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     """Train and measure what is left; report what is finished."""
     parser = arguments(__doc__)
-    parser.add_argument("--models", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--models", nargs="+", choices=KINDS, default=list(KINDS))
     options = parser.parse_args(given)
     scale, size = scale_of(options, OWN)
     vocabulary = Shape.of(scale.length).vocabulary
@@ -194,7 +238,7 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
             run = partial(trained, name, scale, rows, vocabulary, folder, lr=RATES[name], seed=seed)
 
             def work(name: str = name, run: Any = run, seed: int = seed) -> list[dict[str, Any]]:
-                return measure(name, run(device=device_of(options)), scale, seed)
+                return measure(name, run(device=device_of(options)).model, scale, seed)
 
             units.setdefault(name, []).append(kept(folder / "right.json", work))
             print(f"seed {seed} {name}: {units[name][-1]}", flush=True)
@@ -203,7 +247,7 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
         {
             "model": name,
             "parameters": parameters[name],
-            **{key: one[key] for key in ("theta", "times")},
+            **{key: value for key, value in one.items() if key != "right"},
             **spread([seed[number]["right"] for seed in seeds]),
             "seeds": len(seeds),
         }

@@ -6,6 +6,8 @@ Both models have as many parameters and are trained on the same rows with AdamW 
 warm-up: Multiscreen without decay and clipping, as its paper says, the Llama-like model with both, as is usual. The
 loss is that of held-out text, in windows of the trained length, and by position in passages of 8 times that length. A
 run whose loss or gradient is not finite has diverged. An interrupted run is continued by the same command.
+
+--models and --exponents choose what is trained; with --every, a row also has the loss during the training, by tokens.
 """
 
 from __future__ import annotations
@@ -20,28 +22,37 @@ import torch
 
 from bench.harness import report
 from bench.papers.loss_by_position import losses
-from bench.papers.pairs import NAMES, parameters_of, trained
+from bench.papers.pairs import KINDS, NAMES, Trained, parameters_of, trained
 from bench.papers.runs import Scale, arguments, device_of, kept, scale_of, spread
 from bench.papers.texts import Texts
+from surgery.data import Row
 
 EXPONENTS = (-10, -8, -6, -4, -2, 0)
 TIMES = (1, 2, 4, 8)
 OWN = {"minutes": {"steps": 200, "psi": 4}}  # 36 trainings
 
 
-def measure(model: Any, texts: Texts, scale: Scale) -> dict[str, Any]:
-    """Loss in windows of the trained length, and mean loss of the positions between two of ``TIMES``."""
+def passages_of(texts: Texts, scale: Scale) -> list[list[int]]:
+    """Held-out passages of the greatest length that is measured."""
+    return texts.passages(TIMES[-1] * scale.length, min(scale.trials, 32))
+
+
+def windows_of(texts: Texts, scale: Scale) -> list[list[int]]:
+    """The same passages, in windows of the trained length."""
+    starts = range(0, TIMES[-1] * scale.length, scale.length)
+    return [passage[start : start + scale.length] for passage in passages_of(texts, scale) for start in starts]
+
+
+def measure(ended: Trained, texts: Texts, scale: Scale) -> dict[str, Any]:
+    """Loss in windows of the trained length, mean loss of the positions between two of ``TIMES``, and the curve."""
+    model, curve = ended
     if model is None:
         return {"diverged": True}
-    passages = texts.passages(TIMES[-1] * scale.length, min(scale.trials, 32))
-    windows = [
-        passage[start : start + scale.length] for passage in passages for start in range(0, len(passage), scale.length)
-    ]
-    inside = torch.stack([losses(model, window) for window in windows]).mean()
-    beyond = torch.stack([losses(model, passage) for passage in passages]).mean(0)
+    inside = torch.stack([losses(model, window) for window in windows_of(texts, scale)]).mean()
+    beyond = torch.stack([losses(model, passage) for passage in passages_of(texts, scale)]).mean(0)
     parts = zip((0, *TIMES), TIMES, strict=False)
     means = [float(beyond[first * scale.length : last * scale.length].mean()) for first, last in parts]
-    return {"diverged": not math.isfinite(inside), "loss": float(inside), "beyond": means}
+    return {"diverged": not math.isfinite(inside), "loss": float(inside), "beyond": means, "curve": curve}
 
 
 def rows_of(units: dict[tuple[str, int], list[dict[str, Any]]], parameters: dict[str, int]) -> list[dict[str, Any]]:
@@ -55,6 +66,9 @@ def rows_of(units: dict[tuple[str, int], list[dict[str, Any]]], parameters: dict
         for number, last in enumerate(TIMES):
             values = [one["beyond"][number] for one in ended]
             row[f"to {last}x"] = sum(values) / len(values) if values else None
+        curves = [one["curve"] for one in ended if one.get("curve")]
+        for points in zip(*curves, strict=True):
+            row[f"after {points[0]['tokens']} tokens"] = sum(point["loss"] for point in points) / len(points)
         table.append(row)
     return table
 
@@ -70,8 +84,8 @@ def draw_picture(rows: list[dict[str, Any]], path: Path) -> None:
         for number, name in enumerate(dict.fromkeys(row["model"] for row in rows)):
             own = [row for row in rows if row["model"] == name and row["mean"] is not None]
             rates = [2.0 ** int(row["rate"].removeprefix("2^")) for row in own]
-            colour = LIGHT.series[number]
-            axes.plot(rates, [row["mean"] for row in own], marker="os"[number % 2], color=colour, label=name)
+            colour = LIGHT.series[number % len(LIGHT.series)]
+            axes.plot(rates, [row["mean"] for row in own], marker="osdv^"[number], color=colour, label=name)
             low, high = ([row[key] for row in own] for key in ("least", "greatest"))
             axes.fill_between(rates, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set_xscale("log", base=2)
@@ -89,16 +103,22 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     parser = arguments(__doc__)
     parser.add_argument("texts", nargs="+")
     parser.add_argument("--exponents", type=int, nargs="+", default=EXPONENTS, help="learning rates, as powers of 2")
+    parser.add_argument("--models", nargs="+", choices=KINDS, default=NAMES)
+    parser.add_argument(
+        "--every", type=int, default=0, help="steps between measurements of the loss; 0: only at the end"
+    )
     options = parser.parse_args(given)
     scale, size = scale_of(options, OWN)
     texts = Texts(options.texts, options.state, scale.vocabulary)
-    parameters = {name: parameters_of(name, scale, texts.vocabulary) for name in NAMES}
+    parameters = {name: parameters_of(name, scale, texts.vocabulary) for name in options.models}
+    held_out = [Row((tuple(window),)) for window in windows_of(texts, scale)]
     units: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for seed in range(options.seeds):
         rows = texts.rows(scale, scale.steps, seed)
-        for exponent, name in product(options.exponents, NAMES):
+        for exponent, name in product(options.exponents, options.models):
             folder = options.state / f"rates-{size}-psi{scale.psi}" / str(seed) / f"{name}{exponent}"
             run = partial(trained, name, scale, rows, texts.vocabulary, folder, lr=2.0**exponent, seed=seed)
+            run = partial(run, held_out=held_out, every=options.every)
             found = kept(folder / "loss.json", lambda run=run: measure(run(device=device_of(options)), texts, scale))
             units.setdefault((name, exponent), []).append(found)
             print(f"seed {seed} {name} 2^{exponent}: {found}", flush=True)

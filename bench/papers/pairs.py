@@ -1,19 +1,51 @@
-"""A Multiscreen model and a Llama-like model of as many parameters, each trained as its paper says."""
+"""A Multiscreen model and Llama-like models of as many parameters, each trained as its paper says.
+
+multiscreen    the model of arXiv 2604.01178    ssmax         softmax with SSMax from the start
+softmax        the Llama-like model             ssmax-nope    ssmax without positions
+nope           softmax without positions
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import surgery
-from bench.papers.runs import Scale, draw_wider, fit, load, softmax_optimizer
+from bench.papers.runs import Scale, draw_wider, fit, load, remove_positions, softmax_optimizer
 from surgery.data import Row
 from surgery.models import plan_new
 from surgery.training import DivergedError, TrainingFolder
 from surgery.training.options import AdamW
 
-NAMES = ("multiscreen", "softmax")
+
+class Kind(NamedTuple):
+    """What a model is made of."""
+
+    architecture: str  # of `surgery new`
+    positions: bool = True
+
+
+class Trained(NamedTuple):
+    """A model after its training, and its losses on held-out rows during the training.
+
+    Attributes:
+        model: None if its loss or gradient was not finite.
+        curve: trained tokens and loss of each measurement.
+    """
+
+    model: Any
+    curve: list[dict[str, float]]
+
+
+KINDS = {
+    "multiscreen": Kind("multiscreen"),
+    "softmax": Kind("softmax"),
+    "ssmax": Kind("ssmax"),
+    "nope": Kind("softmax", positions=False),
+    "ssmax-nope": Kind("ssmax", positions=False),
+}
+NAMES = ("multiscreen", "softmax")  # the two that the paper of Multiscreen compares
 LAYERS, HEADS = 4, 4  # of the Llama-like model: deeper than wide is the better shape at these sizes
 
 
@@ -44,7 +76,8 @@ def sizes_of(name: str, scale: Scale, vocabulary: int) -> dict[str, int]:
 
 def parameters_of(name: str, scale: Scale, vocabulary: int) -> int:
     """The number of parameters."""
-    return plan_new(name, sizes_of(name, scale, vocabulary), vocab_size=vocabulary).parameters
+    sizes = sizes_of(name, scale, vocabulary)
+    return plan_new(KINDS[name].architecture, sizes, vocab_size=vocabulary).parameters
 
 
 def optimizer_of(name: str, steps: int, lr: float) -> AdamW:
@@ -54,19 +87,33 @@ def optimizer_of(name: str, steps: int, lr: float) -> AdamW:
 
 
 def trained(
-    name: str, scale: Scale, rows: Sequence[Row], vocabulary: int, folder: Path, *, lr: float, seed: int, device: str
-) -> Any:
-    """The model after the training; None if its loss or gradient was not finite."""
+    name: str,
+    scale: Scale,
+    rows: Sequence[Row],
+    vocabulary: int,
+    folder: Path,
+    *,
+    lr: float,
+    seed: int,
+    device: str,
+    held_out: Sequence[Row] = (),
+    every: int = 0,
+) -> Trained:
+    """Train a model, or go on with its training; see :func:`fit` for ``held_out`` and ``every``."""
+    kind = KINDS[name]
     start, work = folder / "new", folder / "run"
     if not start.is_dir():
-        surgery.new(name, start, vocab_size=vocabulary, seed=seed, **sizes_of(name, scale, vocabulary))
+        surgery.new(kind.architecture, start, vocab_size=vocabulary, seed=seed, **sizes_of(name, scale, vocabulary))
     model = load(start)
     if name != "multiscreen":
         draw_wider(model)
+    if not kind.positions:
+        remove_positions(model)
     optimizer = optimizer_of(name, scale.steps, lr)
+    measuring: dict[str, Any] = {"held_out": held_out, "every": every}
     try:
-        fit(model, rows, scale, scale.steps, work, seed=seed, device=device, optimizer=optimizer)
+        curve = fit(model, rows, scale, scale.steps, work, seed=seed, device=device, optimizer=optimizer, **measuring)
     except DivergedError:
         TrainingFolder(work).remove()
-        return None
-    return model.eval()
+        return Trained(None, [])
+    return Trained(model.eval(), curve)

@@ -86,9 +86,9 @@ def kept(path: Path, work: Callable[[], Any]) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def data_of(rows: Sequence[Row], length: int, name: str) -> TrainingData:
-    """Rows as the engine takes them, with none held out: the reproductions measure by themselves."""
-    return TrainingData({length: (tuple(rows),)}, length, (), len(rows), 0, 0, name)
+def data_of(rows: Sequence[Row], length: int, name: str, held_out: Sequence[Row] = ()) -> TrainingData:
+    """Rows as the engine takes them; most reproductions hold out none and measure by themselves."""
+    return TrainingData({length: (tuple(rows),)}, length, tuple(held_out), len(rows), len(held_out), 0, name)
 
 
 def softmax_optimizer(steps: int, lr: float) -> AdamW:
@@ -106,11 +106,18 @@ def fit(
     seed: int,
     device: str,
     optimizer: AdamW | None = None,
-) -> None:
+    held_out: Sequence[Row] = (),
+    every: int = 0,
+) -> list[dict[str, float]]:
     """Train in place; an interrupted run is resumed.
 
     Args:
         optimizer: by default that of the paper of SSMax. A given one is under test, so that a risen loss stops nothing.
+        held_out: rows whose loss is measured during the training.
+        every: steps between two measurements of ``held_out``; 0 turns them off.
+
+    Returns:
+        Trained tokens and loss of the held-out rows, for each measurement.
 
     Raises:
         DivergedError: the loss or the gradient is not finite.
@@ -122,13 +129,16 @@ def fit(
         optimizer=optimizer or softmax_optimizer(steps, scale.rate),
         guard=Guard() if optimizer is None else Guard(steps=0),
         checkpoints=Checkpoints(every=200, keep=1),
-        evaluation=Evaluation(every=0),
+        evaluation=Evaluation(every=every, sequences=max(1, len(held_out))),
         seed=seed,
     )
     place = TrainingFolder(folder)
     begun = place.path.is_dir()
-    train(model, data_of(rows, scale.length, folder.name), options, place, device=device, resume=begun)
+    data = data_of(rows, scale.length, folder.name, held_out if every else ())
+    train(model, data, options, place, device=device, resume=begun)
+    curve = [{"tokens": row["tokens"], "loss": row["held_out_loss"]} for row in place.rows() if "held_out_loss" in row]
     place.remove()
+    return curve
 
 
 def load(folder: Path, device: str = "cpu") -> Any:
@@ -147,6 +157,15 @@ def draw_wider(model: Any) -> None:
     for module in model.model.modules():
         if isinstance(module, torch.nn.Linear):
             module.weight.data.mul_(module.in_features**-0.5 / model.config.initializer_range)
+
+
+def remove_positions(model: Any) -> None:
+    """Stop the rotation of RoPE in a Llama-like model, in place: every frequency is 0.
+
+    A large base is not enough: at every base, the first pair of dimensions turns by 1 for each token. A checkpoint does
+    not keep the frequencies.
+    """
+    model.model.rotary_emb.inv_freq.zero_()
 
 
 def raise_theta(model: Any, factor: float) -> None:

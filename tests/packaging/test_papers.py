@@ -94,15 +94,59 @@ def test_learning_rates(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         (name, rate) for rate in ("2^-4", "2^9") for name in ("multiscreen", "softmax")
     ]
     assert all(row["diverged"] == (row["mean"] is None) for row in rows)
-    assert rows[0]["mean"] < 8 and (tmp_path / "picture.png").stat().st_size > 10_000
+    assert (
+        not any("after" in key for key in rows[0])
+        and rows[0]["mean"] < 8
+        and (tmp_path / "picture.png").stat().st_size > 10_000
+    )
     monkeypatch.setattr(learning_rates, "measure", no_work)
     assert learning_rates.main(given) == rows
+
+
+def test_the_loss_during_a_training(texts: Path, tmp_path: Path) -> None:
+    """The last measurement is that of the trained model, and the chosen models alone are trained."""
+    given = [str(texts), "--state", str(tmp_path), "--scale", "toy", "--seeds", "2", "--exponents", "-4"]
+    (row,) = learning_rates.main([*given, "--models", "ssmax", "--every", "4"])
+    assert row["model"] == "ssmax"
+    assert row["after 512 tokens"] > row["after 768 tokens"] == pytest.approx(row["mean"], rel=1e-5)
 
 
 def test_the_twin_has_as_many_parameters() -> None:
     scale = learning_rates.scale_of(learning_rates.arguments("").parse_args(["--state", ".", "--scale", "cpu"]))[0]
     own, other = (pairs.parameters_of(name, scale, 2048) for name in pairs.NAMES)
     assert own == 2048 * 64 + 224 * 8**4 + 3 * 8**2 + 2 and abs(other - own) < 0.01 * own
+
+
+@pytest.mark.parametrize("name", ["nope", "ssmax-nope"])
+def test_a_model_without_positions_sees_a_set(tmp_path: Path, name: str) -> None:
+    """The order of the tokens before the last one is without effect in one layer, and has an effect with RoPE."""
+    ids = torch.arange(12)[None]
+    changed = torch.cat((ids[:, :-1].flip(1), ids[:, -1:]), dim=1)
+    start = surgery.new(pairs.KINDS[name].architecture, tmp_path / "new", vocab_size=64, layers=1, heads=2, width=32)
+    model = runs.load(start.output).eval()
+    runs.draw_wider(model)
+
+    def last(tokens: torch.Tensor) -> torch.Tensor:
+        return model(tokens, logits_to_keep=1).logits.detach()
+
+    assert not torch.allclose(last(ids), last(changed), atol=1e-4)
+    runs.remove_positions(model)
+    assert torch.allclose(last(ids), last(changed), atol=1e-5)
+
+
+def test_a_pair_trains_what_its_name_says(tmp_path: Path) -> None:
+    """Every kind has as many parameters, and only the kinds with positions turn."""
+    scale = digits.scale_of(digits.arguments("").parse_args(["--state", ".", "--scale", "toy", "--length", "48"]))[0]
+    rows = digits.training_rows(scale, 0)
+    vocabulary = digits.Shape.of(scale.length).vocabulary
+    counts = {name: pairs.parameters_of(name, scale, vocabulary) for name in pairs.KINDS}
+    assert max(counts.values()) - min(counts.values()) < 0.1 * counts["multiscreen"]
+    for name in ("softmax", "ssmax", "nope", "ssmax-nope"):
+        model = pairs.trained(name, scale, rows, vocabulary, tmp_path / name, lr=1e-3, seed=0, device="cpu").model
+        assert sum(parameter.numel() for parameter in model.parameters()) == counts[name]
+        assert bool(model.model.rotary_emb.inv_freq.any()) == pairs.KINDS[name].positions
+        scales = [key for key, _ in model.named_parameters() if "ssmax" in key.lower()]
+        assert bool(scales) == name.startswith("ssmax")
 
 
 SHAPES = [digits.Shape(26, 6), digits.Shape(8, 1)]
@@ -157,12 +201,17 @@ def test_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = digits.main([*given, "--picture", str(tmp_path / "picture.png")])
     assert [(row["model"], row["theta"], row["times"]) for row in rows] == [
         (name, theta, times)
-        for name, theta in (("multiscreen", 1), ("softmax", 1), ("softmax", 50))
+        for name, theta in (
+            *(("multiscreen", 1), ("multiscreen", 1), ("softmax", 1), ("softmax", 50)),
+            *(("ssmax", 1), ("ssmax", 50), ("nope", 1), ("ssmax-nope", 1)),
+        )
         for times in digits.TIMES
     ]
     assert all(0 <= row["mean"] <= 1 for row in rows) and (tmp_path / "picture.png").stat().st_size > 10_000
     monkeypatch.setattr(digits, "measure", no_work)
     assert digits.main(given) == rows
+    windows = [row["windows"] for row in rows if row["model"] == "multiscreen"]
+    assert windows == 5 * ["infinite"] + 5 * ["as learned"]
     assert digits.main([*given, "--models", "softmax"]) == [row for row in rows if row["model"] == "softmax"]
 
 
