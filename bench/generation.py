@@ -73,7 +73,7 @@ def compared(options: Any, length: int, dtype: str) -> dict[str, Any]:
     row: dict[str, Any] = {"tokens": length, "dtype": dtype, "rows": options.rows, "chunk": options.chunk}
     row["clock"] = options.clock
     for measure in ("first token, s", "attention, s", "token, s", "peak, MiB", "cache, MiB"):
-        if any(not cell[measure] for cells in found.values() for cell in cells):
+        if any(cell[measure] is None for cells in found.values() for cell in cells):
             continue  # the peak of a process whose watching thread got no time
         values = {name: median(cell[measure] for cell in cells) for name, cells in found.items()}
         row |= {f"{measure}, source": values["source"], f"{measure}, ratio": values["screened"] / values["source"]}

@@ -71,9 +71,11 @@ def calibrated(options: Any, kind: str, seed: int) -> Path:
 
 def longer(options: Any, model: Path) -> Path:
     """The source, or a calibrated model, with YaRN for longer texts."""
-    output = options.work / f"{model.name}-longer"
+    rope = {"name": "rope", "type": "yarn", "factor": options.factor}
+    if options.attention_factor is not None:
+        rope["attention_factor"] = options.attention_factor
+    output = options.work / "-".join(map(str, (model.name, *rope.values())))
     if not output.is_dir():
-        rope = {"name": "rope", "type": "yarn", "factor": options.factor}
         if model == options.model:
             surgery.convert(model, [rope], output=output)
         else:
@@ -199,6 +201,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
     parser.add_argument("--far", type=int, nargs="+", default=[16384], help="lengths of the measure far, with YaRN")
     parser.add_argument("--factor", type=float, default=4.0, help="of YaRN")
+    parser.add_argument("--attention-factor", type=float, help="of YaRN; 1 leaves queries and keys as they are")
     parser.add_argument("--loss-lengths", type=int, nargs="+", default=[1024, 2048, 4096])
     parser.add_argument("--haystacks", type=int, default=12)
     parser.add_argument("--facts", type=int, default=16)

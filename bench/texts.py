@@ -10,12 +10,14 @@ TEXTS then holds:
     kinds/observe                one page of each package, Python source, and a licence: for calibration
     kinds/measure                texts of other kinds: an article, a change log, HTML
     topics/training, measuring   Python's documentation topics (`pydoc_data`), several joined into each file
-    recall/train                 50 pages of both packages that are in recall_pages.json, as all below
+    recall/train                 50 pages of both packages that are in recall_pages.json
     recall/haystacks             24 other long pages, to hide facts in
     recall/loss/KIND             pages of each package, and modules of Python's library, to measure the loss
+    memory/observe               nine such pages, seven modules of installed packages, an HTML page and a licence
+    memory/measure               C headers of the kernel and of torch, a kind that is not observed
 
 A hash of the names and the version of the packages decide which pages are chosen. The other texts come with every
-Debian (Perl, the licences) and with Python, whose version changes the topics and modules a little.
+Debian (Perl, the licences, the kernel's headers) and with Python and its packages, whose versions change them a little.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import hashlib
 import json
 import sysconfig
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 PYTHON = "/usr/share/doc/python3*-doc/html/_sources"
@@ -42,8 +45,8 @@ KINDS = {
     },
 }
 KIND = 36_000
-# For each folder of the texts for recall: the name of each file, and its package and place there.
-RECALL = Path(__file__).with_name("recall_pages.json")
+# For each folder: the name of each file, and its package and place there.
+NAMED = {folder: Path(__file__).with_name(f"{folder}_pages.json") for folder in ("recall", "memory")}
 
 
 def pages(pattern: str, suffix: str) -> Iterator[tuple[str, str]]:
@@ -65,6 +68,14 @@ def newest(pattern: str) -> Path:
     if not found:
         raise SystemExit(f"nothing at {pattern}: apt-get install python3-doc linux-doc")
     return found[-1]
+
+
+def packages() -> Path:
+    """The folder of the installed packages."""
+    found = find_spec("torch")
+    if found is None or found.origin is None:
+        raise SystemExit("torch is not installed: make install")
+    return Path(found.origin).parents[1]
 
 
 def read(path: Path) -> str:
@@ -97,10 +108,12 @@ def write_topics(folder: Path) -> None:
         write(folder / half, [(name, "\n".join(texts)) for (own, name), texts in joined.items() if own == half])
 
 
-def write_recall(folder: Path) -> None:
-    """Write the texts of `bench.recall`, which are named one by one."""
-    roots = {"kernel": newest(KERNEL), "python": newest(PYTHON), "source": Path(sysconfig.get_paths()["stdlib"])}
-    for part, pages_of_part in json.loads(RECALL.read_text(encoding="utf-8")).items():
+def write_named(folder: Path, names: Path) -> None:
+    """Write the texts that a file names one by one."""
+    python = newest(PYTHON)
+    roots = {"kernel": newest(KERNEL), "python": python, "html": python.parent, "system": Path("/usr")}
+    roots |= {"source": Path(sysconfig.get_paths()["stdlib"]), "packages": packages()}
+    for part, pages_of_part in json.loads(names.read_text(encoding="utf-8")).items():
         found = []
         for name, place in pages_of_part.items():
             package, _, path = place.partition(":")
@@ -122,7 +135,8 @@ def main() -> None:
     short = [[page for page in package if len(page[1]) in SHORT][: options.short] for package in (python, kernel)]
     write(options.out / "short", [page for package in short for page in package])
     write_topics(options.out / "topics")
-    write_recall(options.out / "recall")
+    for folder, names in NAMED.items():
+        write_named(options.out / folder, names)
     kinds = {half: [of_kind(*kind) for kind in files.items()] for half, files in KINDS.items()}
     for package, name in ((python, "python"), (kernel, "kernel")):
         kinds["observe"].append((name, next(text for _, text in package if len(text) in range(KIND, LONG))[:KIND]))
