@@ -66,10 +66,18 @@ class CalibratedOptions(HeadOptions):
         resolved = cls.model_validate(calibrated).model_dump()
         for name, value in given.items():
             if name == "layers" and value in get_args(LayerWord):
-                continue  # the calibration has resolved it
+                continue  # a plan resolves it; see `layer_word`
             wanted = cls.model_validate({**others, name: value})
             if name not in calibrated or getattr(wanted, name) != resolved[name]:
                 raise UsageError(f"{name} {value!r} differs from the calibration", hint="Calibrate with it.")
+
+    @staticmethod
+    def layer_word(given: Mapping[str, Any]) -> dict[str, Any]:
+        """The word that a user gave for the layers, in place of the numbers of a calibration; nothing if none was given.
+
+        A plan resolves it, and :meth:`check_values` tells if it means other layers than the calibration's.
+        """
+        return {"layers": given["layers"]} if given.get("layers") in get_args(LayerWord) else {}
 
     def check_values(self, layers: Sequence[int], anatomy: Anatomy) -> None:
         """Check that the values are those of these layers and of the chosen heads.

@@ -212,7 +212,8 @@ class ScreeningOperation(Operation):
             if not set(own["layers"]) & set(kept or ()):
                 del left["keep_softmax"]  # the calibration has resolved the layers
         ScreeningOptions.check_given(left, own, form=own["form"], open=True)
-        return own
+        # With layers that keep their softmax, the calibration's are not those of the word.
+        return own if "keep_softmax" in given else {**own, **ScreeningOptions.layer_word(given)}
 
     def explain(self, options: ScreeningOptions) -> str:
         """By the form."""

@@ -186,7 +186,7 @@ class SSMaxOperation(Operation):
         """Every option that was given must be the one that was calibrated with."""
         own: dict[str, Any] = calibration.options()
         SSMaxOptions.check_given(given, own, form=own["form"], outputs=own["outputs"])
-        return own
+        return {**own, **SSMaxOptions.layer_word(given)}
 
     def known_start(self, options: Mapping[str, Any]) -> dict[str, float]:
         """None where a calibration chose the values, which differ by head."""

@@ -241,6 +241,12 @@ def test_too_little_text(source: Path, tmp_path: Path) -> None:
         calibrate(source, [tmp_path], settings=SETTINGS)
 
 
+def test_a_word_for_layers_must_mean_those_of_the_calibration(source: Path, texts: Path) -> None:
+    found = calibrate(source, [texts], options={"layers": (0,)}, settings=SETTINGS)
+    with pytest.raises(PlanRefusedError, match=r"is for layers \[0\], but layers"):
+        make_plan(source, [{"name": "screening", "layers": "full"}], calibration=found)
+
+
 def test_what_was_calibrated_must_be_what_is_converted(source: Path, calibration: Calibration, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="differs from the calibration"):
         convert(source, "screening", sinks=3, calibration=calibration, output=tmp_path / "out")

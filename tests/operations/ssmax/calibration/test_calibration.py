@@ -270,6 +270,13 @@ def test_options_that_contradict_the_calibration_are_refused(
         make_plan(source, [{"name": "ssmax", **given}], calibration=calibration)
 
 
+def test_a_word_for_layers_must_mean_those_of_the_calibration(source: Path, texts: Path) -> None:
+    found = calibrate(source, [texts], options={"form": "none", "layers": (0, 2)}, settings=SETTINGS)
+    assert make_plan(source, [{"name": "ssmax"}], calibration=found).plan.operations[0]["layers"] == [0, 2]
+    with pytest.raises(PlanRefusedError, match=r"is for layers \[0, 2\], but layers \[0, 1, 2\] are chosen"):
+        make_plan(source, [{"name": "ssmax", "layers": "full"}], calibration=found)
+
+
 @pytest.mark.parametrize("change", [{"schema": 2}, {"operation": "screening"}, {"recall": None}, {"layers": [{}]}])
 def test_a_record_that_cannot_be_read_is_named(
     calibration: SSMaxCalibration, tmp_path: Path, change: dict[str, Any]
