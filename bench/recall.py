@@ -5,8 +5,8 @@
 
 The models: the source; every query times 1.2, nothing learned; and SSMax calibrated on haystacks, for each seed in
 each of several ways: `constant` (a temperature and a gain per head, no ln n), `bias` (b + s ln n, and a gain),
-`temperature` (no gain, no ln n), `gain` (nothing else), `everywhere` (as `constant`, in layers with a sliding window
-too). A seed has one set of haystacks.
+`temperature` (no gain, no ln n), `gain` (nothing else), all in layers with full attention; `everywhere` (as `constant`,
+in layers with a sliding window too, as a calibration does by default). A seed has one set of haystacks.
 All models are asked for the same facts in the same texts, with templates, names and words that no calibration uses, and
 predict the same texts of several kinds. The measure `words` is a task of lm-evaluation-harness on those texts.
 Differences are paired, and their intervals resample whole haystacks or documents. The measure `far` asks beyond the
@@ -30,12 +30,12 @@ from surgery.operations.ssmax.calibration import SSMaxCalibrationSettings, calib
 
 SHARPENED = 1.2
 CALIBRATIONS: dict[str, dict[str, Any]] = {
-    "constant": {"form": "constant", "outputs": "gain"},
-    "bias": {"form": "bias", "outputs": "gain"},
-    "temperature": {"form": "constant", "outputs": "unchanged"},
-    "gain": {"form": "none", "outputs": "gain"},
+    "constant": {"form": "constant", "outputs": "gain", "layers": "full"},
+    "bias": {"form": "bias", "outputs": "gain", "layers": "full"},
+    "temperature": {"form": "constant", "outputs": "unchanged", "layers": "full"},
+    "gain": {"form": "none", "outputs": "gain", "layers": "full"},
     "everywhere": {"form": "constant", "outputs": "gain", "layers": "all"},
-    "anchored": {"form": "anchored", "outputs": "gain", "reference_length": 256},
+    "anchored": {"form": "anchored", "outputs": "gain", "reference_length": 256, "layers": "full"},
 }
 MEASURES = ("recall", "loss", "far", "abcdigits", "passkey", "induction", "words")
 DEPTHS = [0.0, 0.25, 0.5, 0.75, 1.0]

@@ -87,8 +87,11 @@ def _joined(flags: Mapping[str, ModelFlag]) -> ModelFlag:
     addressed = first.kind not in (bool, dict)
     if addressed:
         text += f" For one operation: {next(iter(flags))}=VALUE (repeatable)."
-    defaults = dict.fromkeys(flag.default for flag in flags.values() if flag.default)
-    return replace(joined, help=text, default="; ".join(defaults) or None, addressed=addressed)
+    defaults = {name: flag.default for name, flag in flags.items()}
+    default = first.default
+    if len(set(defaults.values())) > 1:
+        default = "; ".join(f"{name}: {each}" for name, each in defaults.items() if each)
+    return replace(joined, help=text, default=default, addressed=addressed)
 
 
 def operations_from_flags(names: Sequence[str], given: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 LayerWord = Literal["full", "sliding", "chunked", "all"]
 Number = Annotated[int, Field(ge=0, le=HIGHEST)]
+# The description of the field `layers`, also where an operation declares its own default.
+LAYERS = "Layers: full, sliding, chunked, all, or numbers: 0-3,7."
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,7 @@ class OperationOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     name: Annotated[str, NO_FLAG] = Field(description="The operation.")
-    layers: LayerWord | tuple[Number, ...] = Field(
-        default="full", description="Layers: full, sliding, chunked, all, or numbers: 0-3,7."
-    )
+    layers: LayerWord | tuple[Number, ...] = Field(default="full", description=LAYERS)
 
     @field_validator("layers", "heads", "keep_softmax", mode="before", check_fields=False)
     @classmethod

@@ -124,7 +124,8 @@ def _candidates(anatomy: Anatomy) -> tuple[tuple[Tried, ...], dict[str, str]]:
             continue
         try:
             operation.check_family(anatomy.family)
-            operation.choose_layers(operation.options.model_validate({"name": name}), anatomy)
+            first = operation.uncalibrated(candidates[0].options)
+            operation.choose_layers(operation.options.model_validate(first), anatomy)
         except PlanRefusedError as error:
             refused[name] = error.message
             continue

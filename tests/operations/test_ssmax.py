@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from surgery.anatomy import FAMILIES, Anatomy, read_anatomy
 from surgery.checkpoint import open_checkpoint
+from surgery.conversion.options import parse_operation
 from surgery.errors import PlanRefusedError, UsageError
 from surgery.operations.ssmax import FORMS
 from surgery.operations.ssmax.operation import mean_log
@@ -151,6 +152,33 @@ def test_sliding_layers_are_skipped_with_the_window_as_reason(family: str, tmp_p
         reason = SSMAX.reason_to_skip(layer, anatomy)
         assert (reason is None) == (layer.kind == "full" and not layer.scaled)
         assert reason is None or ("already scales" if layer.scaled else "16 keys") in reason
+
+
+@pytest.fixture
+def gemma(tmp_path: Path) -> Anatomy:
+    """Layers 0 and 2 slide."""
+    folder = bare_source(tmp_path / "model", "gemma3_text", sliding_window=16, sliding_window_pattern=2)
+    return read_anatomy(open_checkpoint(folder))
+
+
+def test_a_calibration_takes_layers_with_a_window_unless_told_otherwise(gemma: Anatomy) -> None:
+    from surgery.operations.ssmax.calibration.calibration import resolved_options
+
+    def layers(**given: Any) -> tuple[int, ...]:
+        planned = SSMAX.resolve(parse_operation(SSMAX.uncalibrated({"name": "ssmax", **given})), gemma)
+        calibrated = resolved_options(given, gemma)
+        assert planned.layers == calibrated.layers
+        return tuple(map(int, planned.layers))
+
+    assert layers() == (0, 1, 2, 3)
+    assert layers(layers="full") == (1, 3) and layers(layers="sliding") == (0, 2) and layers(layers="1") == (1,)
+    assert resolve(gemma).layers == resolve(gemma, form="constant").layers == (1, 3), "without a calibration"
+
+
+@pytest.mark.parametrize(("form", "saturates"), [("constant", False), ("none", False), ("bias", True)])
+def test_only_what_depends_on_n_saturates_in_a_window(gemma: Anatomy, form: str, saturates: bool) -> None:
+    resolved = resolve(gemma, form=form, outputs="gain", layers="all")
+    assert any("n saturates" in warning for warning in SSMAX.warnings(resolved, gemma)) is saturates
 
 
 def test_warnings_name_windows_caps_and_a_changed_start(tmp_path: Path) -> None:

@@ -116,6 +116,17 @@ def test_an_operation_that_a_family_cannot_have_is_left_out(prepared: Preparatio
         preparation._candidates(prepared.anatomy)
 
 
+def test_a_trial_calibrates_layers_that_a_calibration_takes_and_a_conversion_skips(tmp_path: Path) -> None:
+    from surgery.anatomy import read_anatomy
+    from surgery.checkpoint import open_checkpoint
+    from surgery.trial import preparation
+    from tests.anatomy.builders import bare_source
+
+    folder = bare_source(tmp_path / "model", "mistral", sliding_window=16)  # every layer slides
+    tried, refused = preparation._candidates(read_anatomy(open_checkpoint(folder)))
+    assert [one.name for one in tried] == ["constant", "bias"] and "sliding window" in refused["screening"]
+
+
 def test_the_control_of_windows_has_as_large_a_cache(prepared: Preparation) -> None:
     """Keys are counted here one by one, for windows that are set by hand."""
     from surgery.operations import OPERATIONS

@@ -208,11 +208,12 @@ class SSMaxOperation(Operation):
     def warnings(self, options: SSMaxOptions, anatomy: Anatomy) -> tuple[str, ...]:
         """Cases in which the operation has less effect, or more, than a user may expect."""
         found = []
-        sliding = [index for index in options.layers if anatomy.layers[int(index)].kind == "sliding"]
+        by_n = options.layers if FORMS[options.form].has_reference else ()  # the others are the same for every n
+        sliding = [index for index in by_n if anatomy.layers[int(index)].kind == "sliding"]
         if sliding:
             window = anatomy.layers[int(sliding[0])].window
             found.append(f"{len(sliding)} of the chosen layers slide: n saturates at their window of {window} keys")
-        chunked = [index for index in options.layers if anatomy.layers[int(index)].kind == "chunked"]
+        chunked = [index for index in by_n if anatomy.layers[int(index)].kind == "chunked"]
         if chunked:
             size = anatomy.layers[int(chunked[0])].window
             found.append(

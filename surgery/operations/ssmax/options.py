@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from surgery.errors import PlanRefusedError
 from surgery.flag import Flag
+from surgery.operations.base import LAYERS, LayerWord, Number
 from surgery.operations.calibrated_options import CalibratedOptions
 
 FormName = Literal["anchored", "paper", "bias", "logn", "constant", "none"]
@@ -62,8 +63,9 @@ FORMS: MappingProxyType[FormName, Form] = MappingProxyType(
 # The parameter of a gain of outputs, and its start value.
 GAIN: Mapping[str, float] = MappingProxyType({"gain": 1.0})
 
-# What a calibration chooses numbers for unless told otherwise: both can be merged into the weights.
-CALIBRATED: Mapping[str, str] = MappingProxyType({"form": "constant", "outputs": "gain"})
+# What a calibration chooses numbers for unless told otherwise: both can be merged into the weights, and neither depends
+# on n, which a window bounds.
+CALIBRATED: Mapping[str, str] = MappingProxyType({"form": "constant", "outputs": "gain", "layers": "all"})
 
 
 def check_can_calibrate(options: SSMaxOptions) -> None:
@@ -84,6 +86,9 @@ class SSMaxOptions(CalibratedOptions):
     """SSMax on the chosen layers and heads."""
 
     name: Literal["ssmax"] = "ssmax"
+    layers: Annotated[LayerWord | tuple[Number, ...], Flag(absent=f"full, with --calibrate {CALIBRATED['layers']}")] = (
+        Field(default="full", description=LAYERS)
+    )
     form: Annotated[FormName, Flag(absent=f"anchored, with --calibrate {CALIBRATED['form']}")] = Field(
         default="anchored",
         description="Multiplier m(n). anchored: 1 + s (ln n - ln N), the source model at the start; paper: s ln n; "
