@@ -73,7 +73,7 @@ class CalibratedOptions(HeadOptions):
 
     @staticmethod
     def layer_word(given: Mapping[str, Any]) -> dict[str, Any]:
-        """The word that a user gave for the layers, in place of the numbers of a calibration; nothing if none was given.
+        """The word that a user gave for the layers, in place of the numbers of a calibration; nothing if there is none.
 
         A plan resolves it, and :meth:`check_values` tells if it means other layers than the calibration's.
         """
