@@ -298,9 +298,9 @@ def test_help_names_the_defaults_and_no_types_of_python(surgery: Any) -> None:
     said = " ".join(surgery("convert", *operations, "--help").out.split())
     for default in (
         "beside the model, operations added",
-        "anchored, with --calibrate constant; gated",
+        "ssmax: anchored, with --calibrate constant; screening: gated",
         "the trained length",
-        "full",
+        "; ".join(f"{name}: full{', with --calibrate all' * (name == 'ssmax')}" for name in OPERATIONS),
         "yarn",
         "8,4",
     ):
