@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 
 _VOCABULARY = "Vocabulary"
-# Documents are held out by their hashes: of so many, a share of 2% holds out at least one.
+# Hashes decide which documents are held out. With so many documents, a share of 2% holds out at least one.
 _MANY = 500
 
 _Output = Annotated[Path, typer.Option("--output", "-o", help="Output folder.")]
