@@ -35,13 +35,13 @@ def attend_in_bands(screening: Acceptance, call: AttentionCall) -> torch.Tensor:
         q, k, v = query, key, value
         if len(bands) > 1:
             q, k, v = query[:, members], key[:, band.groups], value[:, band.groups]
-        raw = call.unscaled_query[:, members]
-        if screening.kind() == "unit":
-            _band_of_units(screening, band, members, raw.float(), k.float(), v.float(), output)
-        elif band.accepting and band.same and (band.window is None or in_order):
+        if screening.kind() == "gated" and band.accepting and band.same and (band.window is None or in_order):
             output[:, :, members] = _accepting_band(call, q, k, v, band.window, screening.sinks, scale)
+            continue
+        raw = call.unscaled_query[:, members].float()
+        if screening.kind() == "unit":
+            _band_of_units(screening, band, members, raw, k.float(), v.float(), output)
         else:
-            raw = raw.float()
             # z = rho |k| times this: the length of the raw query, the operations' multiplier and the usual scale.
             stretch = (q.float() * raw).sum(-1, keepdim=True) / raw.norm(dim=-1, keepdim=True).clamp(min=1e-12) * scale
             _band(screening, band, members, raw, stretch, k.float(), v.float(), call.visible_keys, output)

@@ -100,11 +100,7 @@ class WindowedLayer(CacheLayerMixin):
         columns = numbers if self.plain else numbers.masked_fill(~new_tokens.real, -1)
         now = []
         for store in self.stores:
-            # At first in memory of their own: a view would hold the keys of the other heads too.
-            keys, values = (
-                states[:, store.heads] if past == 0 else take_heads(states, store.heads)
-                for states in (key_states, value_states)
-            )
+            keys, values = (take_heads(states, store.heads) for states in (key_states, value_states))
             now.append(store.add((keys, values, columns, new_tokens.first), new_tokens.steady, self.plain))
         if past == 0 or [part.window for part in now] == [None]:
             # The first call brings all keys itself; and a layer without windows has all.

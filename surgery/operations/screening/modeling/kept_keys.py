@@ -19,6 +19,7 @@ from surgery.operations.screening.modeling.blocks import blocks, take_heads
 from surgery.operations.screening.modeling.cache import WindowedKeys
 from surgery.operations.screening.modeling.key_store import KeyGroup
 from surgery.operations.screening.modeling.reference import dense_block, screening_of
+from surgery.operations.screening.modeling.windows import attend_within
 from surgery.runtime.operation import AttentionCall
 
 
@@ -42,22 +43,19 @@ def attend_to_cached_keys(screening: Acceptance, call: AttentionCall) -> tuple[t
     dense = call.backend is call.eager or kind != "gated"
     if call.attention_mask is not None:
         without_empty_keys(call._replace(query=query[:, :, :1]))  # refuses masks of other kinds
-    each = query.shape[1] // key.shape[1]
     parts: dict[int, torch.Tensor] = {}  # number of the group -> ``(batch, queries, heads, head_dim)``
     rest = []
     for number, group in enumerate(key.groups):
         alone = not dense and _is_alone(group, reach)
-        if alone and key.exact:
-            parts[number] = _one_query(call, group, key.plain)
-        elif alone and group.window is None:
-            # Of an open group the mask, if any, holds; of others there is none.
-            tensors = (take_heads(query, _members(group, each)), group.keys, group.values)
-            parts[number] = call.backend(call.module, *tensors, call.attention_mask, **call.options)[0]
-        else:
+        part = _whole_group(call, group, key, screening.sinks) if alone else None
+        if part is None:
             rest.append((group, alone))
+        else:
+            parts[number] = part
     if not rest and [head for group in key.groups for head in group.heads] == list(range(key.shape[1])):
         return torch.cat(list(parts.values()), 2) if len(parts) > 1 else parts[0], None
     output = query.new_empty(query.shape[0], query.shape[2], query.shape[1], call.value.shape[-1])
+    each = query.shape[1] // key.shape[1]
     for number, part in parts.items():
         output[:, :, _members(key.groups[number], each)] = part
     if rest:
@@ -65,12 +63,23 @@ def attend_to_cached_keys(screening: Acceptance, call: AttentionCall) -> tuple[t
     return output, None
 
 
+def _whole_group(call: AttentionCall, group: KeyGroup, key: WindowedKeys, sinks: int) -> torch.Tensor | None:
+    """A group without thresholds, ``(batch, queries, heads, head_dim)``; None where it needs blocks of queries."""
+    if key.exact:
+        return _one_query(call, group, key.plain)
+    if group.window is None:
+        # Of an open group the mask, if any, holds; of others there is none.
+        tensors = (_queries(call, group), group.keys, group.values)
+        output: torch.Tensor = call.backend(call.module, *tensors, call.attention_mask, **call.options)[0]
+        return output
+    return _some_queries(call, group, sinks) if key.plain and not _unusual(call) else None
+
+
 def _one_query(call: AttentionCall, group: KeyGroup, plain: bool) -> torch.Tensor:
     """One query a row of a group whose real keys are all seen, ``(batch, 1, heads, head_dim)``."""
-    query = take_heads(call.query, _members(group, call.query.shape[1] // call.key.shape[1]))
+    query = _queries(call, group)
     mask = None if plain else (group.columns >= 0)[:, None, None]
-    unusual = any(call.options.get(word) is not None for word in ADDITIONS)
-    if call.name != "sdpa" or unusual:
+    if _unusual(call):
         return call.backend(call.module, query, group.keys, group.values, mask, **call.options)[0]
     # The query heads of a key-value head as further queries: so the kernel reads its keys once, and none is repeated.
     batch, heads, _, size = query.shape
@@ -78,6 +87,33 @@ def _one_query(call: AttentionCall, group: KeyGroup, plain: bool) -> torch.Tenso
     scale = call.options.get("scaling")
     output = nn.functional.scaled_dot_product_attention(folded, group.keys, group.values, mask, scale=scale)
     return output.reshape(batch, 1, heads, -1)
+
+
+def _some_queries(call: AttentionCall, group: KeyGroup, sinks: int) -> torch.Tensor:
+    """Some queries of a group with a window alone, whose keys are in order: ``(batch, queries, heads, head_dim)``.
+
+    The first ones may see all keys before them, which then are fewer than a window.
+    """
+    assert group.window is not None
+    query = _queries(call, group)
+    queries, keys = query.shape[2], group.keys.shape[2]
+    before = keys - queries
+    early = min(queries, max(0, sinks + group.window - 1 - before))
+    outputs = []
+    if early:
+        allowed = torch.ones(early, before + early, dtype=torch.bool, device=query.device).tril(before)
+        present = (one[:, :, : before + early] for one in (group.keys, group.values))
+        outputs += [call.backend(call.module, query[:, :, :early], *present, allowed[None, None], **call.options)[0]]
+    if early < queries:
+        scaling = call.options.get("scaling")
+        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+        outputs += [attend_within(query[:, :, early:], group.keys, group.values, group.window, sinks, scale)]
+    return torch.cat(outputs, 1)
+
+
+def _unusual(call: AttentionCall) -> bool:
+    """Whether anything but torch's kernel must run: another backend, or a family that adds something to the scores."""
+    return call.name != "sdpa" or any(call.options.get(word) is not None for word in ADDITIONS)
 
 
 def _is_alone(group: KeyGroup, reach: Reach) -> bool:
@@ -92,6 +128,11 @@ def _members(group: KeyGroup, each: int) -> list[int]:
     return [number * each + head for number in group.heads for head in range(each)]
 
 
+def _queries(call: AttentionCall, group: KeyGroup) -> torch.Tensor:
+    """The queries of a group's query heads, ``(batch, heads, queries, head_dim)``."""
+    return take_heads(call.query, _members(group, call.query.shape[1] // call.key.shape[1]))
+
+
 def _attend_in_blocks(
     call: AttentionCall, groups: list[tuple[KeyGroup, bool]], dense: bool, output: torch.Tensor
 ) -> None:
@@ -100,15 +141,20 @@ def _attend_in_blocks(
     With each group: whether it has a window alone, without thresholds.
     """
     query, key, mask = call.query, call.key, call.attention_mask
-    each = query.shape[1] // key.shape[1]
-    for block in blocks(screening_of(call).sinks, query, key.shape[2], mask, call.visible_keys, whole=True):
-        for group, alone in groups:
-            members = torch.tensor(_members(group, each), device=query.device)
-            q, unscaled = (one[:, members][:, :, block.rows] for one in (query, call.unscaled_query))
-            located = block if group.window is None else block.at(group.columns)
-            tensors = (located, q, unscaled, group.keys, group.values, members)
-            if alone and group.window is not None and block.bias is None:
-                part = windowed_block(call, located.within(group.window), q, group.keys, group.values)
+    each, sinks = query.shape[1] // key.shape[1], screening_of(call).sinks
+    for group, alone in groups:
+        members = torch.tensor(_members(group, each), device=query.device)
+        q, unscaled = query[:, members], call.unscaled_query[:, members]
+        window = group.window if alone and (mask is None or mask.dtype == torch.bool) else None
+        # Of a window alone no matrix of all heads is formed, so its blocks are those of a single head.
+        narrow = (query if window is None else query[:, :1], window)
+        located = (key.shape[2], mask, call.visible_keys)
+        for block in blocks(sinks, narrow[0], *located, whole=True, window=narrow[1]):
+            placed = block if group.window is None else block.at(group.columns)
+            rows = (q[:, :, block.rows], unscaled[:, :, block.rows])
+            tensors = (placed, *rows, group.keys, group.values, members)
+            if window is not None:
+                part = windowed_block(call, placed.within(window), rows[0], group.keys, group.values)
             else:
                 part = dense_block(call, *tensors)[0] if dense else masked_block(call, *tensors)
             output[:, block.rows[:, None], members] = part

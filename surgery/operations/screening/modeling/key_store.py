@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import mmap
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -13,6 +16,8 @@ from surgery.operations.screening.modeling.blocks import pieces, take_slices
 Held = tuple[torch.Tensor, ...]
 PLACES = (2, 2, 1, 1)  # the dimension of the places in keys, values, columns and sinks
 SPARE = 16  # least number of spare places; of many keys a thirty-second part
+MAPPED = 2**17  # bytes from which on what is held by a processor gets pages of its own
+ALIGNED = 64  # bytes: where a tensor may begin in them
 
 
 class NewTokens(NamedTuple):
@@ -104,7 +109,8 @@ class KeyStore:
         return sum(one.nbytes for one in self.held[:2])
 
     def _hold(self, held: Held) -> None:
-        self.held, self.used, self.next = held, held[0].shape[2], None
+        """Hold copies, which keep no greater tensor alive."""
+        self.held, self.used, self.next = _copied(held), held[0].shape[2], None
 
     def _has_place(self, added: Held, steady: bool, plain: bool) -> bool:
         """Whether a single token can be written in place; makes a ring or spare places where there are none yet."""
@@ -130,13 +136,12 @@ class KeyStore:
 
     def _enlarge(self, held: Held, places: int) -> None:
         """Hold these keys in new memory with more places."""
-        self.used, made = held[0].shape[2], []
-        for one, dimension in zip(held, PLACES, strict=True):
-            shape = list(one.shape)
+        self.used, shapes = held[0].shape[2], [list(one.shape) for one in held]
+        for shape, dimension in zip(shapes, PLACES, strict=True):
             shape[dimension] = places
-            made.append(one.new_empty(shape))
-            made[-1].narrow(dimension, 0, self.used).copy_(one)
-        self.held = tuple(made)
+        self.held = _empty(held, shapes)
+        for made, one, dimension in zip(self.held, held, PLACES, strict=True):
+            made.narrow(dimension, 0, self.used).copy_(one)
 
     def _write(self, added: Held) -> None:
         """Write a single token into its place."""
@@ -203,6 +208,29 @@ class KeyStore:
             return tensor.gather(2, order[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3]))
 
         return gathered(keys), gathered(values), columns.gather(1, order), sinks.gather(1, order)
+
+
+def _copied(held: Held) -> Held:
+    """Copies in memory that lasts; with gradients usual ones."""
+    if torch.is_grad_enabled() and any(one.requires_grad for one in held):
+        return tuple(one.clone() for one in held)
+    return tuple(made.copy_(one) for made, one in zip(_empty(held, [one.shape for one in held]), held, strict=True))
+
+
+def _empty(like: Held, shapes: Sequence[Sequence[int]]) -> Held:
+    """Memory that lasts, for several tensors, in pages of its own.
+
+    On a processor a prefill makes and frees tensors as large as all keys. Small tensors that stay would lie between
+    them and split what is freed, so that the next large ones need new memory: at 32,768 tokens more than the whole
+    cache of the source.
+    """
+    sizes = [one.element_size() * math.prod(shape) for one, shape in zip(like, shapes, strict=True)]
+    starts = [0, *accumulate(-(-size // ALIGNED) * ALIGNED for size in sizes)]
+    if like[0].device.type != "cpu" or starts[-1] < MAPPED or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return tuple(one.new_empty(shape) for one, shape in zip(like, shapes, strict=True))
+    pages = torch.frombuffer(mmap.mmap(-1, starts[-1], flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
+    parts = (pages[start : start + size] for start, size in zip(starts, sizes, strict=False))
+    return tuple(part.view(one.dtype).view(*shape) for part, one, shape in zip(parts, like, shapes, strict=True))
 
 
 def _after(marked: torch.Tensor) -> torch.Tensor:
