@@ -26,7 +26,7 @@ LINE_EVERY = 15.0
 
 
 class Lines(Progress):
-    """Prints the current step and its progress as a line every :data:`LINE_EVERY` seconds, without a bar."""
+    """Prints a step when it begins, and its progress as a line every :data:`LINE_EVERY` seconds, without a bar."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console=console, disable=True)
@@ -35,10 +35,16 @@ class Lines(Progress):
     def update(self, task_id: TaskID, *arguments: Any, **changes: Any) -> None:
         """As rich's own."""
         super().update(task_id, *arguments, **changes)
-        now = time.monotonic()
-        if now - self._said < LINE_EVERY:
-            return
-        self._said = now
+        if time.monotonic() - self._said >= LINE_EVERY:
+            self._say(task_id)
+
+    def reset(self, task_id: TaskID, *arguments: Any, **changes: Any) -> None:
+        """As rich's own; a step that begins is always said, as it may be long and say nothing itself."""
+        super().reset(task_id, *arguments, **changes)
+        self._say(task_id)
+
+    def _say(self, task_id: TaskID) -> None:
+        self._said = time.monotonic()
         task = next(task for task in self.tasks if task.id == task_id)
         self.console.print(line_of(task), markup=False, highlight=False, soft_wrap=True)
 

@@ -362,3 +362,13 @@ def test_a_line_has_the_rate_and_the_time_that_remains() -> None:
         assert progress.line_of(bar.tasks[0]) == "training, loss 2.5, 20%, 120 tokens/s, 0:00:08 left"
         bar.update(task, completed=10)
         assert progress.line_of(bar.tasks[0]) == "training, loss 2.5, 100%, 120 tokens/s"
+
+
+def test_a_step_that_begins_has_a_line_at_once() -> None:
+    """The trial step of a long row runs for minutes and tells nothing."""
+    file = io.StringIO()
+    with progress.Lines(Console(file=file)) as bar:
+        task = bar.add_task("reading", total=None, rate="")
+        bar.update(task, description="tokenizing")
+        bar.reset(task, description="trial step and save", total=8)
+    assert file.getvalue().splitlines() == ["trial step and save, 0%"]
