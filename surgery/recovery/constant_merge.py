@@ -22,6 +22,7 @@ from surgery.checkpoint import (
     open_checkpoint,
     require_space,
 )
+from surgery.checkpoint.numbers import read_numbers
 from surgery.conversion.external_save import is_saved_externally
 from surgery.conversion.records import read_history, read_plan
 from surgery.errors import PlanRefusedError
@@ -152,7 +153,7 @@ def _factors(checkpoint: Checkpoint, anatomy: Anatomy, dropped: Collection[str])
             own, module = found.setdefault(index, _Factors()), f"{anatomy.layers[index].module}.{operation.name}"
             for kind, names in (("queries", factors.queries), ("outputs", factors.outputs)):
                 for name in names:
-                    values = _read(checkpoint, f"{module}.{name}").double()
+                    values = _read(checkpoint, f"{module}.{name}")
                     if bool((values == 1).all()):
                         continue
                     total = getattr(own, kind)
@@ -186,7 +187,7 @@ def _scaled_outputs(
             "are, so weights cannot hold a gain for each head",
             hint="Serve the checkpoint with its code.",
         )
-    value = _read(checkpoint, name).double()
+    value = _read(checkpoint, name)
     # GPT-2's transposed layers read along the first axis.
     axis = 1 - family.query_axis
     columns = factors.repeat_interleave(value.shape[axis] // len(factors))
@@ -208,13 +209,13 @@ def _scaled_queries(
     rows = factors.repeat_interleave(layer.head_dim)
     if layer.query_norm == "all":
         name = f"{layer.module}.q_norm.weight"
-        return {name: _read(checkpoint, name).double() * rows}
+        return {name: _read(checkpoint, name) * rows}
     names = [layer.query_tensor, layer.query_tensor.removesuffix("weight") + "bias"]
     return {
         name: (value * (rows[:, None] if value.dim() > 1 else rows))
         for name in names
         if name in checkpoint.tensors
-        for value in [_read(checkpoint, name).double()]
+        for value in [_read(checkpoint, name)]
     }
 
 
@@ -238,7 +239,8 @@ def _check_norms_without_weights(folder: str, model: Any) -> None:
 
 
 def _read(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    from safetensors import safe_open
+    """A tensor of the checkpoint in float64; quantized weights are refused."""
+    import torch
 
     info = checkpoint.tensors[name]
     if info.dtype not in _FLOATS:
@@ -246,6 +248,4 @@ def _read(checkpoint: Checkpoint, name: str) -> torch.Tensor:
             f"{checkpoint.folder.name}: {name} is stored as {info.dtype}, which cannot be multiplied without loss",
             hint="Merge before the weights are quantized.",
         )
-    with safe_open(checkpoint.folder / info.shard, framework="pt") as file:
-        found: torch.Tensor = file.get_tensor(name)
-    return found
+    return torch.from_numpy(read_numbers(checkpoint, name).astype("f8")).reshape(info.shape)
