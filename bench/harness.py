@@ -39,7 +39,13 @@ def environment() -> dict[str, Any]:
 
 
 def report(name: str, rows: list[dict[str, Any]], out: Path | None) -> None:
-    """Print rows as a table and write them as JSON."""
+    """Print rows as a table and write them as JSON.
+
+    Raises:
+        SystemExit: there are no rows.
+    """
+    if not rows:
+        raise SystemExit(f"{name}: nothing was measured")
     from rich.console import Console
     from rich.table import Table
 

@@ -5,8 +5,9 @@
 
 The models: the source; every query times 1.2, nothing learned; and SSMax calibrated on haystacks, for each seed in
 each of several ways: `constant` (a temperature and a gain per head, no ln n), `bias` (b + s ln n, and a gain),
-`temperature` (no gain, no ln n), `gain` (nothing else), all in layers with full attention; `everywhere` (as `constant`,
-in layers with a sliding window too, as a calibration does by default). A seed has one set of haystacks.
+`temperature` (no gain, no ln n), `gain` (nothing else), `anchored` (1 + s (ln n - ln 256), and a gain), all in layers
+with full attention; `everywhere` (as `constant`, in layers with a sliding window too, as a calibration does by
+default). A seed has one set of haystacks.
 All models are asked for the same facts in the same texts, with templates, names and words that no calibration uses, and
 predict the same texts of several kinds. The measure `words` is a task of lm-evaluation-harness on those texts.
 Differences are paired, and their intervals resample whole haystacks or documents. The measure `far` asks beyond the
@@ -25,6 +26,8 @@ from typing import Any
 import surgery
 from bench.harness import arguments, report
 from bench.recall_words import write_task
+from surgery.anatomy import read_anatomy
+from surgery.checkpoint import open_checkpoint
 from surgery.loading import RunOptions
 from surgery.operations.ssmax.calibration import SSMaxCalibrationSettings, calibrate, read_calibration
 
@@ -49,18 +52,29 @@ def convert(model: Path, output: Path, **options: Any) -> Path:
 
 
 def calibrated(options: Any, kind: str, seed: int) -> Path:
-    """The model calibrated in one way, on haystacks of one seed; those of a seed share their first gradients."""
+    """The model calibrated in one way, on haystacks of one seed; those of a seed share their first gradients.
+
+    Raises:
+        SystemExit: WORK has this model with other settings.
+    """
     output = options.work / f"{kind}-{seed}"
-    if not output.is_dir():
+    given = {"seed": seed, "rounds": options.rounds, "haystacks": options.calibrate_haystacks}
+    given |= {"lengths": options.calibrate_lengths, "max_loss_increase": options.max_loss_increase}
+    settings = SSMaxCalibrationSettings.model_validate(given)
+    if output.is_dir():
+        made = read_calibration(output / "surgery" / "calibration.json").settings
+        given["lengths"] = list(settings.known_lengths(read_anatomy(open_checkpoint(options.model))))
+        other = [name for name, value in given.items() if made[name] != value]
+        if other:
+            raise SystemExit(f"{output} was calibrated with other {', '.join(other)}: choose another --work")
+    else:
         print(f"calibrating {output.name}", flush=True)
         began = time.perf_counter()
-        settings = {"seed": seed, "rounds": options.rounds, "haystacks": options.calibrate_haystacks}
-        settings |= {"lengths": options.calibrate_lengths, "max_loss_increase": options.max_loss_increase}
         found = calibrate(
             options.model,
             options.train_text,
             options=CALIBRATIONS[kind],
-            settings=SSMaxCalibrationSettings.model_validate(settings),
+            settings=settings,
             run=RunOptions(device=options.device, dtype=options.calibrate_dtype),
             work=options.work / "gradients",
         )
@@ -142,7 +156,7 @@ def loss_rows(options: Any, models: dict[str, Path]) -> Iterator[dict[str, Any]]
 def word_rows(options: Any, models: dict[str, Path]) -> Iterator[dict[str, Any]]:
     """Scores of a task of lm-evaluation-harness, minus the source's."""
     others = {name: model for name, model in models.items() if name != "source"}
-    folder = options.work / "words"
+    folder = options.work / f"words-{options.words}"
     part = {"kind": "tasks", "names": [write_task(folder, options.kinds, options.words)], "definitions": str(folder)}
     for name, own in evaluated(options, others, models["source"], (), part):
         for score in own.scores:

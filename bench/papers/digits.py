@@ -232,9 +232,9 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     vocabulary = Shape.of(scale.length).vocabulary
     units: dict[str, list[list[dict[str, Any]]]] = {}
     for seed in range(options.seeds):
+        rows = training_rows(scale, seed)
         for name in options.models:
             folder = options.state / f"digits-{size}-psi{scale.psi}" / str(seed) / name
-            rows = training_rows(scale, seed)
             run = partial(trained, name, scale, rows, vocabulary, folder, lr=RATES[name], seed=seed)
 
             def work(name: str = name, run: Any = run, seed: int = seed) -> list[dict[str, Any]]:

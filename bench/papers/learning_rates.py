@@ -120,6 +120,8 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
             run = partial(trained, name, scale, rows, texts.vocabulary, folder, lr=2.0**exponent, seed=seed)
             run = partial(run, held_out=held_out, every=options.every)
             found = kept(folder / "loss.json", lambda run=run: measure(run(device=device_of(options)), texts, scale))
+            if options.every and not found["diverged"] and not found.get("curve"):
+                raise SystemExit(f"{folder} was finished without --every; choose another --state")
             units.setdefault((name, exponent), []).append(found)
             print(f"seed {seed} {name} 2^{exponent}: {found}", flush=True)
     table = rows_of(units, parameters)

@@ -48,7 +48,7 @@ def measure(folder: Path, texts: Texts, scale: Scale, device: str) -> list[dict[
 
 def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     """Train and measure what is left; report what is finished."""
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, picture=False)
     parser.add_argument("texts", nargs="+")
     parser.add_argument("--models", nargs="+", choices=NAMES, default=NAMES)
     options = parser.parse_args(given)

@@ -42,10 +42,12 @@ SCALES = {
 }
 
 
-def arguments(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the arguments of every reproduction."""
+def arguments(description: str | None, *, picture: bool = True) -> argparse.ArgumentParser:
+    """A parser with the arguments of every reproduction; ``picture``: whether it draws one."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--state", type=Path, required=True, help="folder of models and finished units")
+    parser.add_argument(
+        "--state", type=Path, required=True, help="folder of models and finished units; another one for other texts"
+    )
     parser.add_argument("--scale", choices=SCALES, default="cpu")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="training steps, in place of those of the scale")
@@ -53,7 +55,8 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--sequences", type=int, help="sequences of a step, in place of those of the scale")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, help="JSON file")
-    parser.add_argument("--picture", type=Path, help="PNG file")
+    if picture:
+        parser.add_argument("--picture", type=Path, help="PNG file")
     return parser
 
 
@@ -142,7 +145,7 @@ def fit(
 
 
 def load(folder: Path, device: str = "cpu") -> Any:
-    """A model in float32, without gradients switched off."""
+    """A model in float32."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).to(device)
