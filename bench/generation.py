@@ -65,10 +65,15 @@ def compared(options: Any, length: int, dtype: str) -> dict[str, Any]:
             place = (
                 options.cells / f"{name}-{length}-{dtype}-{options.rows}-{options.chunk}-{options.clock}-{repeat}.json"
             )
+            given = {"model": str(model), "text": options.text, "new tokens": options.new_tokens}
             if not place.is_file():
                 place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_text(json.dumps(run(options, model, length, dtype)) + "\n", encoding="utf-8")
-            found[name].append(json.loads(place.read_text(encoding="utf-8")))
+                measured = {"settings": given} | run(options, model, length, dtype)
+                place.write_text(json.dumps(measured) + "\n", encoding="utf-8")
+            kept = json.loads(place.read_text(encoding="utf-8"))
+            if kept.get("settings") != given:
+                raise SystemExit(f"{place} was measured with other settings: choose another --cells")
+            found[name].append(kept)
             print(name, found[name][-1], flush=True)
     row: dict[str, Any] = {"tokens": length, "dtype": dtype, "rows": options.rows, "chunk": options.chunk}
     row["clock"] = options.clock

@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", required=True, help="folders of held-out text, one for each kind")
     parser.add_argument("--train-text", nargs="+", required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="of the calibrations")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the calibrations")
     parser.add_argument("--calibrations", nargs="+", default=["constant", "bias"], choices=list(CALIBRATIONS))
     parser.add_argument("--controls", nargs="*", default=["sharpened"], choices=["sharpened"])
     parser.add_argument("--rounds", type=int, default=1, help="steps of a calibration")
