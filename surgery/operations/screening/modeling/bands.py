@@ -36,7 +36,7 @@ def attend_in_bands(screening: Acceptance, call: AttentionCall) -> torch.Tensor:
         if len(bands) > 1:
             q, k, v = query[:, members], key[:, band.groups], value[:, band.groups]
         if screening.kind() == "gated" and band.accepting and band.same and (band.window is None or in_order):
-            output[:, :, members] = _accepting_band(call, q, k, v, band.window, screening.sinks, scale)
+            output[:, :, members] = attend_accepting(call, q, k, v, band.window, screening.sinks)
             continue
         raw = call.unscaled_query[:, members].float()
         if screening.kind() == "unit":
@@ -54,29 +54,34 @@ def follow_the_first_key(visible_keys: torch.Tensor, queries: int, keys: int) ->
     return bool((visible_keys == expected).all())
 
 
-def _accepting_band(
-    call: AttentionCall,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    window: int | None,
-    sinks: int,
-    scale: float,
+def attend_accepting(
+    call: AttentionCall, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None, sinks: int
 ) -> torch.Tensor:
-    """The heads of a band without thresholds and with one window: ``(batch, queries, heads, head_dim)``.
+    """Heads without thresholds and with one window, without padding: ``(batch, queries, heads, head_dim)``.
 
     Those without a window, and the queries that see all keys before them, go to the backend as without screening.
+
+    Args:
+        call: for the backend; the tensors are those of these heads.
+        query: ``(batch, heads, queries, head_dim)``, of the last tokens of ``key``.
+        key, value: ``(batch, key-value heads, keys, head_dim)``: the first keys of the document and, in order, at least
+            those in a window.
+        window, sinks: of all heads.
     """
     queries, keys = query.shape[2], key.shape[2]
-    free = keys if window is None else min(keys, window + sinks)
-    if window is not None and queries == 1 and free < keys:
-        return attend_within(query, key, value, window, sinks, scale)
-    early = slice(0, free)
-    tensors = (query[:, :, early], key[:, :, early], value[:, :, early])
-    output: torch.Tensor = call.backend(call.module, *tensors, None, **call.options)[0]
-    if window is None or queries <= free:
-        return output
-    return torch.cat([output, attend_within(query[:, :, free:], key, value, window, sinks, scale)], 1)
+    before = keys - queries
+    early = queries if window is None else min(queries, max(0, window + sinks - before))
+    outputs = []
+    if early:
+        seen = before + early
+        # Without a mask the kernel takes the first query for one of the first key.
+        cached = before > 0 and queries > 1
+        mask = torch.ones(1, 1, early, seen, dtype=torch.bool, device=query.device).tril(before) if cached else None
+        tensors = (query[:, :, :early], key[:, :, :seen], value[:, :, :seen])
+        outputs.append(call.backend(call.module, *tensors, mask, **call.options)[0])
+    if window is not None and early < queries:
+        outputs.append(attend_within(query[:, :, early:], key, value, window, sinks, call.options.get("scaling")))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
 
 
 class Part(NamedTuple):

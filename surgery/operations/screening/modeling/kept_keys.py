@@ -15,11 +15,11 @@ from surgery.operations.screening.modeling.attention import (
     windowed_block,
     without_empty_keys,
 )
+from surgery.operations.screening.modeling.bands import attend_accepting
 from surgery.operations.screening.modeling.blocks import blocks, take_heads
 from surgery.operations.screening.modeling.cache import WindowedKeys
 from surgery.operations.screening.modeling.key_store import KeyGroup
 from surgery.operations.screening.modeling.reference import dense_block, screening_of
-from surgery.operations.screening.modeling.windows import attend_within
 from surgery.runtime.operation import AttentionCall
 
 
@@ -72,7 +72,9 @@ def _whole_group(call: AttentionCall, group: KeyGroup, key: WindowedKeys, sinks:
         tensors = (_queries(call, group), group.keys, group.values)
         output: torch.Tensor = call.backend(call.module, *tensors, call.attention_mask, **call.options)[0]
         return output
-    return _some_queries(call, group, sinks) if key.plain and not _unusual(call) else None
+    if key.plain and not _unusual(call):
+        return attend_accepting(call, _queries(call, group), group.keys, group.values, group.window, sinks)
+    return None
 
 
 def _one_query(call: AttentionCall, group: KeyGroup, plain: bool) -> torch.Tensor:
@@ -87,28 +89,6 @@ def _one_query(call: AttentionCall, group: KeyGroup, plain: bool) -> torch.Tenso
     scale = call.options.get("scaling")
     output = nn.functional.scaled_dot_product_attention(folded, group.keys, group.values, mask, scale=scale)
     return output.reshape(batch, 1, heads, -1)
-
-
-def _some_queries(call: AttentionCall, group: KeyGroup, sinks: int) -> torch.Tensor:
-    """Some queries of a group with a window alone, whose keys are in order: ``(batch, queries, heads, head_dim)``.
-
-    The first ones may see all keys before them, which then are fewer than a window.
-    """
-    assert group.window is not None
-    query = _queries(call, group)
-    queries, keys = query.shape[2], group.keys.shape[2]
-    before = keys - queries
-    early = min(queries, max(0, sinks + group.window - 1 - before))
-    outputs = []
-    if early:
-        allowed = torch.ones(early, before + early, dtype=torch.bool, device=query.device).tril(before)
-        present = (one[:, :, : before + early] for one in (group.keys, group.values))
-        outputs += [call.backend(call.module, query[:, :, :early], *present, allowed[None, None], **call.options)[0]]
-    if early < queries:
-        scaling = call.options.get("scaling")
-        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        outputs += [attend_within(query[:, :, early:], group.keys, group.values, group.window, sinks, scale)]
-    return torch.cat(outputs, 1)
 
 
 def _unusual(call: AttentionCall) -> bool:
@@ -144,17 +124,16 @@ def _attend_in_blocks(
     each, sinks = query.shape[1] // key.shape[1], screening_of(call).sinks
     for group, alone in groups:
         members = torch.tensor(_members(group, each), device=query.device)
-        q, unscaled = query[:, members], call.unscaled_query[:, members]
         window = group.window if alone and (mask is None or mask.dtype == torch.bool) else None
         # Of a window alone no matrix of all heads is formed, so its blocks are those of a single head.
-        narrow = (query if window is None else query[:, :1], window)
-        located = (key.shape[2], mask, call.visible_keys)
-        for block in blocks(sinks, narrow[0], *located, whole=True, window=narrow[1]):
+        counted = query if window is None else query[:, :1]
+        for block in blocks(sinks, counted, key.shape[2], mask, call.visible_keys, whole=True, window=window):
             placed = block if group.window is None else block.at(group.columns)
-            rows = (q[:, :, block.rows], unscaled[:, :, block.rows])
-            tensors = (placed, *rows, group.keys, group.values, members)
+            rows = query[:, members[:, None], block.rows]
             if window is not None:
-                part = windowed_block(call, placed.within(window), rows[0], group.keys, group.values)
+                part = windowed_block(call, placed.within(window), rows, group.keys, group.values)
             else:
+                unscaled = call.unscaled_query[:, members[:, None], block.rows]
+                tensors = (placed, rows, unscaled, group.keys, group.values, members)
                 part = dense_block(call, *tensors)[0] if dense else masked_block(call, *tensors)
             output[:, block.rows[:, None], members] = part

@@ -221,8 +221,7 @@ def _empty(like: Held, shapes: Sequence[Sequence[int]]) -> Held:
     """Memory that lasts, for several tensors, in pages of its own.
 
     On a processor a prefill makes and frees tensors as large as all keys. Small tensors that stay would lie between
-    them and split what is freed, so that the next large ones need new memory: at 32,768 tokens more than the whole
-    cache of the source.
+    them and split what is freed, so that the next large ones need new memory.
     """
     sizes = [one.element_size() * math.prod(shape) for one, shape in zip(like, shapes, strict=True)]
     starts = [0, *accumulate(-(-size // ALIGNED) * ALIGNED for size in sizes)]

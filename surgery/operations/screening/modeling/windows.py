@@ -14,7 +14,7 @@ SPREAD_ELEMENTS = 2**22
 
 
 def attend_within(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, sinks: int, scale: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, sinks: int, scale: float | None
 ) -> torch.Tensor:
     """Attention to the ``window`` last keys of each query, its own included, and to the first ``sinks`` keys.
 
@@ -27,7 +27,7 @@ def attend_within(
         key, value: ``(batch, key-value heads, keys, head_dim)``: the first keys of the document and, in order, at least
             those in a window.
         window, sinks: of all heads.
-        scale: factor of the scores.
+        scale: factor of the scores; None for the usual one.
 
     Returns:
         ``(batch, queries, heads, head_dim)``.
