@@ -50,7 +50,7 @@ def plan_with_calibration(
     Raises:
         UsageError: flags exclude each other, or belong to an operation that was not chosen.
     """
-    from surgery.conversion.calibration import calibrated_operation, read_calibration
+    from surgery.conversion.calibration import calibrated_operation, read_calibration, uncalibrated
     from surgery.conversion.plan import make_plan
     from surgery.data import read_documents
     from surgery.loading.pace import duration
@@ -64,7 +64,7 @@ def plan_with_calibration(
         return plan(operations, calibration=read_calibration(request.file, operations))
     assert request.text is not None
     operation = OPERATIONS[calibrated["name"]]
-    prepared = plan([operation.uncalibrated(one) if one is calibrated else one for one in operations])
+    prepared = plan(uncalibrated(operations))
     settings, run = calibration_settings(operation.name, request.settings, request.run)
     passes = operation.calibration_passes(settings, calibrated, prepared.anatomy)
     read_documents(request.text)  # a wrong path is told before a time is announced
@@ -95,7 +95,8 @@ def _calibrate(
     work: Path,
 ) -> CalibrationRecord:
     """Calibrate with a bar. Ctrl-C says what it leaves."""
-    kept = {"work": work} if operation.calibration_keeps_work() else {}
+    from surgery.conversion.calibration import calibrate_in_plan
+
     console.silence_transformers()
     try:
         with console.progress() as bar:
@@ -104,21 +105,21 @@ def _calibrate(
             def on_progress(done: int, total: int, what: str) -> None:
                 bar.update(task, completed=done, total=total, description=what, rate="")
 
-            found: CalibrationRecord = operation.calibration_package().calibrate(
+            return calibrate_in_plan(
                 model,
                 text,
-                **_calibrated(operation, prepared),
+                operation,
+                prepared,
                 settings=settings,
-                revision=revision,
                 run=run,
+                revision=revision,
+                work=work,
                 on_progress=on_progress,
-                **kept,
             )
     except KeyboardInterrupt:
         kept_steps = f"finished steps are kept in {work}; run the same command to go on"
         console.note(kept_steps if work.is_dir() else "nothing of the calibration is kept")
         raise
-    return found
 
 
 def kept_work(prepared: PreparedPlan, output: Path | None) -> Path:
@@ -199,17 +200,6 @@ def calibration_settings(
         return schema.model_validate(dict(settings)), RunOptions.model_validate(dict(run))
     except ValidationError as error:
         raise UsageError(f"calibration: {option_errors(error)}") from error
-
-
-def _calibrated(operation: Operation, prepared: PreparedPlan) -> dict[str, Any]:
-    """The arguments of a calibration: options of the operation, options of the other operations, and the family."""
-    family = prepared.anatomy.family
-    resolved = {str(options["name"]): options for options in prepared.plan.operations}
-    return {
-        "options": operation.options_to_calibrate(resolved[operation.name]),
-        "before": [options for name, options in resolved.items() if name != operation.name],
-        "family": family if family.unverified else None,
-    }
 
 
 def _spelled(field: str) -> str:

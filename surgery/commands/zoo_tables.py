@@ -140,8 +140,17 @@ def _upload(item: Mapping[str, Any]) -> Text:
 class _Running:
     stage: str = "starting"
     began: float = field(default_factory=time.monotonic)
+    stage_began: float = field(default_factory=time.monotonic)
+    unit: str = ""
     done: int = 0
     total: int = 0
+
+    def rate(self, now: float) -> str:
+        """How fast the stage goes on, in words; empty where nothing is counted."""
+        took = now - self.stage_began
+        if not self.done or took <= 0:
+            return ""
+        return f"{self.done / took / 1e6:,.0f} MB/s" if self.unit == "bytes" else f"{self.done / took:,.0f} tokens/s"
 
 
 class LiveTable:
@@ -179,9 +188,11 @@ class LiveTable:
         elif kind in ("pushed", "not pushed"):
             self._running.pop(name, None)
         elif kind == "stage" and name in self._running:
-            self._running[name].stage = event["stage"]
-        elif kind == "bytes" and name in self._running:
-            self._running[name].done, self._running[name].total = event["done"], event["total"]
+            running = self._running[name]
+            running.stage, running.stage_began, running.done, running.total = event["stage"], time.monotonic(), 0, 0
+        elif kind in ("bytes", "tokens") and name in self._running:
+            running = self._running[name]
+            running.unit, running.done, running.total = kind, event["done"], event["total"]
         elif kind in ("done", "failed", "interrupted"):
             self._running.pop(name, None)
             if kind in self._counts and name in self._sizes:
@@ -197,13 +208,12 @@ class LiveTable:
         now = time.monotonic()
         for name, item in list(self._running.items())[:_MOST_LIVE]:
             took = now - item.began
-            share = f" {item.done / item.total:.0%}" if item.total and item.stage == "converting" else ""
-            rate = f"{item.done / took / 1e6:,.0f} MB/s" if item.done and took > 0 else ""
+            share = f" {item.done / item.total:.0%}" if item.total else ""
             table.add_row(
                 Text(printable(name)),
                 item.stage + share,
                 format_size(self._sizes.get(name, 0)),
-                rate,
+                item.rate(now),
                 format_duration(took),
             )
         return Group(table, Text(self._line(now), style="bold"))

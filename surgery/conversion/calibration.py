@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 from surgery.conversion.options import option_errors
 from surgery.errors import UsageError
 from surgery.operations import OPERATIONS
-from surgery.operations.base import CalibrationRecord
+from surgery.operations.base import CalibrationRecord, Operation
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from surgery.conversion.plan import PreparedPlan
     from surgery.loading import RunOptions
+
+OnProgress = Callable[[int, int, str], None]
 
 
 def calibrated_operation(operations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -46,7 +49,7 @@ def calibrate(
     settings: BaseModel | Mapping[str, Any] | None = None,
     revision: str | None = None,
     run: RunOptions | None = None,
-    on_progress: Callable[[int, int, str], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> CalibrationRecord:
     """Choose the start values of an operation for a model on texts, without training.
 
@@ -85,5 +88,53 @@ def calibrate(
         OPERATIONS[operation]
         .calibration_package()
         .calibrate(model, text, options=options, settings=settings, revision=revision, run=run, on_progress=on_progress)
+    )
+    return found
+
+
+def uncalibrated(operations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The operations with a mark on the one that a calibration is for, so that a plan can be made before it has run."""
+    chosen = calibrated_operation(operations)
+    return [OPERATIONS[one["name"]].uncalibrated(one) if one is chosen else one for one in operations]
+
+
+def calibrate_in_plan(
+    model: str | Path,
+    text: Sequence[str | Path],
+    operation: Operation,
+    prepared: PreparedPlan,
+    *,
+    settings: BaseModel,
+    run: RunOptions,
+    revision: str | None = None,
+    work: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> CalibrationRecord:
+    """Calibrate one operation of a plan, with the plan's other operations on.
+
+    Args:
+        model: the plan's source.
+        text: files, folders and globs of UTF-8 text.
+        operation: to calibrate.
+        prepared: a plan of :func:`uncalibrated` operations.
+        settings: of the calibration.
+        run: device, dtype and attention backend.
+        revision: branch, tag or commit of a hub model.
+        work: folder that keeps finished steps, if the operation's calibration keeps any.
+        on_progress: as of :func:`calibrate`.
+    """
+    family = prepared.anatomy.family
+    resolved = {str(options["name"]): options for options in prepared.plan.operations}
+    found: CalibrationRecord = operation.calibration_package().calibrate(
+        model,
+        text,
+        options=operation.options_to_calibrate(resolved[operation.name]),
+        before=[options for name, options in resolved.items() if name != operation.name],
+        family=family if family.unverified else None,
+        settings=settings,
+        revision=revision,
+        run=run,
+        on_progress=on_progress,
+        **({"work": work} if operation.calibration_keeps_work() else {}),
     )
     return found

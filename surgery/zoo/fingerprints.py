@@ -47,9 +47,18 @@ def source_fingerprint(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def work_fingerprint(operations: Sequence[Mapping[str, Any]], level: str) -> str:
-    """SHA-256 over everything else that an output depends on: operations, verification, version of surgery."""
-    return sha256_json({"operations": [dict(one) for one in operations], "verify": level, "tool": __version__})
+def work_fingerprint(
+    operations: Sequence[Mapping[str, Any]], level: str, calibration: Mapping[str, Any] | None = None
+) -> str:
+    """SHA-256 over everything else that an output depends on, with the version of surgery.
+
+    Args:
+        operations: their options.
+        level: of the verification.
+        calibration: its settings and a hash of its texts; None if there is none.
+    """
+    content = {"operations": [dict(one) for one in operations], "verify": level, "tool": __version__}
+    return sha256_json(content if calibration is None else {**content, "calibration": dict(calibration)})
 
 
 def fingerprint(source: str, work: str) -> str:

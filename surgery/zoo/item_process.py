@@ -21,6 +21,7 @@ import psutil
 
 from surgery.checkpoint import format_size
 from surgery.zoo.manifest import plain_level
+from surgery.zoo.outputs import STATE_FOLDER
 from surgery.zoo.plan import PlannedItem
 from surgery.zoo.quantities import format_duration
 
@@ -59,6 +60,8 @@ def request_for(planned: PlannedItem) -> dict[str, Any]:
         "is_hub": item.is_hub,
         "revision": item.revision,
         "operations": [dict(options) for options in item.operations],
+        "calibration": item.calibration and item.calibration.to_dict(),
+        "kept": str(item.output.parent / STATE_FOLDER / "calibrating" / item.name),
         "output": str(item.output),
         "placement": item.placement,
         "allow_unverified": item.allow_unverified,

@@ -4,17 +4,55 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from surgery.checkpoint import CONFIG_NAME, quote, safe_relative
+from surgery.checkpoint import CONFIG_NAME, quote, safe_relative, sha256_json
+from surgery.conversion.calibration import calibrated_operation
+from surgery.data import read_documents
 from surgery.errors import CheckpointError, UsageError
-from surgery.zoo.manifest import LayersLevel, Level, Limits, Manifest, Model, given, operations_of
+from surgery.evaluation.held_out_passages import short_names
+from surgery.zoo.fingerprints import work_fingerprint
+from surgery.zoo.manifest import (
+    LayersLevel,
+    Level,
+    Limits,
+    Manifest,
+    Model,
+    calibrate_of,
+    given,
+    operations_of,
+    plain_level,
+)
 
 _MOST_ITEMS = 100_000
+
+
+@dataclass(frozen=True)
+class ItemCalibration:
+    """How the start values of an item are chosen.
+
+    Attributes:
+        operation: that is calibrated.
+        text: files, folders and globs, from the root of the file system.
+        texts: SHA-256 of the names and contents of these texts.
+        settings: of the operation's calibration, as given.
+        device, dtype: as in the manifest.
+    """
+
+    operation: str
+    text: tuple[str, ...]
+    texts: str
+    settings: Mapping[str, Any]
+    device: str
+    dtype: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "text": list(self.text)}
 
 
 @dataclass(frozen=True)
@@ -29,6 +67,7 @@ class Item:
         operations: options of each operation as plain data.
         output: the folder to write.
         verify, placement, limits, allow_unverified: as in the manifest.
+        calibration: of one of the operations; None if the start values are not chosen on texts.
         fault: why it cannot be run at all (its name is not valid on every file system); None if it can.
     """
 
@@ -42,7 +81,16 @@ class Item:
     placement: Literal["auto", "copy", "link"]
     limits: Limits
     allow_unverified: bool = False
+    calibration: ItemCalibration | None = None
     fault: str | None = None
+
+    @property
+    def work_fingerprint(self) -> str:
+        """Of everything that the output depends on beside its source. Neither places nor the device are in it."""
+        chosen = None
+        if self.calibration is not None:
+            chosen = {name: getattr(self.calibration, name) for name in ("operation", "texts", "settings", "dtype")}
+        return work_fingerprint(self.operations, plain_level(self.verify), chosen)
 
     @property
     def layers(self) -> int | None:
@@ -58,10 +106,11 @@ def expand(manifest: Manifest, base: Path) -> list[Item]:
         base: the folder that its relative paths start from.
 
     Raises:
-        UsageError: a glob matches no folder, two items would have the same output, or the output lies in a model. The
-            message lists all such faults.
+        UsageError: a glob matches no folder, two items would have the same output, the output lies in a model, or the
+            texts of a calibration cannot be read. The message lists all such faults.
     """
     output = (base / Path(manifest.output).expanduser()).resolve()
+    texts = _Texts(base)
     faults: list[str] = []
     items: list[Item] = []
     for number, model in enumerate(manifest.models):
@@ -72,7 +121,12 @@ def expand(manifest: Manifest, base: Path) -> list[Item]:
         if len(sources) > 1 and model.name is not None:
             matched = f"{model.path!r} matches {len(sources)} folders"
             faults.append(f"models.{number}.name: {matched}; they cannot share one name")
-        items += [_item(manifest, model, source, output) for source in sources]
+        try:
+            calibration = _calibration(manifest, model, texts)
+        except UsageError as error:
+            calibration, fault = None, f"calibrate.text: {error.message}"
+            faults += [fault] if fault not in faults else []
+        items += [_item(manifest, model, source, output, calibration) for source in sources]
     if len(items) > _MOST_ITEMS:
         faults.append(f"there are {len(items):,} items, at most {_MOST_ITEMS:,} are allowed; split the manifest")
     seen: dict[str, Item] = {}
@@ -157,7 +211,37 @@ def _around(items: list[Item], output: Path) -> list[str]:
     ]
 
 
-def _item(manifest: Manifest, model: Model, source: str, output: Path) -> Item:
+class _Texts:
+    """The texts of calibrations, each read once."""
+
+    def __init__(self, base: Path) -> None:
+        self._base = base
+        self._known: dict[tuple[str, ...], str] = {}
+
+    def __call__(self, patterns: Sequence[str]) -> tuple[tuple[str, ...], str]:
+        """The patterns from the root of the file system, and the hash of the texts that match them.
+
+        Raises:
+            UsageError: as :func:`read_documents`.
+        """
+        found = tuple(str(self._base / Path(pattern).expanduser()) for pattern in patterns)
+        if found not in self._known:
+            documents = short_names(read_documents(found))
+            self._known[found] = sha256_json([[document.name, document.text] for document in documents])
+        return found, self._known[found]
+
+
+def _calibration(manifest: Manifest, model: Model, texts: _Texts) -> ItemCalibration | None:
+    given = calibrate_of(manifest, model)
+    if given is None:
+        return None
+    operation = calibrated_operation([{"name": options.name} for options in operations_of(manifest, model)])
+    assert operation is not None  # a valid manifest has no other calibration
+    text, fingerprint = texts(given.text)
+    return ItemCalibration(operation["name"], text, fingerprint, given.settings, given.device, given.dtype)
+
+
+def _item(manifest: Manifest, model: Model, source: str, output: Path, calibration: ItemCalibration | None) -> Item:
     operations = operations_of(manifest, model)
     org, _, last = source.rpartition("/") if model.hub is not None else ("", "", Path(source).resolve().name)
     name = model.name or last or "model"
@@ -186,5 +270,6 @@ def _item(manifest: Manifest, model: Model, source: str, output: Path) -> Item:
         placement=model.placement or manifest.placement,
         limits=model.limits or manifest.limits,
         allow_unverified=manifest.allow_unverified if model.allow_unverified is None else model.allow_unverified,
+        calibration=calibration,
         fault=fault,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import string
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, field_validator
 from pydantic_core import to_jsonable_python
 
+from surgery.errors import UsageError
+from surgery.loading.run_options import Dtype, RunOptions
 from surgery.operations import OPERATIONS, AnyOperation, OperationOptions
 from surgery.schemas import Keys, Problem, Schema, SchemaError, dotted, load_yaml, problems_of, read_text
 from surgery.zoo.quantities import Duration, Size
@@ -58,6 +60,21 @@ class Parallel(_Section):
     keep_free: Size = Field(default=1_000_000_000, description="Disk space that must stay free.")
 
 
+class Calibrate(_Section):
+    """A calibration of each model on texts, as by ``surgery convert --calibrate``."""
+
+    text: list[Annotated[str, Field(min_length=1, max_length=_LONGEST_PATH)]] = Field(
+        min_length=1, description="Files, folders and globs of text, relative to the manifest."
+    )
+    settings: dict[str, Any] = Field(
+        default={}, description="Of the calibration, as the flags of `surgery convert`, such as {lengths: [1024]}."
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps ...")
+    dtype: Dtype = Field(
+        default="auto", description="auto: the checkpoint's; float32 where this processor is slow in that."
+    )
+
+
 class Model(_Section):
     """One entry of ``models``: a folder, a glob of folders, or a hub id."""
 
@@ -79,6 +96,9 @@ class Model(_Section):
     change: dict[str, dict[str, Any]] = Field(
         default={}, description="Options that differ for these models, by operation, such as {NAME: {OPTION: VALUE}}."
     )
+    calibrate: Calibrate | Literal["none"] | None = Field(
+        default=None, description="Replaces calibrate of the manifest; none: these models are not calibrated."
+    )
     allow_unverified: bool | None = Field(default=None, description="Replaces allow_unverified of the manifest.")
     verify: Level | None = Field(default=None, description="Replaces the level of the manifest.")
     placement: Literal["auto", "copy", "link"] | None = Field(
@@ -92,6 +112,11 @@ class Manifest(_Section):
 
     models: list[Model] = Field(min_length=1, description="The models.")
     operations: list[AnyOperation] = Field(min_length=1, description="The operations on each model, in order.")
+    calibrate: Calibrate | None = Field(
+        default=None,
+        description="Texts on which the start values of an operation are chosen, for each model; default: no "
+        "calibration.",
+    )
     output: str = Field(
         min_length=1, max_length=_LONGEST_PATH, description="Folder for all outputs, relative to the manifest."
     )
@@ -193,6 +218,12 @@ def operations_of(manifest: Manifest, model: Model) -> list[OperationOptions]:
     return found
 
 
+def calibrate_of(manifest: Manifest, model: Model) -> Calibrate | None:
+    """The calibration of the models of an entry."""
+    own = manifest.calibrate if model.calibrate is None else model.calibrate
+    return own if isinstance(own, Calibrate) else None
+
+
 def given(options: OperationOptions) -> dict[str, Any]:
     """The options that were set, without defaults, as plain data."""
     plain = {key: getattr(options, key) for key in sorted(options.model_fields_set)}
@@ -235,9 +266,42 @@ def _between_keys(manifest: Manifest, lines: Mapping[Keys, int]) -> list[Problem
                 for problem in problems_of(error, {**base, **change}, own, schema):
                     line = problem.line or lines.get(where)
                     found.append(Problem(f"{dotted(where)}.{problem.path}", line, problem.message))
+    found += [problem for problem in _calibrations(manifest, lines) if problem not in found]
     for repeated in _repeated([options.name for options in manifest.operations]):
         note(("operations",), f"contains {repeated} twice")
     return found
+
+
+def _calibrations(manifest: Manifest, lines: Mapping[Keys, int]) -> Iterator[Problem]:
+    """Calibrations without an operation that has one, and settings that are not of its calibration."""
+    from surgery.conversion.calibration import calibrated_operation
+
+    for number, model in enumerate(manifest.models):
+        calibrate = calibrate_of(manifest, model)
+        if calibrate is None:
+            continue
+        here: Keys = ("calibrate",) if model.calibrate is None else ("models", number, "calibrate")
+        line = next((lines[keys] for keys in (here, here[:-1]) if keys in lines), None)
+        operations = [{"name": options.name} for options in model.operations or manifest.operations]
+        chosen = calibrated_operation(operations)
+        if chosen is None:
+            names = ", ".join(str(one["name"]) for one in operations)
+            yield Problem(dotted(here), line, f"has no effect: {names} of models.{number} has no calibration")
+            continue
+        try:
+            RunOptions(device=calibrate.device)
+        except UsageError as error:
+            yield Problem(f"{dotted(here)}.device", line, error.message.removeprefix("--device "))
+        settings: Keys = (*here, "settings")
+        root = OPERATIONS[chosen["name"]].calibration_settings
+        assert root is not None
+        try:
+            root.model_validate(calibrate.settings)
+        except ValidationError as error:
+            own = {keys[len(settings) :]: line for keys, line in lines.items() if keys[: len(settings)] == settings}
+            schema = Schema("calibration", root, ManifestError, "lengths: [1024]", "")
+            for problem in problems_of(error, calibrate.settings, own, schema):
+                yield Problem(f"{dotted(settings)}.{problem.path}", problem.line or line, problem.message)
 
 
 def _repeated(names: list[str]) -> list[str]:

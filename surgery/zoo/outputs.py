@@ -13,9 +13,11 @@ from surgery.checkpoint.record import PLAN_NAME
 from surgery.conversion.code import recorded_code
 from surgery.errors import CheckpointError, SurgeryError, UsageError
 
+# In the folder of the outputs: the ledger, and what interrupted calibrations keep.
+STATE_FOLDER = ".surgery-zoo"
 OUT_OF_DATE = (
-    "the output is out of date: the source, the operations, the verification or the version of surgery changed; "
-    "--force replaces it"
+    "the output is out of date: the source, the operations, the calibration, the verification or the version of "
+    "surgery changed; --force replaces it"
 )
 GONE = "its output was deleted"
 _LARGEST_PLAN = 64_000_000

@@ -42,7 +42,7 @@ def run_zoo(
         force: replace outputs that the ledger does not know or that are out of date.
         only_failed: run only items that failed before.
         on_plan: called with the plan before any work.
-        on_event: called with every event of the ledger, and with ``stage`` and ``bytes`` of running items.
+        on_event: called with every event of the ledger, and with ``stage``, ``bytes`` and ``tokens`` of running items.
 
     Raises:
         CheckpointError: the output cannot be written, or its ledger is broken.

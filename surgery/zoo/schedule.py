@@ -95,7 +95,7 @@ class Schedule:
         """Pass on new events and record the items that ended; returns the items to try again."""
         events, ended = self._engine.poll()
         for planned, event in events:
-            if event.get("kind") in ("stage", "bytes"):
+            if event.get("kind") in ("stage", "bytes", "tokens"):
                 content = {key: value for key, value in event.items() if key != "kind"}
                 self._on_event({"event": str(event["kind"]), "item": planned.item.name, **content})
         return [planned for planned, result in ended if self._record_end(planned, result)]

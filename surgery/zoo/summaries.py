@@ -11,7 +11,6 @@ from typing import Any
 from surgery.checkpoint import dump_json
 from surgery.result_table import ResultTable, ShownAsTable
 from surgery.version import __version__
-from surgery.zoo.fingerprints import work_fingerprint
 from surgery.zoo.items import Item
 from surgery.zoo.ledger import LedgerEntry, LedgerState
 from surgery.zoo.manifest import plain_level
@@ -163,4 +162,4 @@ def _state(item: Item, entry: LedgerEntry | None) -> str:
         return "running"
     if entry.status == "failed":
         return "refused" if entry.event.get("why") == "refused" else "failed"
-    return "done" if entry.work == work_fingerprint(item.operations, plain_level(item.verify)) else "changed"
+    return "done" if entry.work == item.work_fingerprint else "changed"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -19,8 +20,11 @@ from typing import Any
 
 from surgery.checkpoint import format_size, resolve
 from surgery.conversion import execute, make_plan
+from surgery.conversion.calibration import calibrate_in_plan, uncalibrated
 from surgery.conversion.plan import PreparedPlan, needed_bytes
 from surgery.errors import OutputBusyError, PlanRefusedError, SurgeryError, VerificationError
+from surgery.loading import RunOptions
+from surgery.operations import OPERATIONS
 from surgery.zoo.fingerprints import fingerprint, source_fingerprint
 
 # How long to wait until the processes of a run that was just killed release the output.
@@ -80,13 +84,17 @@ def convert_item(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     if request["is_hub"]:
         tell("stage", stage="fetching")
     source = resolve(request["source"], request["revision"], is_hub_id=request["is_hub"])
-    prepared = make_plan(source.folder, request["operations"], allow_unverified=request["allow_unverified"])
+    calibration = request["calibration"]
+    operations = request["operations"] if calibration is None else uncalibrated(request["operations"])
+    prepared = make_plan(source.folder, operations, allow_unverified=request["allow_unverified"])
     found = source_fingerprint(prepared.checkpoint)
     if request["source_fingerprint"] not in (None, found):
         raise PlanRefusedError("the source has changed since this run started", hint="Run the same command again.")
     need = needed_bytes(prepared, request["placement"])
     if request["disk"] is not None and need > request["disk"]:
         raise PlanRefusedError(f"needs {format_size(need)} of disk, its limit is {format_size(request['disk'])}")
+    if calibration is not None:
+        prepared = _calibrated(request, prepared, tell)
     result: dict[str, Any] = {
         "fingerprint": fingerprint(found, request["work"]),
         "plan": prepared.plan.hash,
@@ -99,20 +107,60 @@ def convert_item(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
         result["verdict"], result["checks"] = _verify(request, source.folder, folder, tell)
 
     done = _retry_while_busy(lambda: _execute(request, prepared, tell, check if request["verify"] != "none" else None))
+    shutil.rmtree(request["kept"], ignore_errors=True)
     placed = sorted(set(done.values()))
     return {**result, "placed": ", ".join(placed)}
+
+
+def _calibrated(request: Mapping[str, Any], prepared: PreparedPlan, tell: Tell) -> PreparedPlan:
+    """The plan with the start values of a calibration. What an interrupted one has finished is used again."""
+    tell("stage", stage="calibrating")
+    calibration = request["calibration"]
+    operation = OPERATIONS[calibration["operation"]]
+    assert operation.calibration_settings is not None
+    pace = _Pace()
+
+    def on_progress(done: int, total: int, what: str) -> None:
+        if pace.is_due(done >= total):
+            tell("tokens", done=done, total=total)
+
+    found = calibrate_in_plan(
+        prepared.source.folder,
+        calibration["text"],
+        operation,
+        prepared,
+        settings=operation.calibration_settings.model_validate(calibration["settings"]),
+        run=RunOptions(device=calibration["device"], dtype=calibration["dtype"]),
+        work=Path(request["kept"]),
+        on_progress=on_progress,
+    )
+    allowed = request["allow_unverified"]
+    return make_plan(prepared.source.folder, request["operations"], calibration=found, allow_unverified=allowed)
+
+
+class _Pace:
+    """Reports now and then, and always the last one."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def is_due(self, last: bool) -> bool:
+        """Whether to report now."""
+        now = time.monotonic()
+        if not last and now - self._last <= _BETWEEN_REPORTS_SECONDS:
+            return False
+        self._last = now
+        return True
 
 
 def _execute(
     request: Mapping[str, Any], prepared: PreparedPlan, tell: Tell, check: Callable[[Path], None] | None
 ) -> Mapping[str, str]:
     tell("stage", stage="converting")
-    last = [0.0]
+    pace = _Pace()
 
     def on_bytes(done: int, total: int) -> None:
-        now = time.monotonic()
-        if done >= total or now - last[0] > _BETWEEN_REPORTS_SECONDS:
-            last[0] = now
+        if pace.is_due(done >= total):
             tell("bytes", done=done, total=total)
 
     output = Path(request["output"])

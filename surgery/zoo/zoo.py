@@ -14,11 +14,9 @@ from surgery.result_table import ResultTable, ShownAsTable
 from surgery.zoo.items import Item, expand
 from surgery.zoo.ledger import Ledger, LedgerState, read_ledger
 from surgery.zoo.manifest import Manifest, read_manifest
-from surgery.zoo.outputs import check_is_folder
+from surgery.zoo.outputs import STATE_FOLDER, check_is_folder
 from surgery.zoo.plan import ZooPlan, plan_zoo
 from surgery.zoo.summaries import ZooSummary, summarize
-
-STATE_FOLDER = ".surgery-zoo"
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,11 @@ def test_the_live_table(manifest: Path) -> None:
     with LiveTable(console) as table:
         table.begin(open_zoo(manifest).plan())
         table({"event": "started", "item": "llama-ssmax"})
+        table({"event": "stage", "item": "llama-ssmax", "stage": "calibrating"})
+        table({"event": "tokens", "item": "llama-ssmax", "done": 250, "total": 1000})
+        time.sleep(0.01)
+        with console.capture() as calibrating:
+            console.print(table._draw())
         table({"event": "stage", "item": "llama-ssmax", "stage": "converting"})
         table({"event": "bytes", "item": "llama-ssmax", "done": 500, "total": 1000})
         time.sleep(0.01)
@@ -166,6 +171,7 @@ def test_the_live_table(manifest: Path) -> None:
     drawn = captured.get()
     for part in ("llama-ssmax", "converting 50%", "MB/s", "1 of 2 done", "items/min", "left"):
         assert part in drawn, part
+    assert "calibrating 25%" in calibrating.get() and "tokens/s" in calibrating.get()
     assert "qwen2-ssmax" not in drawn and "Ctrl-C again" in stopping.get()
 
 
