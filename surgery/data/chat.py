@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from surgery.data.offsets import check_offsets, offsets_of
 from surgery.errors import UsageError
 
 
@@ -22,8 +23,8 @@ def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], name: str
         name: of the conversation, for error messages.
 
     Raises:
-        UsageError: there is no template, it rejects the messages, or it changes earlier messages when later ones
-            follow.
+        UsageError: there is no template, it rejects the messages, it changes earlier messages when later ones follow,
+            or the tokenizer does not give the characters of a token.
     """
     template = getattr(tokenizer, "chat_template", None)
     if not template:
@@ -31,6 +32,7 @@ def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], name: str
             "format: chat needs a chat template, and this tokenizer has none",
             hint="Use an instruct model's tokenizer, or format: text.",
         )
+    check_offsets(tokenizer)
     if isinstance(template, str) and "{% generation" in template.replace("{%-", "{%"):
         result = _render(tokenizer, messages, name, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         return list(result["input_ids"]), [bool(flag) for flag in result["assistant_masks"]]
@@ -49,12 +51,8 @@ def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], name: str
                 hint="Use conversations with one answer each, or a template with {% generation %} marks.",
             )
         spans.append((len(prompt), len(answered)))
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    marks = [
-        end > start and any(start < last and end > first for first, last in spans)
-        for start, end in encoded["offset_mapping"]
-    ]
-    return list(encoded["input_ids"]), marks
+    ids, places = offsets_of(tokenizer)(text)
+    return ids, [end > start and any(start < last and end > first for first, last in spans) for start, end in places]
 
 
 def _render(tokenizer: Any, messages: Sequence[Mapping[str, str]], name: str, **options: Any) -> Any:

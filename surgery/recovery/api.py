@@ -12,7 +12,7 @@ from typing import Any
 from surgery.checkpoint import check_output, open_checkpoint, resolve
 from surgery.checkpoint.disk import check_writable
 from surgery.data.chat import encode_chat
-from surgery.data.recall import Offsets
+from surgery.data.offsets import Offsets, offsets_of
 from surgery.errors import UsageError
 from surgery.loading.model import check_attention
 from surgery.loading.run_options import check_device, pick_device
@@ -217,19 +217,10 @@ def _encoders(folder: Path, trust_remote_code: bool) -> tuple[Encode, EncodeChat
 
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
 
-    def offsets(text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        if not tokenizer.is_fast:
-            raise UsageError(
-                "kind: recall needs the characters of each token, and this tokenizer does not give them",
-                hint="Use a model with a fast tokenizer (tokenizer.json).",
-            )
-        found = tokenizer(text, return_offsets_mapping=True, verbose=False)
-        return found["input_ids"], found["offset_mapping"]
-
     return (
         lambda texts: tokenizer(texts, verbose=False)["input_ids"],
         lambda messages, name: encode_chat(tokenizer, messages, name),
-        offsets,
+        offsets_of(tokenizer, special_tokens=True),
     )
 
 

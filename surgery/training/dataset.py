@@ -22,7 +22,8 @@ from surgery.data import (
 )
 from surgery.data.documents import text_hash
 from surgery.data.held_out import is_held_out
-from surgery.data.recall import Offsets, encode_haystack
+from surgery.data.offsets import Offsets
+from surgery.data.recall import encode_haystack
 from surgery.data.stream import Mixture, RowStream, StreamSnapshot, TokenizedDocument
 from surgery.errors import UsageError
 from surgery.training.text_options import Data

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import ByT5Tokenizer
 
 from surgery.data import IGNORED, collate, make_rows
 from surgery.data.chat import encode_chat
@@ -68,6 +69,14 @@ def test_what_the_template_cannot_do(tokenizer: Any) -> None:
         _answers(tokenizer, LAST_ONLY)
     with pytest.raises(UsageError, match="chat#1: the chat template rejects these messages: roles alternate"):
         _answers(tokenizer, "{{ raise_exception('roles alternate') }}")
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_a_tokenizer_that_does_not_know_its_characters_is_refused(template: str) -> None:
+    tokenizer = ByT5Tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(UsageError, match="this tokenizer does not give them"):
+        encode_chat(tokenizer, MESSAGES)
 
 
 def test_labels_are_the_answers_packed_or_cut(tokenizer: Any) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from surgery.data.offsets import Offsets
 from surgery.data.recall.templates import Fact, FactFamily, draw_facts
 from surgery.errors import UsageError
 
-# Token ids of a text, and for each the characters that it stands for.
-Offsets = Callable[[str], tuple[list[int], list[tuple[int, int]]]]
 # A fact with its question takes about 40 tokens; no more than half of a haystack is facts and questions.
 TOKENS_PER_FACT = 80
 # Of one haystack. With one family, only the names tell the facts apart.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer
 
 from surgery.data import Document
 from surgery.data.recall import MEASURING
@@ -161,6 +161,12 @@ def test_lengths_that_do_not_fit_are_refused(tokenizer: Any) -> None:
         HaystackMaker(tokenizer, [Document("a", "short")], 4, [0.5]).make(900, 0, "a")
     with pytest.raises(UsageError, match="needles: 2000 is more than the limit"):
         HaystackMaker(tokenizer, [], 2000, [0.5])
+
+
+def test_a_tokenizer_that_does_not_know_its_characters_is_refused() -> None:
+    maker = HaystackMaker(ByT5Tokenizer(), [Document("a", "Line after line. " * 400)], 4, [0.5])
+    with pytest.raises(UsageError, match="this tokenizer does not give them"):
+        maker.make(3000, 0, "a")
 
 
 def test_every_depth_has_a_fact() -> None:

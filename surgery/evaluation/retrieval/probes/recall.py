@@ -8,6 +8,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from surgery.data import Document
+from surgery.data.offsets import offsets_of
 from surgery.data.recall import MEASURING, FactFamily, cut_text, draw_facts, most_facts, place_facts
 from surgery.errors import UsageError
 from surgery.evaluation.passages import special_prefix
@@ -70,7 +71,7 @@ class HaystackMaker:
                     f"task recall needs more than {length} tokens for {len(facts)} facts with this tokenizer",
                     hint="Take a greater length (--length), or fewer needles in a suite of your own.",
                 )
-            part = cut_text(text, 0.0, room, self._offsets)
+            part = cut_text(text, 0.0, room, offsets_of(self._tokenizer))
             lines = [(fact, (depth,) * len(fact.lines)) for fact, depth in zip(facts, order, strict=True)]
             body = place_facts(part, lines) + "\n\n"
             probes = [
@@ -109,10 +110,6 @@ class HaystackMaker:
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    def _offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return list(found["input_ids"]), list(found["offset_mapping"])
 
 
 def _common(sequences: Sequence[Sequence[int]]) -> int:
