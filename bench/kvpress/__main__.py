@@ -11,7 +11,7 @@ Each prompt has 3,584 tokens and runs once; then what is left of its cache is co
 text, whose loss is measured, or by questions. A press sees the whole prompt with the source's own attention and drops
 keys at its end; it does not know the continuation, nor the question. A screened model has its windows in the prompt
 too. Finished cases lie in WORK and are not run again; `--limit 8` runs the first eight. `presses --check` compares one
-case with each press run alone.
+case with each press run alone. Without `presses`, `ours SOURCE --label none` gives the whole cache to compare with.
 """
 
 from __future__ import annotations

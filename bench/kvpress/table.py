@@ -16,8 +16,9 @@ from bench.kvpress.case import Case
 from surgery.evaluation.statistics import Resampling
 
 TASKS = ("loss", "passkey", "recall")
-SOURCE = ("none", 1.0)  # the row of kvpress's side with the whole cache
 SCREENED = 0.0  # in place of the share that a press was asked for: a screened model has that of its windows
+# The whole cache of the source: of kvpress's side, or where no press was run that of `ours SOURCE --label none`.
+WHOLE = (("none", 1.0), ("none", SCREENED))
 SAME_SHARE = 0.01  # the greatest difference of two shares that are compared
 MINUS_SCREENED = ("loss minus screened", "loss minus screened, low", "loss minus screened, high")
 
@@ -43,33 +44,36 @@ def of_task(task: str, cases: list[Case], found: dict[str, Any]) -> Iterator[dic
     own = [case.name for case in cases if case.task == task and case.name in found]
     if not own:
         return
-    resampling = Resampling([name for name in own for _ in found[name][SOURCE]["loss"]])
+    common = set.intersection(*(set(found[name]) for name in own))
+    source = next((key for key in WHOLE if key in common), None)
+    if source is None:
+        raise SystemExit("no side has the whole cache: run `presses`, or `ours SOURCE --label none`")
+    resampling = Resampling([name for name in own for _ in found[name][source]["loss"]])
 
     def values(key: tuple[str, float], measure: str) -> Any:
         return np.array([value for name in own for value in found[name][key][measure]], dtype=np.float64)
 
-    common = set.intersection(*(set(found[name]) for name in own))
     shares = {key: float(np.mean([found[name][key]["share"] for name in own])) for key in common}
     for key in sorted(common, key=lambda key: (-found[own[0]][key]["share"], key[0])):
         row: dict[str, Any] = {"task": task, "press": key[0], "cases": len(own), "share": shares[key]}
         for measure, title in (("loss", "loss"), ("exact", "right")):
             mine = values(key, measure)
-            change = resampling.mean(mine - values(SOURCE, measure), np.ones_like(mine))
+            change = resampling.mean(mine - values(source, measure), np.ones_like(mine))
             row |= {title: float(mine.mean()), f"{title}, change": change.value}
             row |= {f"{title}, low": change.low, f"{title}, high": change.high}
-        model = None if key == SOURCE else of_same_share(key, shares)
+        model = None if key == source else of_same_share(key, shares)
         row |= {"screened": model and model[0], **dict.fromkeys(MINUS_SCREENED)}
         if model is not None:
             difference = resampling.mean(values(key, "loss") - values(model, "loss"), np.ones_like(mine))
             row |= dict(zip(MINUS_SCREENED, (difference.value, difference.low, difference.high), strict=True))
         if task == "loss":
-            row["worst change"] = float((values(key, "loss") - values(SOURCE, "loss")).max())
+            row["worst change"] = float((values(key, "loss") - values(source, "loss")).max())
         yield row
 
 
 def of_same_share(press: tuple[str, float], shares: dict[tuple[str, float], float]) -> tuple[str, float] | None:
     """The screened model with the share that a press keeps; None for a screened model, or where none has it."""
-    models = [key for key in shares if key[1] == SCREENED]
+    models = [key for key in shares if key[1] == SCREENED and key not in WHOLE]
     if press in models or not models:
         return None
     nearest = min(models, key=lambda key: abs(shares[key] - shares[press]))

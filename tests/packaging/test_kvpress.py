@@ -53,6 +53,21 @@ def test_a_press_is_compared_with_the_screened_model_of_its_share(tmp_path: Path
         assert found[press]["screened"] is found[press]["loss minus screened"] is None, press
 
 
+def test_without_presses_the_source_itself_is_the_whole_cache(tmp_path: Path) -> None:
+    for number, case in enumerate(CASES):
+        for press, share, more in (("none", 1.0, 0.0), ("ours", 0.995, 0.25)):
+            row = {"press": press, "share": share, "loss": [number + more], "exact": [True]}
+            write_result(tmp_path / press / f"{case.name}.json", [row])
+    found = {row["press"]: row for row in rows(CASES, tmp_path)}
+    assert found["ours"]["loss, change"] == pytest.approx(0.25) and found["none"]["loss, change"] == 0
+    assert found["none"]["screened"] is found["ours"]["screened"] is None
+    for case in CASES:
+        (tmp_path / "none" / f"{case.name}.json").unlink()
+    (tmp_path / "none").rmdir()
+    with pytest.raises(SystemExit, match="no side has the whole cache"):
+        list(rows(CASES, tmp_path))
+
+
 def test_what_no_model_is_compared_with_is_printed_empty(capsys: pytest.CaptureFixture[str]) -> None:
     report("kvpress", [{"press": "none", "loss minus screened": None}], None)
     assert "None" not in capsys.readouterr().out
