@@ -233,12 +233,13 @@ class LiveTable:
 
 
 class LogLines:
-    """Prints a line at the start and the end of each item, if there is no terminal for a table."""
+    """Without a terminal: a line at the start and the end of each item, and at each fifth of its calibration."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._total = 0
         self._begun = 0
+        self._fifths: dict[str, int] = {}
 
     def begin(self, plan: ZooPlan) -> None:
         """Note the items of the plan."""
@@ -246,7 +247,7 @@ class LogLines:
         self._say(f"zoo: {self._total} to do, {len(plan.of('done'))} already done")
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        """Print a line if the event is a start or an end."""
+        """Print a line if the event is a start, an end, or another fifth of a calibration."""
         kind, name = event["event"], event.get("item", "")
         took = f", {format_duration(event['seconds'])}" if event.get("seconds") is not None else ""
         why = f": {event['message']}" if event.get("message") else ""
@@ -254,6 +255,11 @@ class LogLines:
             again = event.get("attempt", 1) > 1
             self._begun += not again
             self._say(f"{name}: started {'again' if again else f'({self._begun} of {self._total})'}")
+        elif kind == "tokens":
+            fifths = 5 * event["done"] // event["total"]
+            if fifths != self._fifths.get(name):
+                self._fifths[name] = fifths
+                self._say(f"{name}: calibrating, {fifths / 5:.0%}")
         elif kind == "failed":
             self._say(f"{name}: {'refused' if event.get('why') == 'refused' else 'failed'}{took}{why}")
         elif kind in ("done", "interrupted", "pushed", "not pushed"):

@@ -175,6 +175,19 @@ def test_the_live_table(manifest: Path) -> None:
     assert "qwen2-ssmax" not in drawn and "Ctrl-C again" in stopping.get()
 
 
+def test_a_log_shows_each_fifth_of_a_calibration() -> None:
+    from rich.console import Console
+
+    from surgery.commands.zoo_tables import LogLines
+
+    console = Console(width=100)
+    with console.capture() as captured:
+        log = LogLines(console)
+        for done in (0, 10, 30, 100):
+            log({"event": "tokens", "item": "a-ssmax", "done": done, "total": 100})
+    assert captured.get().splitlines() == [f"a-ssmax: calibrating, {share}" for share in ("0%", "20%", "100%")]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no such signals there")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_how_to_go_on(number: int, manifest: Path, tmp_path: Path) -> None:
