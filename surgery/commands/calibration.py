@@ -194,10 +194,8 @@ def calibration_settings(
     from surgery.conversion.options import option_errors
     from surgery.loading import RunOptions
 
-    schema = OPERATIONS[operation].calibration_settings
-    assert schema is not None
     try:
-        return schema.model_validate(dict(settings)), RunOptions.model_validate(dict(run))
+        return OPERATIONS[operation].settings_of_calibration(settings), RunOptions.model_validate(dict(run))
     except ValidationError as error:
         raise UsageError(f"calibration: {option_errors(error)}") from error
 

@@ -77,11 +77,9 @@ def calibrate(
     able = [name for name, one in OPERATIONS.items() if one.calibrates]
     if operation not in able:
         raise UsageError(f"{operation!r} has no calibration", hint=f"Known: {', '.join(able)}.")
-    schema = OPERATIONS[operation].calibration_settings
-    assert schema is not None
     if isinstance(settings, Mapping):
         try:
-            settings = schema.model_validate(dict(settings))
+            settings = OPERATIONS[operation].settings_of_calibration(settings)
         except ValidationError as error:
             raise UsageError(f"settings: {option_errors(error)}") from error
     found: CalibrationRecord = (

@@ -327,6 +327,16 @@ class Operation(MeasuredOperation, TrainableOperation, TriedOperation, ABC):
         """
         return import_module(f"surgery.operations.{self.name}.calibration")
 
+    def settings_of_calibration(self, given: Mapping[str, Any]) -> Any:
+        """The settings of its calibration, from plain data.
+
+        Raises:
+            ValidationError: a setting is not valid.
+        """
+        if self.calibration_settings is None:
+            raise NotImplementedError(f"{self.name} has no calibration")
+        return self.calibration_settings.model_validate(dict(given))
+
     def summarize_calibration(self, record: Mapping[str, Any]) -> CalibrationSummary:
         """What a calibration chose, from its record as plain data."""
         raise NotImplementedError(f"{self.name} has no calibration")

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def request_for(planned: PlannedItem) -> dict[str, Any]:
         "is_hub": item.is_hub,
         "revision": item.revision,
         "operations": [dict(options) for options in item.operations],
-        "calibration": item.calibration and item.calibration.to_dict(),
+        "calibration": item.calibration and asdict(item.calibration),
         "kept": str(item.output.parent / STATE_FOLDER / "calibrating" / item.name),
         "output": str(item.output),
         "placement": item.placement,

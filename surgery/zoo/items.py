@@ -5,16 +5,14 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
 from surgery.checkpoint import CONFIG_NAME, quote, safe_relative, sha256_json
 from surgery.conversion.calibration import calibrated_operation
-from surgery.data import read_documents
 from surgery.errors import CheckpointError, UsageError
-from surgery.evaluation.held_out_passages import short_names
 from surgery.zoo.fingerprints import work_fingerprint
 from surgery.zoo.manifest import (
     LayersLevel,
@@ -50,10 +48,6 @@ class ItemCalibration:
     device: str
     dtype: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return {**asdict(self), "text": list(self.text)}
-
 
 @dataclass(frozen=True)
 class Item:
@@ -86,7 +80,7 @@ class Item:
 
     @property
     def work_fingerprint(self) -> str:
-        """Of everything that the output depends on beside its source. Neither places nor the device are in it."""
+        """Of everything beside the source that the output depends on. Places and the device are not in it."""
         chosen = None
         if self.calibration is not None:
             chosen = {name: getattr(self.calibration, name) for name in ("operation", "texts", "settings", "dtype")}
@@ -224,6 +218,10 @@ class _Texts:
         Raises:
             UsageError: as :func:`read_documents`.
         """
+        # Imported here: only a manifest with a calibration needs them, and they need numpy.
+        from surgery.data import read_documents
+        from surgery.evaluation.held_out_passages import short_names
+
         found = tuple(str(self._base / Path(pattern).expanduser()) for pattern in patterns)
         if found not in self._known:
             documents = short_names(read_documents(found))

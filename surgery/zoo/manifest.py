@@ -235,8 +235,7 @@ def _between_keys(manifest: Manifest, lines: Mapping[Keys, int]) -> list[Problem
     found: list[Problem] = []
 
     def note(path: Keys, message: str) -> None:
-        line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
-        found.append(Problem(dotted(path), line, message))
+        found.append(Problem(dotted(path), _nearest_line(path, lines), message))
 
     for number, model in enumerate(manifest.models):
         here: Keys = ("models", number)
@@ -256,17 +255,8 @@ def _between_keys(manifest: Manifest, lines: Mapping[Keys, int]) -> list[Problem
                 note(where, f"is not an operation of the manifest ({', '.join(known)})")
                 continue
             base = given(next(options for options in manifest.operations if options.name == name))
-            root = OPERATIONS[name].options
-            try:
-                root.model_validate({**base, **change})
-            except ValidationError as error:
-                # By the schema of the operation, so that the nearest key is one of its options.
-                own = {keys[4:]: line for keys, line in lines.items() if keys[:4] == where}
-                schema = Schema("change", root, ManifestError, "form: bias", "")
-                for problem in problems_of(error, {**base, **change}, own, schema):
-                    line = problem.line or lines.get(where)
-                    found.append(Problem(f"{dotted(where)}.{problem.path}", line, problem.message))
-    found += [problem for problem in _calibrations(manifest, lines) if problem not in found]
+            found += _faults_below(where, OPERATIONS[name].options, {**base, **change}, "change", "form: bias", lines)
+    found += dict.fromkeys(_calibrations(manifest, lines))  # models that share a calibration share its faults
     for repeated in _repeated([options.name for options in manifest.operations]):
         note(("operations",), f"contains {repeated} twice")
     return found
@@ -281,27 +271,39 @@ def _calibrations(manifest: Manifest, lines: Mapping[Keys, int]) -> Iterator[Pro
         if calibrate is None:
             continue
         here: Keys = ("calibrate",) if model.calibrate is None else ("models", number, "calibrate")
-        line = next((lines[keys] for keys in (here, here[:-1]) if keys in lines), None)
         operations = [{"name": options.name} for options in model.operations or manifest.operations]
         chosen = calibrated_operation(operations)
         if chosen is None:
             names = ", ".join(str(one["name"]) for one in operations)
-            yield Problem(dotted(here), line, f"has no effect: {names} of models.{number} has no calibration")
+            message = f"has no effect: {names} of models.{number} has no calibration"
+            yield Problem(dotted(here), _nearest_line(here, lines), message)
             continue
         try:
             RunOptions(device=calibrate.device)
         except UsageError as error:
-            yield Problem(f"{dotted(here)}.device", line, error.message.removeprefix("--device "))
-        settings: Keys = (*here, "settings")
+            device: Keys = (*here, "device")
+            yield Problem(dotted(device), _nearest_line(device, lines), error.message.removeprefix("--device "))
         root = OPERATIONS[chosen["name"]].calibration_settings
         assert root is not None
-        try:
-            root.model_validate(calibrate.settings)
-        except ValidationError as error:
-            own = {keys[len(settings) :]: line for keys, line in lines.items() if keys[: len(settings)] == settings}
-            schema = Schema("calibration", root, ManifestError, "lengths: [1024]", "")
-            for problem in problems_of(error, calibrate.settings, own, schema):
-                yield Problem(f"{dotted(settings)}.{problem.path}", problem.line or line, problem.message)
+        yield from _faults_below((*here, "settings"), root, calibrate.settings, "calibration", "lengths: [1024]", lines)
+
+
+def _faults_below(
+    where: Keys, root: type[BaseModel], data: dict[str, Any], noun: str, example: str, lines: Mapping[Keys, int]
+) -> Iterator[Problem]:
+    """The errors of the data below a key, by a schema of its own, so that the nearest key is one of that schema's."""
+    try:
+        root.model_validate(data)
+    except ValidationError as error:
+        below = {keys[len(where) :]: line for keys, line in lines.items() if keys[: len(where)] == where}
+        for problem in problems_of(error, data, below, Schema(noun, root, ManifestError, example, "")):
+            line = problem.line or _nearest_line(where, lines)
+            yield Problem(f"{dotted(where)}.{problem.path}", line, problem.message)
+
+
+def _nearest_line(path: Keys, lines: Mapping[Keys, int]) -> int | None:
+    """The line of a key, or of the nearest key around it."""
+    return next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
 
 
 def _repeated(names: list[str]) -> list[str]:

@@ -25,8 +25,8 @@ State = Literal["ready", "done", "failed", "refused"]
 # Measured: the process of an item without torch; the two processes of a verification, before they load weights.
 LIGHT_BYTES = 150_000_000
 TORCH_BYTES = 1_200_000_000
-# A calibration: so many times the model in float32, and matrices of scores and logits. One of SmolLM2-135M took 3.1 GB
-# at 768 tokens and 6.0 GB at 4,096; these give 3.3 and 6.3.
+# The memory of a calibration: how many copies of the model in float32, and how many matrices of scores and of logits.
+# For SmolLM2-135M they give 3.3 GB at 768 tokens and 6.3 GB at 4,096, where 3.1 and 6.0 were measured.
 COPIES, MATRICES = 3, 2.5
 _LAYER = re.compile(r"\.(\d+)\.")
 
@@ -251,11 +251,11 @@ def memory_estimate(item: Item, prepared: PreparedPlan) -> int:
 def _calibration_bytes(item: Item, calibration: ItemCalibration, prepared: PreparedPlan) -> int:
     """Copies of the model in float32, and matrices of the longest text: of a layer's scores, and of the logits."""
     operation = OPERATIONS[calibration.operation]
-    assert operation.calibration_settings is not None
-    settings = operation.calibration_settings.model_validate(calibration.settings)
+    settings = operation.settings_of_calibration(calibration.settings)
     options = next(one for one in item.operations if one["name"] == operation.name)
     passes = operation.calibration_passes(settings, options, prepared.anatomy)
     longest = max((tokens for tokens, _ in passes or ()), default=0)
+    # No other tensor is as long as the embeddings and the head.
     vocabulary = max(tensor.shape[0] for tensor in prepared.checkpoint.tensors.values() if tensor.shape)
     scores, logits = longest * longest * prepared.anatomy.heads, longest * vocabulary
     model = COPIES * _parameters(prepared.checkpoint, None)

@@ -117,7 +117,6 @@ def _calibrated(request: Mapping[str, Any], prepared: PreparedPlan, tell: Tell) 
     tell("stage", stage="calibrating")
     calibration = request["calibration"]
     operation = OPERATIONS[calibration["operation"]]
-    assert operation.calibration_settings is not None
     pace = _Pace()
 
     def on_progress(done: int, total: int, what: str) -> None:
@@ -129,7 +128,7 @@ def _calibrated(request: Mapping[str, Any], prepared: PreparedPlan, tell: Tell) 
         calibration["text"],
         operation,
         prepared,
-        settings=operation.calibration_settings.model_validate(calibration["settings"]),
+        settings=operation.settings_of_calibration(calibration["settings"]),
         run=RunOptions(device=calibration["device"], dtype=calibration["dtype"]),
         work=Path(request["kept"]),
         on_progress=on_progress,

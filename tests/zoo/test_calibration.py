@@ -146,6 +146,23 @@ def test_a_wrong_calibration_is_a_fault_of_the_manifest(change: dict[str, Any], 
         read_manifest(manifest)
 
 
+def test_models_that_share_a_calibration_share_its_fault_which_is_told_once_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "zoo.yaml").write_text("""\
+models: [{path: a}, {path: b}]
+operations: [{name: ssmax}]
+output: out
+calibrate:
+  text: [texts]
+  device: gpu
+  settings:
+    lenghts: [1]
+""")
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(tmp_path / "zoo.yaml")
+    found = [(problem.line, problem.path) for problem in caught.value.problems]
+    assert found == [(6, "calibrate.device"), (8, "calibrate.settings.lenghts")]
+
+
 def test_missing_texts_are_told_before_anything_runs(shelf: Path) -> None:
     with pytest.raises(UsageError, match=r"calibrate.text: no text file matches"):
         zoo_of(shelf, calibrate={"text": ["nowhere/*.txt"]})
