@@ -217,11 +217,11 @@ def _advise(hints: Sequence[tuple[str, str | None]]) -> None:
 
 
 def _warn(found: ZooPlan) -> None:
-    """Print each warning once, with the number of its items."""
+    """Print each warning about what is to be done once, with the number of its items."""
     from rich.text import Text
 
     concerned: dict[str, list[str]] = {}
-    for row in found.rows:
+    for row in found.of("ready"):
         for warning in row.warnings:
             concerned.setdefault(warning, []).append(row.item.name)
     for warning, names in concerned.items():

@@ -35,6 +35,16 @@ def manifest(tmp_path: Path) -> Path:
     return write_manifest(tmp_path, verify="none")
 
 
+def test_a_plan_warns_of_what_will_be_done_alone(surgery: Any, tmp_path: Path) -> None:
+    """A warning about a finished item asks for nothing."""
+    bare_source(tmp_path / "models" / "llama", "llama")
+    manifest = write_manifest(tmp_path, verify="none", operations=[{"name": "screening", "open": True}])
+    assert "starts open" in surgery("zoo", "plan", manifest).err
+    assert surgery("zoo", "run", manifest, "-q").code == 0
+    finished = surgery("zoo", "plan", manifest)
+    assert "1 done" in finished.out and "starts open" not in finished.err
+
+
 def test_plan_run_status_report(surgery: Any, manifest: Path, tmp_path: Path) -> None:
     before = listing(tmp_path)
     planned = surgery("zoo", "plan", manifest, "--json")
