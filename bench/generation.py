@@ -6,10 +6,9 @@
 
 Each cell runs in a process of its own, source and screened in turn. Finished cells lie in --cells and are not run
 again. The time of attention is that of the attention modules in the prefill, without their projections. Memory is the
-greatest anonymous memory (RssAnon, read every 5 ms) above that after the weights were loaded and used once; pages of
-the weights' file do not count. `--chunk` prefills that many tokens at a time (transformers' `prefill_chunk_size`).
-`--rows 2` adds a row of half the length, padded on the left. On a machine that runs other programs, `--clock processor`
-with OMP_NUM_THREADS=1 counts processor seconds.
+high-water mark of resident memory above that after the weights were loaded and used once. `--chunk` prefills that
+many tokens at a time (transformers' `prefill_chunk_size`). `--rows 2` adds a row of half the length, padded on the
+left. On a machine that runs other programs, `--clock processor` with OMP_NUM_THREADS=1 counts processor seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +77,7 @@ def compared(options: Any, length: int, dtype: str) -> dict[str, Any]:
     row["clock"] = options.clock
     for measure in ("first token, s", "attention, s", "token, s", "peak, MiB", "cache, MiB"):
         if any(cell[measure] is None for cells in found.values() for cell in cells):
-            continue  # the peak of a process whose watching thread got no time
+            continue  # the peak, where the system does not report it
         values = {name: median(cell[measure] for cell in cells) for name, cells in found.items()}
         row |= {f"{measure}, source": values["source"], f"{measure}, ratio": values["screened"] / values["source"]}
     return row
@@ -101,6 +99,7 @@ def cell(options: Any) -> dict[str, Any]:
     from surgery.data import read_documents
     from surgery.loading import RunOptions, load_model, load_tokenizer
     from surgery.loading.caches import cache_of
+    from surgery.peak_memory import PeakMemory
 
     length = int(options.lengths)
     model: Any = load_model(options.model, RunOptions(dtype=options.dtypes))
@@ -115,7 +114,7 @@ def cell(options: Any) -> dict[str, Any]:
     with torch.no_grad():
         model(input_ids=ids[:1, -WARM:], use_cache=False)
         clock.attention = 0.0
-        with Memory() as memory:
+        with PeakMemory(model.device) as memory:
             start = clock.now()
             out = model.generate(
                 input_ids=ids,
@@ -132,7 +131,7 @@ def cell(options: Any) -> dict[str, Any]:
         "first token, s": first - start,
         "attention, s": clock.attention_of_prefill,
         "token, s": median(after - earlier for earlier, after in zip([first, *others], others, strict=False)),
-        "peak, MiB": memory.above / 2**20 if memory.above else None,
+        "peak, MiB": memory.mebibytes,
         "cache, MiB": cache_bytes(cache_of(out)) / 2**20,
         "environment": environment(),
     }
@@ -146,36 +145,6 @@ def unequal(tokens: Any, rows: int) -> tuple[Any, Any]:
     ids, mask = tokens.repeat(rows, 1), torch.ones(rows, length, dtype=torch.long)
     mask[1:, : length // 2] = 0
     return ids, mask
-
-
-class Memory:
-    """The anonymous memory of this process before a ``with`` block, and its peak inside, in bytes."""
-
-    @property
-    def above(self) -> int:
-        """What the peak is above the memory before; 0 if the thread that watches got no time."""
-        return self.peak - self.before
-
-    def __enter__(self) -> Memory:
-        self.before = self.peak = self.now()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.005):
-            self.peak = max(self.peak, self.now())
-
-    @staticmethod
-    def now() -> int:
-        """Bytes at this moment."""
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
 def cache_bytes(cache: Any) -> int:

@@ -17,9 +17,9 @@
     token         seconds of one more token with a cache of this length
     training      seconds of a forward and backward pass
 
-Each cell runs in a process of its own; finished cells lie in --cells and are not run again. Memory is RssAnon, read
-every 5 ms, above that before the cell began. Seconds are those of the processor with one thread (OMP_NUM_THREADS=1), so
-that other programs on the machine disturb less.
+Each cell runs in a process of its own; finished cells lie in --cells and are not run again. Memory is the high-water
+mark of resident memory above that before the cell began. Seconds are those of the processor with one thread
+(OMP_NUM_THREADS=1), so that other programs on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -29,10 +29,8 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -122,14 +120,16 @@ def cell(name: str, measure: str, length: int, psi: int, vocabulary: int) -> dic
     """Seconds and memory of one model, measure and length."""
     import torch
 
+    from surgery.peak_memory import PeakMemory
+
     torch.manual_seed(0)
     model = build(name, psi, vocabulary)
     tokens = torch.randint(vocabulary, (1, length))
     step = {"next": once, "token": decoding, "training": training}[measure](name, model, tokens)
-    with watched_memory() as memory:
+    with PeakMemory(tokens.device) as memory:
         seconds = step()
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"parameters": parameters, "seconds": seconds, "MiB": memory[0] / 2**20}
+    return {"parameters": parameters, "seconds": seconds, "MiB": memory.mebibytes}
 
 
 def once(name: str, model: Any, tokens: Any) -> Callable[[], float]:
@@ -189,30 +189,6 @@ def seconds(work: Callable[[], Any]) -> float:
     begin = time.process_time()
     work()
     return time.process_time() - begin
-
-
-@contextmanager
-def watched_memory() -> Any:
-    """The greatest RssAnon within the block above that at its begin, in bytes, in a list."""
-    found, before, ended = [0], anonymous(), threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.005):
-            found[0] = max(found[0], anonymous() - before)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield found
-    finally:
-        ended.set()
-        thread.join()
-
-
-def anonymous() -> int:
-    """Resident memory of this process that no file backs, in bytes."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
 if __name__ == "__main__":

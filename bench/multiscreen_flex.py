@@ -7,7 +7,7 @@ out = sum of alpha v / (1 + sum of alpha) and mark = 1 / (1 + sum of alpha), so 
 
 FlexAttention is compiled, and its block mask is made before the clock starts. One row, four heads, keys of 16 and
 values of 64 numbers in float32, forward alone: on a CPU, FlexAttention has no backward pass. Seconds are those of the
-processor with one thread, memory is RssAnon above that before the sum.
+processor with one thread, memory is the high-water mark of resident memory above that before the sum.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import normalize, pad
 
 from bench.harness import report
-from bench.multiscreen import seconds, watched_memory
+from bench.multiscreen import seconds
 from surgery.models.multiscreen.groups import Heads
 from surgery.models.multiscreen.tiles import accepted_sum
+from surgery.peak_memory import PeakMemory
 
 HEADS, KEY, VALUE, MARK = 4, 16, 64, 16  # the mark takes one dimension; kernels want multiples of 16
 
@@ -67,9 +68,16 @@ def compared(length: int) -> list[dict[str, Any]]:
     rows, sums = [], []
     for name, work in works.items():
         sums.append(work(*tensors))  # compiles, too
-        with watched_memory() as memory:
+        with PeakMemory(tensors[0].device) as memory:
             time = seconds(lambda work=work: work(*tensors))
-        rows.append({"tokens": length, "sum": name, "seconds": time, "MiB": memory[0] / 2**20})
+        rows.append(
+            {
+                "tokens": length,
+                "sum": name,
+                "seconds": time,
+                "MiB": None if memory.above is None else memory.above / 2**20,
+            }
+        )
     return [{**row, "difference": float((sums[0] - sums[1]).abs().max())} for row in rows]
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gc
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from surgery.loading.caches import new_cache, with_cache
 from surgery.loading.head import last_logits_only, vocabulary
+from surgery.peak_memory import PeakMemory
 
 Call = Callable[[], Any]
 
@@ -53,10 +51,8 @@ def memory(model: Any, length: int) -> dict[str, int | None]:
     weights = sum(tensor.numel() * tensor.element_size() for tensor in _once(model))
     cache = new_cache(model)
     tokens = _tokens(model, length)
-    before = _reset_peak(model)
-    with torch.no_grad():
+    with torch.no_grad(), PeakMemory(model.device) as peak:
         model(input_ids=tokens, **with_cache(cache), **last_logits_only(model))
-    peak = _peak(model)
     held = sum(
         tensor.numel() * tensor.element_size()
         for layer in cache.layers
@@ -66,7 +62,7 @@ def memory(model: Any, length: int) -> dict[str, int | None]:
     return {
         "weights": weights,
         "cache": held,
-        "prefill": None if before is None or peak is None else max(0, peak - before),
+        "prefill": peak.above,
     }
 
 
@@ -83,29 +79,3 @@ def _once(model: Any) -> list[torch.Tensor]:
 def _wait(model: Any) -> None:
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
-
-
-def _reset_peak(model: Any) -> int | None:
-    """Bytes in use now; the peak is counted from here."""
-    gc.collect()
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
-        return torch.cuda.memory_allocated(model.device)
-    if model.device.type != "cpu" or sys.platform != "linux":
-        return None
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is resident
-    except OSError:  # some sandboxes do not allow it
-        return None
-    return _resident("VmRSS")
-
-
-def _peak(model: Any) -> int | None:
-    if model.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(model.device)
-    return _resident("VmHWM") if model.device.type == "cpu" and sys.platform == "linux" else None
-
-
-def _resident(name: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
