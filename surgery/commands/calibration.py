@@ -12,7 +12,8 @@ from surgery.commands import console
 from surgery.commands.flags import spelled
 from surgery.errors import UsageError
 from surgery.operations import OPERATIONS
-from surgery.operations.base import CalibrationRecord, CalibrationSummary, Operation
+from surgery.operations.base import CalibrationSummary, Operation
+from surgery.operations.calibration_record import CalibrationRecord
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from surgery.conversion.options import option_errors
 from surgery.errors import UsageError
 from surgery.operations import OPERATIONS
-from surgery.operations.base import CalibrationRecord, Operation
+from surgery.operations.base import Operation
+from surgery.operations.calibration_record import CalibrationRecord
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -42,7 +42,7 @@ from surgery.operations.code import travelling_code
 from surgery.result_table import ResultTable, ShownAsTable
 
 if TYPE_CHECKING:
-    from surgery.operations.base import CalibrationRecord
+    from surgery.operations.calibration_record import CalibrationRecord
 
 PlaceMode = Literal["auto", "copy", "link"]
 Progress = Callable[[int, int], None]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from surgery.errors import CheckpointError, UsageError
 from surgery.operations import OPERATIONS, OperationOptions
-from surgery.operations.base import CalibrationRecord, LayerWord
+from surgery.operations.base import LayerWord
+from surgery.operations.calibration_record import CalibrationRecord
 from surgery.words import nearest
 
 if TYPE_CHECKING:

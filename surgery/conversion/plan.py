@@ -20,7 +20,7 @@ from surgery.conversion.config import kept_auto_map
 from surgery.conversion.options import fill_from_calibration, named_by_number, parse_operation
 from surgery.errors import CheckpointError, PlanRefusedError, UsageError
 from surgery.operations import OPERATIONS, OperationOptions, PlannedTensor
-from surgery.operations.base import CalibrationRecord
+from surgery.operations.calibration_record import CalibrationRecord
 from surgery.operations.code import code_hashes, is_code_name, travelling_code
 from surgery.operations.family_table import caveats
 from surgery.operations.inspection import converted_already, unverified_family

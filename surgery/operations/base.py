@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -90,17 +90,6 @@ class HeadOptions(OperationOptions):
     heads: Annotated[tuple[Number, ...] | None, Flag(absent="all")] = Field(
         default=None, description="Query heads in these layers: 0-3,7."
     )
-
-
-class CalibrationRecord(Protocol):
-    """Start values from a calibration, for a plan; see :meth:`Operation.calibrated`."""
-
-    @property
-    def operation(self) -> str:
-        """The name of the operation that the values are for."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, as written into ``surgery/calibration.json``."""
 
 
 @dataclass(frozen=True)

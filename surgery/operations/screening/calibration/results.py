@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from surgery.checkpoint import load_json, sha256_json
+from surgery.checkpoint import load_json
 from surgery.errors import CheckpointError
-from surgery.operations import OPERATIONS
+from surgery.operations.calibration_record import CalibrationRecord
 from surgery.operations.screening import PARAMETERS, UNIT_PARAMETERS
-from surgery.result_table import ResultTable, ShownAsTable, record_table
 
 SCHEMA = 1
 
@@ -73,7 +72,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Calibration(ShownAsTable):
+class Calibration(CalibrationRecord):
     """Thresholds, softness and windows for a model, with the record of their calibration.
 
     Attributes:
@@ -125,17 +124,6 @@ class Calibration(ShownAsTable):
         # Earlier versions had neither; their records keep their hash.
         new = {"saved": (), "estimated": None}
         return {key: value for key, value in content.items() if key not in new or value != new[key]}
-
-    def to_table(self) -> ResultTable:
-        """What was chosen and what was found with it, in words."""
-        summary = OPERATIONS[self.operation].summarize_calibration(self.to_dict())
-        notes = (summary.remark, *self.warnings)
-        return record_table(f"calibration of {self.operation} for {self.model}", summary.facts, notes)
-
-    @property
-    def hash(self) -> str:
-        """SHA-256 of the content."""
-        return sha256_json(self.to_dict())
 
     def options(self) -> dict[str, Any]:
         """Options of the operation ``screening`` with these values."""

@@ -8,10 +8,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from surgery.checkpoint import load_json, sha256_json
+from surgery.checkpoint import load_json
 from surgery.errors import CheckpointError
-from surgery.operations import OPERATIONS
-from surgery.result_table import ResultTable, ShownAsTable, record_table
+from surgery.operations.calibration_record import CalibrationRecord
 
 SCHEMA = 1
 
@@ -110,7 +109,7 @@ class StepTrial:
 
 
 @dataclass(frozen=True)
-class SSMaxCalibration(ShownAsTable):
+class SSMaxCalibration(CalibrationRecord):
     """The numbers of SSMax for a model, with the record of their calibration.
 
     Attributes:
@@ -144,17 +143,6 @@ class SSMaxCalibration(ShownAsTable):
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as written into ``surgery/calibration.json``."""
         return {"schema": SCHEMA, "operation": self.operation, **asdict(self)}
-
-    def to_table(self) -> ResultTable:
-        """What was chosen and what was found with it, in words."""
-        summary = OPERATIONS[self.operation].summarize_calibration(self.to_dict())
-        notes = (summary.remark, *self.warnings)
-        return record_table(f"calibration of {self.operation} for {self.model}", summary.facts, notes)
-
-    @property
-    def hash(self) -> str:
-        """SHA-256 of the content."""
-        return sha256_json(self.to_dict())
 
     def options(self) -> dict[str, Any]:
         """Options of the operation ``ssmax`` with these values."""
