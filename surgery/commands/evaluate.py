@@ -103,8 +103,7 @@ def evaluate(
         return
     console.show_report(document, folder)
     if against is not None and suite != "recall":
-        more = comparison(model[0], against)
-        console.next_step(*more[:2], *model, *more[3:], "-o", f"{folder}-recall")
+        console.next_step(*comparison(model, against), "-o", f"{folder}-recall")
 
 
 def _check_arguments(

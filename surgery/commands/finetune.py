@@ -114,15 +114,15 @@ def _show_result(result: FinetuneResult, *, json_: bool) -> None:
         return
     console.out.print(_result_table(result))
     if result.comparison is not None:
-        console.out.print(_comparison_table(result.comparison))
+        console.out.print(_comparison_table(result.comparison, result.notes))
     if (result.output / CONFIG_NAME).is_file():
-        console.next_step(*_evaluation_of(result.output))
+        console.next_step(*_evaluation_of(result.output, list(result.controls.values())))
     else:
-        console.next_step("surgery", "merge", str(result.output / "adapter"), "-o", f"{result.output}-merged")
+        console.next_step("surgery", "merge", str(result.output), "-o", f"{result.output}-merged")
 
 
-def _evaluation_of(output: Path) -> list[str]:
-    """The command that compares a trained checkpoint with its source, if it has one, on the recipe's held-out texts.
+def _evaluation_of(output: Path, controls: Sequence[Path]) -> list[str]:
+    """The command that compares a trained checkpoint and its controls with their source, if any, on held-out texts.
 
     Where the recipe names none, it measures what needs no text.
     """
@@ -134,7 +134,7 @@ def _evaluation_of(output: Path) -> list[str]:
     held_out = recipe.data.held_out if isinstance(recipe.data.held_out, list) else []
     # A model that `surgery new` made has no source.
     source = find_source(output, beside=[Path(recipe.model)]) if recipe.needs_operations else None
-    return comparison(output, source, held_out)
+    return comparison([output, *controls], source, held_out)
 
 
 def _show_config(settings: Sequence[Setting], *, json_: bool) -> None:
@@ -265,7 +265,8 @@ def _plan_table(plan: FinetunePlan) -> Table:
     if plan.teacher:
         rows["teacher"] = plan.teacher
     if plan.controls:
-        rows["controls"] = f"{', '.join(plan.controls)}; each takes as long as the run itself"
+        rows["controls"] = f"{', '.join(own.name for own in plan.controls)}; each takes as long as the run itself"
+        rows["their checkpoints"] = ", ".join(own.output for own in plan.controls if own.output) or "none"
     if plan.dropped_documents:
         rows["left out"] = f"{counted(plan.dropped_documents, 'document')} also among the held-out ones"
     for name, value in rows.items():
@@ -288,6 +289,8 @@ def _result_table(result: FinetuneResult) -> Table:
         table.add_row("keys rejected", f"{result.rejected_before:.1%} -> {result.rejected_after:.1%}, held-out text")
     table.add_row("steps", f"{result.steps:,}, {result.tokens:,} tokens, {result.seconds:,.1f} s")
     table.add_row("output", console.near(str(result.output)))
+    for name, path in result.controls.items():
+        table.add_row(f"control {name}", console.near(str(path)))
     table.add_row("record", "surgery/history.json, recipe.yaml, log.jsonl, training.png in it")
     return table
 
@@ -296,7 +299,7 @@ def _result_table(result: FinetuneResult) -> Table:
 _WIDE = 120
 
 
-def _comparison_table(comparison: Comparison) -> Table:
+def _comparison_table(comparison: Comparison, notes: Sequence[str]) -> Table:
     """All models on the same held-out tokens, with intervals; differences are paired, so theirs are narrower."""
     table = Table(
         title=f"held-out loss, nats per token: {counted(comparison.tokens, 'token')} of "
@@ -318,7 +321,6 @@ def _comparison_table(comparison: Comparison) -> Table:
             _interval(against.difference, "+") if against else "",
             _interval(gained.difference, "+") if gained else "",
         )
-    notes = [f"{model.name}: {model.note}" for model in comparison.models if model.note]
     table.caption = "\n".join([str(table.caption), *notes])
     return table
 

@@ -69,4 +69,4 @@ def _next(output: Path, merged: Path) -> list[str]:
     if (output / PLAN_NAME).is_file():
         return ["surgery", "verify", str(output)]
     source = find_source(merged)
-    return ["surgery", "inspect", str(output)] if source is None else comparison(output, source)
+    return ["surgery", "inspect", str(output)] if source is None else comparison([output], source)

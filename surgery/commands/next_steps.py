@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 # Stands for texts that only the user knows; `console.next_step` then asks for them.
@@ -18,8 +19,8 @@ def texts_here() -> str:
     return TEXTS
 
 
-def comparison(output: Path | str, source: str | None, texts: list[str] | None = None) -> list[str]:
-    """The command that compares a checkpoint with its source, on texts or, without any, on facts in made-up text."""
+def comparison(models: Sequence[Path | str], source: str | None, texts: list[str] | None = None) -> list[str]:
+    """The command that compares checkpoints with their source, on texts or, without any, on facts in made-up text."""
     against = [] if source is None else ["--against", source]
     named = [word for text in texts or () for word in ("--text", text)]
-    return ["surgery", "evaluate", str(output), *against, *(named or ["--suite", "recall"])]
+    return ["surgery", "evaluate", *map(str, models), *against, *(named or ["--suite", "recall"])]

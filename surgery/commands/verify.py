@@ -127,7 +127,7 @@ def _next(result: Verification, model: Path, against: str | None) -> list[str]:
     recipe = next((name for name in names if name in recipes), None)
     if result.starts_as_source and recipe is not None:
         return _training(recipe, model)
-    return comparison(model, source)
+    return comparison([model], source)
 
 
 def _training(recipe: str, model: Path) -> list[str]:

@@ -61,12 +61,21 @@ def read_plan(folder: Path, *, check_hash: bool = True) -> dict[str, Any]:
     if check_hash and plan.get("hash") != sha256_json(content):
         raise CheckpointError(f"{folder.name}: {PLAN_NAME} does not have the hash that it names; it was changed")
     try:
-        TypeAdapter(Plan).validate_python(content)
+        plan_value(plan)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
         raise CheckpointError(f"{folder.name}: {PLAN_NAME} is not a plan: {where}: {problem['msg']}") from error
     return plan
+
+
+def plan_value(plan: Mapping[str, Any]) -> Plan:
+    """The plan from plain data, as :func:`read_plan` gives it.
+
+    Raises:
+        ValidationError: it is not a plan.
+    """
+    return TypeAdapter(Plan).validate_python({name: value for name, value in plan.items() if name != "hash"})
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

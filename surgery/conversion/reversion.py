@@ -77,18 +77,7 @@ def revert(
         CheckpointError: files that the plan names are missing, or shards are not what was converted.
     """
     folder = Path(model).expanduser()
-    plan = read_plan(folder)
-    if is_saved_externally(folder):
-        base = plan["source"]
-        named = base["hub_id"] or base["name"]
-        raise PlanRefusedError(
-            f"{folder.name}: another program saved it, and kept neither the files of the source nor their hashes, so "
-            "the source cannot be restored from it",
-            hint=f"Its source is {named}"
-            + (f" at commit {base['commit']}" if base["commit"] else "")
-            + ". Get the source again, or revert the folder that `surgery convert` wrote.",
-        )
-    restored = _restored_files(folder, plan)
+    plan, restored = read_plan(folder), restored_files(folder)
     open_checkpoint(folder)  # a broken checkpoint is refused before anything is written
     total = sum((folder / name).stat().st_size for name in restored)
     report = adding_up(on_bytes, total)
@@ -131,8 +120,24 @@ def _check_same(name: str, found: str, recorded: str) -> None:
         )
 
 
-def _restored_files(folder: Path, plan: dict[str, Any]) -> dict[str, str]:
-    """Name in the converted checkpoint -> name in the source."""
+def restored_files(folder: Path) -> dict[str, str]:
+    """The files of the source in a converted checkpoint: name there -> name in the source.
+
+    Raises:
+        PlanRefusedError: not a converted checkpoint, or the source is no longer in it.
+        CheckpointError: files that the plan names are missing.
+    """
+    plan = read_plan(folder)
+    if is_saved_externally(folder):
+        base = plan["source"]
+        named = base["hub_id"] or base["name"]
+        raise PlanRefusedError(
+            f"{folder.name}: another program saved it, and kept neither the files of the source nor their hashes, so "
+            "the source cannot be restored from it",
+            hint=f"Its source is {named}"
+            + (f" at commit {base['commit']}" if base["commit"] else "")
+            + ". Get the source again, or revert the folder that `surgery convert` wrote.",
+        )
     record = f"{RECORD_FOLDER}/source"
     files = {name: shard for shard, name in plan["shards"].items()}
     files |= {name: name for name in plan["kept_files"]}

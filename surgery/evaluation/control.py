@@ -49,6 +49,9 @@ def condition_of(runs: Sequence[Mapping[str, Any]]) -> tuple[bool, str]:
     Args:
         runs: of one model, as ``training_history`` gives them; at least one.
     """
+    own = next((run["control"] for run in runs if run.get("control")), None)
+    if own is not None:
+        return False, f"It is the control {own} of a training: its gain is not the operation's."
     controls = [control for run in runs for control in run.get("controls", ())]
     if not controls:
         return False, (

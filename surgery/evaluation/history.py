@@ -18,8 +18,8 @@ _LARGEST_RECIPE = 1024 * 1024
 def training_history(folder: Path) -> list[dict[str, Any]]:
     """Training runs in ``folder/surgery/history.json``, each ``{"label": str, "rows": [dict, ...]}``.
 
-    Beside these: ``tokens`` of the training, ``controls`` as `controls_of` gives them, and ``texts``, the files and
-    globs that the recipe names.
+    Beside these: ``tokens`` of the training, ``controls`` as `controls_of` gives them, ``control``, the name of the
+    control that the model itself is, and ``texts``, the files and globs that the recipe names.
 
     A history that is missing or cannot be read gives no runs: a measurement does not fail because of it.
     """
@@ -45,6 +45,7 @@ def _facts(place: Path, entry: dict[str, Any]) -> dict[str, Any]:
     return {
         "tokens": tokens if isinstance(tokens, int) else None,
         "controls": controls_of(entry.get("comparison")),
+        "control": entry["control"] if isinstance(entry.get("control"), str) else None,
         "texts": _texts(place, entry.get("recipe")),
     }
 

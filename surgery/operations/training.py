@@ -74,13 +74,11 @@ class TrainableOperation:
     Class attributes:
         recipe_sections: keys of a recipe that belong to this operation.
         learns: its learned parameters in words, for messages about ``recipe_sections``.
-        controls: controls in which constants stand in place of its learned parameters.
         extends_positions: whether it lets the model read longer sequences.
     """
 
     recipe_sections: ClassVar[Mapping[str, RecipeSection]] = MappingProxyType({})
     learns: ClassVar[str] = "learned parameters"
-    controls: ClassVar[tuple[str, ...]] = ()
     extends_positions: ClassVar[bool] = False
 
     def check_sections(self, sections: Mapping[str, Any], options: Mapping[str, Any]) -> None:
@@ -111,24 +109,14 @@ class TrainableOperation:
         """
         return None
 
-    def has_control(self, control: str, options: Mapping[str, Any]) -> bool:
-        """Whether a control can replace its learned parameters by constants.
+    def control_options(self, control: str, options: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The options that the operation has in a control; None if it has no such control.
 
         Args:
             control: name of the control.
-            options: of the operation, from config.json.
+            options: of the operation, from config.json; what is returned is as it would be written there.
         """
-        return False
-
-    def control_module(self, control: str, module: Any, options: Mapping[str, Any]) -> nn.Module:
-        """The module that replaces a module of the operation in a control.
-
-        Args:
-            control: one of `controls`.
-            module: of the loaded model.
-            options: of the operation, from config.json.
-        """
-        raise NotImplementedError
+        return None
 
     def known_positions(self, options: Mapping[str, Any]) -> int | None:
         """The number of positions of the source model; None if the operation does not change positions.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,13 +33,11 @@ def base_identity(checkpoint: Checkpoint) -> str:
 class Adapter:
     """A trained adapter, copied before the merge."""
 
-    def __init__(self, model: Any, source: Source, checkpoint: Checkpoint, trained: Sequence[str]) -> None:
+    def __init__(self, model: Any, trained: Sequence[str]) -> None:
         """Copy the state of the adapter.
 
         Args:
-            model: with the adapter.
-            source: of the base.
-            checkpoint: of the base.
+            model: with the adapter; it is not kept.
             trained: names of all parameters that were trained.
 
         Raises:
@@ -46,7 +45,8 @@ class Adapter:
         """
         from peft import get_peft_model_state_dict
 
-        self._model, self._source, self._checkpoint = model, source, checkpoint
+        self._config = copy.deepcopy(model.peft_config["default"])
+        self._config.inference_mode = True
         state = get_peft_model_state_dict(model)
         self._state = {name: tensor.detach().to("cpu").clone().contiguous() for name, tensor in state.items()}
         held = [name for name in self._state if is_operation(name)]
@@ -54,8 +54,14 @@ class Adapter:
         if len(held) < len(wanted):
             raise RuntimeError(f"the adapter holds {len(held)} of {len(wanted)} parameters of the operation")
 
-    def write(self, folder: Path, base: str | None = None) -> None:
-        """Write PEFT's files and the record of the base, which is named by ``base`` or else by the source's name.
+    def write(self, folder: Path, source: Source, checkpoint: Checkpoint, base: str | None = None) -> None:
+        """Write PEFT's files and the record of the base, which is named by ``base`` or else by its own name.
+
+        Args:
+            folder: for the files.
+            source: the base.
+            checkpoint: of the base.
+            base: how PEFT finds the base.
 
         For a local base the record has the relative path from the adapter, so that it still holds after both are moved
         together. The path is also right for the final folder, because a staged output lies beside it.
@@ -64,16 +70,9 @@ class Adapter:
 
         folder.mkdir(exist_ok=True)
         save_file(self._state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        self._config(base or self._source.name).save_pretrained(str(folder))
-        record = {"name": self._source.name, "commit": self._source.commit, "sha256": base_identity(self._checkpoint)}
-        if self._source.commit is None:
-            record["path"] = Path(os.path.relpath(self._source.folder.resolve(), folder.resolve())).as_posix()
+        self._config.base_model_name_or_path = base or source.name
+        self._config.save_pretrained(str(folder))
+        record = {"name": source.name, "commit": source.commit, "sha256": base_identity(checkpoint)}
+        if source.commit is None:
+            record["path"] = Path(os.path.relpath(source.folder.resolve(), folder.resolve())).as_posix()
         write_json(folder / BASE_RECORD, record)
-
-    def _config(self, base: str) -> Any:
-        import copy
-
-        config = copy.deepcopy(self._model.peft_config["default"])
-        config.base_model_name_or_path = base
-        config.inference_mode = True
-        return config

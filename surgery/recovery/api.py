@@ -17,6 +17,7 @@ from surgery.errors import UsageError
 from surgery.loading.model import check_attention
 from surgery.loading.run_options import check_device, pick_device
 from surgery.recovery.checks import check_objective, check_sections
+from surgery.recovery.control_plan import control_folder, plan_controls
 from surgery.recovery.controls import check_control
 from surgery.recovery.converted import plan_operations, planned_checkpoint
 from surgery.recovery.layout import Layout
@@ -96,7 +97,12 @@ def finetune(
     kept_operations(valid.stage_recipes(), layout)
     for control in valid.controls:
         check_control(control, layout)
+    controls = plan_controls(valid, checkpoint, conversion)
     output = check_output(Path(valid.output), force=force, source=source.folder)
+    for planned in controls:
+        if planned.output is not None:
+            begun = resume and TrainingFolder(output).part(f"control-{planned.name}").is_writing
+            check_output(control_folder(output, planned.name), force=force or begun, source=source.folder)
     check_writable(output.parent)
     if resume and process_count() == 1:  # several processes check it in `begin`
         TrainingFolder(output).check_begun()
@@ -110,7 +116,7 @@ def finetune(
     encoders = _light_encoders(source.folder) if light and not _has_chat(valid) else None
     encode, chat, offsets = encoders or _encoders(source.folder, trust_remote_code)
     data = read_rows(valid, encode, chat, offsets, on_documents=_on_documents(on_progress))
-    plan = make_plan(valid, checkpoint, layout, data, device)
+    plan = make_plan(valid, checkpoint, layout, data, device, controls)
     if on_progress is not None and is_first():
         on_progress({"event": "plan", **plan.to_dict()})
     if light:

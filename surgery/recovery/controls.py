@@ -1,13 +1,13 @@
-"""The controls of a run: models without the operations, or with constants in place of learned parameters.
+"""The controls of a run: the source model, or the model with constants in place of learned parameters.
 
-``untouched`` switches all operations off, changed positions too, so the run trains the source model. Every other
-control replaces the learned parameters of the operations that have it by constants; an operation that is only in
-config.json stays on. No file is written.
+``untouched`` switches all operations off, changed positions too, so the run trains the source model. In every other
+control each operation has the options that it gives for the control (`Operation.control_options`) and starts anew; an
+operation that is only in config.json stays as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from surgery.errors import PlanRefusedError
@@ -26,15 +26,30 @@ def check_control(variant: Variant, layout: Layout) -> None:
     """
     if variant in ("operated", "untouched"):
         return
+    control_operations(variant, layout.operations)
     # An operation that is only in config.json stays on: the comparison shows the effect of the parameters alone.
-    learning = [one for one in layout.operations if not OPERATIONS[str(one["name"])].in_config_alone]
-    for options in learning or layout.operations:
-        if not OPERATIONS[str(options["name"])].has_control(variant, options):
-            kind = options.get("form") or options.get("name")
-            raise PlanRefusedError(
-                f"control: {variant} puts a constant in place of what the length changes; {kind} has none",
-                hint="Set control: untouched.",
-            )
+    if all(OPERATIONS[str(options["name"])].in_config_alone for options in layout.operations):
+        raise _no_control(variant, layout.operations[0])
+
+
+def control_operations(variant: Variant, operations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The options of all operations in a control, as config.json would have them.
+
+    Args:
+        variant: the control, other than ``untouched``.
+        operations: of the model, from config.json.
+
+    Raises:
+        PlanRefusedError: an operation has no such control.
+    """
+    found: list[Mapping[str, Any]] = []
+    for options in operations:
+        operation = OPERATIONS[str(options["name"])]
+        own = options if operation.in_config_alone else operation.control_options(variant, options)
+        if own is None:
+            raise _no_control(variant, options)
+        found.append(own)
+    return found
 
 
 def apply_control(model: nn.Module, variant: Variant, layout: Layout) -> None:
@@ -46,13 +61,18 @@ def apply_control(model: nn.Module, variant: Variant, layout: Layout) -> None:
     if variant == "untouched":
         switch_off(model)
         return
+    operations = control_operations(variant, layout.operations)
     for name, module in operation_modules(model).items():
         parent, _, kind = name.rpartition(".")
-        replaced = OPERATIONS[kind].control_module(variant, module, _options(layout, name))
-        setattr(model.get_submodule(parent), kind, replaced)
+        layer = layout.layer(f"{name}.")
+        options = next(dict(own) for own in operations if own["name"] == kind and layer in own["layers"])
+        device = next(module.parameters()).device
+        setattr(model.get_submodule(parent), kind, type(module)(options, module.num_heads).to(device))
 
 
-def _options(layout: Layout, name: str) -> Mapping[str, Any]:
-    layer = layout.layer(name + ".")
-    kind = name.rpartition(".")[2]
-    return next(dict(item) for item in layout.operations if item["name"] == kind and layer in item["layers"])
+def _no_control(variant: Variant, options: Mapping[str, Any]) -> PlanRefusedError:
+    kind = options.get("form") or options.get("name")
+    return PlanRefusedError(
+        f"control: {variant} puts a constant in place of what the length changes; {kind} has none",
+        hint="Set control: untouched.",
+    )

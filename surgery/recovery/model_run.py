@@ -115,7 +115,8 @@ class ModelRun:
         model: Any = self.model
         scale = scale_by_layer(model, self.setup.layout)
         if self.setup.sharded:
-            model = self._unshard(trainer) if self.variant == "operated" else None
+            written = self.variant == "operated" or self.setup.plan.control_output(self.variant) is not None
+            model = self._unshard(trainer) if written else None
         return TrainedModel(model, self._count(), self.trained, trainer.progress, losses, scale)
 
     def prepare(self) -> list[int]:

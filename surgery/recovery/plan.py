@@ -9,6 +9,7 @@ from typing import Any
 from surgery.checkpoint import Checkpoint, load_json
 from surgery.checkpoint.record import HISTORY_NAME, PLAN_NAME
 from surgery.operations import OPERATIONS
+from surgery.recovery.control_plan import ControlPlan
 from surgery.recovery.estimate import CostEstimate
 from surgery.recovery.layout import Layout
 from surgery.recovery.needs import Memory, effective_precision, memory_needed, trained_counts
@@ -83,11 +84,15 @@ class FinetunePlan:
     memory: Memory
     streaming: bool = False
     teacher: str | None = None
-    controls: tuple[str, ...] = ()
+    controls: tuple[ControlPlan, ...] = ()
     stages: tuple[StagePlan, ...] = ()
     section_summaries: Mapping[str, str] = field(default_factory=dict)
     estimate: CostEstimate | None = None
     notes: tuple[str, ...] = ()
+
+    def control_output(self, control: str) -> str | None:
+        """The folder for a control's checkpoint; None if none is written."""
+        return next((own.output for own in self.controls if own.name == control), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -102,9 +107,14 @@ class FinetunePlan:
 
 
 def make_plan(
-    recipe: Recipe, checkpoint: Checkpoint, layout: Layout, data: TrainingData, device: str = "auto"
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    layout: Layout,
+    data: TrainingData,
+    device: str = "auto",
+    controls: tuple[ControlPlan, ...] = (),
 ) -> FinetunePlan:
-    """The plan of a run on a device.
+    """The plan of a run on a device, with the plans of its controls.
 
     Raises:
         PlanRefusedError: there is nothing to train.
@@ -145,12 +155,13 @@ def make_plan(
         memory=max(memories, key=lambda memory: memory.total),
         streaming=data.stream is not None,
         teacher=teacher_in_words(recipes, layout),
-        controls=recipe.controls,
+        controls=controls,
         stages=tuple(stages) if recipe.stages else (),
         section_summaries={} if recipe.stages else stages[0].section_summaries,
         notes=(
             *_notes(checkpoint, passes if data.stream is None else 0.0, recipes[0]),
             *_too_long(layout.value(checkpoint.config, "max_position_embeddings"), stages),
+            *(control.note for control in controls if control.note),
         ),
     )
 

@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery.checkpoint import sha256_json
-from surgery.operations.parameters import is_operation
 from surgery.recovery.comparison import Comparison, compare
+from surgery.recovery.control_plan import IS_SOURCE, control_folder
+from surgery.recovery.layout import Variant
 from surgery.recovery.model_run import ModelRun, RunSetup, TrainedModel
-from surgery.recovery.recipe_file import dump_recipe
+from surgery.recovery.origin import find_origin
 from surgery.recovery.result import FinetuneResult
-from surgery.recovery.result_folder import Record, plan_space, write_adapter, write_result
-from surgery.recovery.teacher_choice import teacher_in_words
+from surgery.recovery.result_folder import plan_space
+from surgery.recovery.run_record import log_numbers, run_record, training_entry
 from surgery.recovery.trained_weights import TrainedWeights
 from surgery.training.errors import DivergedError
 from surgery.training.folder import TrainingFolder
 from surgery.training.interruption import stop_on_signals
 from surgery.training.processes import is_first, on_first
 from surgery.training.progress import progress_of
-from surgery.version import __version__
 
 if TYPE_CHECKING:
     from surgery.training.callbacks import StopCallback
+    from surgery.training.held_out import Losses
+
+
+@dataclass(frozen=True)
+class _Control:
+    """A control after its training.
+
+    Attributes:
+        model: freed; None if nothing was trained, or the training diverged.
+        weights: that are written; None in other processes too.
+        note: for users.
+        is_source: whether nothing was trained, so that it is the source.
+    """
+
+    model: TrainedModel | None = None
+    weights: TrainedWeights | None = None
+    note: str | None = None
+    is_source: bool = False
 
 
 class RecoveryRun:
@@ -39,7 +59,8 @@ class RecoveryRun:
         from surgery.training.callbacks import StopCallback
 
         setup = self.setup
-        plan_space(setup.checkpoint, self.output)
+        written = [control for control in setup.plan.controls if control.output is not None]
+        plan_space(setup.checkpoint, self.output, 1 + len(written))
         # Checked before the folder is made, so that a wrong device or tracker leaves nothing behind.
         for stage in setup.stage_recipes():
             training_arguments(stage.training_options(), self.folder.path, 1, setup.device)
@@ -52,125 +73,135 @@ class RecoveryRun:
         with stop_on_signals(stop):
             trained = ModelRun(setup, "operated", self.folder, stop).run(start)
             assert trained is not None
-            weights = TrainedWeights(trained, setup) if is_first() else None
-            trained.model = None
-            controls, notes = self._controls(stop)
+            weights = self._take_weights(trained, "operated")
+            controls = self._controls(stop)
         losses = dict(trained.losses)
         learned = {"source": 0, "converted": 0, "recovered": trained.trained_count}
         for name, control in controls.items():
-            learned[name] = control.trained_count if control is not None else 0
-            if control is not None:
-                losses.update(control.losses)
-        if "untouched" in controls and controls["untouched"] is None and "source" in losses:
+            learned[name] = control.model.trained_count if control.model is not None else 0
+            if control.model is not None:
+                losses.update(control.model.losses)
+        if "untouched" in controls and controls["untouched"].is_source and "source" in losses:
             losses["untouched"] = losses["source"]
         compared = losses and setup.recipe.needs_operations
+        notes: dict[str, str] = {name: control.note for name, control in controls.items() if control.note is not None}
         comparison = compare(losses, learned, notes) if compared else None
-        result = self._result(trained, comparison, resumed_from)
+        result = self._result(trained, comparison, resumed_from, controls)
 
         def write() -> None:
             assert weights is not None  # the first process has them
-            self._write(weights, result, list(controls), force=force)
+            for name, control in controls.items():
+                if control.weights is not None:
+                    self._write_control(name, control, losses, force=force)
+            self._write(trained, weights, result, controls, force=force)
 
         self._tell({"event": "writing"})
         on_first(write)
         self._tell({"event": "done", **result.to_dict()})
         return result
 
-    def _controls(self, stop: StopCallback) -> tuple[dict[str, TrainedModel | None], dict[str, str]]:
+    def _take_weights(self, trained: TrainedModel, variant: Variant) -> TrainedWeights | None:
+        """Copy the weights out, in the first process, and free the model."""
+        weights = TrainedWeights(trained, self.setup, variant) if is_first() else None
+        trained.model = None
+        return weights
+
+    def _controls(self, stop: StopCallback) -> dict[Variant, _Control]:
         """Train each control; a control that diverges is a result and does not end the run."""
-        found: dict[str, TrainedModel | None] = {}
-        notes: dict[str, str] = {}
-        for name in self.setup.recipe.controls:
+        found: dict[Variant, _Control] = {}
+        for planned in self.setup.plan.controls:
+            name = planned.name
             self._tell({"event": "control", "control": name, "steps": self.setup.plan.steps})
-            folder = self.folder.part(f"control-{name}")
+            folder = self._part(name)
             start = on_first(folder.latest)
             try:
-                found[name] = ModelRun(self.setup, name, folder, stop).run(start)
+                model = ModelRun(self.setup, name, folder, stop).run(start)
             except DivergedError as error:
-                found[name], notes[name] = None, error.message
+                found[name] = _Control(note=error.message)
                 continue
-            control = found[name]
-            if control is None:
-                notes[name] = "the recipe trains only the operation, so this control is the source model"
+            if model is None:
+                found[name] = _Control(note=IS_SOURCE, is_source=True)
+            elif planned.output is None:
+                model.model = None
+                found[name] = _Control(model)
             else:
-                control.model = None
-        return found, notes
+                found[name] = _Control(model, self._take_weights(model, name))
+        return found
 
-    def _result(self, trained: TrainedModel, comparison: Comparison | None, resumed_from: int | None) -> FinetuneResult:
+    def _result(
+        self,
+        trained: TrainedModel,
+        comparison: Comparison | None,
+        resumed_from: int | None,
+        controls: Mapping[Variant, _Control],
+    ) -> FinetuneResult:
         from surgery.training.held_out import mean_loss
 
-        rows = self.folder.rows()
-        losses = [row["loss"] for row in rows if "loss" in row]
-        rejected = [row["held_out_rejected"] for row in rows if "held_out_rejected" in row]
+        numbers = log_numbers(self.folder)
+        plan = self.setup.plan
+        written = [name for name, own in controls.items() if own.model is not None and plan.control_output(name)]
         return FinetuneResult(
-            plan=self.setup.plan,
+            plan=plan,
             output=self.output,
             steps=trained.progress.step,
             tokens=trained.progress.tokens,
             seconds=round(trained.progress.seconds, 1),
-            training_loss=losses[-1] if losses else None,
+            training_loss=numbers["loss"],
             held_out_loss_before=mean_loss(trained.losses.get("converted", [])),
             held_out_loss_after=mean_loss(trained.losses.get("recovered", [])),
-            rejected_before=rejected[0] if rejected else None,
-            rejected_after=rejected[-1] if rejected else None,
+            rejected_before=numbers["rejected_before"],
+            rejected_after=numbers["rejected_after"],
             comparison=comparison,
             scale=trained.scale,
             resumed_from=resumed_from,
+            controls={name: control_folder(self.output, name) for name in written},
         )
 
-    def _write(self, weights: TrainedWeights, result: FinetuneResult, controls: Sequence[str], *, force: bool) -> None:
-        from surgery.reporting.training_log import draw_training_log
-
-        setup, recipe, rows = self.setup, self.setup.recipe, self.folder.rows()
-        stages = setup.stage_recipes()
-        what = dict.fromkeys(stage.train.what for stage in stages)
+    def _write(
+        self,
+        trained: TrainedModel,
+        weights: TrainedWeights,
+        result: FinetuneResult,
+        controls: Collection[Variant],
+        *,
+        force: bool,
+    ) -> None:
+        setup, losses = self.setup, trained.losses
+        before, after = losses.get("converted", []), losses.get("recovered", [])
         entry = {
-            "step": "finetune",
-            "version": __version__,
-            "recipe_sha256": sha256_json(recipe.model_dump(mode="json")),
-            "label": f"finetune {', '.join(what)}",
-            "trained": " then ".join(what),
-            "objective": " then ".join(dict.fromkeys(stage.objective.name for stage in stages)),
-            "teacher": self._who_teaches(),
-            "steps": result.steps,
-            "tokens": result.tokens,
-            "seconds": result.seconds,
-            "loss": result.training_loss,
-            "held_out_loss_before": result.held_out_loss_before,
-            "held_out_loss_after": result.held_out_loss_after,
-            "rejected_before": result.rejected_before,
-            "rejected_after": result.rejected_after,
-            "held_out_tokens": setup.plan.held_out_tokens,
+            **training_entry(setup, trained, weights, self.folder, before, after),
             "comparison": None if result.comparison is None else result.comparison.to_dict(),
-            "data_sha256": setup.data.fingerprint,
-            "merged": weights.merge,
-            "weights_changed": any(not is_operation(name) for name in weights.names),
+            # The names of folders beside the output, since a record has no paths.
+            "control_checkpoints": {name: path.name for name, path in result.controls.items()},
         }
-        parts = {name: self.folder.part(f"control-{name}") for name in controls}
-        record = Record(
-            entry=entry,
-            recipe=dump_recipe(recipe),
-            log=self.folder.log_path.read_text(encoding="utf-8"),
-            draw=lambda path: draw_training_log(rows, path, {name: part.rows() for name, part in parts.items()}),
-            adapter=weights.adapter.write if weights.adapter and weights.merge else None,
-            logs={
-                f"log-{name}": part.log_path.read_text(encoding="utf-8") for name, part in parts.items() if part.rows()
-            },
-        )
-        if weights.merge:
-            write_result(setup.checkpoint, self.output, weights.changed, record, force=force)
-        else:
-            own = weights.adapter
-            assert own is not None
-
-            def write(folder: Path) -> None:
-                own.write(folder, recipe.model)
-
-            write_adapter(setup.checkpoint, self.output, write, record, force=force)
+        record = run_record(setup, entry, self.folder, {name: self._part(name) for name in controls})
+        base = setup.source, setup.checkpoint
+        weights.write(base, self.output, record, address=setup.recipe.model, force=force)
         self.folder.remove()
 
-    def _who_teaches(self) -> str | None:
-        return teacher_in_words(self.setup.stage_recipes(), self.setup.layout)
+    def _write_control(self, name: Variant, control: _Control, losses: Mapping[str, Losses], *, force: bool) -> None:
+        """Write a control: what was trained, in the source or in another conversion of the source."""
+        assert control.model is not None and control.weights is not None
+        setup, part = self.setup, self._part(name)
+        before, after = losses.get("source", []), losses.get(name, [])
+        entry = {
+            **training_entry(setup, control.model, control.weights, part, before, after),
+            "control": name,
+            "control_of": self.output.name,
+        }
+        # A run that was stopped while it wrote replaces what it wrote.
+        replaces = force or part.is_writing
+        part.begin_writing()
+        origin = find_origin(setup.checkpoint, setup.conversion)
+        place = part.path / "base"
+        base = origin.base(name, place)
+        record = run_record(setup, entry, part, {})
+        folder = control_folder(self.output, name)
+        control.weights.write(base, folder, record, address=origin.address, force=replaces)
+        shutil.rmtree(place, ignore_errors=True)
+
+    def _part(self, control: Variant) -> TrainingFolder:
+        return self.folder.part(f"control-{control}")
 
     def _identity(self) -> dict[str, str]:
         checkpoint = self.setup.checkpoint

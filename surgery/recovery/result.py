@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,14 @@ class FinetuneResult(ShownAsTable):
     comparison: Comparison | None = None
     scale: Mapping[str, Mapping[str, Sequence[float]]] | None = None
     resumed_from: int | None = None
+    controls: Mapping[str, Path] = field(default_factory=dict)  # the folders of their checkpoints, by name
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes on the models of the comparison, and on controls without a checkpoint."""
+        noted = {model.name: model.note for model in (self.comparison.models if self.comparison else ()) if model.note}
+        without = [control.note for control in self.plan.controls if control.note and control.name not in noted]
+        return (*(f"{name}: {note}" for name, note in noted.items()), *without)
 
     def to_table(self) -> ResultTable:
         """One row for each model of the comparison with its held-out loss, or what a dry run plans."""
@@ -57,8 +65,9 @@ class FinetuneResult(ShownAsTable):
             change = against.difference if against is not None else None
             interval = (None, None, None) if change is None else (change.value, change.low, change.high)
             rows.append((model.name, model.learned, None if model.loss is None else model.loss.value, *interval))
-        notes = [f"{model.name}: {model.note}" for model in self.comparison.models if model.note]
-        return ResultTable(title, columns, tuple(rows), (work, "the difference is from the source", *notes))
+        written = [f"checkpoint of the control {name}: {path}" for name, path in self.controls.items()]
+        notes = (work, "the difference is from the source", *self.notes, *written)
+        return ResultTable(title, columns, tuple(rows), notes)
 
     def plot(self) -> Pictures:
         """The curves of the run.
@@ -80,4 +89,5 @@ class FinetuneResult(ShownAsTable):
             **asdict(self),
             "plan": self.plan.to_dict(),
             "output": None if self.output is None else str(self.output),
+            "controls": {name: str(path) for name, path in self.controls.items()},
         }

@@ -52,13 +52,18 @@ class Record:
     logs: Mapping[str, str] = field(default_factory=dict)  # of the controls
 
 
-def plan_space(source: Checkpoint, output: Path) -> None:
+def plan_space(source: Checkpoint, output: Path, count: int = 1) -> None:
     """Check before training that the result fits on the disk.
+
+    Args:
+        source: a checkpoint of the same size.
+        output: folder for the result.
+        count: number of results, with those of controls.
 
     Raises:
         CheckpointError: too little space is free; the message has both numbers.
     """
-    require_space(output.parent, source.disk_bytes)
+    require_space(output.parent, count * source.disk_bytes)
 
 
 def changed_tensors(model: nn.Module, names: Sequence[str]) -> dict[str, torch.Tensor]:

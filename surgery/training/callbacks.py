@@ -55,7 +55,7 @@ class StopCallback(TrainerCallback):
     def __init__(self) -> None:
         self.requested = False
         self.active = False
-        self.acknowledge: Callable[[], None] = lambda: None
+        self.acknowledge: Callable[[], None] = _nothing
 
     def request(self) -> None:
         """Ask to stop after the current step, and tell the user so at once."""
@@ -67,8 +67,8 @@ class StopCallback(TrainerCallback):
         self.active = True
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        """Called by Trainer."""
-        self.active = False
+        """Called by Trainer; the callback outlives the trainer, and must not keep its model."""
+        self.active, self.acknowledge = False, _nothing
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Called by Trainer. A signal may reach one process a step earlier than another."""
@@ -77,3 +77,7 @@ class StopCallback(TrainerCallback):
             control.should_training_stop = True
             control.should_save = True
         return control
+
+
+def _nothing() -> None:
+    """Nobody to tell."""

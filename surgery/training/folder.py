@@ -4,7 +4,7 @@ OUT.training/run.json            settings, fingerprints of data and model
 OUT.training/log.jsonl           one row a step
 OUT.training/checkpoint-<step>/  written by the trainer; complete once `MARKER` is in it
 OUT.training/stage-<k>/          the checkpoints of the later stages
-OUT.training/control-<name>/     log and checkpoints of a control
+OUT.training/control-<name>/     log and checkpoints of a control; ``writing`` once its output is being written
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from surgery.training.progress import MARKER, progress_of, write_synced
 _RUN = "run.json"
 _LOG = "log.jsonl"
 _LOSSES = "held-out.npz"
+_WRITING = "writing"
 _PREFIX = "checkpoint-"
 _STAGE = "stage-"
 # Keys that may differ when a run is resumed, because they do not change the result.
@@ -149,6 +150,15 @@ class TrainingFolder:
         for path in self._complete():
             if progress_of(path).step >= step:
                 _delete(path)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the run began to write the output of this part: what is there is the run's own."""
+        return (self.path / _WRITING).exists()
+
+    def begin_writing(self) -> None:
+        """Note that the output of this part will be written now."""
+        (self.path / _WRITING).touch()
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of the log; a last line that a kill cut short is left out."""

@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from surgery.anatomy import read_anatomy
 from surgery.anatomy.config_locks import unlock
 from surgery.checkpoint import CONFIG_NAME, Checkpoint, load_config
@@ -16,7 +14,7 @@ from surgery.checkpoint.record import RECORD_FOLDER
 from surgery.conversion.config import config_after
 from surgery.conversion.external_save import is_saved_externally
 from surgery.conversion.options import parse_operation
-from surgery.conversion.plan import Plan
+from surgery.conversion.records import plan_value
 from surgery.operations import OPERATIONS
 from surgery.verification.checks import Check
 from surgery.version import __version__
@@ -81,8 +79,7 @@ def _own_check(
     before = recorded if recorded is not None else source.config if source is not None else None
     if before is None:
         return Check(OWN_CHECK, "skipped", "needs the source: pass --against")
-    content = TypeAdapter(Plan).validate_python({key: value for key, value in plan.items() if key != "hash"})
-    expected = config_after(before, content, read_anatomy(checkpoint).family)
+    expected = config_after(before, plan_value(plan), read_anatomy(checkpoint).family)
     expected["surgery"]["plan_hash"] = plan.get("hash")  # of the file: an earlier version wrote fewer keys
     written = checkpoint.config
     if plan["tool_version"] != __version__:  # another version may have other locks

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from surgery.commands import console
+from surgery.commands.app import app
 from tests.families import tiny_model
 
 WORDS = ["query", "finds", "key", "and", "value", "weighted", "by", "how", "near", "they", "are", "in", "many", "heads"]
@@ -189,3 +191,26 @@ def make_recipe(converted: Converted, texts: Path, tmp_path: Path) -> MakeRecipe
         return recipe
 
     return make
+
+
+class Outcome:
+    """What a command gave: its exit code, and what it wrote."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def surgery_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``surgery_command("finetune", ...)``: run a command in this process."""
+    from rich.console import Console
+
+    def run(*arguments: str) -> Outcome:
+        # Consoles hold the streams of the moment when they were made.
+        monkeypatch.setattr(console, "out", Console(width=120))
+        monkeypatch.setattr(console, "err", Console(stderr=True, width=120))
+        code = console.run(app, list(arguments))
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run

@@ -14,29 +14,8 @@ import pytest
 import surgery.commands.finetune
 import surgery.commands.recipes  # noqa: F401
 from surgery.commands import console
-from surgery.commands.app import app
 from tests.recovery.conftest import Converted, MakeRecipe
 from tests.tokenizers import save_tiny_tokenizer
-
-
-class _Outcome:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def surgery_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    from rich.console import Console
-
-    def run(*arguments: str) -> _Outcome:
-        # Consoles hold the streams of the moment when they were made.
-        monkeypatch.setattr(console, "out", Console(width=120))
-        monkeypatch.setattr(console, "err", Console(stderr=True, width=120))
-        code = console.run(app, list(arguments))
-        captured = capsys.readouterr()
-        return _Outcome(code, captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture

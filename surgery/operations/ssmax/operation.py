@@ -50,7 +50,6 @@ class SSMaxOperation(Operation):
     calibration_settings = SSMaxCalibrationSettings
     multiplies_queries = True
     learns = "SSMax's scale"
-    controls = ("temperature",)
     recipe_sections = MappingProxyType(
         {"identity": RecipeSection(Identity, "Penalty on multipliers that leave 1, in this stage.")}
     )
@@ -254,9 +253,13 @@ class SSMaxOperation(Operation):
         _, parameter = next(iter(module.named_parameters(recurse=False)))
         return parameter, (parameter.detach() + 0.1,)
 
-    def has_control(self, control: str, options: Mapping[str, Any]) -> bool:
-        """Whether the form has a control: every form that learns something of n has one."""
-        return control in self.controls and "scale" in FORMS[options["form"]].parameters
+    def control_options(self, control: str, options: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """For `temperature`, one constant per head from 1, in place of what learns something of n; a gain stays."""
+        if control != "temperature" or "scale" not in FORMS[options["form"]].parameters:
+            return None
+        kept = {name: options[name] for name in ("layers", "heads", "outputs") if options.get(name) is not None}
+        own = SSMaxOptions(form="constant", **kept)
+        return own.model_copy(update={"start": dict(own.identity or {})}).resolved()
 
     def check_sections(self, sections: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         """``identity`` needs learned parameters."""
@@ -276,13 +279,6 @@ class SSMaxOperation(Operation):
 
         chosen = {layer: module for layer, module in modules.items() if layer in layers}
         return IdentityHooks(chosen, sections["identity"]) if chosen else None
-
-    def control_module(self, control: str, module: Any, options: Mapping[str, Any]) -> nn.Module:
-        """One learned constant per head, without ln n."""
-        from surgery.operations.ssmax.control import constant_multiplier
-
-        replaced: nn.Module = constant_multiplier(module, options)
-        return replaced
 
     def trial_candidates(self) -> tuple[TrialCandidate, ...]:
         """A temperature and a gain per head; and a temperature that changes with n, which must beat it."""
