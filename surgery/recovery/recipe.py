@@ -108,7 +108,8 @@ class _RecipeTail(Section):
         default=False,
         description="Train other models on the same tokens with the same seed, and compare. untouched (or true): the "
         "model without the operation, with the same adapter or weights. temperature: one learned constant per head "
-        "instead of the operation's parameter, without ln n. Each control takes as long as the run itself.",
+        "instead of the operation's parameter, without ln n. Each control takes as long as the run itself; its "
+        "checkpoint is written beside the output, in the folder OUTPUT-NAME.",
     )
     report_to: list[str] = Field(default=[], description="Trackers as transformers names them: tensorboard, wandb, ...")
 
