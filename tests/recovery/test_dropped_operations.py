@@ -22,7 +22,6 @@ from surgery.loading import RunOptions, load_model
 from surgery.recovery import finetune, merge
 from tests.families import VOCABULARY
 from tests.recovery.conftest import Converted, MakeRecipe
-from tests.recovery.test_commands import surgery_command  # noqa: F401
 
 OPTIONS = RunOptions(device="cpu", dtype="float32")
 OPERATIONS = "surgery-operations.safetensors"
@@ -150,7 +149,7 @@ def test_a_model_trained_beside_the_operation(make_recipe: MakeRecipe, source: P
 
 
 def test_an_adapter_on_a_base_whose_operation_changes_nothing(
-    surgery_command: Any,  # noqa: F811
+    surgery_command: Any,
     make_recipe: MakeRecipe,
     source: Path,
     tmp_path: Path,

@@ -17,7 +17,6 @@ from surgery.loading import RunOptions, load_model
 from surgery.recovery import finetune, merge
 from tests.families import tiny_model
 from tests.recovery.conftest import Converted, MakeRecipe, convert_by_hand, write_tokenizer
-from tests.recovery.test_commands import surgery_command  # noqa: F401
 from tests.recovery.test_results import _files, _tensors
 
 
@@ -162,7 +161,7 @@ def test_what_is_no_adapter(make_recipe: MakeRecipe, converted: Converted, tmp_p
     assert not (tmp_path / "never").exists()
 
 
-def test_merge_command(surgery_command: Any, make_recipe: MakeRecipe, tmp_path: Path) -> None:  # noqa: F811
+def test_merge_command(surgery_command: Any, make_recipe: MakeRecipe, tmp_path: Path) -> None:
     adapter = _kept(make_recipe)
     before = _files(adapter)
     shown = surgery_command("merge", str(adapter), "-o", str(tmp_path / "one"))
