@@ -17,7 +17,7 @@ from surgery.errors import UsageError
 from surgery.loading.model import check_attention
 from surgery.loading.run_options import check_device, pick_device
 from surgery.recovery.checks import check_objective, check_sections
-from surgery.recovery.control_plan import control_folder, plan_controls
+from surgery.recovery.control_plan import plan_controls
 from surgery.recovery.controls import check_control
 from surgery.recovery.converted import plan_operations, planned_checkpoint
 from surgery.recovery.layout import Layout
@@ -102,7 +102,7 @@ def finetune(
     for planned in controls:
         if planned.output is not None:
             begun = resume and TrainingFolder(output).part(f"control-{planned.name}").is_writing
-            check_output(control_folder(output, planned.name), force=force or begun, source=source.folder)
+            check_output(Path(planned.output), force=force or begun, source=source.folder)
     check_writable(output.parent)
     if resume and process_count() == 1:  # several processes check it in `begin`
         TrainingFolder(output).check_begun()

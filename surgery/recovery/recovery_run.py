@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgery.checkpoint import sha256_json
 from surgery.recovery.comparison import Comparison, compare
-from surgery.recovery.control_plan import IS_SOURCE, control_folder
+from surgery.recovery.control_plan import IS_SOURCE
 from surgery.recovery.layout import Variant
 from surgery.recovery.model_run import ModelRun, RunSetup, TrainedModel
 from surgery.recovery.origin import find_origin
@@ -138,10 +138,8 @@ class RecoveryRun:
         from surgery.training.held_out import mean_loss
 
         numbers = log_numbers(self.folder)
-        plan = self.setup.plan
-        written = [name for name, own in controls.items() if own.model is not None and plan.control_output(name)]
         return FinetuneResult(
-            plan=plan,
+            plan=self.setup.plan,
             output=self.output,
             steps=trained.progress.step,
             tokens=trained.progress.tokens,
@@ -154,7 +152,11 @@ class RecoveryRun:
             comparison=comparison,
             scale=trained.scale,
             resumed_from=resumed_from,
-            controls={name: control_folder(self.output, name) for name in written},
+            controls={
+                name: folder
+                for name, control in controls.items()
+                if control.model is not None and (folder := self._control_folder(name)) is not None
+            },
         )
 
     def _write(
@@ -196,9 +198,15 @@ class RecoveryRun:
         place = part.path / "base"
         base = origin.base(name, place)
         record = run_record(setup, entry, part, {})
-        folder = control_folder(self.output, name)
+        folder = self._control_folder(name)
+        assert folder is not None, "only then weights are taken"
         control.weights.write(base, folder, record, address=origin.address, force=replaces)
         shutil.rmtree(place, ignore_errors=True)
+
+    def _control_folder(self, control: Variant) -> Path | None:
+        """The folder for a control's checkpoint, as the plan names it; None if none is written."""
+        named = self.setup.plan.control_output(control)
+        return None if named is None else Path(named).expanduser().resolve()
 
     def _part(self, control: Variant) -> TrainingFolder:
         return self.folder.part(f"control-{control}")
