@@ -117,7 +117,9 @@ class RecoveryRun:
             try:
                 model = ModelRun(self.setup, name, folder, stop).run(start)
             except DivergedError as error:
-                found[name] = _Control(note=error.message)
+                earlier = self._control_folder(name)
+                kept = f"; {earlier.name} is of an earlier run" if earlier is not None and earlier.exists() else ""
+                found[name] = _Control(note=error.message + kept)
                 continue
             if model is None:
                 found[name] = _Control(note=IS_SOURCE, is_source=True)

@@ -277,6 +277,10 @@ def test_a_control_that_diverged_writes_nothing(
     result = finetune(make_recipe(ready, control="temperature", budget={"steps": 1}), device="cpu")
     assert result.controls == {} and result.notes == ("temperature: Step 2: the loss became nan",)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["out"]
+    (tmp_path / "out-temperature").mkdir()
+    again = finetune(make_recipe(ready, control="temperature", budget={"steps": 1}), device="cpu", force=True)
+    (note,) = again.notes
+    assert again.controls == {} and note.endswith("became nan; out-temperature is of an earlier run")
 
 
 def test_each_model_is_freed_before_the_next_one(
