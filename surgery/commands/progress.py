@@ -23,13 +23,16 @@ from rich.progress import (
 
 # Seconds between two lines where there is no terminal to draw a bar on.
 LINE_EVERY = 15.0
+# Seconds whose updates give the remaining time. In rich's own 30 seconds a step that takes a minute has no two updates,
+# so nothing would remain to be said.
+SPEED_OVER = 600.0
 
 
 class Lines(Progress):
     """Prints a step when it begins, and its progress as a line every :data:`LINE_EVERY` seconds, without a bar."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__(console=console, disable=True)
+        super().__init__(console=console, disable=True, speed_estimate_period=SPEED_OVER)
         self._said = time.monotonic()
 
     def update(self, task_id: TaskID, *arguments: Any, **changes: Any) -> None:
@@ -80,4 +83,6 @@ def bar(console: Console, *, silent: bool) -> Progress:
         TimeRemainingColumn(),
         TextColumn("left"),
     )
-    return Progress(*columns, console=console, transient=True, disable=silent)
+    return Progress(
+        *columns, console=console, transient=True, disable=silent, speed_estimate_period=SPEED_OVER
+    )

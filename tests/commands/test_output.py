@@ -364,6 +364,22 @@ def test_a_line_has_the_rate_and_the_time_that_remains() -> None:
         assert progress.line_of(bar.tasks[0]) == "training, loss 2.5, 100%, 120 tokens/s"
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_remaining_time_is_known_where_each_step_takes_minutes(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a minute, over which rich takes the speed, has no two updates of such steps."""
+    now = [0.0]
+    file = io.StringIO()
+    with progress.bar(Console(file=file, force_terminal=terminal, width=200), silent=False) as bar:
+        monkeypatch.setattr(bar, "get_time", lambda: now[0])
+        task = bar.add_task("observing", total=10, rate="")
+        for done in range(1, 5):
+            now[0] = 100.0 * done
+            bar.update(task, completed=done)
+        assert bar.tasks[0].time_remaining == 600
+
+
 def test_a_step_that_begins_has_a_line_at_once() -> None:
     """The trial step of a long row runs for minutes and tells nothing."""
     file = io.StringIO()
