@@ -4,7 +4,7 @@
 They share nothing, so that a gain in a measurement is no memory of the training.
 """
 
-from surgery.data.recall.haystack import Haystack, cut_text, draw_haystack, encode_haystack, place_facts
+from surgery.data.recall.haystack import Haystack, cut_text, draw_haystack, encode_haystack, place_facts, tokens_in
 from surgery.data.recall.templates import MEASURING, TRAINING, Fact, FactFamily, TrainingFamily, draw_facts, most_facts
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "encode_haystack",
     "most_facts",
     "place_facts",
+    "tokens_in",
 ]

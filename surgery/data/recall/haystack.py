@@ -80,16 +80,25 @@ def encode_haystack(haystack: Haystack, offsets: Offsets) -> tuple[list[int], li
     room = haystack.length - fixed - len(offsets(questions)[0])
     part = cut_text(haystack.text, haystack.start, max(1, room), offsets)
     while True:
-        body = place_facts(part, [*zip(haystack.facts, haystack.depths, strict=True)]) + "\n\n"
+        placed, _ = place_facts(part, [*zip(haystack.facts, haystack.depths, strict=True)])
+        body = placed + "\n\n"
         ids, places = offsets(body + questions)
         if len(ids) <= haystack.length:
             break
         if not part:
             return encode_haystack(_with_fewer_facts(haystack, len(ids)), offsets)
         part = _shorter(part, len(ids) - haystack.length, offsets)
-    marked = [(len(body) + first, len(body) + last) for first, last in spans]
-    answers = [end > start and any(start < last and end > first for first, last in marked) for start, end in places]
-    return ids, answers
+    return ids, tokens_in(places, [(len(body) + first, len(body) + last) for first, last in spans])
+
+
+def tokens_in(places: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """For each token whether it has a character of a span.
+
+    Args:
+        places: of each token the first character and the one after its last.
+        spans: the same of each span.
+    """
+    return [end > start and any(start < last and end > first for first, last in spans) for start, end in places]
 
 
 def _with_fewer_facts(haystack: Haystack, tokens: int) -> Haystack:
@@ -104,19 +113,25 @@ def _with_fewer_facts(haystack: Haystack, tokens: int) -> Haystack:
     return replace(haystack, facts=haystack.facts[:last], depths=haystack.depths[:last], order=order)
 
 
-def place_facts(text: str, facts: Sequence[tuple[Fact, Sequence[float]]]) -> str:
-    """The text with the lines of each fact between its paragraphs, at the given depths; the text stays as it is."""
+def place_facts(text: str, facts: Sequence[tuple[Fact, Sequence[float]]]) -> tuple[str, list[tuple[int, int]]]:
+    """The text with the lines of each fact between its paragraphs, at the given depths; the text stays as it is.
+
+    Returns:
+        The text, and for each line its first character and the one after its last, in the order of the text.
+    """
     lines = [(depth, line) for fact, depths in facts for depth, line in zip(depths, fact.lines, strict=True)]
     breaks, end = _breaks(text, fewest=len(lines))
     placed: list[list[str]] = [[] for _ in breaks]
     for depth, line in sorted(lines):
         placed[round(depth * (len(breaks) - 1))].append(line)
-    whole = ""
+    whole, spans = "", []
     for place, following, own in zip(breaks, [*breaks[1:], len(text)], placed, strict=True):
         for line in own:
-            whole += f"{'' if not whole or whole.endswith(end) else end}{line}{end}"
+            whole += "" if not whole or whole.endswith(end) else end
+            spans.append((len(whole), len(whole) + len(line)))
+            whole += f"{line}{end}"
         whole += text[place:following]
-    return whole.rstrip("\n")
+    return whole.rstrip("\n"), spans
 
 
 def cut_text(text: str, start: float, tokens: int, offsets: Offsets) -> str:

@@ -68,7 +68,7 @@ def _haystack(shared: int = 30) -> ProbeSet:
     text = tuple(draw.choices(range(3, 60), k=shared))
     ends = [tuple(draw.choices(range(3, 60), k=size)) for size in (3, 7, 1, 5)]
     probes = tuple(Probe((*text, *end), tuple(draw.choices(range(3, 60), k=2 + len(end))), None) for end in ends)
-    return ProbeSet(shared, probes, (0.0, 0.5, 1.0, 0.5))
+    return ProbeSet(shared, probes, (0.0, 0.5, 1.0, 0.5), tuple(range(shared)))
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -134,6 +134,19 @@ def test_a_haystack_holds_every_fact_once_at_its_depth(tokenizer: Any, sample: i
         assert text.count(whole) == 1  # the question stands there without its answer
         place = text.index(whole) / (len(text) - len(question))
         assert abs(place - depth) < 0.15
+
+
+@pytest.mark.parametrize("prefix", [[], [2, 3]])
+@pytest.mark.parametrize("sample", range(len(MEASURING)))
+def test_a_haystack_knows_which_tokens_are_text(tokenizer: Any, sample: int, prefix: list[int]) -> None:
+    maker = HaystackMaker(tokenizer, [Document("a", PROSE)], 6, [0.0, 0.5, 1.0])
+    maker._prefix = prefix
+    haystack = maker.make(1500, sample, "seed")
+    prompt = haystack.probes[0].prompt
+    assert haystack.text == tuple(sorted(set(haystack.text))) and haystack.text[-1] < haystack.shared
+    lines = tokenizer.decode([prompt[position] for position in haystack.text]).split()
+    prose = [line for line in tokenizer.decode(prompt[len(prefix) :]).split("\n") if line.startswith("Paragraph")]
+    assert lines == " ".join(prose).split() and PROSE.startswith("\n\n".join(prose))
 
 
 def test_haystacks_are_seeded_and_differ(tokenizer: Any) -> None:

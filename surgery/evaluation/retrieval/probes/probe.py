@@ -22,11 +22,13 @@ class ProbeSet:
         shared: how many tokens the prompts have in common.
         probes: one for each fact.
         depths: of each fact.
+        text: positions of the shared tokens that belong to neither a fact nor a question, nor begin every sequence.
     """
 
     shared: int
     probes: tuple[Probe, ...]
     depths: tuple[float, ...]
+    text: tuple[int, ...]
 
     @property
     def tokens(self) -> int:

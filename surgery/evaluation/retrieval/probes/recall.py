@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from surgery.data import Document
 from surgery.data.offsets import offsets_of
-from surgery.data.recall import MEASURING, FactFamily, cut_text, draw_facts, most_facts, place_facts
+from surgery.data.recall import MEASURING, Fact, FactFamily, cut_text, draw_facts, most_facts, place_facts, tokens_in
 from surgery.errors import UsageError
 from surgery.evaluation.passages import special_prefix
 from surgery.evaluation.retrieval.probes.hidden_facts import sentence
@@ -73,7 +73,8 @@ class HaystackMaker:
                 )
             part = cut_text(text, 0.0, room, offsets_of(self._tokenizer))
             lines = [(fact, (depth,) * len(fact.lines)) for fact, depth in zip(facts, order, strict=True)]
-            body = place_facts(part, lines) + "\n\n"
+            placed, spans = place_facts(part, lines)
+            body = placed + "\n\n"
             probes = [
                 self._probe(body + fact.question + fact.space.rstrip(), fact.space, fact.answer) for fact in facts
             ]
@@ -81,7 +82,7 @@ class HaystackMaker:
             if over <= 0:
                 # Every prompt keeps a token of its own, whose logits give the answer's first token.
                 shared = _common([probe.prompt[:-1] for probe in probes])
-                return ProbeSet(shared, tuple(probes), tuple(order))
+                return ProbeSet(shared, tuple(probes), tuple(order), self._text_among(shared, body, facts[0], spans))
             room -= over
 
     def _text(self, length: int, sample: int, draw: random.Random) -> str:
@@ -101,6 +102,13 @@ class HaystackMaker:
             found = [text for text, part in parts if len(self._ids(part)) >= length]
             self._by_length[length] = found
         return self._by_length[length]
+
+    def _text_among(self, shared: int, body: str, fact: Fact, spans: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+        """The positions of the shared tokens that are text alone: no fact, no question, no prefix."""
+        _, places = offsets_of(self._tokenizer)(body + fact.question)
+        other = tokens_in(places, [*spans, (len(body), len(body) + len(fact.question))])
+        first = len(self._prefix)
+        return tuple(first + place for place, is_other in enumerate(other[: shared - first]) if not is_other)
 
     def _probe(self, prompt: str, space: str, answer: str) -> Probe:
         """The answer begins at the first token that it changes: a tokenizer may join it with the space before it."""

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 OnProgress = Callable[[int, int, str], None]
 
-# How often all numbers are halved where no trial of the last step holds.
-HALVINGS = 3
+# Where no trial of the last step holds, more are made, as long as a step can promise less; after them, this share of the
+# change of every number, and so on.
+MORE_TRIALS = 3
+SHRUNK = (0.85, 0.7, 0.5, 0.25, 0.12)
 # Of the allowed rise of the loss, what each step but the last may promise: the last one spends what is left.
 EARLY_SHARE = 0.5
 # A trial whose rise of the loss is at least this share of the allowed one ends the search, which aims a little above.
@@ -124,22 +126,22 @@ class StepCalibrator:
         bound = self.settings.max_loss_increase
         best: tuple[Array, HeldOutFindings] | None = None
         allowed = bound
-        while len(self.trials) < TRIALS:
+        while True:
             step, promised = evidence.step(allowed)
             numbers = bounded(before, before + step, self.longest)
             measured = self._try(numbers, allowed, promised, guard)
             if measured is not None and (best is None or measured.recall.calibrated > best[1].recall.calibrated):
                 best = numbers, measured
-            if ENOUGH * bound <= self.trials[-1].worst <= bound:
-                self.total -= (TRIALS - len(self.trials)) * guard.tokens
-                break
+            enough = ENOUGH * bound <= self.trials[-1].worst <= bound
             allowed = next_allowance(self.trials, bound)
-        for halving in range(1, HALVINGS + 1):
+            most = TRIALS + MORE_TRIALS if best is None else TRIALS
+            if enough or len(self.trials) >= most or allowed < evidence.least:
+                break
+        for share in SHRUNK:
             if best is not None:
                 break
-            smaller = self.source + (numbers - self.source) / 2**halving
-            self.total += guard.tokens
-            measured = self._try(smaller, allowed, promised, guard)
+            smaller = self.source + share * (numbers - self.source)
+            measured = self._try(smaller, allowed, share * promised, guard)
             best = None if measured is None else (smaller, measured)
         if best is None:
             raise NoChoiceError(
@@ -162,6 +164,7 @@ class StepCalibrator:
         from surgery.operations.ssmax.calibration.gradients import set_numbers
 
         set_numbers(self.model, numbers)
+        self.total = max(self.total, self.done + guard.tokens)
         passages = guard.measure_loss()
         worst = worst_change(passages)
         if worst > self.settings.max_loss_increase:

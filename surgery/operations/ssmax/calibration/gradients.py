@@ -27,8 +27,9 @@ Array = NDArray[np.float64]
 
 # The numbers of a head by which gradients are taken, in this order: the multiplier is b + s ln n, the output times g.
 NUMBERS = ("bias", "scale", "gain")
-# Predictions of the text whose loss is taken, drawn evenly from each haystack.
-TEXT_TOKENS = 512
+# Predictions of the text whose loss is taken, drawn evenly from each haystack. Those of the facts are none of them: facts
+# of one haystack are alike, so sharper heads predict them better, and would hide what the text itself loses.
+TEXT_TOKENS = 4096
 # Questions of a haystack, for a model that cannot continue from a cache: each takes a pass over the whole text.
 MOST_ALONE = 4
 
@@ -88,18 +89,33 @@ def row_gradients(model: Any, haystack: ProbeSet, generator: torch.Generator) ->
             number.requires_grad_(True)
             stack.callback(number.requires_grad_, False)
         output = base_output(model, input_ids=tokens, **(with_cache(cache) if continues else {"use_cache": False}))
-        drawn = torch.randperm(tokens.shape[1] - 1, generator=generator)[:TEXT_TOKENS].sort().values.to(model.device)
-        text_loss = _loss(model, output, torch.zeros_like(drawn), drawn, tokens[0, drawn + 1])
-        text = torch.autograd.grad(text_loss / len(drawn), numbers, retain_graph=continues)
+        predicted = torch.tensor([position for position in haystack.text if position > 0])
+        order = torch.randperm(len(predicted), generator=generator)[:TEXT_TOKENS].sort().values
+        drawn = predicted[order].to(model.device)
+        text_loss, text = _text(model, output, drawn, tokens, numbers, keep=continues)
         measure = _continued if continues else _alone
         answer_loss, answers = measure(model, haystack.shared if continues else 0, probes, cache, numbers)
     return RowGradients(
         answers=_stacked(answers) / len(probes),
-        text=_stacked(text),
+        text=_stacked(text) / len(drawn),
         drawn=len(drawn),
         answer_loss=answer_loss / len(probes),
-        text_loss=text_loss.item() / len(drawn),
+        text_loss=text_loss / len(drawn),
     )
+
+
+def _text(
+    model: Any, output: Any, drawn: torch.Tensor, tokens: torch.Tensor, numbers: Sequence[torch.Tensor], *, keep: bool
+) -> tuple[float, Sequence[torch.Tensor]]:
+    """Summed loss of the drawn tokens and its gradients; the logits of a few rows are in memory at once."""
+    hidden = output["last_hidden_state"]
+    cut = hidden.detach().requires_grad_()
+    total, pull = 0.0, torch.zeros_like(hidden)
+    for rows in drawn.split(max(1, LOGITS_AT_ONCE // vocabulary(model))):
+        loss = _loss(model, with_hidden(output, cut), torch.zeros_like(rows), rows - 1, tokens[0, rows])
+        pull += torch.autograd.grad(loss, cut)[0]
+        total += loss.item()
+    return total, torch.autograd.grad(hidden, numbers, pull, retain_graph=keep)
 
 
 def _continued(

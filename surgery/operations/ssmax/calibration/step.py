@@ -19,8 +19,9 @@ from surgery.operations.ssmax.options import SSMaxOptions
 # Added to each head's Fisher information, as a share of its mean over all heads: a head whose numbers hardly change the
 # loss of the few texts may change it in others.
 DAMPING = 0.3
-# Heads are changed in the order of their gains until these make up this share of all gains; the others stay.
-SHARE_OF_GAIN = 0.95
+# Heads are changed in the order of what their changes are worth until these make up this share of the whole worth; the
+# others stay.
+SHARE_OF_WORTH = 0.95
 # Least and greatest gain of a head, and multiplier, from FEW keys to BEYOND times the longest haystack. Further from 1
 # the loss is no longer the quadratic that a step assumes, and m(n) goes on to change beyond the lengths that were seen.
 BOUNDS = (0.6, 1.8)
@@ -106,8 +107,13 @@ class Evidence:
         for _ in range(_HALVINGS):
             price = math.sqrt(low * high)
             low, high = (price, high) if self.loss_change(self._change(price)) > allowed else (low, price)
-        change = self._most_useful(self._change(high))
+        change = self._change(high)
         return np.asarray(change @ self._columns.T, dtype=np.float64), self.gain(change)
+
+    @property
+    def least(self) -> float:
+        """The least change of the loss of text that a step can promise, in nats per token."""
+        return self.loss_change(self._change(_PRICES[1]))
 
     def gain(self, change: Array) -> float:
         """By how much the log-probability of an answer rises, in nats."""
@@ -118,17 +124,19 @@ class Evidence:
         return float((self.text * change).sum() + 0.5 * np.einsum("lhi,lhij,lhj->", change, self.fisher, change))
 
     def _change(self, price: float) -> Array:
-        return np.asarray(-np.linalg.solve(self.fisher, (self.answers / price + self.text)[..., None])[..., 0])
+        """The best change at a price, of the heads whose changes are worth most.
 
-    def _most_useful(self, change: Array) -> Array:
-        """Without the changes of heads that add little to the gain."""
-        gains = -(self.answers * change).sum(-1)
-        order = np.argsort(-gains, axis=None)
-        so_far = np.cumsum(gains.ravel()[order])
-        last = int(np.searchsorted(so_far, SHARE_OF_GAIN * gains[gains > 0].sum()))
-        kept = np.zeros(gains.size, dtype=bool)
+        What the change of a head is worth: its gain over the price, less the loss of text, by the gradients. A head
+        that hardly helps the answers may be worth its change by what it takes back of the text's loss.
+        """
+        wanted = self.answers / price + self.text
+        change = -np.linalg.solve(self.fisher, wanted[..., None])[..., 0]
+        worth = -(wanted * change).sum(-1)
+        order = np.argsort(-worth, axis=None)
+        last = int(np.searchsorted(np.cumsum(worth.ravel()[order]), SHARE_OF_WORTH * worth.sum()))
+        kept = np.zeros(worth.size, dtype=bool)
         kept[order[: last + 1]] = True
-        return np.where(kept.reshape(gains.shape)[..., None], change, 0.0)
+        return np.where(kept.reshape(worth.shape)[..., None], change, 0.0)
 
 
 def _shrunk(rows: Array) -> Array:

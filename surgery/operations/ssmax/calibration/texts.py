@@ -105,14 +105,21 @@ def draw_haystacks(
         size = len(tokenizer("\n\n".join(example.lines), add_special_tokens=False, verbose=False)["input_ids"])
         facts = min(draw.randint(*FACTS), length // (2 * size), most_facts(family))
         if facts < 1:
-            raise UsageError(
-                f"{piece.name} has a part of {tokens} tokens, too few to hide a fact in",
-                hint="Give longer texts: each needs 1,000 tokens or more.",
-            )
+            raise _too_short(piece, tokens)
         depths = [draw.random() for _ in range(facts)]
         maker = HaystackMaker(tokenizer, [piece], facts, depths, family)
-        found.append(maker.make(length, 0, seed=f"{seed}/{number}"))
+        haystack = maker.make(length, 0, seed=f"{seed}/{number}")
+        if len(haystack.text) < 2:  # nothing precedes the first token
+            raise _too_short(piece, tokens)
+        found.append(haystack)
     return tuple(found)
+
+
+def _too_short(piece: Document, tokens: int) -> UsageError:
+    return UsageError(
+        f"{piece.name} has a part of {tokens} tokens, too few to hide a fact in",
+        hint="Give longer texts: each needs 1,000 tokens or more.",
+    )
 
 
 def _cut(document: Document) -> tuple[Document, Document]:

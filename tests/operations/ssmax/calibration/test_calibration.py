@@ -178,7 +178,7 @@ class _Known(HeldOutGuard):
 @pytest.mark.parametrize(
     ("price", "gain", "width", "error"),
     [
-        (0.3, 1.0, 0.0, None),
+        (0.6, 1.0, 0.0, None),
         (1e9, 1.0, 0.0, "no choice keeps the loss"),
         (0.0, -1.0, 0.0, "did not become likelier"),
         (0.3, 1.0, 1e3, r"changes by \+\d.*interval -\d"),
@@ -209,6 +209,31 @@ def test_the_last_step_is_as_long_as_the_loss_allows(
     assert holding and found.recall.calibrated == max(trial.log_probability for trial in holding)
     assert max(trial.worst for trial in holding) >= 0.75 * SETTINGS.max_loss_increase
     assert _Known.asked == len(holding), "a trial that costs too much decides nothing by its answers"
+
+
+class _FromAbove(_Known):
+    """A guard whose loss comes down to the bound of 0.0015 step by step, and is below it in the fifth trial."""
+
+    found = (0.0194, 0.0078, 0.0026, 0.0018, 0.0013)
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.left = list(self.found)
+
+    def measure_loss(self) -> tuple[HeldOutPassage, ...]:
+        return (HeldOutPassage("a", 8, 1.0, 1.0 + self.left.pop(0)),)
+
+
+def test_a_search_from_above_goes_on_to_the_bound(
+    source: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SmolLM2's trials with the bound 0.0015: halving the fourth, which missed it by 0.0003, lost half of the gain."""
+    monkeypatch.setattr("surgery.operations.ssmax.calibration.guard.HeldOutGuard", _FromAbove)
+    settings = SETTINGS.model_copy(update={"max_loss_increase": 0.0015})
+    trials = calibrate(source, [texts], options={"form": "constant"}, settings=settings).trials
+    assert [trial.worst for trial in trials] == pytest.approx(_FromAbove.found)
+    # The step of this small model cannot promise less than its first did.
+    assert [trial.promised / trials[0].promised for trial in trials] == pytest.approx([1, 0.85, 0.7, 0.5, 0.25])
 
 
 @pytest.mark.parametrize(
@@ -346,7 +371,7 @@ def test_a_file_in_place_of_a_calibration(source: Path, calibration: SSMaxCalibr
 def test_the_library_calibrates_any_operation_by_name(source: Path, texts: Path) -> None:
     import surgery
 
-    settings = {"lengths": (256,), "haystacks": 6, "rounds": 1, "max_loss_increase": 0.05}
+    settings = {"lengths": (256, 512), "haystacks": 6, "rounds": 1, "max_loss_increase": 0.05}
     found = surgery.calibrate(source, [texts], "ssmax", settings=settings)
     assert isinstance(found, SSMaxCalibration) and found.settings["form"] == "constant"
     with pytest.raises(UsageError, match="'rope' has no calibration"):

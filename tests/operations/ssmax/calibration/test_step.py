@@ -39,7 +39,7 @@ def columns_of(form: str, outputs: str = "unchanged") -> np.ndarray:
 def test_no_other_change_gains_more_for_the_same_loss(
     form: str, allowed: float, outputs: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step_module, "SHARE_OF_GAIN", 2.0)  # every head, also one that loses
+    monkeypatch.setattr(step_module, "SHARE_OF_WORTH", 2.0)  # every head, also one that loses
     columns = columns_of(form, outputs)
     evidence = Evidence([rows(20)], columns)
     numbers, gain = evidence.step(allowed)
@@ -90,6 +90,22 @@ def test_heads_that_add_little_stay_exactly_where_they_are() -> None:
     moved = np.argwhere(numbers[..., 0] != 0)
     assert {(int(layer), int(head)) for layer, head in moved} == {(0, 1), (2, 3)}
     assert (numbers[..., 0][tuple(moved.T)] < 0).all() and (numbers[..., 1:] == 0).all()
+
+
+@pytest.mark.parametrize("allowed", [-0.005, 0.01])
+def test_leaving_heads_out_keeps_the_loss_and_nearly_all_of_the_gain(
+    allowed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head that hardly helps the answers stays in where it takes back what the others cost the text."""
+    evidence = Evidence([rows(20)], columns_of("constant", "gain"))
+    numbers, gain = evidence.step(allowed)
+    change = numbers @ np.linalg.pinv(columns_of("constant", "gain").T)
+    loss = evidence.loss_change(change)
+    assert allowed - 5e-3 < loss <= allowed  # a few heads of twelve are a coarse measure
+    monkeypatch.setattr(step_module, "SHARE_OF_WORTH", 2.0)
+    whole, most = evidence.step(loss)
+    assert (numbers == 0).all(-1).sum() > (whole == 0).all(-1).sum()
+    assert 0.9 * most < gain < most
 
 
 def test_columns_of_a_form_are_its_multiplier() -> None:
