@@ -83,6 +83,4 @@ def bar(console: Console, *, silent: bool) -> Progress:
         TimeRemainingColumn(),
         TextColumn("left"),
     )
-    return Progress(
-        *columns, console=console, transient=True, disable=silent, speed_estimate_period=SPEED_OVER
-    )
+    return Progress(*columns, console=console, transient=True, disable=silent, speed_estimate_period=SPEED_OVER)

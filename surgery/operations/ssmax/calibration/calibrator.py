@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 OnProgress = Callable[[int, int, str], None]
 
-# Where no trial of the last step holds, more are made, as long as a step can promise less; after them, this share of the
-# change of every number, and so on.
+# Where no trial of the last step holds, more are made, as long as a step can promise less; after them, these shares of
+# the last one are tried.
 MORE_TRIALS = 3
 SHRUNK = (0.85, 0.7, 0.5, 0.25, 0.12)
 # Of the allowed rise of the loss, what each step but the last may promise: the last one spends what is left.

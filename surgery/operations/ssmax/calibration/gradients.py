@@ -27,8 +27,8 @@ Array = NDArray[np.float64]
 
 # The numbers of a head by which gradients are taken, in this order: the multiplier is b + s ln n, the output times g.
 NUMBERS = ("bias", "scale", "gain")
-# Predictions of the text whose loss is taken, drawn evenly from each haystack. Those of the facts are none of them: facts
-# of one haystack are alike, so sharper heads predict them better, and would hide what the text itself loses.
+# Most predictions of a haystack's text whose loss is taken, drawn evenly. Facts are no text: those of one haystack are
+# alike, so sharper heads predict them better, and would hide what the text itself loses.
 TEXT_TOKENS = 4096
 # Questions of a haystack, for a model that cannot continue from a cache: each takes a pass over the whole text.
 MOST_ALONE = 4

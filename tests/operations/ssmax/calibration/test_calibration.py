@@ -224,9 +224,7 @@ class _FromAbove(_Known):
         return (HeldOutPassage("a", 8, 1.0, 1.0 + self.left.pop(0)),)
 
 
-def test_a_search_from_above_goes_on_to_the_bound(
-    source: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_search_from_above_goes_on_to_the_bound(source: Path, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SmolLM2's trials with the bound 0.0015: halving the fourth, which missed it by 0.0003, lost half of the gain."""
     monkeypatch.setattr("surgery.operations.ssmax.calibration.guard.HeldOutGuard", _FromAbove)
     settings = SETTINGS.model_copy(update={"max_loss_increase": 0.0015})
