@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="steps of a calibration")
     parser.add_argument("--calibrate-haystacks", type=int, default=24, help="of each step")
     parser.add_argument("--calibrate-lengths", type=int, nargs="+", help="tokens; by default the calibration's own")
-    parser.add_argument("--max-loss-increase", type=float, default=0.005, help="that a calibration allows")
+    parser.add_argument("--max-loss-increase", type=float, default=0.002, help="that a calibration allows")
     parser.add_argument("--calibrate-dtype", default="bfloat16")
     parser.add_argument("--dtype", default="float32", help="of all measurements")
     parser.add_argument("--measures", nargs="+", default=["recall", "loss"], choices=MEASURES)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgery.commands.flags import RUNNING, ModelFlag, flags_of, spelled
 from surgery.commands.help import CommandHelp, write_sections
 from surgery.conversion.options import unknown_operation
 from surgery.errors import UsageError
 from surgery.operations import OPERATIONS
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 CALIBRATION = "Calibration"
 
@@ -58,40 +61,48 @@ def chosen_operations(arguments: Sequence[str]) -> tuple[str, ...]:
 
 def operation_flags(names: Sequence[str] = tuple(OPERATIONS)) -> dict[str, ModelFlag]:
     """The flags of these operations by field name. A flag that several of them have can be given for each."""
-    found: dict[str, dict[str, ModelFlag]] = {}
-    for name in names:
-        for field, flag in flags_of(OPERATIONS[name].options).items():
-            found.setdefault(field, {})[name] = flag
-    return {field: _joined(flags) for field, flags in found.items()}
+    return {
+        field: _for_several(flags) for field, flags in _by_field(names, lambda name: OPERATIONS[name].options).items()
+    }
 
 
 def calibration_flags(names: Sequence[str] = tuple(OPERATIONS)) -> dict[str, ModelFlag]:
-    """The flags of the calibrations of these operations by field name."""
-    found: dict[str, ModelFlag] = {}
+    """The flags of the calibrations of these operations by field name. One operation is calibrated at a time."""
+    settings = _by_field(names, lambda name: OPERATIONS[name].calibration_settings)
+    return {field: replace(_joined(flags), panel=CALIBRATION) for field, flags in settings.items()}
+
+
+def _by_field(names: Sequence[str], model: Callable[[str], type[BaseModel] | None]) -> dict[str, dict[str, ModelFlag]]:
+    """For each field the flag of every operation whose model has it."""
+    found: dict[str, dict[str, ModelFlag]] = {}
     for name in names:
-        if settings := OPERATIONS[name].calibration_settings:
-            found |= flags_of(settings, panel=CALIBRATION)
+        if (own := model(name)) is not None:
+            for field, flag in flags_of(own).items():
+                found.setdefault(field, {})[name] = flag
     return found
+
+
+def _for_several(flags: Mapping[str, ModelFlag]) -> ModelFlag:
+    """One flag from those of several operations, which can be given for one of them."""
+    joined = replace(_joined(flags), panel=f"Options of {' and '.join(flags)}")
+    if len(flags) == 1 or joined.kind in (bool, dict):
+        return joined
+    text = f"{joined.help} For one operation: {next(iter(flags))}=VALUE (repeatable)."
+    return replace(joined, help=text, addressed=True)
 
 
 def _joined(flags: Mapping[str, ModelFlag]) -> ModelFlag:
     """One flag from the flags of several operations, which differ only in their help."""
     first = next(iter(flags.values()))
     words = dict.fromkeys(word for flag in flags.values() for word in flag.words)
-    joined = replace(first, panel=f"Options of {' and '.join(flags)}", words=tuple(words))
-    if len(flags) == 1:
-        return joined
     texts = {name: flag.help for name, flag in flags.items()}
     same = len(set(texts.values())) == 1
     text = first.help if same else " ".join(f"{name}: {each}" for name, each in texts.items())
-    addressed = first.kind not in (bool, dict)
-    if addressed:
-        text += f" For one operation: {next(iter(flags))}=VALUE (repeatable)."
     defaults = {name: flag.default for name, flag in flags.items()}
     default = first.default
     if len(set(defaults.values())) > 1:
         default = "; ".join(f"{name}: {each}" for name, each in defaults.items() if each)
-    return replace(joined, help=text, default=default, addressed=addressed)
+    return replace(first, help=text, default=default, words=tuple(words))
 
 
 def operations_from_flags(names: Sequence[str], given: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ class SSMaxCalibrationSettings(BaseCalibrationSettings):
     """How to calibrate SSMax: facts are hidden in the texts, and the answers shall become likelier."""
 
     max_loss_increase: float = Field(
-        default=0.005,
+        default=0.002,
         gt=0,
         allow_inf_nan=False,
         description="Largest mean increase of the loss over the held-out passages of one length, in nats per token.",
