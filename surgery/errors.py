@@ -55,6 +55,10 @@ class UsageError(SurgeryError):
     exit_code = ExitCode.USAGE
 
 
+class NoTextError(UsageError):
+    """Text files without any text (exit code 2)."""
+
+
 class UnknownKeywordError(UsageError, TypeError):
     """A function was called with a keyword that it does not have (exit code 2)."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from surgery.data.recall import Haystack
-from surgery.errors import UsageError
+from surgery.errors import NoTextError, UsageError
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ def read_documents(patterns: Iterable[str | Path]) -> list[Document]:
     the measurement.
 
     Raises:
-        UsageError: a pattern matches nothing, a file is not UTF-8, or every file is empty.
+        UsageError: a pattern matches nothing, or a file cannot be read or is not UTF-8.
+        NoTextError: every file is empty.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -66,11 +67,13 @@ def read_documents(patterns: Iterable[str | Path]) -> list[Document]:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise UsageError(f"{path}: not UTF-8 text (byte {error.start})", hint="Give text files only.") from error
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from error
         if text.strip():
             documents.append(Document(name=path.as_posix(), text=text))
     if not documents:
         names = [str(path) for path in found]
-        raise UsageError(f"all {len(names)} text files are empty" if len(names) > 1 else f"{names[0]} is empty")
+        raise NoTextError(f"all {len(names)} text files are empty" if len(names) > 1 else f"{names[0]} is empty")
     return documents
 
 

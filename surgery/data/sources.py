@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 
 from surgery.data.documents import Document, match_files, read_documents, split_documents
 from surgery.data.recall import TRAINING, FactFamily, Haystack, TrainingFamily, draw_haystack
-from surgery.errors import UsageError
+from surgery.errors import NoTextError, UsageError
 
 Position = dict[str, Any]
 
@@ -189,9 +189,9 @@ class SourceReader:
         for number in range(position["file"], len(self._files)):
             try:
                 found = read_documents([self._files[number]])
+            except NoTextError:
+                continue
             except UsageError as error:
-                if "empty" in error.message:
-                    continue
                 raise UsageError(f"{self.key}: {error.message}", hint=error.hint) from error
             pieces = split_documents(found, source.separator)
             # Of a recall source, a piece is a haystack.

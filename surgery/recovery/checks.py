@@ -7,6 +7,7 @@ from surgery.operations import OPERATIONS
 from surgery.recovery.layout import Layout
 from surgery.recovery.operation_sections import given_sections
 from surgery.recovery.recipe import Recipe
+from surgery.recovery.train_choice import TrainLora
 
 
 def check_objective(stage: Recipe, layout: Layout) -> None:
@@ -41,7 +42,7 @@ def check_sections(stage: Recipe, layout: Layout) -> None:
     """Refuse a section of an operation that has no effect on the trained layers.
 
     Raises:
-        PlanRefusedError: no trained layer has the operation, or the operation refuses.
+        PlanRefusedError: no trained layer has the operation, an adapter alone is trained, or the operation refuses.
     """
     for operation in OPERATIONS.values():
         sections = given_sections(stage, operation.name)
@@ -59,5 +60,10 @@ def check_sections(stage: Recipe, layout: Layout) -> None:
             raise PlanRefusedError(
                 f"{key} applies to {operation.learns}; none of train.layers {stage.train.layers!r} has them",
                 hint=f"Leave {key} out, or train layers with {operation.name}.",
+            )
+        if isinstance(stage.train, TrainLora) and stage.train.what == "lora":
+            raise PlanRefusedError(
+                f"{key} applies to the numbers of {operation.name}, and train.what lora leaves them as they are",
+                hint=f"Leave {key} out (--set {key}=null), or set train.what to scale+lora.",
             )
         operation.check_sections(sections, own[0])

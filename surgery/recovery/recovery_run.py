@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgery.checkpoint import sha256_json
+from surgery.checkpoint import check_output, sha256_json
 from surgery.recovery.comparison import Comparison, compare
 from surgery.recovery.control_plan import IS_SOURCE
 from surgery.recovery.layout import Variant
@@ -195,13 +195,14 @@ class RecoveryRun:
         }
         # A run that was stopped while it wrote replaces what it wrote.
         replaces = force or part.is_writing
+        folder = self._control_folder(name)
+        assert folder is not None, "only then weights are taken"
+        check_output(folder, force=replaces)  # before the mark: a folder of somebody else is not this run's
         part.begin_writing()
         origin = find_origin(setup.checkpoint, setup.conversion)
         place = part.path / "base"
         base = origin.base(name, place)
         record = run_record(setup, entry, part, {})
-        folder = self._control_folder(name)
-        assert folder is not None, "only then weights are taken"
         control.weights.write(base, folder, record, address=origin.address, force=replaces)
         shutil.rmtree(place, ignore_errors=True)
 

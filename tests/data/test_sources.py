@@ -219,3 +219,12 @@ def test_long_documents() -> None:
     assert lengths("cut") == [4, 4, 2, 3, 4]
     assert lengths("start") == [4, 3, 4]
     assert lengths("drop") == [3, 4]
+
+
+def test_a_fault_in_a_folder_called_empty_is_no_empty_file(tmp_path: Path) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes(b"\xff\xfe")
+    reader = _reader(_source("text", str(folder)))
+    with pytest.raises(UsageError, match="not UTF-8"):
+        list(reader.documents())

@@ -320,3 +320,22 @@ def test_the_options_of_a_temperature() -> None:
     }
     assert OPERATIONS["ssmax"].control_options("temperature", {**given, "form": "constant"}) is None
     assert OPERATIONS["screening"].control_options("temperature", {"name": "screening", "layers": [1]}) is None
+
+
+def test_a_stranger_that_comes_during_the_training_survives_a_resume(
+    make_recipe: MakeRecipe, source: Path, ready: Path, tmp_path: Path
+) -> None:
+    """The run never wrote there, so the folder is not its own."""
+    recipe = make_recipe(ready, control="temperature", checkpoints={"every": 2})
+    place = tmp_path / "out-temperature"
+
+    def meanwhile(event: Mapping[str, Any]) -> None:
+        if event["event"] == "writing" and not place.exists():
+            convert(source, "ssmax", output=place)
+
+    with pytest.raises(UsageError, match="out-temperature' is not empty"):
+        finetune(recipe, device="cpu", on_progress=meanwhile)
+    before = tree(place)
+    with pytest.raises(UsageError, match="out-temperature' is not empty"):
+        finetune(recipe, resume=True, device="cpu")
+    assert tree(place) == before

@@ -258,3 +258,13 @@ def test_softness_does_nothing_in_a_unit(converted: Any, make_recipe: Any, tmp_p
     unit = convert(source, "screening", form="unit", start=start, output=tmp_path / "unit").output
     with pytest.raises(PlanRefusedError, match="softness has no effect in a screening unit"):
         finetune(make_recipe(unit, softness={"start": 0.1, "end": 0.02}))
+
+
+@pytest.mark.parametrize("section", [{"softness": {"start": 0.2, "end": 0.9}}, {"sparsity": {"target": 0.8}}])
+def test_an_adapter_alone_takes_no_section_of_the_operation(
+    screened: Path, make_recipe: Any, section: dict[str, Any]
+) -> None:
+    """A schedule would train at another softness than the one that is written, and a price would be paid by nobody."""
+    recipe = sparse(screened, make_recipe, train={"what": "lora", "rank": 2}, optimizer={"lr": 1e-3}, **section)
+    with pytest.raises(PlanRefusedError, match=r"numbers of screening, and train\.what lora leaves them as they are"):
+        finetune(recipe, device="cpu", dry_run=True)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from surgery.anatomy import Anatomy, AttentionLayer, Family
-from surgery.errors import PlanRefusedError
+from surgery.errors import PlanRefusedError, UsageError
 from surgery.operations.base import CalibrationSummary, Operation, OperationOptions, PlannedTensor
 from surgery.operations.calibrated_options import PENDING
 from surgery.operations.measured import ObservedRows
@@ -194,6 +194,11 @@ class ScreeningOperation(Operation):
 
     def uncalibrated(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """With a mark in place of the hash of a calibration."""
+        for name in ("start", "open"):
+            if given.get(name):
+                raise UsageError(
+                    f"{name} has no effect: the calibration chooses the start values", hint="Leave it out."
+                )
         return {**given, "calibration": PENDING}
 
     def options_to_calibrate(self, options: Mapping[str, Any]) -> dict[str, Any]:

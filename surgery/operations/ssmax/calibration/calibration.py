@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.anatomy import Anatomy, Family, read_anatomy
-from surgery.checkpoint import open_checkpoint, resolve
+from surgery.checkpoint import open_checkpoint, resolve, sha256_json
 from surgery.data import read_documents
 from surgery.evaluation.held_out_passages import short_names
 from surgery.loading import RunOptions, load_tokenizer
@@ -77,7 +77,8 @@ def calibrate(
     open_options = everything.model_copy(update={"layers": ssmax.layers, "start": dict(everything.identity or {})})
     loaded = open_model(source.folder, anatomy, [*before, open_options.resolved()], run)
     subject = [
-        {path.name: path.stat().st_size for path in sorted(source.folder.glob("*.safetensors"))},
+        {path.name: _state(path) for path in sorted(source.folder.glob("*.safetensors"))},
+        sha256_json(open_checkpoint(source).config),
         source.commit or source.folder.resolve().as_posix(),
         [loaded.device.type, str(loaded.dtype), run.attn_implementation],
         list(before),
@@ -122,6 +123,12 @@ def resolved_options(options: Mapping[str, Any], anatomy: Anatomy) -> SSMaxOptio
     resolved = operation.resolve(given, anatomy)
     assert isinstance(resolved, SSMaxOptions)
     return resolved
+
+
+def _state(path: Path) -> list[int]:
+    """Size and time of a file: the same file under the same name, unless somebody hides a change."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _warnings(documents: int, lengths: Sequence[int], anatomy: Anatomy) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,9 +40,10 @@ class HeldOutPassage:
 
 
 def worst_change(passages: Sequence[HeldOutPassage]) -> float:
-    """Largest mean rise of the loss over the passages of one length, in nats per token."""
+    """Largest mean rise of the loss over the passages of one length, in nats per token; infinite if it is no number."""
     lengths = {passage.tokens for passage in passages}
-    return max(fmean(one.change for one in passages if one.tokens == tokens) for tokens in lengths)
+    rises = [fmean(one.change for one in passages if one.tokens == tokens) for tokens in lengths]
+    return math.inf if any(map(math.isnan, rises)) else max(rises)
 
 
 @dataclass(frozen=True)

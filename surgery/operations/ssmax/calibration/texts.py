@@ -123,9 +123,11 @@ def _too_short(piece: Document, tokens: int) -> UsageError:
 
 
 def _cut(document: Document) -> tuple[Document, Document]:
-    """The observed and the held-out part of a text, cut at the end of a line."""
+    """The observed and the held-out part of a text, cut at the end of a line that is near."""
     text = document.text
-    border = text.rfind("\n", 0, round(len(text) * (1 - HELD_OUT))) + 1 or round(len(text) * (1 - HELD_OUT))
+    wanted = round(len(text) * (1 - HELD_OUT))
+    line = text.rfind("\n", 0, wanted) + 1
+    border = line if line > wanted / 2 else wanted  # a text may be one long line
     return replace(document, text=text[:border]), replace(document, text=text[border:])
 
 

@@ -301,3 +301,9 @@ def test_the_language_layers_of_a_model_of_several_parts(
     modules = operation_modules(model)
     assert len(modules) == len(found.layers)
     assert all("language_model." in name and "vision" not in name for name in modules)
+
+
+@pytest.mark.parametrize("given", [{"start": {"softness": 0.1}}, {"open": True}])
+def test_start_values_beside_a_calibration_are_refused_before_it_runs(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(given))} has no effect: the calibration chooses"):
+        OPERATIONS["screening"].uncalibrated({"name": "screening", **given})

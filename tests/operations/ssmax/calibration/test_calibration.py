@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from surgery.operations.ssmax.calibration import (
     read_calibration,
 )
 from surgery.operations.ssmax.calibration.guard import HeldOutGuard
-from surgery.operations.ssmax.calibration.results import HeldOutPassage, Recall, StepTrial
+from surgery.operations.ssmax.calibration.results import HeldOutPassage, Recall, StepTrial, worst_change
 from surgery.operations.ssmax.calibration.texts import divide_texts, draw_haystacks
 from surgery.operations.tried import QUESTION_TOKENS
 
@@ -376,3 +378,28 @@ def test_the_library_calibrates_any_operation_by_name(source: Path, texts: Path)
         surgery.calibrate(source, [texts], "rope")
     with pytest.raises(UsageError, match="settings: haystacks 1: Input should be greater"):
         surgery.calibrate(source, [texts], "ssmax", settings={"haystacks": 1})
+
+
+def test_a_loss_that_is_no_number_does_not_hold() -> None:
+    fine, broken = HeldOutPassage("a", 8, 1.0, 1.001), HeldOutPassage("b", 16, 1.0, float("nan"))
+    assert worst_change((fine, broken)) == worst_change((broken, fine)) == float("inf")
+
+
+def test_a_title_and_one_long_line_are_a_text(source: Path, texts: Path, tmp_path: Path) -> None:
+    words = " ".join(path.read_text() for path in sorted(texts.iterdir())).split()
+    (tmp_path / "long.txt").write_text("A title\n" + " ".join(words))
+    found = divide_texts(read_documents([tmp_path]), load_tokenizer(source), (256,), SETTINGS)
+    characters = (tmp_path / "long.txt").stat().st_size
+    assert sum(len(piece.text) for piece in found.pieces) == pytest.approx(2 / 3 * characters, rel=0.02)
+
+
+def test_gradients_of_other_weights_are_not_used(source: Path, texts: Path, tmp_path: Path) -> None:
+    """The model was trained on in its folder: names and sizes of its files are as before."""
+    model, work = tmp_path / "model", tmp_path / "work"
+    shutil.copytree(source, model)
+    calibrate(model, [texts], settings=SETTINGS, work=work)
+    before = set(work.iterdir())
+    (weights,) = model.glob("*.safetensors")
+    os.utime(weights, ns=(0, 0))
+    calibrate(model, [texts], settings=SETTINGS, work=work)
+    assert len(set(work.iterdir()) - before) >= SETTINGS.haystacks
