@@ -1,6 +1,6 @@
 """The picture of `bench.recall`: answers found by length, for each model.
 
-python -m bench.recall_picture docs/results/data/recall.json docs/results/images/recall.png
+python -m bench.recall_picture docs/results/data/recall-text-alone.json docs/results/images/recall.png
 """
 
 from __future__ import annotations
