@@ -24,7 +24,7 @@ from rich.progress import (
 # Seconds between two lines where there is no terminal to draw a bar on.
 LINE_EVERY = 15.0
 # Seconds whose updates give the remaining time. In rich's own 30 seconds a step that takes a minute has no two updates,
-# so nothing would remain to be said.
+# and no time would be shown.
 SPEED_OVER = 600.0
 
 

@@ -57,7 +57,8 @@ def calibrate(
     settings = settings or SSMaxCalibrationSettings()
     source = resolve(model, revision)
     run = settled(run or RunOptions(), [source.folder])
-    anatomy = read_anatomy(open_checkpoint(source), family=family)
+    checkpoint = open_checkpoint(source)
+    anatomy = read_anatomy(checkpoint, family=family)
     ssmax = resolved_options(options or {}, anatomy)
     lengths = settings.known_lengths(anatomy)
     tokenizer = load_tokenizer(source.folder, trust_remote_code=run.trust_remote_code)
@@ -78,7 +79,7 @@ def calibrate(
     loaded = open_model(source.folder, anatomy, [*before, open_options.resolved()], run)
     subject = [
         {path.name: _state(path) for path in sorted(source.folder.glob("*.safetensors"))},
-        sha256_json(open_checkpoint(source).config),
+        sha256_json(checkpoint.config),
         source.commit or source.folder.resolve().as_posix(),
         [loaded.device.type, str(loaded.dtype), run.attn_implementation],
         list(before),
@@ -126,7 +127,7 @@ def resolved_options(options: Mapping[str, Any], anatomy: Anatomy) -> SSMaxOptio
 
 
 def _state(path: Path) -> list[int]:
-    """Size and time of a file: the same file under the same name, unless somebody hides a change."""
+    """Size and time of the last change of a file; weights that are written again have another time."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns]
 
